@@ -1,0 +1,1 @@
+"""Everything before the device: catalogues, preparation, the input pipeline. NumPy only, no JAX."""
