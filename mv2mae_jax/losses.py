@@ -1,0 +1,172 @@
+"""Reconstruction targets, motion weights and losses.
+
+Losses come as (sum, count), so that sums over microbatches, views and shards divide by the right count. No gradient
+flows into targets or weights.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mv2mae_jax.models import layers
+
+TARGET_KINDS = ("pixels", "normalized_pixels")
+_NORMALIZED_EPS = 1e-6  # added to the standard deviation of a patch, as VideoMAE does
+
+
+def targets(patches: jax.Array, kind: str) -> jax.Array:
+    """What the decoders predict for the patches uint8[..., P] -> float32[..., P].
+
+    'pixels': ImageNet-normalised pixels [ours]. 'normalized_pixels': each channel of each patch brought to mean 0 and
+    unit (unbiased) variance, as VideoMAE's `engine_for_pretraining.py` does.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    _check_kind(kind)
+    if kind == "pixels":
+        return layers.normalize_pixels(patches)
+    pixels = _unit_pixels(patches)
+    mean, std = _patch_statistics(pixels)
+    return ((pixels - mean) / (std + _NORMALIZED_EPS)).reshape(patches.shape)  # (..., P)
+
+
+def to_pixels(prediction: jax.Array, kind: str, *, statistics_of: jax.Array | None = None) -> jax.Array:
+    """Predictions f32[..., P] in target space -> pixels f32[..., P], nominally in [0, 1], not clipped.
+
+    A prediction of normalised pixels says nothing about a patch's mean and contrast: they are taken from the patches
+    `statistics_of`, uint8[..., P]. Where these are the true patches, the picture shows part of the answer: say so.
+
+    Raises:
+      ValueError: unknown kind, or normalised pixels without `statistics_of`.
+    """
+    _check_kind(kind)
+    if kind == "pixels":
+        return layers.denormalize_pixels(prediction)
+    if statistics_of is None:
+        raise ValueError("Predictions of 'normalized_pixels' become pixels only with the statistics of some patches.")
+    mean, std = _patch_statistics(_unit_pixels(statistics_of))
+    pixels = _split_channels(prediction) * (std + _NORMALIZED_EPS) + mean
+    return pixels.reshape(prediction.shape)  # (..., P)
+
+
+def reconstruction_loss(prediction: jax.Array, target: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weighted squared error, mean over the values of a token, summed over tokens.
+
+    The paper's loss is sum / count: 1/(rho N) * sum over masked tokens of w_i |I_i - I'_i|^2, the norm as a mean over
+    the token's P values [ours].
+
+    Args:
+      prediction, target: [..., M, P]; weights: [..., M] (`motion_weights` at the same tokens; ones for the plain loss).
+
+    Returns:
+      (sum, count), float32 scalars; count is the number of tokens.
+    """
+    target, weights = jax.lax.stop_gradient((target, weights))
+    error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)  # (..., M)
+    return (weights * error).sum(), jnp.float32(error.size)
+
+
+def mean_prediction_loss(target: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The loss of predicting each patch's mean colour: what a model reaches that knows the colours but no structure.
+
+    Args and returns as `reconstruction_loss`.
+    """
+    mean = _split_channels(target).mean(-2, keepdims=True)  # (..., M, 1, 3)
+    prediction = jnp.broadcast_to(mean, (*target.shape[:-1], target.shape[-1] // 3, 3))
+    return reconstruction_loss(prediction.reshape(target.shape), target, weights)  # (..., M, P)
+
+
+def motion_weights(
+    motion: jax.Array,
+    *,
+    temperature: float | None = None,
+    pixel_range: float = 255.0,
+    ess_fraction: float | None = None,
+) -> jax.Array:
+    """Weight of each token: a softmax of its motion energy over all tokens of the clip, rescaled to mean 1 [ours].
+
+    The paper's softmax sums to 1; mean 1 makes the size of the loss independent of the temperature, and an infinite
+    temperature the plain loss to the last bit. Exactly one of `temperature` and `ess_fraction` is given.
+
+    Args:
+      motion: float32[..., N], norm of the frame difference over a token's pixels, which lie in [0, 255].
+      temperature: t of softmax(motion / t), for a norm over pixels that span `pixel_range`. The paper's best t is 60
+        [paper]; its pixel scale is not stated: at 255 that picks out a few tokens, at 1 it does nothing.
+      ess_fraction: solve t for each clip so that the effective number of tokens, 1 / sum w_i^2 with sum w_i = 1, is
+        this fraction of N [ours]. `pixel_range` then has no effect. Where ties put it out of reach, the nearest.
+
+    Returns:
+      float32[..., N], mean 1 over the last axis.
+
+    Raises:
+      ValueError: both or none of the two given, or out of range.
+    """
+    if (temperature is None) == (ess_fraction is None):
+        raise ValueError(
+            f"Give either temperature ({temperature}) or ess_fraction ({ess_fraction}), the other as None."
+        )
+    motion = jax.lax.stop_gradient(motion.astype(jnp.float32))
+    if ess_fraction is not None:
+        return _weights(_solve_logits(motion, ess_fraction))
+    if not (temperature > 0 and pixel_range > 0):
+        raise ValueError(f"temperature ({temperature}) and pixel_range ({pixel_range}) must be positive.")
+    return _weights(motion * (pixel_range / 255 / temperature))
+
+
+def ess_fraction(weights: jax.Array) -> jax.Array:
+    """Effective number of tokens over their number, (sum w)^2 / (N sum w^2): f32[..., N] -> f32[...] in [1/N, 1]."""
+    return jnp.square(weights.mean(-1)) / jnp.square(weights).mean(-1)
+
+
+def psnr(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio in dB of pixels in [0, 1] (predictions are clipped): [..., M, P] twice -> f32[...]."""
+    error = jnp.square(jnp.clip(prediction, 0, 1) - target).mean((-2, -1))
+    return -10 * jnp.log10(error)
+
+
+def _weights(logits: jax.Array) -> jax.Array:
+    energy = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return energy / energy.mean(-1, keepdims=True)
+
+
+def _solve_logits(motion: jax.Array, fraction: float) -> jax.Array:
+    """beta * motion with beta = 1/t solved by bisection: the ESS falls as beta grows, from N to the number of ties."""
+    num_tokens = motion.shape[-1]
+    if not 1 / num_tokens <= fraction <= 1:
+        raise ValueError(
+            f"ess_fraction={fraction} must lie between 1/N = {1 / num_tokens:.3g} and 1 for N = {num_tokens}."
+        )
+    # Energies on [-1, 0], so that one bracket of beta serves every clip; a clip without motion has all zeros.
+    below_max = motion - motion.max(-1, keepdims=True)
+    spread = -below_max.min(-1, keepdims=True)
+    below_max = below_max / jnp.maximum(spread, jnp.finfo(jnp.float32).tiny)
+
+    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        flat = ess_fraction(_weights(jnp.exp(middle) * below_max)) > fraction
+        return jnp.where(flat[..., None], middle, low), jnp.where(flat[..., None], high, middle)
+
+    low = jnp.full_like(spread, math.log(1e-3))  # ESS is N within 1e-6
+    high = jnp.full_like(spread, math.log(1e9))  # past the resolution of float32: only ties with the maximum remain
+    low, high = jax.lax.fori_loop(0, 40, halve, (low, high))
+    return jnp.exp((low + high) / 2) * below_max
+
+
+def _unit_pixels(patches: jax.Array) -> jax.Array:
+    return _split_channels(patches.astype(jnp.float32)) / 255
+
+
+def _split_channels(values: jax.Array) -> jax.Array:
+    return values.reshape(*values.shape[:-1], -1, 3)  # (..., t * h * w, 3)
+
+
+def _patch_statistics(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return pixels.mean(-2, keepdims=True), pixels.std(-2, keepdims=True, ddof=1)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in TARGET_KINDS:
+        raise ValueError(f"Unknown target kind {kind!r}. Choose one of {', '.join(TARGET_KINDS)}.")

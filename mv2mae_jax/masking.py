@@ -1,0 +1,118 @@
+"""Which tokens the encoder sees and which tokens the decoders predict. Drawn on the device, from a key only."""
+
+import flax
+import jax
+import jax.numpy as jnp
+
+MASK_KINDS = ("random", "tube")
+
+
+@flax.struct.dataclass
+class Mask:
+    """A split of the N token indices of a clip, flat over (time, row, column). Both parts ascend."""
+
+    visible: jax.Array  # int32[..., N_visible]
+    masked: jax.Array  # int32[..., N_masked]
+
+
+def num_visible_tokens(grid: tuple[int, int, int], mask_ratio: float, kind: str = "random") -> int:
+    """Tokens of a (time, height, width) grid that stay visible.
+
+    As VideoMAE's `masking_generator.py`: int(mask_ratio * N) tokens are masked; for tubes, int(mask_ratio * h * w) in
+    each time slice.
+
+    Raises:
+      ValueError: unknown kind, or a ratio that leaves no visible or no masked token.
+    """
+    if kind not in MASK_KINDS:
+        raise ValueError(f"Unknown mask kind {kind!r}. Choose one of {', '.join(MASK_KINDS)}.")
+    time, height, width = grid
+    slices, maskable = (time, height * width) if kind == "tube" else (1, time * height * width)
+    masked = int(mask_ratio * maskable)
+    if not 0 < masked < maskable:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} with {kind} masks leaves {maskable - masked} visible and {masked} masked of "
+            f"{maskable} {'places per time slice' if kind == 'tube' else 'tokens'} (grid {tuple(grid)}); "
+            "both must be at least 1. "
+            f"Choose a ratio from {1 / maskable:.3g} to {1 - 1 / maskable:.3g}."
+        )
+    return slices * (maskable - masked)
+
+
+def draw_mask(
+    key: jax.Array,
+    *,
+    batch_shape: tuple[int, ...],
+    grid: tuple[int, int, int],
+    mask_ratio: float,
+    kind: str = "random",
+) -> Mask:
+    """Draws one mask for each element of `batch_shape`, all independent.
+
+    'random' hides tokens anywhere in the clip; 'tube' hides the same places in every time slice. With JAX's
+    partitionable random numbers (its default) the values do not depend on how the result is sharded.
+
+    Returns:
+      Mask with visible int32[*batch_shape, num_visible_tokens(...)] and masked int32[*batch_shape, the rest].
+
+    Raises:
+      ValueError: as `num_visible_tokens`.
+    """
+    num_visible = num_visible_tokens(grid, mask_ratio, kind)
+    time, height, width = grid
+    if kind == "random":
+        order = _random_order(key, (*batch_shape, time * height * width))
+        return Mask(visible=_ascending(order[..., :num_visible]), masked=_ascending(order[..., num_visible:]))
+
+    order = _random_order(key, (*batch_shape, height * width))
+    slice_start = jnp.arange(time, dtype=jnp.int32)[:, None] * (height * width)  # (time, 1)
+
+    def tubes(places: jax.Array) -> jax.Array:
+        indices = slice_start + _ascending(places)[..., None, :]  # (..., time, places)
+        return indices.reshape(*batch_shape, -1)  # (..., time * places)
+
+    num_visible //= time
+    return Mask(visible=tubes(order[..., :num_visible]), masked=tubes(order[..., num_visible:]))
+
+
+def choose_decoded(key: jax.Array, masked: jax.Array, *, decode_ratio: float, grid: tuple[int, int, int]) -> jax.Array:
+    """Chooses which masked tokens the decoders predict: int32[..., M] -> int32[..., int(decode_ratio * M)], ascending.
+
+    Follows VideoMAEv2's running cells (arXiv 2303.16727): in every cell of 2 x 2 places the decoded places move on by
+    one from time slice to time slice, so that each place is predicted at some time. Which of them the encoder saw is
+    chance, so the count of masked ones would vary from clip to clip. Here it is fixed [ours]: the masked tokens are
+    taken in the order of the cell, from a random phase per clip, ties broken at random, until there are enough.
+
+    Args:
+      masked: int32[..., M] flat token indices.
+      decode_ratio: fraction of the masked tokens to decode, in (0, 1]; 1 returns `masked` unchanged.
+      grid: tokens along (time, height, width).
+
+    Raises:
+      ValueError: decode_ratio outside (0, 1], or so small that no token is left.
+    """
+    num_masked = masked.shape[-1]
+    num_decoded = int(decode_ratio * num_masked)
+    if not 0 < decode_ratio <= 1 or num_decoded < 1:
+        raise ValueError(
+            f"decode_ratio={decode_ratio} of {num_masked} masked tokens decodes {num_decoded}. "
+            f"Choose a ratio from {1 / num_masked:.3g} to 1."
+        )
+    if decode_ratio == 1:
+        return masked
+    _, height, width = grid
+    time, row, column = masked // (height * width), masked // width % height, masked % width
+    place_in_cell = 2 * (row % 2) + (row + column) % 2  # once round the cell: (0,0) (0,1) (1,1) (1,0)
+    phase_key, tie_key = jax.random.split(key)
+    phase = jax.random.randint(phase_key, (*masked.shape[:-1], 1), 0, 4)
+    priority = (place_in_cell + time + phase) % 4 + jax.random.uniform(tie_key, masked.shape)
+    first = jnp.argsort(priority, axis=-1)[..., :num_decoded]
+    return _ascending(jnp.take_along_axis(masked, first, axis=-1))
+
+
+def _random_order(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.argsort(jax.random.uniform(key, shape), axis=-1).astype(jnp.int32)
+
+
+def _ascending(indices: jax.Array) -> jax.Array:
+    return jnp.sort(indices, axis=-1)

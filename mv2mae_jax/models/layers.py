@@ -1,0 +1,307 @@
+"""The parts of VideoMAE's vision transformer: tokens and positions, attention, blocks, stacks of blocks.
+
+Follows MCG-NJU/VideoMAE `modeling_finetune.py` (pre-norm blocks, q and v biases but no k bias, exact GELU, sinusoidal
+positions) and, for the block with cross-attention, the names of naver/croco `models/blocks.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Per-channel statistics of ImageNet's RGB pixels in [0, 1], as VideoMAE uses them.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "block": None,  # only the input of each block is kept
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and the outputs of its dense layers
+}
+
+# VideoMAE's initialisation: Xavier for the dense layers inside encoder and decoders; PyTorch's default, uniform within
+# +-1/sqrt(fan_in), for the patch embedding and the projection between encoder and decoder; the mask token cut at 1 std.
+xavier_uniform = nn.initializers.xavier_uniform()
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+mask_token_init = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
+
+
+def token_grid(clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tokens along (time, height, width) of a clip of (T, H, W) pixels cut into tubelets of (t, h, w) pixels.
+
+    Raises:
+      ValueError: the clip is not divisible by the tubelet.
+    """
+    for axis, clip, tubelet in zip(("frames", "height", "width"), clip_size, tubelet_size, strict=True):
+        if tubelet < 1 or clip < 1 or clip % tubelet:
+            raise ValueError(
+                f"A clip of {tuple(clip_size)} (frames, height, width) cannot be cut into tubelets of "
+                f"{tuple(tubelet_size)}: {axis} {clip} is not a multiple of {tubelet}. "
+                f"Choose {axis} as a multiple of {tubelet}, or another tubelet size."
+            )
+    return tuple(clip // tubelet for clip, tubelet in zip(clip_size, tubelet_size, strict=True))
+
+
+def patchify(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
+    """Cuts video [..., T, H, W, C] of any dtype into tokens [..., N, t*h*w*C].
+
+    Tokens are ordered by (time, row, column), the pixels of a token by (t, h, w, c).
+    """
+    *batch, frames, height, width, channels = video.shape
+    t, h, w = tubelet_size
+    grid_t, grid_h, grid_w = token_grid((frames, height, width), tubelet_size)
+    tokens = video.reshape(-1, grid_t, t, grid_h, h, grid_w, w, channels)  # (B, T/t, t, H/h, h, W/w, w, C)
+    tokens = tokens.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return tokens.reshape(*batch, grid_t * grid_h * grid_w, t * h * w * channels)  # (..., N, P)
+
+
+def unpatchify(
+    tokens: jax.Array, clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, int], channels: int = 3
+) -> jax.Array:
+    """Inverse of `patchify`: tokens [..., N, t*h*w*C] -> video [..., T, H, W, C]."""
+    batch = tokens.shape[:-2]
+    video = tokens.reshape(
+        -1, *token_grid(clip_size, tubelet_size), *tubelet_size, channels
+    )  # (B, gt, gh, gw, t, h, w, C)
+    video = video.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return video.reshape(*batch, *clip_size, channels)  # (..., T, H, W, C)
+
+
+def gather_tokens(tokens: jax.Array, indices: jax.Array) -> jax.Array:
+    """tokens [..., N, P], indices int32[..., K] -> [..., K, P]. Leading axes must agree."""
+    return jnp.take_along_axis(tokens, indices[..., None], axis=-2, mode="clip")
+
+
+def normalize_pixels(patches: jax.Array) -> jax.Array:
+    """uint8[..., P] in [0, 255], channels innermost -> float32[..., P], ImageNet-normalised."""
+    tubelet_pixels = patches.shape[-1] // 3
+    scale = np.tile(1 / (255 * IMAGENET_STD), tubelet_pixels)
+    offset = np.tile(IMAGENET_MEAN / IMAGENET_STD, tubelet_pixels)
+    return patches.astype(jnp.float32) * scale - offset
+
+
+def denormalize_pixels(pixels: jax.Array) -> jax.Array:
+    """ImageNet-normalised float[..., P] -> pixels float32[..., P], nominally in [0, 1], not clipped."""
+    tubelet_pixels = pixels.shape[-1] // 3
+    return pixels.astype(jnp.float32) * np.tile(IMAGENET_STD, tubelet_pixels) + np.tile(IMAGENET_MEAN, tubelet_pixels)
+
+
+def sinusoid_table(num_positions: int, width: int) -> np.ndarray:
+    """float32[num_positions, width]: angle pos / 10000^(2*(j//2)/width), sine on even j, cosine on odd j (VideoMAE)."""
+    channel = np.arange(width)
+    angle = np.arange(num_positions)[:, None] / np.power(10000.0, 2 * (channel // 2) / width)
+    return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+
+class Dense(nn.Module):
+    """A dense layer whose product is 2-D whatever the rank of its input: [..., D_in] -> [..., features].
+
+    On XLA's CPU backend the backward pass of the same product on a 3-D input is several times slower
+    (benchmarks/dense_2d.py); on GPU and TPU the two compile to the same program.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Callable = xavier_uniform
+    bias_init: Callable = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])  # (B * N, D_in)
+        y = flat @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y += self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)  # (..., D_out)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with eps 1e-6 over the last axis; statistics and affine map in float32, the output in `dtype`."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+        return (x * scale + bias).astype(self.dtype)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, num_heads: int, implementation: str) -> jax.Array:
+    """Multi-head attention: query [B, Nq, D], key and value [B, Nk, D] -> [B, Nq, D]; softmax in float32."""
+    batch, num_queries, width = query.shape
+    query, key, value = (
+        x.reshape(batch, x.shape[1], num_heads, width // num_heads)  # (B, N, heads, head_dim)
+        for x in (query, key, value)
+    )
+    y = jax.nn.dot_product_attention(query, key, value, implementation=implementation)
+    return y.reshape(batch, num_queries, width)  # (B, Nq, D)
+
+
+class SelfAttention(nn.Module):
+    """One fused projection to q, k and v; biases on q and v only, because the softmax cancels a bias on k."""
+
+    num_heads: int
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        qkv = Dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(x)  # (B, N, 3 * D)
+        query, key, value = jnp.split(qkv, 3, axis=-1)
+        query += self.param("q_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        value += self.param("v_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        y = attend(query, key, value, num_heads=self.num_heads, implementation=self.attention)
+        return Dense(width, dtype=self.dtype, name="proj")(y)
+
+
+class CrossAttention(nn.Module):
+    """Queries from x [B, Nq, D], keys and values from source [B, Nk, D] -> [B, Nq, D]. No bias on k here either."""
+
+    num_heads: int
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        query = Dense(width, dtype=self.dtype, name="projq")(x)
+        key = Dense(width, use_bias=False, dtype=self.dtype, name="projk")(source)
+        value = Dense(width, dtype=self.dtype, name="projv")(source)
+        y = attend(query, key, value, num_heads=self.num_heads, implementation=self.attention)
+        return Dense(width, dtype=self.dtype, name="proj")(y)
+
+
+class Mlp(nn.Module):
+    """Dense, exact (erf) GELU, dense."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(nn.gelu(hidden, approximate=False))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, [B, N, D] -> [B, N, D].
+
+    With `cross`, cross-attention to `source` [B, Ns, D] stands between self-attention and MLP (CroCo's decoder block).
+    `drop_path_rate` (a scalar array, or None for no stochastic depth) drops each residual branch per sample.
+    """
+
+    num_heads: int
+    mlp_ratio: float = 4.0
+    cross: bool = False
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, source: jax.Array | None, drop_path_rate: jax.Array | None) -> jax.Array:
+        kwargs = {"dtype": self.dtype}
+        heads = {"num_heads": self.num_heads, "attention": self.attention, **kwargs}
+        branch = SelfAttention(name="attn", **heads)(LayerNorm(name="norm1", **kwargs)(x))
+        x += self.drop_path(branch, drop_path_rate)
+        if self.cross:
+            source = LayerNorm(name="norm_y", **kwargs)(source)
+            branch = CrossAttention(name="cross_attn", **heads)(LayerNorm(name="norm2", **kwargs)(x), source)
+            x += self.drop_path(branch, drop_path_rate)
+        hidden = int(x.shape[-1] * self.mlp_ratio)
+        norm = LayerNorm(name="norm3" if self.cross else "norm2", **kwargs)
+        return x + self.drop_path(Mlp(hidden, name="mlp", **kwargs)(norm(x)), drop_path_rate)
+
+    def drop_path(self, branch: jax.Array, rate: jax.Array | None) -> jax.Array:
+        if rate is None:
+            return branch
+        keep = jax.random.uniform(self.make_rng("drop_path"), (branch.shape[0], 1, 1)) >= rate
+        return jnp.where(keep, branch / (1 - rate), 0).astype(branch.dtype)
+
+
+class UnrolledBlocks(nn.Module):
+    """Blocks '0', '1', ... one after the other."""
+
+    block: Callable[..., Block]
+    body: Callable
+    depth: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, source: jax.Array | None, rates: jax.Array | None) -> jax.Array:
+        for layer in range(self.depth):
+            x, _ = self.body(self.block(name=str(layer)), x, source, None if rates is None else rates[layer])
+        return x
+
+
+def run_blocks(
+    x: jax.Array,
+    source: jax.Array | None = None,
+    *,
+    block: Callable[..., Block],
+    depth: int,
+    scan_layers: bool,
+    remat: str,
+    drop_path: float = 0.0,
+) -> jax.Array:
+    """`depth` blocks one after the other, as the submodule `blocks` of the module that calls this.
+
+    Args:
+      x: [B, N, D].
+      source: [B, Ns, D] for blocks with cross-attention, the same for every block.
+      block: makes one block, called with `name` only.
+      scan_layers: the parameters are stacked along a leading layer axis and the block is compiled once; otherwise they
+        lie under '0', '1', ... (`stack_blocks` and `unstack_blocks` convert).
+      remat: a key of REMAT_POLICIES: what is kept of a block for the backward pass.
+      drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first; 0 for none.
+    """
+
+    def body(module: Block, x: jax.Array, source: jax.Array | None, rate: jax.Array | None) -> tuple[jax.Array, None]:
+        return module(x, source, rate), None
+
+    if remat != "none":
+        body = nn.remat(body, policy=REMAT_POLICIES[remat], prevent_cse=not scan_layers)
+    rates = jnp.linspace(0, drop_path, depth) if drop_path else None
+    if not scan_layers:
+        return UnrolledBlocks(block, body, depth, name="blocks")(x, source, rates)
+    scanned = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "drop_path": True},
+        in_axes=(nn.broadcast, 0),
+        length=depth,
+    )
+    x, _ = scanned(block(name="blocks"), x, source, rates)
+    return x
+
+
+def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of unrolled blocks ('blocks' -> '0', '1', ...) -> of scanned blocks (leaves [depth, ...])."""
+
+    def stack(blocks: dict[str, Any]) -> dict[str, Any]:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[str(i)] for i in range(len(blocks))))
+
+    return _map_blocks(stack, params)
+
+
+def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `stack_blocks`."""
+
+    def unstack(blocks: dict[str, Any]) -> dict[str, Any]:
+        depth = len(jax.tree.leaves(blocks)[0])
+        return {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(depth)}
+
+    return _map_blocks(unstack, params)
+
+
+def _map_blocks(convert: Callable[[dict], dict], params: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: convert(child) if name == "blocks" else _map_blocks(convert, child) if isinstance(child, dict) else child
+        for name, child in params.items()
+    }

@@ -1,0 +1,378 @@
+"""MV2MAE: one shared ViT encoder, a self-view decoder and a cross-view decoder (arXiv 2401.15900).
+
+Every view is encoded from its visible tokens alone. The self-view decoder reconstructs a view from its own visible
+tokens; the cross-view decoder reconstructs the target view from its own visible tokens and, by cross-attention in every
+block, the visible tokens of the source views. Encoder and self-view decoder are VideoMAE's, parameter for parameter.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mv2mae_jax.masking import Mask
+from mv2mae_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Sizes of the encoder and of the decoders that go with it."""
+
+    width: int
+    depth: int
+    num_heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+
+
+# The paper trains Ti, S and B [paper]. The sizes of its decoders could not be read, so all are [ours]; for S to H
+# they are VideoMAE's (widths and heads from its `modeling_pretrain.py`, depths from its Kinetics-400 scripts).
+VARIANTS: dict[str, Variant] = {
+    # VideoMAE has no Ti; the decoder is half as wide as S's [ours].
+    "Ti": Variant(width=192, depth=12, num_heads=3, decoder_width=96, decoder_depth=4, decoder_heads=3),
+    "S": Variant(width=384, depth=12, num_heads=6, decoder_width=192, decoder_depth=4, decoder_heads=3),
+    "B": Variant(width=768, depth=12, num_heads=12, decoder_width=384, decoder_depth=4, decoder_heads=6),
+    "L": Variant(width=1024, depth=24, num_heads=16, decoder_width=512, decoder_depth=12, decoder_heads=8),
+    "H": Variant(width=1280, depth=32, num_heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
+}
+
+ATTENTION = ("xla", "cudnn")  # implementations of jax.nn.dot_product_attention
+
+
+@flax.struct.dataclass
+class Reconstruction:
+    """Predicted tokens in the space of the target (losses.targets), flattened over (t, h, w, c)."""
+
+    self_target: jax.Array  # float32[B, Md, P]: target view from itself
+    self_source: jax.Array | None  # float32[B, S, Md', P]: each source view from itself; None without source views
+    cross: jax.Array | None  # float32[B, Md, P]: target view from itself and the sources; None without a cross decoder
+
+
+class Encoder(nn.Module):
+    """ViT over the given tokens of a clip: pixels uint8[B, K, P] and flat positions int32[B, K] -> [B, K, width]."""
+
+    num_tokens: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+    scan_layers: bool = True
+    remat: str = "none"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, positions: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        x = layers.normalize_pixels(patches)
+        x = PatchEmbed(self.width, self.dtype, name="patch_embed")(x)
+        x += position_embedding(self.num_tokens, self.width, positions).astype(self.dtype)
+        x = layers.run_blocks(
+            x,
+            block=lambda name: layers.Block(
+                self.num_heads, self.mlp_ratio, dtype=self.dtype, attention=self.attention, name=name
+            ),
+            depth=self.depth,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
+            drop_path=0.0 if deterministic else self.drop_path,
+        )
+        return layers.LayerNorm(self.dtype, name="norm")(x)
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of flattened tubelets [B, K, P] -> [B, K, width]; VideoMAE's Conv3d of stride = kernel."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        limit = patches.shape[-1] ** -0.5  # PyTorch's default for a convolution's bias
+
+        def bias_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+        return layers.Dense(
+            self.width, dtype=self.dtype, kernel_init=layers.torch_default, bias_init=bias_init, name="proj"
+        )(patches)
+
+
+class Decoder(nn.Module):
+    """Predicts tokens from the visible ones: self-view, or with `cross` also from the source views' visible tokens.
+
+    Its input is [visible, mask tokens] in this order, each with the embedding of its own position; only the mask
+    tokens' outputs are predicted (VideoMAE `modeling_pretrain.py`).
+    """
+
+    num_tokens: int
+    patch_dim: int
+    width: int
+    depth: int
+    num_heads: int
+    cross: bool = False
+    mlp_ratio: float = 4.0
+    dtype: Any = jnp.float32
+    scan_layers: bool = True
+    remat: str = "none"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self,
+        latents: jax.Array,
+        visible: jax.Array,
+        decoded: jax.Array,
+        source_latents: jax.Array | None = None,
+        source_visible: jax.Array | None = None,
+    ) -> jax.Array:
+        """Latents [B, Nv, D] at int32[B, Nv], the sources' [B, Ns, D] at int32[B, Ns] -> f32[B, Md, P] at `decoded`."""
+        project = layers.Dense(
+            self.width,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=layers.torch_default,
+            name="encoder_to_decoder",
+        )
+        mask_token = self.param("mask_token", layers.mask_token_init, (1, 1, self.width)).astype(self.dtype)
+
+        x_visible = project(latents) + self._positions(visible)  # (B, Nv, Dd)
+        x_masked = mask_token + self._positions(decoded)  # (B, Md, Dd)
+        source = project(source_latents) + self._positions(source_visible) if self.cross else None  # (B, Ns, Dd)
+        x = layers.run_blocks(
+            jnp.concatenate([x_visible, x_masked], axis=1),
+            source,
+            block=lambda name: layers.Block(
+                self.num_heads, self.mlp_ratio, self.cross, dtype=self.dtype, attention=self.attention, name=name
+            ),
+            depth=self.depth,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
+        )
+        x = layers.LayerNorm(self.dtype, name="norm")(x[:, visible.shape[1] :])
+        return layers.Dense(self.patch_dim, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+
+    def _positions(self, positions: jax.Array) -> jax.Array:
+        return position_embedding(self.num_tokens, self.width, positions).astype(self.dtype)
+
+
+class MV2MAE(nn.Module):
+    """The pre-training model. `build` makes one from a variant's name and checks its sizes.
+
+    Attributes:
+      clip_size: (frames, height, width) of a clip in pixels.
+      tubelet_size: (frames, height, width) of one token in pixels.
+      width, depth, num_heads: of the encoder; mlp_ratio: hidden over model width, everywhere.
+      decoder_width, decoder_depth, decoder_heads: of each of the two decoders.
+      cross_view: False leaves the cross-view decoder and its parameters out (the single-view baseline, VideoMAE).
+      dtype: of the computation; parameters are always float32.
+      scan_layers: compile one block and loop over stacked parameters; the numbers are the same.
+      remat: what the backward pass recomputes: 'none'; 'block': all inside a block; 'dots': all but dense products.
+      attention: 'xla', or 'cudnn' (NVIDIA GPUs, 16-bit dtypes).
+    """
+
+    clip_size: tuple[int, int, int]
+    tubelet_size: tuple[int, int, int]
+    width: int
+    depth: int
+    num_heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    mlp_ratio: float = 4.0
+    cross_view: bool = True
+    dtype: Any = jnp.float32
+    scan_layers: bool = True
+    remat: str = "none"
+    attention: str = "xla"
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along (time, height, width)."""
+        return layers.token_grid(self.clip_size, self.tubelet_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens of one clip."""
+        time, height, width = self.grid
+        return time * height * width
+
+    @property
+    def patch_dim(self) -> int:
+        """P = t * h * w * 3, values of one token."""
+        t, h, w = self.tubelet_size
+        return t * h * w * 3
+
+    def setup(self):
+        shared = {
+            "num_tokens": self.num_tokens,
+            "mlp_ratio": self.mlp_ratio,
+            "dtype": self.dtype,
+            "scan_layers": self.scan_layers,
+            "remat": self.remat,
+            "attention": self.attention,
+        }
+        decoder = {
+            "patch_dim": self.patch_dim,
+            "width": self.decoder_width,
+            "depth": self.decoder_depth,
+            "num_heads": self.decoder_heads,
+            **shared,
+        }
+        self.encoder = Encoder(width=self.width, depth=self.depth, num_heads=self.num_heads, **shared)
+        self.decoder = Decoder(**decoder)
+        if self.cross_view:
+            self.cross_decoder = Decoder(cross=True, **decoder)
+
+    def __call__(
+        self,
+        video: jax.Array,
+        target_mask: Mask,
+        source_mask: Mask | None = None,
+        decoded_target: jax.Array | None = None,
+        decoded_source: jax.Array | None = None,
+    ) -> Reconstruction:
+        """Reconstructs masked tokens of every view.
+
+        Args:
+          video: uint8[B, V, T, H, W, 3] RGB; view 0 is the target, the S = V - 1 others are sources.
+          target_mask: int32[B, *]; source_mask: int32[B, S, *], None when there is no source view.
+          decoded_target: int32[B, Md], decoded_source: int32[B, S, Md']: masked tokens to predict (None: all masked).
+
+        Raises:
+          ValueError: shapes that do not fit, or cross_view without a source view.
+        """
+        num_sources = self._check_views(video, source_mask)
+        decoded_target = target_mask.masked if decoded_target is None else decoded_target
+        if num_sources == 0:
+            latents = self.encode(video[:, 0], target_mask.visible)
+            self_target = self.decode_self(latents, target_mask.visible, decoded_target)
+            return Reconstruction(self_target=self_target, self_source=None, cross=None)
+        decoded_source = source_mask.masked if decoded_source is None else decoded_source
+
+        target_latents, source_latents = self._per_view(
+            self.encode, (video[:, 0], target_mask.visible), (video[:, 1:], source_mask.visible)
+        )
+        self_target, self_source = self._per_view(
+            self.decode_self,
+            (target_latents, target_mask.visible, decoded_target),
+            (source_latents, source_mask.visible, decoded_source),
+        )
+        cross = None
+        if self.cross_view:
+            cross = self.decode_cross(
+                target_latents, target_mask.visible, decoded_target, source_latents, source_mask.visible
+            )
+        return Reconstruction(self_target=self_target, self_source=self_source, cross=cross)
+
+    def encode(self, video: jax.Array, visible: jax.Array) -> jax.Array:
+        """uint8[B, T, H, W, 3], int32[B, Nv] -> latents [B, Nv, width]. Masked tokens never enter a product."""
+        if video.shape[1:] != (*self.clip_size, 3) or video.dtype != jnp.uint8:
+            raise ValueError(
+                f"The encoder takes uint8 clips of shape (B, {', '.join(map(str, self.clip_size))}, 3), got "
+                f"{video.dtype}{list(video.shape)}. Crop clips to clip_size; pixels are normalised inside the model."
+            )
+        patches = layers.patchify(video, self.tubelet_size)  # (B, N, P)
+        return self.encoder(layers.gather_tokens(patches, visible), visible)
+
+    def decode_self(self, latents: jax.Array, visible: jax.Array, decoded: jax.Array) -> jax.Array:
+        """[B, Nv, width], int32[B, Nv], int32[B, Md] -> float32[B, Md, P], from the view's own visible tokens."""
+        return self.decoder(latents, visible, decoded)
+
+    def decode_cross(
+        self,
+        target_latents: jax.Array,
+        target_visible: jax.Array,
+        decoded: jax.Array,
+        source_latents: jax.Array,
+        source_visible: jax.Array,
+    ) -> jax.Array:
+        """Target [B, Nv, width] at int32[B, Nv], sources [B, S, Ns, width] at int32[B, S, Ns] -> float32[B, Md, P].
+
+        The tokens of several source views are set side by side; a token's view is known by its content alone.
+        """
+        batch, num_sources, num_visible, width = source_latents.shape
+        source_latents = source_latents.reshape(batch, num_sources * num_visible, width)  # (B, S * Ns, D)
+        source_visible = source_visible.reshape(batch, num_sources * num_visible)  # (B, S * Ns)
+        return self.cross_decoder(target_latents, target_visible, decoded, source_latents, source_visible)
+
+    def _per_view(self, function: Any, target: tuple[jax.Array, ...], source: tuple[jax.Array, ...]):
+        """Applies `function` to target [B, ...] and sources [B, S, ...], in one call where their shapes agree."""
+        batch, num_sources = source[0].shape[:2]
+        if all(t.shape[1:] == s.shape[2:] for t, s in zip(target, source, strict=True)):
+            views = [
+                jnp.concatenate([t[:, None], s], axis=1) for t, s in zip(target, source, strict=True)
+            ]  # (B, V, ...)
+            y = function(*(x.reshape(-1, *x.shape[2:]) for x in views))  # (B * V, ...)
+            y = y.reshape(batch, 1 + num_sources, *y.shape[1:])  # (B, V, ...)
+            return y[:, 0], y[:, 1:]
+        y = function(*(x.reshape(-1, *x.shape[2:]) for x in source))  # (B * S, ...)
+        return function(*target), y.reshape(batch, num_sources, *y.shape[1:])  # (B, S, ...)
+
+    def _check_views(self, video: jax.Array, source_mask: Mask | None) -> int:
+        num_sources = video.shape[1] - 1
+        if self.cross_view and num_sources < 1:
+            raise ValueError(
+                f"cross_view=True needs a target and at least one source view, got video {list(video.shape)} with "
+                f"{video.shape[1]} view. Feed more views per take or build the model with cross_view=False."
+            )
+        masked_sources = 0 if source_mask is None else source_mask.visible.shape[1]
+        if num_sources != masked_sources:
+            raise ValueError(
+                f"video {list(video.shape)} holds {num_sources} source views, source_mask {masked_sources}. "
+                "Draw the source mask with batch_shape=(B, V - 1)."
+            )
+        return num_sources
+
+
+def position_embedding(num_tokens: int, width: int, positions: jax.Array) -> jax.Array:
+    """Rows of the fixed sinusoid table: int32[B, K] -> float32[B, K, width]."""
+    return jnp.take(layers.sinusoid_table(num_tokens, width), positions, axis=0, mode="clip")
+
+
+def build(
+    variant: str, *, clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, int], **overrides: Any
+) -> MV2MAE:
+    """Makes a model from a row of VARIANTS; `overrides` replaces or adds fields of MV2MAE.
+
+    Raises:
+      ValueError: unknown variant or field, or values that do not go together.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"Unknown model variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
+    fields = [field.name for field in dataclasses.fields(MV2MAE) if field.name not in ("parent", "name")]
+    for name in overrides:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(fields)}."
+            raise ValueError(f"MV2MAE has no field {name!r}. {hint}")
+    sizes = dataclasses.asdict(VARIANTS[variant]) | overrides
+    model = MV2MAE(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
+    _check_sizes(model)
+    return model
+
+
+def _check_sizes(model: MV2MAE) -> None:
+    layers.token_grid(model.clip_size, model.tubelet_size)
+    for part, width, num_heads in (
+        ("width=%d and num_heads=%d", model.width, model.num_heads),
+        ("decoder_width=%d and decoder_heads=%d", model.decoder_width, model.decoder_heads),
+    ):
+        if width % num_heads:
+            raise ValueError(
+                f"{part % (width, num_heads)} do not go together: the width must be a multiple of the heads."
+            )
+    if model.remat not in layers.REMAT_POLICIES:
+        raise ValueError(f"Unknown remat {model.remat!r}. Choose one of {', '.join(layers.REMAT_POLICIES)}.")
+    if model.attention not in ATTENTION:
+        raise ValueError(f"Unknown attention {model.attention!r}. Choose one of {', '.join(ATTENTION)}.")
+    if model.attention == "cudnn" and jnp.dtype(model.dtype).itemsize != 2:
+        raise ValueError(
+            f"attention='cudnn' computes in 16 bits, the model's dtype is {jnp.dtype(model.dtype)}. "
+            "Set dtype='bfloat16' or attention='xla'."
+        )
