@@ -1,0 +1,106 @@
+"""Any synchronised videos in a folder, told apart by a pattern such as '{label}/{take}_cam{view}.mp4'."""
+
+import re
+from collections.abc import Iterable
+
+from data.catalog.base import Catalog, Video
+
+FIELDS = ("take", "view", "label", "subject")
+DEFAULT_PATTERN = "{take}_cam{view}"
+# Containers that FFmpeg reads, for patterns without an extension.
+EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
+
+
+class Folder(Catalog):
+    """Videos named by a pattern of the fields {take}, {view}, and optionally {label} and {subject}.
+
+    A field matches anything but a slash, and as much as it can: '{take}_{view}' reads 'a_b_c' as take 'a_b', view 'c'.
+    A field that stands twice must match the same text. Without an extension at its end the pattern takes every video.
+    All fields but the view tell takes apart, so 'walk/01_cam1.mp4' and 'run/01_cam1.mp4' are two takes.
+    """
+
+    name = "folder"
+
+    def __init__(
+        self,
+        pattern: str = DEFAULT_PATTERN,
+        class_names: tuple[str, ...] = (),
+        subject_names: tuple[str, ...] = (),
+    ):
+        """`class_names` and `subject_names` are known after `with_names_from`. Raises ValueError for a bad pattern."""
+        self.pattern = pattern
+        self.class_names = class_names
+        self.subject_names = subject_names
+        extension = re.search(r"\.[A-Za-z0-9]+$", pattern)
+        self.extensions = (extension.group().lower(),) if extension else EXTENSIONS
+        self._fields, self._regex = _compile(pattern, with_extension=extension is not None)
+
+    def parse(self, path: str) -> Video:
+        """See `Catalog.parse`."""
+        fields = self._parse_fields(path)
+        return Video(
+            path=path,
+            take="/".join(fields[name] for name in self._fields if name != "view"),
+            view=fields["view"],
+            label=_index(path, "label", fields, self.class_names),
+            subject=_index(path, "subject", fields, self.subject_names),
+        )
+
+    def format(self, video: Video) -> str:
+        """See `Catalog.format`; the extension is that of `video.path` where the pattern has none."""
+        names = [name for name in self._fields if name != "view"]
+        fields = dict(zip(names, video.take.split("/"), strict=True), view=video.view)
+        extension = "" if len(self.extensions) == 1 else "." + video.path.rpartition(".")[2]
+        return self.pattern.format(**fields) + extension
+
+    def with_names_from(self, paths: Iterable[str]) -> "Folder":
+        """See `Catalog.with_names_from`: labels and subjects get their numbers in alphabetical order."""
+        found = {"label": set(), "subject": set()}
+        for path in paths:
+            try:
+                fields = self._parse_fields(path)
+            except ValueError:
+                continue  # such a file is told of by `parse`
+            for name in found.keys() & fields.keys():
+                found[name].add(fields[name])
+        return Folder(self.pattern, tuple(sorted(found["label"])), tuple(sorted(found["subject"])))
+
+    def _parse_fields(self, path: str) -> dict[str, str]:
+        matched = self._regex.fullmatch(path)
+        if not matched:
+            raise ValueError(f"{path!r} does not match the pattern {self.pattern!r}")
+        return matched.groupdict()
+
+
+def _compile(pattern: str, with_extension: bool) -> tuple[list[str], re.Pattern]:
+    """The pattern's fields in order, and the regular expression that reads them. Raises ValueError."""
+    fields, regex = [], ""
+    for literal, field in re.findall(r"([^{}]+)|\{([^{}]*)\}", pattern):
+        if literal:
+            regex += re.escape(literal)
+        elif field not in FIELDS:
+            raise ValueError(f"pattern {pattern!r}: unknown field {{{field}}}; fields are {', '.join(FIELDS)}")
+        elif field in fields:
+            regex += f"(?P={field})"
+        else:
+            regex += f"(?P<{field}>[^/]+)"
+            fields.append(field)
+    missing = [name for name in ("take", "view") if name not in fields]
+    if missing:
+        raise ValueError(
+            f"pattern {pattern!r} lacks {' and '.join(f'{{{name}}}' for name in missing)}: it must say which files are "
+            f"views of one take, as '{{take}}_cam{{view}}.mp4' does"
+        )
+    if not with_extension:
+        regex += "(?i:" + "|".join(map(re.escape, EXTENSIONS)) + ")"
+    return fields, re.compile(regex)
+
+
+def _index(path: str, field: str, fields: dict[str, str], names: tuple[str, ...]) -> int:
+    if field not in fields:
+        return -1
+    if fields[field] not in names:
+        raise ValueError(
+            f"{path!r}: {field} {fields[field]!r} is not among {', '.join(names) or 'the names (none known)'}"
+        )
+    return names.index(fields[field])

@@ -1,0 +1,305 @@
+"""NTU RGB+D 60 and 120 (Shahroudy et al. 2016, Liu et al. 2019): `SsssCcccPpppRrrrAaaa_rgb.avi`.
+
+S is the setup, C the camera, P the performer, R the performance, A the action. The three cameras of an (S, P, R, A) run
+together: they are the views of a take. R is not a view but a second performance: C001 always stands at 45 degrees; in
+R001 the performer faces C003 and C002 sees the side, in R002 the two change places.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from data.catalog.base import Catalog, Row, Split, Video, random_takes
+
+# Spelling of the authors' list (github.com/shahroudy/NTURGB-D).
+CLASS_NAMES = (
+    "drink water",  # A1
+    "eat meal/snack",  # A2
+    "brushing teeth",  # A3
+    "brushing hair",  # A4
+    "drop",  # A5
+    "pickup",  # A6
+    "throw",  # A7
+    "sitting down",  # A8
+    "standing up (from sitting position)",  # A9
+    "clapping",  # A10
+    "reading",  # A11
+    "writing",  # A12
+    "tear up paper",  # A13
+    "wear jacket",  # A14
+    "take off jacket",  # A15
+    "wear a shoe",  # A16
+    "take off a shoe",  # A17
+    "wear on glasses",  # A18
+    "take off glasses",  # A19
+    "put on a hat/cap",  # A20
+    "take off a hat/cap",  # A21
+    "cheer up",  # A22
+    "hand waving",  # A23
+    "kicking something",  # A24
+    "reach into pocket",  # A25
+    "hopping (one foot jumping)",  # A26
+    "jump up",  # A27
+    "make a phone call/answer phone",  # A28
+    "playing with phone/tablet",  # A29
+    "typing on a keyboard",  # A30
+    "pointing to something with finger",  # A31
+    "taking a selfie",  # A32
+    "check time (from watch)",  # A33
+    "rub two hands together",  # A34
+    "nod head/bow",  # A35
+    "shake head",  # A36
+    "wipe face",  # A37
+    "salute",  # A38
+    "put the palms together",  # A39
+    "cross hands in front (say stop)",  # A40
+    "sneeze/cough",  # A41
+    "staggering",  # A42
+    "falling",  # A43
+    "touch head (headache)",  # A44
+    "touch chest (stomachache/heart pain)",  # A45
+    "touch back (backache)",  # A46
+    "touch neck (neckache)",  # A47
+    "nausea or vomiting condition",  # A48
+    "use a fan (with hand or paper)/feeling warm",  # A49
+    "punching/slapping other person",  # A50
+    "kicking other person",  # A51
+    "pushing other person",  # A52
+    "pat on back of other person",  # A53
+    "point finger at the other person",  # A54
+    "hugging other person",  # A55
+    "giving something to other person",  # A56
+    "touch other person's pocket",  # A57
+    "handshaking",  # A58
+    "walking towards each other",  # A59
+    "walking apart from each other",  # A60
+    "put on headphone",  # A61
+    "take off headphone",  # A62
+    "shoot at the basket",  # A63
+    "bounce ball",  # A64
+    "tennis bat swing",  # A65
+    "juggling table tennis balls",  # A66
+    "hush (quite)",  # A67
+    "flick hair",  # A68
+    "thumb up",  # A69
+    "thumb down",  # A70
+    "make ok sign",  # A71
+    "make victory sign",  # A72
+    "staple book",  # A73
+    "counting money",  # A74
+    "cutting nails",  # A75
+    "cutting paper (using scissors)",  # A76
+    "snapping fingers",  # A77
+    "open bottle",  # A78
+    "sniff (smell)",  # A79
+    "squat down",  # A80
+    "toss a coin",  # A81
+    "fold paper",  # A82
+    "ball up paper",  # A83
+    "play magic cube",  # A84
+    "apply cream on face",  # A85
+    "apply cream on hand back",  # A86
+    "put on bag",  # A87
+    "take off bag",  # A88
+    "put something into a bag",  # A89
+    "take something out of a bag",  # A90
+    "open a box",  # A91
+    "move heavy objects",  # A92
+    "shake fist",  # A93
+    "throw up cap/hat",  # A94
+    "hands up (both hands)",  # A95
+    "cross arms",  # A96
+    "arm circles",  # A97
+    "arm swings",  # A98
+    "running on the spot",  # A99
+    "butt kicks (kick backward)",  # A100
+    "cross toe touch",  # A101
+    "side kick",  # A102
+    "yawn",  # A103
+    "stretch oneself",  # A104
+    "blow nose",  # A105
+    "hit other person with something",  # A106
+    "wield knife towards other person",  # A107
+    "knock over other person (hit with body)",  # A108
+    "grab other person's stuff",  # A109
+    "shoot at other person with a gun",  # A110
+    "step on foot",  # A111
+    "high-five",  # A112
+    "cheers and drink",  # A113
+    "carry something with other person",  # A114
+    "take a photo of other person",  # A115
+    "follow other person",  # A116
+    "whisper in other person's ear",  # A117
+    "exchange things with other person",  # A118
+    "support somebody with hand",  # A119
+    "finger-guessing game (playing rock-paper-scissors)",  # A120
+)
+
+# Setup -> its performers. Every performer of a setup did every action of it, twice, before three cameras, so the table
+# gives the complete list of names. Checked against the public lists of available and of missing skeletons.
+SUBJECTS_OF_SETUP = {
+    1: (1, 2, 3, 4, 5, 6, 7, 8),
+    2: (3, 7, 8, 9, 10, 11, 12, 13, 14),
+    3: (1, 2, 7, 8, 15, 16, 17, 18, 19),
+    4: (3, 7, 8, 20),
+    5: (4, 10, 13, 15, 16, 17, 18, 21),
+    6: (1, 7, 8, 15, 16, 17, 19, 22, 23, 24),
+    7: (1, 7, 8, 15, 16, 17, 18, 19, 25, 26, 27, 28),
+    8: (1, 7, 8, 15, 19, 25, 29, 30, 31, 32, 33, 34, 35, 36),
+    9: (7, 8, 15, 16, 17, 19, 25),
+    10: (7, 8, 13, 15, 16, 17, 18, 19, 21, 25),
+    11: (1, 2, 7, 8, 15, 16, 17, 18, 19, 25, 27, 28, 38),
+    12: (7, 8, 15, 16, 17, 18, 19, 25, 27, 28, 37),
+    13: (7, 8, 15, 16, 17, 18, 19, 25, 27, 28, 37),
+    14: (7, 8, 15, 17, 19, 25, 27, 37, 39),
+    15: (7, 8, 15, 16, 17, 19, 25, 37),
+    16: (7, 8, 19, 21, 25, 39, 40),
+    17: (3, 7, 8, 9, 15, 16, 17, 20),
+    18: (8, 41, 42, 43, 44, 45),
+    19: (8, 41, 42, 46, 47, 48, 49, 50, 51),
+    20: (8, 41, 43, 44, 52, 53, 54),
+    21: (55, 56, 57, 58, 59, 60),
+    22: (61, 62, 63, 64, 65, 66, 67),
+    23: (55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68),
+    24: (57, 60, 61, 62, 63, 64, 67),
+    25: (55, 56, 58, 59, 65, 66, 68),
+    26: (8, 41, 44, 49, 50, 51, 69, 70, 71, 72, 74, 75, 76, 77),
+    27: (6, 8, 11, 41, 43, 44, 78, 79, 80, 81, 82, 83, 84, 85, 86),
+    28: (8, 41, 42, 43, 46, 48, 70, 73, 87),
+    29: (6, 8, 41, 43, 44, 48, 49, 51, 67, 74, 75, 80, 88, 89, 90),
+    30: (8, 11, 41, 43, 44, 48, 67, 75, 76, 81, 85, 88, 91, 92, 93, 94, 95, 96),
+    31: (6, 8, 41, 42, 43, 44, 51, 67, 82, 85, 96, 97, 98, 99, 100, 101),
+    32: (8, 41, 43, 44, 67, 102, 103, 104, 105, 106),
+}
+
+# Official training performers: the papers' lists, as in CTR-GCN and MS-G3D; all others are for testing.
+# fmt: off
+NTU60_TRAIN_SUBJECTS = frozenset(
+    (
+        1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38,
+    )
+)
+NTU120_TRAIN_SUBJECTS = frozenset(
+    (
+        1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38, 45, 46, 47, 49, 50, 52, 53, 54, 55,
+        56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103,
+    )
+)
+# fmt: on
+TEST_CAMERA = 1  # cross-view of NTU-60: trained on cameras 2 and 3
+NUM_CAMERAS = 3
+NUM_PERFORMANCES = 2
+
+_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})_rgb\.avi", re.ASCII)
+
+
+def parse_name(path: str) -> Video:
+    """The video of a path that ends in a name of this form, whatever its numbers. Raises ValueError for another."""
+    matched = _NAME.fullmatch(path.rpartition("/")[2])
+    if not matched:
+        raise ValueError(
+            f"{path!r} is not of the form SsssCcccPpppRrrrAaaa_rgb.avi, as S001C002P003R001A013_rgb.avi is"
+        )
+    setup, camera, subject, performance, action = map(int, matched.groups())
+    return Video(
+        path=path,
+        take=f"S{setup:03}P{subject:03}R{performance:03}A{action:03}",
+        view=f"C{camera:03}",
+        label=action - 1,
+        subject=subject,
+        setup=setup,
+        camera=camera,
+        performance=performance,
+    )
+
+
+def format_name(video: Video) -> str:
+    """The file name of a video: `SsssCcccPpppRrrrAaaa_rgb.avi`."""
+    who_and_where = f"S{video.setup:03}C{video.camera:03}P{video.subject:03}"
+    return f"{who_and_where}R{video.performance:03}A{video.label + 1:03}_rgb.avi"
+
+
+def check_numbers(video: Video) -> None:
+    """Raises ValueError unless the camera and the performance are ones that NTU has."""
+    if not 1 <= video.camera <= NUM_CAMERAS:
+        raise ValueError(f"{video.path!r}: cameras are 1 to {NUM_CAMERAS}, not {video.camera}")
+    if not 1 <= video.performance <= NUM_PERFORMANCES:
+        raise ValueError(f"{video.path!r}: performances are 1 to {NUM_PERFORMANCES}, not {video.performance}")
+
+
+def xsub60(row: Row) -> Split:
+    """Cross-subject of NTU-60: 20 performers train, the other 20 test."""
+    return "train" if row.subject in NTU60_TRAIN_SUBJECTS else "test"
+
+
+def xsub120(row: Row) -> Split:
+    """Cross-subject of NTU-120: 53 performers train, the other 53 test."""
+    return "train" if row.subject in NTU120_TRAIN_SUBJECTS else "test"
+
+
+def xview(row: Row) -> Split:
+    """Cross-view of NTU-60: cameras 2 and 3 train, camera 1 tests."""
+    return "test" if row.camera == TEST_CAMERA else "train"
+
+
+def xset(row: Row) -> Split:
+    """Cross-setup of NTU-120: setups of even number train, of odd number test."""
+    return "train" if row.setup % 2 == 0 else "test"
+
+
+class NTU(Catalog):
+    """What both editions share."""
+
+    extensions = (".avi",)
+    setups: range
+
+    @staticmethod
+    def actions(setup: int) -> range:
+        """The one-based actions of a setup: A1 to A60 in setups 1 to 17, A61 to A120 from setup 18 on."""
+        return range(1, 61) if setup <= 17 else range(61, 121)
+
+    def parse(self, path: str) -> Video:
+        """See `Catalog.parse`. The numbers must be ones that exist: this setup's performers and actions."""
+        video = parse_name(path)
+        check_numbers(video)
+        if video.setup not in self.setups:
+            raise ValueError(f"{path!r}: {self.name} has setups 1 to {self.setups[-1]}, not {video.setup}")
+        actions = self.actions(video.setup)
+        if video.label + 1 not in actions:
+            raise ValueError(
+                f"{path!r}: setup {video.setup} has actions {actions[0]} to {actions[-1]}, not {video.label + 1}"
+            )
+        if video.subject not in SUBJECTS_OF_SETUP[video.setup]:
+            performers = ", ".join(map(str, SUBJECTS_OF_SETUP[video.setup]))
+            raise ValueError(f"{path!r}: setup {video.setup} has performers {performers}, not {video.subject}")
+        return video
+
+    def format(self, video: Video) -> str:
+        """See `Catalog.format`."""
+        return format_name(video)
+
+    def names(self) -> Iterator[str]:
+        """Every file name of the complete data set, in order of setup, performer, performance, action, camera."""
+        performances, cameras = range(1, NUM_PERFORMANCES + 1), range(1, NUM_CAMERAS + 1)
+        for s in self.setups:
+            for p, r, a, c in itertools.product(SUBJECTS_OF_SETUP[s], performances, self.actions(s), cameras):
+                yield f"S{s:03}C{c:03}P{p:03}R{r:03}A{a:03}_rgb.avi"
+
+
+class NTU60(NTU):
+    """NTU RGB+D 60: 56,880 videos of 60 classes, 40 performers, 17 setups."""
+
+    name = "ntu60"
+    class_names = CLASS_NAMES[:60]
+    setups = range(1, 18)
+    protocols: ClassVar = {"xsub": xsub60, "xview": xview, "random": random_takes}
+
+
+class NTU120(NTU):
+    """NTU RGB+D 120: 114,480 videos of 120 classes, 106 performers, 32 setups; holds NTU-60."""
+
+    name = "ntu120"
+    class_names = CLASS_NAMES
+    setups = range(1, 33)
+    protocols: ClassVar = {"xsub": xsub120, "xset": xset, "random": random_takes}

@@ -1,0 +1,36 @@
+"""The generated data set of `python -m data.synthetic`: names and meaning as in NTU, actions of its own."""
+
+from typing import ClassVar
+
+from data.catalog import ntu
+from data.catalog.base import Catalog, Row, Split, Video, random_takes
+from data.synthetic.actions import CLASS_NAMES
+
+
+def xsub(row: Row) -> Split:
+    """Cross-subject: subjects of odd number train, of even number test. [ours]: halves, as NTU's."""
+    return "train" if row.subject % 2 == 1 else "test"
+
+
+class Synthetic(Catalog):
+    """Generated takes; any number of setups and subjects, three cameras, two performances."""
+
+    name = "synthetic"
+    class_names = CLASS_NAMES
+    extensions = (".avi",)
+    protocols: ClassVar = {"xsub": xsub, "xview": ntu.xview, "random": random_takes}
+
+    def parse(self, path: str) -> Video:
+        """See `Catalog.parse`."""
+        video = ntu.parse_name(path)
+        ntu.check_numbers(video)
+        action = video.label + 1
+        if not 1 <= action <= len(CLASS_NAMES):
+            raise ValueError(f"{path!r}: actions are 1 to {len(CLASS_NAMES)}, not {action}")
+        if video.subject < 1 or video.setup < 1:
+            raise ValueError(f"{path!r}: setups and subjects count from 1")
+        return video
+
+    def format(self, video: Video) -> str:
+        """See `Catalog.format`."""
+        return ntu.format_name(video)

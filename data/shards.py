@@ -1,0 +1,247 @@
+"""Writes one shard: a run of takes, from raw videos to a finished ArrayRecord file with its account beside it.
+
+The record's form is that of TFDS (a tf.train.Example made by its feature connectors), so that `tfds.data_source` and
+this project's `data.takes` read the same files. TensorFlow is not needed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import statistics
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from data import codec, raw_video
+from data.catalog import Video
+
+SPLIT = "takes"  # the one TFDS split; the official splits are the catalogue's
+PARTS = "parts"  # the folder of the shards' accounts
+# group_size:1 reads one record without its neighbours; JPEG does not compress further.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+FPS_TOLERANCE = 0.01  # [ours] relative: 29.97 and 30 are the same rate, 25 and 30 are not
+
+FEATURES = tfds.features.FeaturesDict(
+    {
+        "take": tfds.features.Text(),
+        "view": tfds.features.Text(),
+        "frames": tfds.features.Sequence(tfds.features.Text()),  # bytes of data.codec, one per frame
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the bytes of a prepared set, beside the videos."""
+
+    dataset: str
+    pattern: str  # of the folder data set, else ''
+    class_names: tuple[str, ...]
+    codec: str
+    short_side: int  # pixels
+    quality: int
+    max_length_difference: int  # frames
+    needs_pairs: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One shard to be made."""
+
+    shard: int
+    num_shards: int
+    videos: tuple[Video, ...]  # whole takes, sorted by take and view
+    num_bytes: tuple[int, ...]  # of the raw files, in the same order
+
+    @property
+    def part_name(self) -> str:
+        """Of the account of this shard, in PARTS."""
+        return f"{self.shard:05}-of-{self.num_shards:05}.json"
+
+    def file_name(self, dataset: str) -> str:
+        """Of the shard, as TFDS names it."""
+        return f"{dataset}-{SPLIT}.array_record-{self.shard:05}-of-{self.num_shards:05}"
+
+    def digest(self, settings: Settings) -> str:
+        """Changes when the settings, the list of videos or a video's size change."""
+        videos = [[*dataclasses.astuple(video), size] for video, size in zip(self.videos, self.num_bytes, strict=True)]
+        text = json.dumps([dataclasses.asdict(settings), videos])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedVideo:
+    """A video on its way into a record."""
+
+    video: Video
+    frames: list[bytes]
+    fps: float
+    height: int
+    width: int
+
+
+def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, on_video: Callable[[], None]) -> dict:
+    """Makes the shard and its account, unless both are there; each appears whole or not at all.
+
+    Args:
+      job: what goes into the shard.
+      settings: how.
+      input_dir: where the videos' paths start.
+      output_dir: of the prepared set; its PARTS folder exists.
+      on_video: called after each video, for the progress bar.
+
+    Returns:
+      The account: file, digest, bytes, sha256, records (rows of the manifest) and quarantined (path, take, reason).
+    """
+    account = finished(job, settings, output_dir)
+    if account is not None:
+        return account
+    file_name = job.file_name(settings.dataset)
+    temporary = output_dir / f".{file_name}.{os.getpid()}.tmp"
+    rows, quarantined = [], []
+    writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+    for videos in _group_by_take(job.videos):
+        encoded, aside = _encode_take(videos, settings, input_dir, on_video)
+        quarantined += aside
+        for view in encoded:
+            record = FEATURES.serialize_example(
+                FEATURES.encode_example({"take": view.video.take, "view": view.video.view, "frames": view.frames})
+            )
+            writer.write(record)
+            rows.append(_row(view, record))
+    writer.close()
+    digest, num_bytes = sha256_of(temporary)
+    _commit(temporary, output_dir / file_name)
+    account = {
+        "file": file_name,
+        "digest": job.digest(settings),
+        "bytes": num_bytes,
+        "sha256": digest,
+        "records": rows,
+        "quarantined": quarantined,
+    }
+    write_atomically(output_dir / PARTS / job.part_name, json.dumps(account, indent=1).encode())
+    return account
+
+
+def finished(job: Job, settings: Settings, output_dir: Path) -> dict | None:
+    """The account of a shard that is there and was made from the same videos with the same settings; else None."""
+    part = output_dir / PARTS / job.part_name
+    shard = output_dir / job.file_name(settings.dataset)
+    if not (part.exists() and shard.exists()):
+        return None
+    account = json.loads(part.read_bytes())
+    same = account["digest"] == job.digest(settings) and account["bytes"] == shard.stat().st_size
+    return account if same else None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all, also when the power fails."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary.write_bytes(content)
+    _commit(temporary, path)
+
+
+def sha256_of(path: Path) -> tuple[str, int]:
+    """The digest of a file's bytes in hexadecimal, and their number."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return digest.hexdigest(), file.tell()
+
+
+def _commit(temporary: Path, path: Path) -> None:
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+def _group_by_take(videos: Sequence[Video]) -> list[list[Video]]:
+    takes: dict[str, list[Video]] = {}
+    for video in videos:
+        takes.setdefault(video.take, []).append(video)
+    return list(takes.values())
+
+
+def _encode_take(
+    videos: Sequence[Video], settings: Settings, input_dir: Path, on_video: Callable[[], None]
+) -> tuple[list[EncodedVideo], list[dict]]:
+    """The views of a take that go in, and the quarantine entries of those that do not."""
+    encoded, reasons = [], {}
+    for video in videos:
+        try:
+            encoded.append(_encode(video, settings, input_dir))
+        except raw_video.BadVideo as error:
+            reasons[video] = str(error)
+        on_video()
+    if settings.needs_pairs:
+        tolerance = settings.max_length_difference
+        encoded = _keep_agreeing(encoded, reasons, lambda view: view.fps, lambda fps: fps * FPS_TOLERANCE, "fps")
+        encoded = _keep_agreeing(encoded, reasons, lambda view: len(view.frames), lambda _: tolerance, "frames")
+        if len(encoded) == 1:
+            reasons[encoded[0].video] = (
+                f"the only view of its take ({len(videos)} file{'s' * (len(videos) > 1)} found); a pair needs two"
+            )
+            encoded = []
+    aside = [{"path": video.path, "take": video.take, "reason": reasons[video]} for video in videos if video in reasons]
+    return encoded, aside
+
+
+def _encode(video: Video, settings: Settings, input_dir: Path) -> EncodedVideo:
+    header, frames = raw_video.read(input_dir / video.path, settings.short_side)
+    stored = []
+    for frame in frames:
+        stored.append(codec.encode(frame, settings.quality))
+    height, width = frame.shape[:2]
+    return EncodedVideo(video=video, frames=stored, fps=header.fps, height=height, width=width)
+
+
+def _keep_agreeing(
+    encoded: list[EncodedVideo],
+    reasons: dict[Video, str],
+    measure: Callable[[EncodedVideo], float],
+    tolerance: Callable[[float], float],
+    unit: str,
+) -> list[EncodedVideo]:
+    """The largest group of views whose measures lie within the tolerance (of two such groups, the one with more).
+
+    The others, or all when no two agree, get their reason.
+    """
+    if len(encoded) < 2:
+        return encoded
+    groups = []
+    for first in encoded:
+        low = measure(first)
+        groups.append([view for view in encoded if low <= measure(view) <= low + tolerance(low)])
+    best = max(groups, key=lambda group: (len(group), statistics.median(map(measure, group))))
+    keep = best if len(best) > 1 else []
+    for view in encoded:
+        if view not in keep:
+            siblings = ", ".join(f"{other.video.view} {measure(other):g}" for other in encoded if other is not view)
+            allowed = f"{tolerance(measure(view)):g}"
+            reasons[view.video] = f"{measure(view):g} {unit}, its siblings {siblings}: more than {allowed} apart"
+    return keep
+
+
+def _row(view: EncodedVideo, record: bytes) -> dict:
+    video = view.video
+    return {
+        "take": video.take,
+        "view": video.view,
+        "num_frames": len(view.frames),
+        "fps": view.fps,
+        "height": view.height,
+        "width": view.width,
+        "label": video.label,
+        "subject": video.subject,
+        "setup": video.setup,
+        "camera": video.camera,
+        "performance": video.performance,
+        "checksum": zlib.crc32(record),
+    }

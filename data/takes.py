@@ -1,0 +1,118 @@
+"""Random access to a prepared set: take -> views -> frames. Written by `python -m data.prepare`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data import catalog, codec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prepared set. Picklable; each process opens the shards it reads, when it reads them.
+
+    Attributes:
+      directory: where it lies.
+      name: of the data set, as in `data.catalog`.
+      class_names: in the order of the labels.
+      views: the manifest's columns, one entry per record, in the records' order: take, view (str), record, num_frames,
+        fps, height, width, label, subject, setup, camera, performance (-1 where unknown), checksum.
+    """
+
+    directory: str
+    name: str
+    class_names: tuple[str, ...]
+    views: Mapping[str, np.ndarray]
+    records: ArrayRecordDataSource
+
+    def read(self, record: int, frames: np.ndarray) -> np.ndarray:
+        """The wanted frames of one view; only these are decoded, a repeated one once.
+
+        Args:
+          record: its number, 0 to len(views['record']) - 1.
+          frames: int[T], frame numbers from 0 to num_frames - 1, in any order.
+
+        Returns:
+          uint8[T, h, w, 3], RGB.
+
+        Raises:
+          ValueError: no such record or frame, or the record is damaged; the message names take and view.
+        """
+        if not 0 <= record < len(self.views["record"]):
+            raise ValueError(f"no record {record} in {self.directory}: there are {len(self.views['record'])}")
+        num_frames = self.views["num_frames"][record]
+        if len(frames) == 0 or np.min(frames) < 0 or np.max(frames) >= num_frames:
+            raise ValueError(f"{self._called(record)} has frames 0 to {num_frames - 1}, not {np.asarray(frames)}")
+        try:
+            example = tf_example_pb2.Example.FromString(self.records[record])
+            stored = example.features.feature["frames"].bytes_list.value
+            decoded = {frame: codec.decode(stored[frame]) for frame in np.unique(frames).tolist()}
+        except Exception as error:  # of ArrayRecord, protobuf and the codec, each with its own types
+            raise ValueError(
+                f"{self._called(record)} is damaged ({error}); `python -m data.prepare --verify "
+                f"--output={self.directory}` tells what else is"
+            ) from error
+        return np.stack([decoded[frame] for frame in np.asarray(frames).tolist()])  # (T, h, w, 3)
+
+    def splits(self, protocol: str) -> np.ndarray:
+        """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""
+        names = catalog.get(self.name)
+        columns = ("take", "label", "subject", "setup", "camera", "performance")
+        rows = zip(*(self.views[column].tolist() for column in columns), strict=True)
+        return np.array([names.split(protocol, _Row(*row)) or "" for row in rows], dtype="U5")
+
+    def _called(self, record: int) -> str:
+        take, view = self.views["take"][record], self.views["view"][record]
+        return f"record {record} of {self.directory} (take {take}, view {view})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    take: str
+    label: int
+    subject: int
+    setup: int
+    camera: int
+    performance: int
+
+
+def open_prepared(directory: str | Path) -> Prepared:
+    """Opens a prepared set; costs the manifest, not a scan of the shards.
+
+    Args:
+      directory: the --output of `python -m data.prepare`.
+
+    Raises:
+      ValueError: it is missing, not a prepared set, or not complete; the message says which command makes it so.
+    """
+    directory = Path(directory)
+    command = f"python -m data.prepare --dataset=... --input=... --output={directory}"
+    if not directory.is_dir():
+        raise ValueError(f"no prepared data set in {directory}: there is no such folder. Make it with `{command}`")
+    if not (directory / "prepared.json").exists():
+        if (directory / "plan.json").exists():
+            raise ValueError(f"the preparation of {directory} is not finished: go on with `{command}`")
+        raise ValueError(f"{directory} is not a prepared data set (no prepared.json). Make one with `{command}`")
+    prepared = json.loads((directory / "prepared.json").read_bytes())
+    paths = []
+    for shard in prepared["shards"]:
+        path = directory / shard["file"]
+        if not path.exists() or path.stat().st_size != shard["bytes"]:
+            raise ValueError(f"{path} is missing or has lost its end: make it anew with `{command}`")
+        paths.append(f"{path}[0:{shard['records']}]")  # told the number of records, ArrayRecord opens nothing yet
+    table = pq.read_table(directory / "manifest.parquet")
+    views = {name: table.column(name).to_numpy() for name in table.column_names}
+    views |= {name: views[name].astype(np.str_) for name in ("take", "view")}
+    return Prepared(
+        directory=str(directory),
+        name=prepared["dataset"],
+        class_names=tuple(prepared["class_names"]),
+        views=views,
+        records=ArrayRecordDataSource(paths),
+    )
