@@ -1,0 +1,1 @@
+"""The generated multi-view data set: actors, actions, rooms, cameras, renderer and writer. `python -m data.synthetic --help`."""

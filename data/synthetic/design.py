@@ -1,0 +1,82 @@
+"""Which takes there are: a balanced design, so that setup, subject and performance say nothing about the class."""
+
+import dataclasses
+
+import numpy as np
+
+from data.synthetic.actions import ACTIONS
+from data.synthetic.rooms import FACED_CAMERA
+
+TAKES_PER_SETUP_AND_SUBJECT = (
+    10  # [ours]: five of each performance, so that a subject does several things in the same room
+)
+MAX_SETUPS = 300  # names hold three digits, and the pool of subjects is larger than the number of setups
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, order=True)
+class Take:
+    """One take in the numbers of NTU's names: setup S, subject P, performance R, action A, all from 1."""
+
+    setup: int
+    subject: int
+    performance: int
+    action: int
+
+    def file_name(self, camera: int) -> str:
+        """The video's name, e.g. 'S001C002P003R001A004_rgb.avi'."""
+        return f"S{self.setup:03}C{camera:03}P{self.subject:03}R{self.performance:03}A{self.action:03}_rgb.avi"
+
+
+def subjects_by_setup(num_takes: int) -> dict[int, list[int]]:
+    """Who acts in which setup.
+
+    As many setups as subjects per setup, both about sqrt(takes / 10), so both grow with the data set: 4 setups of 4 subjects at 160
+    takes, 10 of 10 at 1,000; at least 1 setup and 2 subjects per setup. Subjects come from a pool one and a half times that size,
+    each setup taking the next ones in turn, so that every subject acts in several setups and no two setups have the same people.
+    """
+    size = min(max(1, round(np.sqrt(num_takes / TAKES_PER_SETUP_AND_SUBJECT))), MAX_SETUPS)
+    per_setup = max(2, size)
+    pool = int(np.ceil(1.5 * per_setup))
+    return {
+        setup: sorted((setup * (per_setup - 1) + k) % pool + 1 for k in range(per_setup))
+        for setup in range(1, size + 1)
+    }
+
+
+def plan_takes(num_takes: int, seed: int) -> list[Take]:
+    """The takes of a data set, in file-name order.
+
+    Cells (setup, subject, performance) are filled in turn; each gets the action that it does not have yet and that its setup, its
+    subject, its performance and the whole set have least of (ties by the seed). So the counts of the actions differ by little within
+    any of these.
+
+    Raises:
+      ValueError: num_takes is not positive or more than the design can name.
+    """
+    capacity = MAX_SETUPS * MAX_SETUPS * len(FACED_CAMERA) * len(ACTIONS)
+    if not 1 <= num_takes <= capacity:
+        raise ValueError(f"the number of takes must be 1 to {capacity:,}, not {num_takes:,}; try 160")
+    rng = np.random.default_rng([seed, 0])
+    cast = subjects_by_setup(num_takes)
+    rounds = max(len(subjects) for subjects in cast.values())
+    cells = [
+        (s, cast[s][(k + s) % rounds], (k + s + turn) % 2 + 1) for turn in range(2) for k in range(rounds) for s in cast
+    ]
+    counts = {group: np.zeros((1000, len(ACTIONS))) for group in ("setup", "subject", "performance", "all")}
+    taken = {cell: np.zeros(len(ACTIONS)) for cell in cells}
+    takes = []
+    for index in range(num_takes):
+        setup, subject, performance = cell = cells[index % len(cells)]
+        rows = [
+            counts["setup"][setup],
+            counts["subject"][subject],
+            counts["performance"][performance],
+            counts["all"][0],
+        ]
+        action = int(
+            np.argmin(1e6 * taken[cell] + sum(row - row.min() for row in rows) + rng.uniform(0, 0.5, len(ACTIONS)))
+        )
+        for row in (*rows, taken[cell]):
+            row[action] += 1
+        takes.append(Take(setup=setup, subject=subject, performance=performance, action=action + 1))
+    return sorted(takes)

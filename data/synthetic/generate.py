@@ -1,0 +1,104 @@
+"""Generates a data set: all takes, in parallel, going on where an earlier call stopped."""
+
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+
+import cv2
+from tqdm import tqdm
+
+from data.synthetic import rooms, writer
+from data.synthetic.actions import CLASS_NAMES
+from data.synthetic.design import Take, plan_takes, subjects_by_setup
+
+
+def generate(output: pathlib.Path, num_takes: int, seed: int, width: int, height: int, workers: int) -> None:
+    """Writes the data set, all of it or what is missing of it.
+
+    Raises:
+      ValueError: the arguments make no sense, or the folder holds something else.
+      OSError: the folder cannot be written.
+    """
+    if seed < 0:
+        raise ValueError(f"--seed must not be negative, got {seed}")
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
+    takes = plan_takes(num_takes, seed)
+    _claim(output, description(num_takes, seed, width, height))
+    _refuse_strangers(output, takes)
+    write = functools.partial(_write_take, output, seed, width, height)
+    todo = [t for t in takes if not all((output / t.file_name(c)).exists() for c in rooms.CAMERA_DEGREES)]
+    progress = functools.partial(tqdm, total=len(todo), desc="generating", unit="take", disable=None)
+    if workers == 1:
+        for _ in progress(map(write, todo)):
+            pass
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for _ in progress(pool.map(write, todo)):
+            pass
+
+
+def _write_take(output: pathlib.Path, seed: int, width: int, height: int, take: Take) -> None:
+    cv2.setNumThreads(1)  # Workers are processes.
+    writer.write_take(output, seed, take, width, height)
+
+
+def description(num_takes: int, seed: int, width: int, height: int) -> dict:
+    """What synthetic.json says: the arguments and the ground truth of rooms and cameras."""
+    setups = {}
+    for setup, subjects in subjects_by_setup(num_takes).items():
+        room = rooms.make_room(seed, setup)
+        cameras = {number: rooms.make_camera(room, number, width, height) for number in rooms.CAMERA_DEGREES}
+        setups[f"S{setup:03}"] = {
+            "subjects": subjects,
+            "cameras": {
+                f"C{number:03}": {
+                    "K": camera.intrinsics.tolist(),
+                    "R": camera.rotation.tolist(),
+                    "t": camera.translation.tolist(),
+                }
+                for number, camera in cameras.items()
+            },
+        }
+    return {
+        "seed": seed,
+        "takes": num_takes,
+        "width": width,
+        "height": height,
+        "fps": writer.FPS,
+        "class_names": list(CLASS_NAMES),
+        "convention": "pixel = K (R X + t); metres, world z up; x right, y down; pixel centres at integers",
+        "setups": setups,
+    }
+
+
+def _claim(output: pathlib.Path, wanted: dict) -> None:
+    """Makes the folder and its synthetic.json, or checks that what is there is the same data set."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "synthetic.json"
+    if path.exists():
+        there = json.loads(path.read_text())
+        different = [key for key in wanted if there.get(key) != json.loads(json.dumps(wanted[key])) and key != "setups"]
+        if different:
+            differences = ", ".join(f"{key} {there.get(key)!r} there, {wanted[key]!r} asked" for key in different)
+            raise ValueError(
+                f"{output} holds another generated data set ({differences}); choose another --output or delete it"
+            )
+        return
+    partial = path.with_name(path.name + writer.PARTIAL)
+    partial.write_text(json.dumps(wanted, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def _refuse_strangers(output: pathlib.Path, takes: list[Take]) -> None:
+    """Removes half-written files of an earlier call; refuses videos that are not of this data set."""
+    mine = {take.file_name(camera) for take in takes for camera in rooms.CAMERA_DEGREES}
+    for path in output.iterdir():
+        if path.name.endswith(writer.PARTIAL):
+            path.unlink()
+        elif path.suffix == ".avi" and path.name not in mine:
+            raise ValueError(f"{output} holds {path.name}, which is not of this data set; choose another --output")
