@@ -1,0 +1,129 @@
+"""Every key of a pre-training run, once, with its reason. Other configs state only what differs.
+
+The values are the paper's setting for NTU RGB+D: ViT-S/16, 16 frames at stride 4, 128x128 pixels, 1600 epochs. The tag
+after each value says where it comes from: [paper] stated by the MV2MAE paper, [ours] not found there and therefore
+chosen here, mostly from VideoMAE's ViT-S recipe. The tags are read by `run.py`, which prints them when a run starts.
+
+Command: this file is a base; run one of the configs built on it, e.g. `python run.py --config=configs/ntu60.py`.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict(
+        dict(
+            task="pretrain",  # [ours] which of mv2mae_jax/tasks runs
+            seed=0,  # [ours] decides initialisation, data order, crops and masks
+            # --- Length and batch -------------------------------------------------------------------------------------
+            num_epochs=1600,  # [paper] one epoch = one pass over the (take, target view) elements
+            total_steps=config_dict.placeholder(int),  # [ours] if set, wins over num_epochs
+            warmup_epochs=40.0,  # [ours] VideoMAE's; shortened to a tenth of the run when total_steps is set
+            global_batch_size=1024,  # [ours] samples (a target and its sources) per step, over all devices
+            # `auto` computes in bfloat16 on TPU and GPU and in float32 on CPU; parameters are always float32.
+            compute_dtype="auto",  # [ours] auto | float32 | bfloat16
+            # A trained run to take parameters from; a fresh optimiser. Automatic resume of --workdir is separate.
+            init_from="",  # [ours] a workdir of another run
+        )
+    )
+
+    config.data = config_dict.ConfigDict(
+        dict(
+            dir="",  # [ours] a directory made by `python -m data.prepare`
+            protocol="all",  # [ours] the catalogue's protocol whose training split is used; `all` uses every take
+            holdout_fraction=0.02,  # [ours] share of those takes kept for the reconstruction metrics
+            num_frames=16,  # [paper] frames per clip
+            frame_stride=4,  # [paper] in stored frames; 30 fps in NTU, so a clip spans 2 s
+            crop_size=(128, 128),  # [paper] (height, width) in pixels
+            crop_scales=(1.0, 0.875, 0.75, 0.66),  # [ours] VideoMAE's multi-scale crop; no flip: it breaks the geometry
+            same_crop_in_views=False,  # [ours] True gives all views of a sample the same relative box
+            num_source_views=1,  # [paper] more make the task too easy
+            view_pairs=(),  # [ours] e.g. (("C002", "C003"),) as (target, source); empty = all pairs
+            repeats=1,  # [ours] crops per decoded clip; a step still holds global_batch_size samples
+            num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process
+        )
+    )
+
+    config.model = config_dict.ConfigDict(
+        dict(
+            variant="S",  # [paper] ViT Ti | S | B | L | H
+            width=config_dict.placeholder(int),  # [ours] overrides the variant's
+            depth=config_dict.placeholder(int),  # [ours] overrides the variant's
+            num_heads=config_dict.placeholder(int),  # [ours] overrides the variant's
+            decoder_width=config_dict.placeholder(int),  # [ours] default: VideoMAE's for the variant (S: 192)
+            decoder_depth=config_dict.placeholder(int),  # [ours] default: VideoMAE's for the variant (S: 4)
+            decoder_heads=config_dict.placeholder(int),  # [ours] default: VideoMAE's for the variant (S: 3)
+            tubelet_size=(2, 16, 16),  # [paper] (frames, height, width) of one token: 8x8x8 = 512 tokens
+            cross_view=True,  # [paper] the cross-view decoder; False is a single-view masked autoencoder
+            scan_layers=True,  # [ours] compiles one block instead of all; the numbers are the same
+            remat="none",  # [ours] none | dots | block: recompute activations in the backward pass to save memory
+            attention="xla",  # [ours] xla | cudnn: implementation of jax.nn.dot_product_attention
+        )
+    )
+
+    config.masking = config_dict.ConfigDict(
+        dict(
+            kind="random",  # [paper] random | tube
+            target_mask_ratio=0.7,  # [paper] share of the target view's tokens hidden from the encoder
+            source_mask_ratio=0.7,  # [paper] the same for the source views; drawn independently [ours]
+            decode_ratio=1.0,  # [ours] share of the masked tokens that are decoded (VideoMAEv2's running cells)
+        )
+    )
+
+    config.loss = config_dict.ConfigDict(
+        dict(
+            target="pixels",  # [ours] pixels | normalized_pixels; normalising lifts the noise of static patches
+            cross_weight=1.0,  # [ours] lambda: total = self-view loss of every view + lambda * cross-view loss
+            # Exactly one of the next two is set. The paper's t = 60 does not say on which pixel scale; on [0, 255] it
+            # weights about 2 of 512 tokens, on [0, 1] all of them alike. An effective share of tokens has no scale.
+            temperature=config_dict.placeholder(float),  # [paper] t of the motion weights: 60; inf = plain MAE loss
+            ess_fraction=0.6,  # [ours] t is solved per clip so that this share of the tokens carries the loss
+            motion_pixel_range=255.0,  # [ours] pixels of fdiff span [0, this]; matters for a fixed temperature only
+        )
+    )
+
+    config.optimizer = config_dict.ConfigDict(
+        dict(
+            name="adamw",  # [paper] adamw | muon (optax.contrib; AdamW for everything that is not a matrix)
+            base_learning_rate=1.5e-4,  # [ours] VideoMAE's; actual = base * global_batch_size / 256
+            final_base_learning_rate=1e-5,  # [ours] VideoMAE's; the cosine ends here, scaled alike
+            b1=0.9,  # [ours] VideoMAE's
+            b2=0.95,  # [ours] VideoMAE's
+            eps=1e-8,  # [ours] VideoMAE's
+            weight_decay=0.05,  # [ours] VideoMAE's; not on biases, norms and mask tokens
+            clip_norm=config_dict.placeholder(float),  # [ours] global gradient norm; none, as VideoMAE
+            accumulation_steps=1,  # [ours] a step's batch is computed in this many parts; the result is the same
+            ema_decay=config_dict.placeholder(float),  # [ours] e.g. 0.9999 keeps an average of the parameters
+        )
+    )
+
+    config.mesh = config_dict.ConfigDict(
+        dict(
+            data=-1,  # [ours] devices along which parameters are replicated; -1 = all that are left
+            fsdp=1,  # [ours] devices along which parameters and optimiser state are cut; the batch is cut along both
+        )
+    )
+
+    config.checkpoint = config_dict.ConfigDict(
+        dict(
+            every_steps=1000,  # [ours] asynchronous, so frequent ones are cheap
+            keep=3,  # [ours] newest steps kept on disk
+        )
+    )
+
+    config.eval = config_dict.ConfigDict(
+        dict(
+            every_steps=5000,  # [ours] reconstruction metrics on held-out takes; also at the end of the run
+            max_takes=256,  # [ours] held-out takes evaluated; all their target views
+            batch_size=config_dict.placeholder(int),  # [ours] default: global_batch_size
+            num_pictures=4,  # [ours] samples drawn by mv2mae_jax/visualize.py at each evaluation
+        )
+    )
+
+    config.log = config_dict.ConfigDict(
+        dict(
+            every_steps=50,  # [ours] a progress line, TensorBoard scalars, and a row of history.jsonl
+            tensorboard=True,  # [ours] event files in WORKDIR/tensorboard
+        )
+    )
+    return config.lock()

@@ -1,0 +1,171 @@
+"""Which frames, which views, which pixels: the sampling of a clip.
+
+All views of a take are cut by the same frame indices, so that what was synchronised stays synchronised.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """What one training sample looks like.
+
+    Attributes:
+      num_frames: frames of a clip, T.
+      frame_stride: distance of neighbouring sampled frames, in frames of the stored video.
+      crop_size: (height, width) in pixels that every crop is resized to.
+      crop_scales: sides of the random crops, as fractions of the largest box of the crop's aspect ratio in the frame.
+      same_crop_in_views: whether all views of a sample share the (relative) crop box.
+      tubelet_size: (frames, height, width) of one token, for the motion energies.
+      num_source_views: source views beside the target view, S; a sample holds V = 1 + S views.
+      view_pairs: allowed (target, source) view names; empty means all pairs of different views.
+      repeats: crops taken from frames that are decoded once (repeated augmentation).
+    """
+
+    num_frames: int
+    frame_stride: int
+    crop_size: tuple[int, int]
+    tubelet_size: tuple[int, int, int]
+    crop_scales: tuple[float, ...] = (1.0,)
+    same_crop_in_views: bool = True
+    num_source_views: int = 1
+    view_pairs: tuple[tuple[str, str], ...] = ()
+    repeats: int = 1
+
+    @property
+    def num_tokens(self) -> int:
+        sizes = (self.num_frames, *self.crop_size)
+        return int(np.prod([size // step for size, step in zip(sizes, self.tubelet_size, strict=True)]))
+
+
+def effective_stride(video_length: int, num_frames: int, frame_stride: int) -> int:
+    """The stride that fits: the wanted one, or for a short video the largest that does, at least 1."""
+    if num_frames == 1:
+        return 1
+    return max(1, min(frame_stride, (video_length - 1) // (num_frames - 1)))
+
+
+def frame_indices(video_length: int, num_frames: int, frame_stride: int, position: float) -> np.ndarray:
+    """Frame indices of a clip.
+
+    A video shorter than the clip's span is sampled at a reduced stride; one with fewer frames than the clip repeats its
+    last frame. A fifth of NTU RGB+D is shorter than 16 frames at stride 4.
+
+    Args:
+      video_length: frames of the shortest view of the take, at least 1.
+      num_frames: frames of the clip.
+      frame_stride: wanted distance of neighbouring frames.
+      position: where the clip starts, from 0 (first possible frame) up to but excluding 1 (after the last possible).
+
+    Returns:
+      int64[num_frames], non-decreasing, within [0, video_length).
+    """
+    stride = effective_stride(video_length, num_frames, frame_stride)
+    span = (num_frames - 1) * stride + 1
+    start = int(position * max(1, video_length - span + 1))
+    return np.minimum(start + stride * np.arange(num_frames), video_length - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropDraw:
+    """A crop in relative terms, so that it means the same in views of different sizes.
+
+    Attributes:
+      scale: (height, width) as fractions of the largest box of the target aspect ratio.
+      offset: (vertical, horizontal) position in [0, 1]; 0.5 is the centre.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.5, 0.5)
+
+
+def draw_crop(rng: np.random.Generator, crop_scales: tuple[float, ...]) -> CropDraw:
+    """Multi-scale crop: two neighbouring scales for height and width, at a uniform position.
+
+    The scales are VideoMAE's (GroupMultiScaleCrop, max_distort=1); its positions are 13 fixed ones, ours are uniform.
+    """
+    first = int(rng.integers(len(crop_scales)))
+    neighbours = [i for i in (first - 1, first, first + 1) if 0 <= i < len(crop_scales)]
+    second = int(rng.choice(neighbours))
+    return CropDraw(scale=(crop_scales[first], crop_scales[second]), offset=(float(rng.random()), float(rng.random())))
+
+
+def crop_box(draw: CropDraw, frame_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) in pixels of a frame of `frame_size` (height, width)."""
+    frame_height, frame_width = frame_size
+    unit = min(frame_height / crop_size[0], frame_width / crop_size[1])
+    height = max(1, min(frame_height, round(draw.scale[0] * unit * crop_size[0])))
+    width = max(1, min(frame_width, round(draw.scale[1] * unit * crop_size[1])))
+    top = round(draw.offset[0] * (frame_height - height))
+    left = round(draw.offset[1] * (frame_width - width))
+    return top, left, height, width
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TakeViews:
+    """Which views every take has, and which (take, target view) elements can be formed.
+
+    Attributes:
+      take_names: str[num_takes], sorted.
+      view_names: str[num_views], sorted.
+      rows: int[num_takes, num_views], the manifest row of a take's view, -1 where the take lacks it.
+      allowed: bool[num_views, num_views], whether [target, source] may be paired.
+      elements: int[num_elements, 2], (take, target view) in order.
+    """
+
+    take_names: np.ndarray
+    view_names: np.ndarray
+    rows: np.ndarray
+    allowed: np.ndarray
+    elements: np.ndarray
+
+    def sources(self, take: int, target: int) -> np.ndarray:
+        """View indices that may serve as sources for `target` in `take`."""
+        return np.flatnonzero(self.allowed[target] & (self.rows[take] >= 0))
+
+
+def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpec) -> TakeViews:
+    """Groups the selected manifest rows into takes and lists the (take, target view) elements.
+
+    Args:
+      views: the manifest's columns; `take` and `view` are used.
+      selected: bool[rows], rows that may be used (those of a split).
+      spec: `num_source_views` and `view_pairs` are used.
+
+    Raises:
+      ValueError: a view pair names a view that does not exist, or no take has enough views.
+    """
+    row_index = np.flatnonzero(selected)
+    take_names, take_of_row = np.unique(views["take"][row_index], return_inverse=True)
+    view_names, view_of_row = np.unique(views["view"][row_index], return_inverse=True)
+    rows = np.full((len(take_names), len(view_names)), -1, np.int64)
+    rows[take_of_row, view_of_row] = row_index
+
+    allowed = ~np.eye(len(view_names), dtype=bool)
+    if spec.view_pairs:
+        allowed[:] = False
+        known = {name: i for i, name in enumerate(view_names.tolist())}
+        for target, source in spec.view_pairs:
+            if target not in known or source not in known or target == source:
+                raise ValueError(
+                    f"data.view_pairs holds ({target!r}, {source!r}), but a pair is two different views among "
+                    f"{', '.join(known)}."
+                )
+            allowed[known[target], known[source]] = True
+
+    present = rows >= 0
+    num_sources = present.astype(np.int32) @ allowed.T.astype(np.int32)  # (num_takes, num_views)
+    as_target = present & (num_sources >= spec.num_source_views)
+    if spec.view_pairs:
+        as_target &= allowed.any(axis=1)
+    elements = np.argwhere(as_target)
+    if len(elements) == 0:
+        most = int(present.sum(axis=1).max(initial=0))
+        raise ValueError(
+            f"No take can form a sample of 1 target and {spec.num_source_views} source view(s): {len(take_names)} "
+            f"takes are selected, the richest has {most} view(s), view_pairs={spec.view_pairs or 'all'}. Lower "
+            "data.num_source_views, widen data.view_pairs, or prepare a set with more cameras."
+        )
+    return TakeViews(take_names=take_names, view_names=view_names, rows=rows, allowed=allowed, elements=elements)

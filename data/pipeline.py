@@ -1,0 +1,269 @@
+"""The input pipeline: a prepared data set -> batches. The only place where order and randomness are set.
+
+A training batch is a pure function of (seed, step): the pipeline is *positioned* by the step instead of restored from a
+saved iterator, so a run goes on exactly with any number of workers, hosts or devices. Every random draw is made on the
+global element index, before the stream is cut by process.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+import cv2
+import grain
+import numpy as np
+
+from data import clips
+from data.dataset import Dataset
+from data.motion import motion_energy
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    seed: int,
+    start_step: int,
+    global_batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Endless training batches from `start_step` on: this process's rows of each global batch.
+
+    One epoch is one pass over the (take, target view) elements in a fresh order; the source views are drawn.
+
+    Args:
+      dataset: the opened data set; its `train` elements are read.
+      seed: decides order, source views, start frames and crops.
+      start_step: the step whose batch comes first.
+      global_batch_size: samples per step over all processes; divisible by process_count * repeats.
+      process_index: which share of each batch.
+      process_count: how many shares.
+      num_workers: processes that read and decode; 0 decodes in threads of this process.
+
+    Yields:
+      `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
+      `view` int32[B, V]; `label` int32[B], -1 where unknown.
+    """
+    repeats = dataset.spec.repeats
+    if global_batch_size % (process_count * repeats):
+        raise ValueError(
+            f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es) * "
+            f"data.repeats = {repeats}."
+        )
+    elements_per_step = global_batch_size // repeats
+    elements = (
+        grain.MapDataset.range(len(dataset.train.elements))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(ReadSample(dataset=dataset))
+    )
+    rows = elements_per_step // process_count
+    own = _ProcessRows(elements, start_step, elements_per_step, process_index * rows, rows)
+    batches = own.batch(rows).map(_merge_repeats)
+    return iter(_prefetch(batches, num_workers))
+
+
+def eval_batches(
+    dataset: Dataset,
+    *,
+    seed: int,
+    global_batch_size: int,
+    max_takes: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """One pass over held-out takes: every element once, with a fixed source, start frame and the centre crop.
+
+    Besides the keys of `train_batches` a batch holds sources from other takes, seen by the same camera as the source:
+      `other_subject` and `other_action` uint8[B, S, T, H, W, 3]: another subject in the same room, and the same subject
+      in the same room doing something else;
+      `has_other_subject`, `has_other_action` bool[B]: whether the set holds such a take (otherwise zeros are passed);
+      `valid` bool[B]: False for rows that only fill the last batch.
+    """
+    elements = np.random.default_rng(seed).permutation(dataset.held_out.elements)
+    if max_takes is not None:
+        elements = elements[np.isin(elements[:, 0], np.unique(elements[:, 0])[:max_takes])]
+    read = ReadEvalSample(
+        dataset=dataset, elements=elements, others=OtherTakes.find(dataset.prepared.views, dataset.held_out)
+    )
+    num_batches = -(-len(elements) // global_batch_size)
+    rows = global_batch_size // process_count
+    padded = grain.MapDataset.range(num_batches * global_batch_size).seed(seed).random_map(read)
+    own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
+    return iter(_prefetch(own.batch(rows), num_workers))
+
+
+def _prefetch(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
+    threads = 2 if num_workers == 0 else 1
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if num_workers:
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    return stream
+
+
+class _ProcessRows(grain.MapDataset):
+    """Cuts the stream of global batches into the contiguous rows of one process, from a given step on."""
+
+    def __init__(self, parent: grain.MapDataset, start_step: int, per_step: int, first_row: int, rows: int):
+        super().__init__(parent)
+        self._start_step, self._per_step, self._first_row, self._rows = start_step, per_step, first_row, rows
+
+    def __len__(self) -> int:
+        return (len(self._parent) // self._per_step - self._start_step) * self._rows
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, row = divmod(index, self._rows)
+        return self._parent[(self._start_step + step) * self._per_step + self._first_row + row]
+
+
+def _merge_repeats(batch: Batch) -> Batch:
+    """(elements, repeats, ...) -> (elements * repeats, ...): crops of the same clip are neighbours."""
+    return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadSample(grain.transforms.RandomMap):
+    """Element index -> `repeats` crops of one clip of one target view and its source views."""
+
+    dataset: Dataset
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+        spec, take_views = self.dataset.spec, self.dataset.train
+        take, target = (int(i) for i in take_views.elements[element])
+        view = _draw_views(rng, take_views, take, target, spec)
+        frames = read_views(self.dataset, take_views, take, view, position=rng.random())
+        samples = []
+        for _ in range(spec.repeats):
+            draws = [clips.draw_crop(rng, spec.crop_scales) for _ in view]
+            if spec.same_crop_in_views:
+                draws = draws[:1] * len(view)
+            samples.append(_sample(self.dataset, take_views, take, view, frames, draws))
+        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def _draw_views(
+    rng: np.random.Generator, take_views: clips.TakeViews, take: int, target: int, spec: clips.ClipSpec
+) -> np.ndarray:
+    """int[V]: the target view, then the source views drawn among those allowed."""
+    sources = rng.permutation(take_views.sources(take, target))[: spec.num_source_views]
+    return np.array([target, *sources])
+
+
+def _sample(
+    dataset: Dataset,
+    take_views: clips.TakeViews,
+    take: int,
+    view: np.ndarray,
+    frames: list[np.ndarray],
+    draws: list[clips.CropDraw],
+) -> Batch:
+    spec = dataset.spec
+    video = np.stack([crop_clip(f, d, spec.crop_size) for f, d in zip(frames, draws, strict=True)])
+    return {
+        "video": video,  # (V, T, H, W, 3)
+        "motion": np.stack([motion_energy(clip, spec.tubelet_size) for clip in video]),  # (V, N)
+        "take": np.int32(take),
+        "view": view.astype(np.int32),  # (V,)
+        "label": np.int32(dataset.prepared.views["label"][take_views.rows[take, view[0]]]),
+    }
+
+
+def read_views(
+    dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.ndarray, position: float
+) -> list[np.ndarray]:
+    """The same frames of several views of a take: a list of uint8[T, h, w, 3] of the stored size.
+
+    Raises:
+      ValueError: a view cannot be read; names the take and the view.
+    """
+    views, spec = dataset.prepared.views, dataset.spec
+    rows = take_views.rows[take, view]
+    shortest = int(views["num_frames"][rows].min())
+    indices = clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, position)
+    return [dataset.prepared.read(int(views["record"][row]), indices) for row in rows]
+
+
+def crop_clip(frames: np.ndarray, draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
+    """The same box of every frame, resized: uint8[T, h, w, 3] -> uint8[T, H, W, 3]."""
+    top, left, height, width = clips.crop_box(draw, frames.shape[1:3], crop_size)
+    box = frames[:, top : top + height, left : left + width]
+    if (height, width) == tuple(crop_size):
+        return box
+    shrinks = height > crop_size[0] or width > crop_size[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.stack([cv2.resize(frame, crop_size[::-1], interpolation=interpolation) for frame in box])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherTakes:
+    """For each take, the takes that may stand in for its source in the cross-view evaluation.
+
+    Attributes:
+      subject: take -> takes of other subjects in the same setup.
+      action: take -> takes of the same subject in the same setup with another label.
+    """
+
+    subject: dict[int, np.ndarray]
+    action: dict[int, np.ndarray]
+
+    @classmethod
+    def find(cls, views: dict[str, np.ndarray], take_views: clips.TakeViews) -> "OtherTakes":
+        """Looks for partners among the given takes, in the same performance (facing direction) where there are any.
+
+        A set without setups counts as one room; where subjects are unknown, any other take counts as another subject's;
+        where subjects or labels are unknown, no take counts as another action of the same subject.
+        """
+        first_row = take_views.rows.max(axis=1)  # any view: these columns belong to the take
+        facts = {key: views[key][first_row] for key in ("setup", "subject", "label", "performance")}
+        rooms = collections.defaultdict(list)
+        for take, setup in enumerate(facts["setup"].tolist()):
+            rooms[setup].append(take)
+        found: dict[str, dict[int, np.ndarray]] = {"subject": {}, "action": {}}
+        for members in (np.array(room) for room in rooms.values()):
+            subject, label, performance = (facts[key][members] for key in ("subject", "label", "performance"))
+            for i, take in enumerate(members):
+                known_subject = subject[i] >= 0
+                partners = {
+                    "subject": subject != subject[i] if known_subject else members != take,
+                    "action": (subject == subject[i]) & (label != label[i]) & (label >= 0) & known_subject,
+                }
+                for kind, matches in partners.items():
+                    facing_alike = matches & (performance == performance[i])
+                    found[kind][int(take)] = members[facing_alike if facing_alike.any() else matches]
+        return cls(**found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadEvalSample(grain.transforms.RandomMap):
+    """Row number -> centre crops of a target view, its source views, and sources from other takes.
+
+    Attributes:
+      elements: int[num_elements, 2], (take, target view) in the order of evaluation; further rows start over.
+    """
+
+    dataset: Dataset
+    elements: np.ndarray
+    others: OtherTakes
+
+    def random_map(self, row: int, rng: np.random.Generator) -> Batch:
+        spec, take_views = self.dataset.spec, self.dataset.held_out
+        take, target = (int(i) for i in self.elements[row % len(self.elements)])
+        view = _draw_views(rng, take_views, take, target, spec)
+        frames = read_views(self.dataset, take_views, take, view, position=rng.random())
+        sample = _sample(self.dataset, take_views, take, view, frames, [clips.CropDraw()] * len(view))
+        sample["valid"] = np.bool_(row < len(self.elements))
+        for name, partners in (("other_subject", self.others.subject), ("other_action", self.others.action)):
+            usable = [other for other in partners[take].tolist() if (take_views.rows[other, view[1:]] >= 0).all()]
+            source = np.zeros_like(sample["video"][1:])  # (S, T, H, W, 3)
+            if usable:
+                frames = read_views(self.dataset, take_views, int(rng.choice(usable)), view[1:], position=rng.random())
+                source = np.stack([crop_clip(clip, clips.CropDraw(), spec.crop_size) for clip in frames])
+            sample[name], sample[f"has_{name}"] = source, np.bool_(bool(usable))
+        return sample

@@ -1,0 +1,289 @@
+"""Loading, checking and describing a config. Imports no JAX, so that mistakes show at once."""
+
+import ast
+import difflib
+import importlib.util
+import math
+import os
+import textwrap
+import tokenize
+from collections.abc import Iterator
+
+from ml_collections import config_dict
+
+TASKS = ("pretrain",)
+
+
+def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
+    """Runs a config file and applies `key=value` overrides.
+
+    Args:
+      path: a Python file with `get_config()`.
+      overrides: e.g. `["data.dir=/data/ntu60", "optimizer.ema_decay=0.999"]`; values are Python literals or plain text.
+
+    Raises:
+      ValueError: no such file, an unknown key (names near ones), or a value of another type.
+    """
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or "."
+        known = (
+            sorted(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".py"))
+            if os.path.isdir(folder)
+            else []
+        )
+        raise ValueError(f"There is no config file {path!r}.{_did_you_mean(path, known)}")
+    spec = importlib.util.spec_from_file_location("experiment_config", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        # A locked config refuses unknown keys and wrong types with these.
+        raise ValueError(f"The config {path} could not be built: {_first_line(error)}") from error
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"The override {override!r} has no value: write --config.{key}=VALUE.")
+        _set(config, key, value)
+    return config
+
+
+def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
+    known = dict(flatten(config))
+    if key not in known:
+        section = [k for k in known if k.startswith(key + ".")]
+        hint = f" {key} is a section with the keys {', '.join(section)}." if section else _did_you_mean(key, known)
+        raise ValueError(f"There is no config key {key!r}.{hint}")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"inf": math.inf, "true": True, "false": False, "none": None}.get(text.lower(), text)
+    expected = config_dict.ConfigDict.get_type(_section(config, key), key.rpartition(".")[2])
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if expected is str and not isinstance(value, str):
+        value = text
+    if isinstance(value, list):
+        value = tuple(value)
+    if not (isinstance(value, expected) and isinstance(value, bool) <= (expected is bool)) and not (
+        value is None and key in OPTIONAL_KEYS
+    ):
+        raise ValueError(
+            f"config.{key} = {text} is not a value of type {expected.__name__}; the config holds {known[key]!r}."
+        )
+    with _section(config, key).ignore_type():
+        setattr(_section(config, key), key.rpartition(".")[2], value)
+
+
+def _section(config: config_dict.ConfigDict, key: str) -> config_dict.ConfigDict:
+    for name in key.split(".")[:-1]:
+        config = config[name]
+    return config
+
+
+def flatten(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields ('optimizer.name', 'adamw') and so on, in the order of the config."""
+    for key, value in config.items():
+        if isinstance(value, config_dict.ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+# Keys that may be None ("not set").
+OPTIONAL_KEYS = frozenset(
+    {
+        "total_steps",
+        "model.width",
+        "model.depth",
+        "model.num_heads",
+        "model.decoder_width",
+        "model.decoder_depth",
+        "model.decoder_heads",
+        "loss.temperature",
+        "loss.ess_fraction",
+        "optimizer.clip_norm",
+        "optimizer.ema_decay",
+        "eval.batch_size",
+        "eval.max_takes",
+    }
+)
+
+_CHOICES = {
+    "task": TASKS,
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.variant": ("Ti", "S", "B", "L", "H"),
+    "model.remat": ("none", "dots", "block"),
+    "model.attention": ("xla", "cudnn"),
+    "masking.kind": ("random", "tube"),
+    "loss.target": ("pixels", "normalized_pixels"),
+    "optimizer.name": ("adamw", "muon"),
+}
+
+_POSITIVE = (
+    "global_batch_size",
+    "data.num_frames",
+    "data.frame_stride",
+    "data.num_source_views",
+    "data.repeats",
+    "optimizer.accumulation_steps",
+    "optimizer.base_learning_rate",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "eval.every_steps",
+    "log.every_steps",
+    "loss.motion_pixel_range",
+)
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+    """Checks every value and combination that can be checked without data and devices.
+
+    Raises:
+      ValueError: lists everything that is wrong, each with its values and the fix.
+    """
+    values = dict(flatten(config))
+    wrong = [
+        f"{key} = {values[key]!r} is not one of {', '.join(options)}.{_did_you_mean(str(values[key]), options)}"
+        for key, options in _CHOICES.items()
+        if key in values and values[key] not in options
+    ]
+    wrong += [
+        f"{key} = {values[key]} must be greater than 0." for key in _POSITIVE if key in values and not values[key] > 0
+    ]
+    if not wrong:  # the rest divides by these numbers
+        wrong += [problem for problem in _combinations(config) if problem]
+    if wrong:
+        raise ValueError("The config cannot be run:\n  - " + "\n  - ".join(wrong))
+
+
+def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
+    data, model, masking, loss, optimizer = config.data, config.model, config.masking, config.loss, config.optimizer
+
+    clip = (data.num_frames, *data.crop_size)
+    if len(data.crop_size) != 2 or len(model.tubelet_size) != 3:
+        yield (
+            f"data.crop_size = {data.crop_size} must be (height, width) and model.tubelet_size = {model.tubelet_size} "
+            "(frames, height, width)."
+        )
+        return
+    grid = []
+    for axis, size, step in zip(("frames", "height", "width"), clip, model.tubelet_size, strict=True):
+        if step < 1 or size % step:
+            nearest = max(step, round(size / max(step, 1)) * max(step, 1))
+            yield f"The clip's {axis} ({size}) is not a multiple of the tubelet's ({step}); {nearest} would be."
+        grid.append(size // max(step, 1))
+    num_tokens = math.prod(grid)
+
+    for name in ("target_mask_ratio", "source_mask_ratio"):
+        ratio = masking[name]
+        cell = grid[1] * grid[2] if masking.kind == "tube" else num_tokens
+        masked = int(ratio * cell)
+        if not 0 < ratio < 1 or not 0 < masked < cell:
+            lowest, highest = math.ceil(1000 / cell) / 1000, math.floor(1000 * (cell - 1) / cell) / 1000
+            yield (
+                f"masking.{name} = {ratio} leaves {cell - masked} visible of {cell} tokens; both visible and masked "
+                f"ones are needed: choose it between {lowest} and {highest}."
+            )
+    if not 0 < masking.decode_ratio <= 1:
+        yield f"masking.decode_ratio = {masking.decode_ratio} must lie in (0, 1]."
+    if loss.temperature is None and loss.ess_fraction is None:
+        yield "Set loss.temperature (60 in the paper, inf for the plain MAE loss) or loss.ess_fraction (e.g. 0.6)."
+    if loss.temperature is not None and not loss.temperature > 0:
+        yield f"loss.temperature = {loss.temperature} must be greater than 0; inf is the plain MAE loss."
+    if loss.ess_fraction is not None and not 0 < loss.ess_fraction <= 1:
+        yield f"loss.ess_fraction = {loss.ess_fraction} must lie in (0, 1]; 1 weights all tokens alike."
+    if not all(0 < scale <= 1 for scale in data.crop_scales) or not data.crop_scales:
+        yield f"data.crop_scales = {data.crop_scales} must be fractions in (0, 1]."
+    if not 0 <= data.holdout_fraction < 1:
+        yield f"data.holdout_fraction = {data.holdout_fraction} must lie in [0, 1)."
+    if config.global_batch_size % (data.repeats * optimizer.accumulation_steps):
+        yield (
+            f"global_batch_size = {config.global_batch_size} is not divisible by data.repeats ({data.repeats}) * "
+            f"optimizer.accumulation_steps ({optimizer.accumulation_steps})."
+        )
+    if config.total_steps is not None and config.total_steps < 1:
+        yield f"total_steps = {config.total_steps} must be at least 1."
+    if optimizer.ema_decay is not None and not 0 < optimizer.ema_decay < 1:
+        yield f"optimizer.ema_decay = {optimizer.ema_decay} must lie in (0, 1)."
+    if 0 in (config.mesh.data, config.mesh.fsdp) or (config.mesh.data, config.mesh.fsdp) == (-1, -1):
+        yield f"mesh = {config.mesh.to_dict()}: axes are positive, and at most one is -1 (the devices that are left)."
+    if not data.dir:
+        yield (
+            "data.dir is not set. Prepare a data set (`python -m data.prepare --help`) and pass "
+            "--config.data.dir=DIR; `make demo` makes one to try."
+        )
+    elif not os.path.isfile(os.path.join(data.dir, "prepared.json")):
+        state = "is not a finished prepared data set" if os.path.isdir(data.dir) else "does not exist"
+        yield (
+            f"data.dir = {data.dir} {state} (no prepared.json in it). Make it with "
+            f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={data.dir}`."
+        )
+
+
+def origins(base_file: str) -> dict[str, str]:
+    """Reads the origin tag of each key from the comments of a base config: {'data.num_frames': 'paper', ...}.
+
+    Raises:
+      ValueError: a key has no `# [paper]` or `# [ours]` on the line of its value.
+    """
+    with tokenize.open(base_file) as file:
+        source = file.read()
+    lines = source.splitlines()
+    found = {}
+    for statement in ast.walk(ast.parse(source)):
+        if not isinstance(statement, ast.Assign):
+            continue
+        target = statement.targets[0]
+        section = f"{target.attr}." if isinstance(target, ast.Attribute) else ""
+        pairs = [k for call in ast.walk(statement.value) if isinstance(call, ast.Call) for k in call.keywords]
+        for keyword in pairs:
+            _, _, comment = lines[keyword.value.end_lineno - 1].partition("# [")
+            tag = comment.partition("]")[0]
+            if tag not in ("paper", "ours"):
+                raise ValueError(f"{base_file}:{keyword.lineno}: {section}{keyword.arg} has no [paper] or [ours] tag.")
+            found[section + keyword.arg] = tag
+    return found
+
+
+def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
+    """The block that a run starts with: what follows from the config, then every value with where it comes from."""
+    base_file = os.path.join(
+        os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", f"{_base(config)}.py"
+    )
+    base, tags = load(base_file), origins(base_file)
+    changed = differences(config, base)
+    width = max(len(name) for name in facts)
+    lines = [f"{name:<{width}}  {text}" for name, text in facts.items()]
+    for title, keys in (
+        ("set by this run", list(changed)),
+        ("stated by the paper", [k for k, tag in tags.items() if tag == "paper" and k not in changed]),
+        ("chosen by this project", [k for k, tag in tags.items() if tag == "ours" and k not in changed]),
+    ):
+        values = dict(flatten(config))
+        text = ", ".join(f"{key}={values[key]!r}" for key in keys if values[key] is not None)
+        lines += textwrap.wrap(f"{title}: {text}", 118, subsequent_indent="  ", break_long_words=False)
+    rule = "-" * 118
+    return "\n".join([rule, *lines, rule])
+
+
+def _base(config: config_dict.ConfigDict) -> str:
+    return f"{config.task}_base"
+
+
+def differences(config: config_dict.ConfigDict, base: config_dict.ConfigDict) -> dict[str, tuple[object, object]]:
+    """Keys whose values differ from the base: {key: (value, base value)}."""
+    base_values = dict(flatten(base))
+    return {k: (v, base_values.get(k)) for k, v in flatten(config) if v != base_values.get(k)}
+
+
+def _did_you_mean(name: str, known) -> str:
+    leaf = {k.rpartition(".")[2]: k for k in known}
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+    near += [leaf[k] for k in difflib.get_close_matches(name.rpartition(".")[2], list(leaf), n=2, cutoff=0.6)]
+    near = list(dict.fromkeys(near))[:3]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error.args[0] if error.args else error).strip().splitlines()[0]

@@ -1,0 +1,95 @@
+"""Optimiser and learning-rate schedule."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from ml_collections import config_dict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then a cosine.
+
+    Attributes:
+      peak_learning_rate: after the warm-up.
+      final_learning_rate: at the last step.
+      warmup_steps: optimiser steps of the warm-up.
+      total_steps: optimiser steps of the run.
+    """
+
+    peak_learning_rate: float
+    final_learning_rate: float
+    warmup_steps: int
+    total_steps: int
+
+    @classmethod
+    def from_config(cls, config: config_dict.ConfigDict, steps_per_epoch: float) -> "Schedule":
+        """The linear rule (Goyal et al. 2017): learning rates are stated for 256 samples and scale with the batch."""
+        scale = config.global_batch_size / 256
+        total_steps = config.total_steps or max(1, round(config.num_epochs * steps_per_epoch))
+        warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+        if config.total_steps:  # a shortened run keeps the shape of its schedule
+            warmup_steps = min(warmup_steps, total_steps // 10)
+        if warmup_steps >= total_steps:
+            raise ValueError(
+                f"warmup_epochs = {config.warmup_epochs:g} ({warmup_steps} steps) leaves nothing of the run's "
+                f"{total_steps} steps; lower it."
+            )
+        return cls(
+            peak_learning_rate=config.optimizer.base_learning_rate * scale,
+            final_learning_rate=config.optimizer.final_base_learning_rate * scale,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+        )
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=self.peak_learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay_steps=self.total_steps,
+            end_value=self.final_learning_rate,
+        )(step)
+
+
+def decayed(params: Any) -> Any:
+    """True for what weight decay acts on: kernels, not biases, norms and mask tokens (VideoMAE's rule).
+
+    By name, since with scanned layers a bias is a matrix (layers, width).
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def _matrix_axes(params: Any) -> Any:
+    """For Muon: the (in, out) axes of kernels; a leading layer axis is a batch of matrices. None: Adam."""
+
+    def axes(path, leaf):
+        if path[-1].key != "kernel":
+            return None
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def make_optimizer(config: config_dict.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    """AdamW as VideoMAE's, or Muon on the kernels with its update scaled to AdamW's usual size (RMS 0.2)."""
+    if config.name == "muon":
+        optimizer = optax.contrib.muon(
+            schedule,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=decayed,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.eps,
+            muon_weight_dimension_numbers=_matrix_axes,
+            consistent_rms=0.2,
+        )
+    else:
+        optimizer = optax.adamw(
+            schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
+        )
+    if config.clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

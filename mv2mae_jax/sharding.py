@@ -1,0 +1,87 @@
+"""Placement: the device mesh and where every array lives. Nothing else in the code base knows devices.
+
+The batch is cut along both mesh axes; parameters, optimiser state and EMA are replicated along `data` and cut along
+`fsdp`. jit inserts the collectives.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXES = ("data", "fsdp")
+
+# Arrays smaller than this stay whole on every device: cutting them saves nothing and costs a collective [ours].
+MIN_FSDP_ELEMENTS = 2**16
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp) mesh over all devices; -1 stands for the devices that are left.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [data, fsdp]
+    if -1 in shape:
+        known = math.prod(size for size in shape if size != -1)
+        shape[shape.index(-1)] = max(1, len(devices) // known)
+    if math.prod(shape) != len(devices):
+        raise ValueError(
+            f"mesh.data = {data} and mesh.fsdp = {fsdp} do not multiply to the {len(devices)} devices at hand; "
+            f"-1 in one of them takes what is left."
+        )
+    # Auto axes: the compiler propagates shardings. make_mesh's default (explicit) rejects Linen with FSDP parameters.
+    return jax.make_mesh(tuple(shape), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch are cut over all devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """Where every array of a state lives: the largest axis divisible by `fsdp` is cut, if the array is large enough.
+
+    Args:
+      mesh: the device mesh.
+      state: a pytree of arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      A pytree of NamedSharding of the same structure.
+    """
+    size = mesh.shape["fsdp"]
+
+    def place(leaf) -> NamedSharding:
+        axes = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % size == 0]
+        if size == 1 or leaf.size < MIN_FSDP_ELEMENTS or not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda a: leaf.shape[a])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(place, state)
+
+
+def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int = 1) -> None:
+    """Raises ValueError where a batch cannot be cut evenly over the devices."""
+    devices = mesh.size * accumulation_steps
+    if global_batch_size % devices:
+        lower, upper = global_batch_size // devices * devices, -(-global_batch_size // devices) * devices
+        parts = f" x {accumulation_steps} accumulation steps" if accumulation_steps > 1 else ""
+        choices = f"{lower} or {upper}" if lower else str(upper)
+        raise ValueError(
+            f"global_batch_size = {global_batch_size} is not divisible by the {mesh.size} devices{parts}; "
+            f"use {choices}."
+        )
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows -> global device arrays, cut along both axes."""
+    sharding = batch_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

@@ -1,0 +1,48 @@
+"""The state of a run: everything that a checkpoint holds and that a step replaces."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Attributes:
+    step: int32[], optimiser steps taken.
+    params: parameters, float32.
+    opt_state: optax state.
+    ema_params: exponential moving average of the parameters, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    ema_params: Any = None
+
+    @classmethod
+    def create(cls, params: Any, optimizer: optax.GradientTransformation, with_ema: bool) -> "TrainState":
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            # A copy: donating the state twice over one buffer is an error.
+            ema_params=jax.tree.map(jnp.copy, params) if with_ema else None,
+        )
+
+    def apply_gradients(
+        self, grads: Any, optimizer: optax.GradientTransformation, ema_decay: float | None
+    ) -> "TrainState":
+        updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
+        params = optax.apply_updates(self.params, updates)
+        ema_params = self.ema_params
+        if ema_decay is not None:
+            ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, ema_params=ema_params)
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters that evaluation and export use: the average where there is one."""
+        return self.params if self.ema_params is None else self.ema_params

@@ -1,0 +1,1 @@
+"""What differs between tasks: initialisation, randomness, loss, evaluation. The loop is the same (train.py)."""

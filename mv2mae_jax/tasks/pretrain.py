@@ -1,0 +1,263 @@
+"""MV2MAE pre-training: masks, the forward pass, the loss, and what evaluation measures."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from mv2mae_jax import losses, masking
+from mv2mae_jax.masking import Mask
+from mv2mae_jax.models import layers, mv2mae
+
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """The pre-training objective. All methods are pure functions of their arguments; attributes are the config's."""
+
+    model: mv2mae.MV2MAE
+    num_source_views: int
+    mask_kind: str
+    target_mask_ratio: float
+    source_mask_ratio: float
+    decode_ratio: float
+    target: str
+    cross_weight: float
+    temperature: float | None
+    ess_fraction: float | None
+    motion_pixel_range: float
+
+    @classmethod
+    def from_config(cls, config: config_dict.ConfigDict) -> "Pretrain":
+        sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
+        overrides = {name: config.model[name] for name in sizes if config.model[name] is not None}
+        dtype = config.compute_dtype
+        if dtype == "auto":
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        model = mv2mae.build(
+            config.model.variant,
+            clip_size=(config.data.num_frames, *config.data.crop_size),
+            tubelet_size=tuple(config.model.tubelet_size),
+            cross_view=config.model.cross_view,
+            dtype=jnp.dtype(dtype),
+            scan_layers=config.model.scan_layers,
+            remat=config.model.remat,
+            attention=config.model.attention,
+            **overrides,
+        )
+        return cls(
+            model=model,
+            num_source_views=config.data.num_source_views,
+            mask_kind=config.masking.kind,
+            target_mask_ratio=config.masking.target_mask_ratio,
+            source_mask_ratio=config.masking.source_mask_ratio,
+            decode_ratio=config.masking.decode_ratio,
+            target=config.loss.target,
+            cross_weight=config.loss.cross_weight,
+            temperature=config.loss.temperature,
+            ess_fraction=None if config.loss.temperature is not None else config.loss.ess_fraction,
+            motion_pixel_range=config.loss.motion_pixel_range,
+        )
+
+    def init(self, key: jax.Array) -> Any:
+        """Parameters, float32."""
+        video = jnp.zeros((1, 1 + self.num_source_views, *self.model.clip_size, 3), jnp.uint8)
+        inputs = self.randomize({"video": video}, key)
+        return self.model.init(key, video, inputs["target_mask"], inputs["source_mask"])["params"]
+
+    def randomize(self, batch: Arrays, key: jax.Array) -> Arrays:
+        """Adds what is drawn for a step: the masks of every view, independently, and the tokens to decode.
+
+        Args:
+          batch: `video` uint8[B, V, T, H, W, 3] and whatever else; see data/pipeline.py.
+          key: the key of the step.
+        """
+        batch_size = batch["video"].shape[0]
+        target_key, source_key, decode_key = jax.random.split(key, 3)
+        grid = self.model.grid
+        draw = {"grid": grid, "kind": self.mask_kind}
+        sources = (batch_size, self.num_source_views)
+        target_mask = masking.draw_mask(
+            target_key, batch_shape=(batch_size,), mask_ratio=self.target_mask_ratio, **draw
+        )
+        source_mask = masking.draw_mask(source_key, batch_shape=sources, mask_ratio=self.source_mask_ratio, **draw)
+        decode = {"decode_ratio": self.decode_ratio, "grid": grid}
+        return {
+            **batch,
+            "target_mask": target_mask,
+            "source_mask": source_mask,
+            "decoded_target": masking.choose_decoded(decode_key, target_mask.masked, **decode),
+            "decoded_source": masking.choose_decoded(jax.random.fold_in(decode_key, 1), source_mask.masked, **decode),
+        }
+
+    def loss(self, params: Any, inputs: Arrays) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Self-view loss of every view + cross_weight * cross-view loss of the target.
+
+        Args:
+          params: from `init`.
+          inputs: from `randomize`; `motion` float32[B, V, N].
+
+        Returns:
+          (loss, metrics), float32 scalars; means over the tokens of the batch.
+        """
+        video, target_positions, source_positions = inputs["video"], inputs["decoded_target"], inputs["decoded_source"]
+        reconstruction = self.model.apply(
+            {"params": params}, video, inputs["target_mask"], inputs["source_mask"], target_positions, source_positions
+        )
+        weights = self.weights(inputs["motion"])  # (B, V, N)
+        target, target_weights = self._targets(video[:, 0], weights[:, 0], target_positions)
+        source, source_weights = self._targets(video[:, 1:], weights[:, 1:], source_positions)
+
+        def mean(sum_and_count):
+            return sum_and_count[0] / sum_and_count[1]
+
+        self_target = mean(losses.reconstruction_loss(reconstruction.self_target, target, target_weights))
+        self_source = mean(losses.reconstruction_loss(reconstruction.self_source, source, source_weights))
+        self_sum = self_target + self.num_source_views * self_source
+        metrics = {
+            "loss_self": self_sum / (1 + self.num_source_views),
+            "loss_mean_prediction": mean(losses.mean_prediction_loss(target, target_weights)),
+            "ess_fraction": losses.ess_fraction(weights).mean(),
+        }
+        total = self_sum
+        if self.model.cross_view:
+            metrics["loss_cross"] = mean(losses.reconstruction_loss(reconstruction.cross, target, target_weights))
+            total += self.cross_weight * metrics["loss_cross"]
+        return total, {"loss": total, **metrics}
+
+    def weights(self, motion: jax.Array) -> jax.Array:
+        """Motion energies float32[..., N] -> loss weights float32[..., N] of mean 1."""
+        return losses.motion_weights(
+            motion,
+            temperature=self.temperature,
+            pixel_range=self.motion_pixel_range,
+            ess_fraction=self.ess_fraction,
+        )
+
+    def _targets(self, video: jax.Array, weights: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Targets [..., M, P] and weights [..., M] at the decoded positions int32[..., M]."""
+        patches = layers.gather_tokens(layers.patchify(video, self.model.tubelet_size), positions)  # (..., M, P)
+        return losses.targets(patches, self.target), jnp.take_along_axis(weights, positions, axis=-1)
+
+    def evaluate(self, params: Any, inputs: Arrays) -> dict[str, jax.Array]:
+        """Per-sample measures on held-out samples, float32[B] each.
+
+        The cross-view reconstruction is repeated with the sources replaced by other takes' (same camera, same masks).
+        `summarize` turns the collected samples into metrics.
+        """
+        video, mask, source_mask, positions = (
+            inputs[key] for key in ("video", "target_mask", "source_mask", "decoded_target")
+        )
+        weights = self.weights(inputs["motion"][:, 0])  # (B, N)
+        target, weights = self._targets(video[:, 0], weights, positions)  # (B, M, P), (B, M)
+        pixels = layers.gather_tokens(layers.patchify(video[:, 0], self.model.tubelet_size), positions)
+        model = self._bind(params)
+
+        def measure(name: str, prediction: jax.Array) -> dict[str, jax.Array]:
+            shown = losses.to_pixels(prediction, self.target, statistics_of=pixels)
+            total, count = jax.vmap(losses.reconstruction_loss)(prediction, target, weights)
+            return {f"loss_{name}": total / count, f"psnr_{name}": losses.psnr(shown, pixels / 255)}
+
+        latents = model.encode(video[:, 0], mask.visible)
+        total, count = jax.vmap(losses.mean_prediction_loss)(target, weights)
+        measured = {
+            "loss_mean_prediction": total / count,
+            **measure("self", model.decode_self(latents, mask.visible, positions)),
+        }
+        if self.model.cross_view:
+            sources = {"cross": video[:, 1:]}
+            sources |= {f"cross_{k}": inputs[k] for k in ("other_subject", "other_action") if k in inputs}
+            for name, source in sources.items():
+                source_latents = self._encode_sources(model, source, source_mask)
+                prediction = model.decode_cross(latents, mask.visible, positions, source_latents, source_mask.visible)
+                measured |= measure(name, prediction)
+        carried = ("take", "valid", "has_other_subject", "has_other_action")
+        return measured | {key: inputs[key] for key in carried if key in inputs}
+
+    def _bind(self, params: Any) -> mv2mae.MV2MAE:
+        return self.model.bind({"params": params})
+
+    def _encode_sources(self, model: mv2mae.MV2MAE, source: jax.Array, mask: Mask) -> jax.Array:
+        batch, num_sources = source.shape[:2]
+        visible = mask.visible.reshape(batch * num_sources, -1)  # (B * S, Nv)
+        latents = model.encode(source.reshape(batch * num_sources, *source.shape[2:]), visible)
+        return latents.reshape(batch, num_sources, *latents.shape[1:])  # (B, S, Nv, D)
+
+    def reconstruct(self, params: Any, inputs: Arrays) -> Arrays:
+        """Pixels for pictures: float32[B, T, H, W, 3] in [0, 1].
+
+        `masked` is the target view with hidden tokens grey; `self_view` and `cross_view` show the prediction where
+        tokens were hidden and the input elsewhere; `weights` float32[B, *grid] are the target's. Predictions of
+        normalised pixels take mean and contrast from the *visible* tokens: nothing of the hidden ones is shown.
+        """
+        video, mask, source_mask = inputs["video"], inputs["target_mask"], inputs["source_mask"]
+        model = self._bind(params)
+        patches = layers.patchify(video[:, 0], self.model.tubelet_size)  # (B, N, P)
+        visible = layers.gather_tokens(patches, mask.visible)  # (B, Nv, P)
+        statistics = visible.reshape(visible.shape[0], 1, -1)  # (B, 1, Nv * P)
+        latents = model.encode(video[:, 0], mask.visible)
+
+        def complete(prediction: jax.Array | None) -> jax.Array:
+            if prediction is None:
+                filled = jnp.full((*mask.masked.shape, patches.shape[-1]), 0.5)
+            else:
+                filled = jnp.clip(losses.to_pixels(prediction, self.target, statistics_of=statistics), 0, 1)
+            rows = jnp.arange(patches.shape[0])[:, None]
+            tokens = (patches / 255).at[rows, mask.masked].set(filled)  # (B, N, P)
+            return layers.unpatchify(tokens, self.model.clip_size, self.model.tubelet_size)  # (B, T, H, W, 3)
+
+        pictures = {
+            "target": video[:, 0] / 255,
+            "source": video[:, 1] / 255,
+            "masked": complete(None),
+            "self_view": complete(model.decode_self(latents, mask.visible, mask.masked)),
+            "weights": self.weights(inputs["motion"][:, 0]).reshape(-1, *self.model.grid),  # (B, nt, nh, nw)
+        }
+        if self.model.cross_view:
+            source_latents = self._encode_sources(model, video[:, 1:], source_mask)
+            prediction = model.decode_cross(latents, mask.visible, mask.masked, source_latents, source_mask.visible)
+            pictures["cross_view"] = complete(prediction)
+        return pictures
+
+    def summarize(self, samples: dict[str, np.ndarray]) -> dict[str, float]:
+        """Per-sample measures of a whole evaluation -> metrics; standard errors are over takes, not samples.
+
+        `cross_gain`: by what fraction the cross-view loss grows when the source is another subject's take in the same
+        room; `cross_gain_pose`: the same subject in the same room doing something else, so that only the pose differs.
+        """
+        samples = {key: value[samples["valid"]] for key, value in samples.items()}
+        metrics = {k: float(v.mean()) for k, v in samples.items() if k in _AVERAGED}
+        for name, other in (("cross_gain", "other_subject"), ("cross_gain_pose", "other_action")):
+            if f"loss_cross_{other}" not in samples:
+                continue
+            usable = samples[f"has_{other}"]
+            if np.unique(samples["take"][usable]).size >= 2:
+                gain, error = relative_increase(
+                    samples["loss_cross"][usable], samples[f"loss_cross_{other}"][usable], samples["take"][usable]
+                )
+                metrics |= {name: gain, f"{name}_standard_error": error}
+        return metrics
+
+
+_AVERAGED = ("loss_self", "loss_cross", "loss_mean_prediction", "psnr_self", "psnr_cross")
+
+
+def relative_increase(before: np.ndarray, after: np.ndarray, take: np.ndarray) -> tuple[float, float]:
+    """mean(after) / mean(before) - 1 and its standard error, samples of a take averaged first.
+
+    The error is that of a ratio estimator (delta method) over takes.
+
+    Args:
+      before, after: float[samples], paired.
+      take: int[samples].
+    """
+    index = np.unique(take, return_inverse=True)[1]
+    count = np.bincount(index)
+    before, after = (np.bincount(index, values) / count for values in (before, after))
+    gain = after.mean() / before.mean() - 1
+    residual = after - (1 + gain) * before
+    return float(gain), float(residual.std(ddof=1) / np.sqrt(len(count)) / before.mean())

@@ -1,0 +1,318 @@
+"""The training loop, top to bottom, for every task."""
+
+import json
+import math
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import config_dict
+
+from data import pipeline
+from data.dataset import Dataset
+from mv2mae_jax import checkpoint, metrics, optim, sharding, visualize
+from mv2mae_jax.config import describe
+from mv2mae_jax.optim import Schedule
+from mv2mae_jax.state import TrainState
+from mv2mae_jax.tasks.pretrain import Pretrain
+
+TASKS = {"pretrain": Pretrain}
+
+
+def train(config: config_dict.ConfigDict, dataset: Dataset, workdir: str) -> dict[str, float]:
+    """Trains until the last step, going on from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      config: a validated config.
+      dataset: the opened data set.
+      workdir: where checkpoints, metrics and pictures go.
+
+    Returns:
+      The metrics of the last evaluation.
+
+    Raises:
+      ValueError: the config does not fit devices or data.
+      FloatingPointError: the loss is not finite.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
+    task = TASKS[config.task].from_config(config)
+    schedule = Schedule.from_config(config, dataset.samples_per_epoch / config.global_batch_size)
+    optimizer = optim.make_optimizer(config.optimizer, schedule)
+    init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+
+    checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
+    state = init_state(config, task, optimizer, mesh, init_key, checkpointer)
+    first_step = int(state.step)
+    train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, step_key)
+    evaluate = make_evaluation(config, dataset, task, mesh, eval_key, workdir)
+
+    reporter = metrics.Reporter(
+        workdir, first_step=first_step, total_steps=schedule.total_steps, tensorboard=config.log.tensorboard
+    )
+    reporter.say(describe(config, run_facts(config, dataset, task, schedule, mesh, state)))
+    if first_step:
+        reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
+    run_record = {"config": config.to_json(), "git_revision": git_revision()}
+    clips_per_step = config.global_batch_size * (1 + dataset.spec.num_source_views)
+
+    batches = pipeline.train_batches(
+        dataset,
+        seed=config.seed,
+        start_step=first_step,
+        global_batch_size=config.global_batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+    )
+    step_metrics, clock, last_logged, results = metrics.StepMetrics(), metrics.Clock(), first_step, {}
+    for step in range(first_step + 1, schedule.total_steps + 1):
+        batch = sharding.put_batch(mesh, clock.wait_for(batches))
+        state, new_metrics = train_step(state, batch)
+        step_metrics.add(new_metrics)
+        is_last = step == schedule.total_steps
+
+        if step == first_step + 1:  # keep compilation out of the rates
+            jax.block_until_ready(new_metrics)
+            clock.restart()
+        if step % config.log.every_steps == 0 or is_last:
+            values = {f"train/{name}": value for name, value in step_metrics.mean().items()}
+            steps_per_second, wait_fraction = clock.read()
+            values["perf/steps_per_second"] = steps_per_second
+            values["perf/clips_per_second"] = steps_per_second * clips_per_step
+            values["data/wait_fraction"] = wait_fraction
+            reporter.scalars(step, values)
+            reporter.progress(step, values)
+            check_finite(values["train/loss"], last_logged + 1, step, checkpointer)
+            last_logged = step
+        if dataset.held_out is not None and (step % config.eval.every_steps == 0 or is_last):
+            results = evaluate(state, step, reporter)
+            clock.restart()
+        if checkpointer.save(step, state, run_record, force=is_last):
+            clock.restart()
+    checkpointer.close()
+    reporter.close()
+    if jax.process_index() == 0:
+        write_results(workdir, config, schedule.total_steps, results)
+    return results
+
+
+def init_state(
+    config: config_dict.ConfigDict,
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    key: jax.Array,
+    checkpointer: checkpoint.Checkpointer,
+) -> TrainState:
+    """The newest checkpoint of the run; else a fresh state, with parameters from `init_from` if that is set."""
+
+    def create(key: jax.Array) -> TrainState:
+        return TrainState.create(task.init(key), optimizer, with_ema=config.optimizer.ema_decay is not None)
+
+    shapes = jax.eval_shape(create, key)
+    placement = sharding.state_sharding(mesh, shapes)
+    abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
+    if checkpointer.latest_step() is not None:
+        state, _ = checkpointer.restore(abstract)
+        return state
+    state = jax.jit(create, out_shardings=placement)(key)
+    if config.init_from:
+        params = checkpoint.load_params(config.init_from, abstract.params)
+        ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+        state = state.replace(params=params, ema_params=ema_params)
+    return state
+
+
+def make_train_step(
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    step_key: jax.Array,
+    *,
+    accumulation_steps: int = 1,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step(state, batch) -> (state, metrics)`: pure, its randomness a function of (seed, step)."""
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        inputs = task.randomize(batch, jax.random.fold_in(step_key, state.step))
+        grads, step_metrics = accumulate_gradients(task.loss, state.params, inputs, accumulation_steps)
+        step_metrics["gradient_norm"] = optax.global_norm(grads)
+        step_metrics["learning_rate"] = schedule(state.step)
+        return state.apply_gradients(grads, optimizer, ema_decay), step_metrics
+
+    return train_step
+
+
+def accumulate_gradients(
+    loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]], params: Any, inputs: Any, parts: int
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradients and metrics of a batch, computed in equal parts one after the other. Randomness is already in `inputs`."""
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, inputs)
+
+    def cut(array: jax.Array) -> jax.Array:
+        # Part j takes rows j, j + parts, ...: every device keeps its own rows, nothing moves.
+        rows = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])  # (B / parts, parts, ...)
+        return rows.swapaxes(0, 1)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda array: array[: array.shape[0] // parts], inputs))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, jax.tree.map(cut, inputs))
+    return jax.tree.map(lambda array: array / parts, total)
+
+
+def jit_train_step(
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    config: config_dict.ConfigDict,
+    mesh: jax.sharding.Mesh,
+    state: TrainState,
+    step_key: jax.Array,
+) -> Callable:
+    """The one compiled step: donated state, explicit placement of everything that goes in and out."""
+    train_step = make_train_step(
+        task,
+        optimizer,
+        schedule,
+        step_key,
+        accumulation_steps=config.optimizer.accumulation_steps,
+        ema_decay=config.optimizer.ema_decay,
+    )
+    placement = sharding.state_sharding(mesh, state)
+    return jax.jit(
+        train_step,
+        in_shardings=(placement, sharding.batch_sharding(mesh)),
+        out_shardings=(placement, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_evaluation(
+    config: config_dict.ConfigDict,
+    dataset: Dataset,
+    task: Any,
+    mesh: jax.sharding.Mesh,
+    eval_key: jax.Array,
+    workdir: str,
+) -> Callable[[TrainState, int, metrics.Reporter], dict[str, float]]:
+    """Makes `evaluate(state, step, reporter) -> metrics`: one pass over the held-out takes, and pictures."""
+    batch_size = config.eval.batch_size or config.global_batch_size
+    sharding.check_batch(mesh, batch_size)
+
+    def eval_step(params: Any, batch: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
+        return task.evaluate(params, task.randomize(batch, jax.random.fold_in(eval_key, index)))
+
+    def reconstruct(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        pictures = task.reconstruct(params, task.randomize(batch, jax.random.fold_in(eval_key, 0)))
+        return {name: images[: config.eval.num_pictures] for name, images in pictures.items()}
+
+    everywhere = sharding.replicated(mesh)  # every process receives all rows
+    eval_step = jax.jit(eval_step, out_shardings=everywhere)
+    reconstruct = jax.jit(reconstruct, out_shardings=everywhere)
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        return pipeline.eval_batches(
+            dataset,
+            seed=config.seed,
+            global_batch_size=batch_size,
+            max_takes=config.eval.max_takes,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> dict[str, float]:
+        measured = []
+        for index, batch in enumerate(batches()):
+            batch = sharding.put_batch(mesh, batch)
+            measured.append(eval_step(state.eval_params, batch, index))
+            if index == 0 and config.eval.num_pictures:
+                pictures = jax.device_get(reconstruct(state.eval_params, batch))
+                if jax.process_index() == 0:
+                    for name, image in visualize.write(pictures, os.path.join(workdir, "pictures"), step).items():
+                        reporter.picture(step, f"eval/{name}", image)
+        measured = jax.device_get(measured)
+        samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
+        results = {f"eval/{name}": value for name, value in task.summarize(samples).items()}
+        reporter.scalars(step, results)
+        reporter.say("evaluation at step " + f"{step}: " + "  ".join(f"{k[5:]} {v:.4f}" for k, v in results.items()))
+        return results
+
+    return evaluate
+
+
+def run_facts(
+    config: config_dict.ConfigDict,
+    dataset: Dataset,
+    task: Any,
+    schedule: Schedule,
+    mesh: jax.sharding.Mesh,
+    state: TrainState,
+) -> dict[str, str]:
+    """What the start of a run says beside the config: the actual sizes and rates that follow from it."""
+    device = mesh.devices.flat[0]
+    model, views = task.model, 1 + dataset.spec.num_source_views
+    parts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()}
+    epoch = dataset.samples_per_epoch
+    seen = schedule.total_steps * config.global_batch_size
+    held_out = 0 if dataset.held_out is None else len(np.unique(dataset.held_out.elements[:, 0]))
+    inputs = jax.eval_shape(task.randomize, {"video": jax.ShapeDtypeStruct((1, views), np.uint8)}, jax.random.key(0))
+    return {
+        "devices": f"{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es)",
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items()) + ")",
+        "compute": f"{jnp.dtype(model.dtype).name}, parameters float32",
+        "tokens per view": f"{model.num_tokens} {model.grid}, visible {inputs['target_mask'].visible.shape[-1]} in the "
+        f"target and {inputs['source_mask'].visible.shape[-1]} in a source view",
+        "data": f"{dataset.prepared.name} in {dataset.prepared.directory}: {len(dataset.train.take_names)} takes, "
+        f"{len(dataset.train.elements)} (take, target view) elements; {held_out} takes held out",
+        "a step": f"{config.global_batch_size} samples x {views} views = {config.global_batch_size * views} clips",
+        "length": f"{schedule.total_steps} steps = {seen / epoch:.1f} epochs of {epoch} samples",
+        "learning rate": f"{schedule.peak_learning_rate:.3g} after {schedule.warmup_steps} steps of warm-up, "
+        f"then a cosine to {schedule.final_learning_rate:.3g}",
+    }
+
+
+def check_finite(loss: float, first: int, last: int, checkpointer: checkpoint.Checkpointer) -> None:
+    if not math.isfinite(loss):
+        saved = checkpointer.latest_step()
+        kept = f"the newest checkpoint is step {saved}" if saved is not None else "no checkpoint has been written"
+        raise FloatingPointError(
+            f"The loss became {loss} between steps {first} and {last}; {kept}, nothing was deleted. Lower "
+            "optimizer.base_learning_rate, set optimizer.clip_norm, or compute in float32."
+        )
+
+
+def write_results(workdir: str, config: config_dict.ConfigDict, step: int, results: dict[str, float]) -> None:
+    """WORKDIR/metrics.json: the final metrics with what is needed to trace them."""
+    record = {
+        "metrics": results,
+        "step": step,
+        "seed": config.seed,
+        "protocol": config.data.protocol,
+        "git_revision": git_revision(),
+        "config": json.loads(config.to_json()),
+    }
+    with open(os.path.join(workdir, "metrics.json"), "w") as file:
+        json.dump(record, file, indent=2)
+
+
+def git_revision() -> str:
+    """The revision of this checkout, with `-dirty` where files were changed; `unknown` outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        folder = os.path.dirname(os.path.abspath(__file__))
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
