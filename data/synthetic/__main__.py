@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m data.synthetic",
-        description="Generates synchronised videos of acting people from three cameras: DIR/SsssCcccPpppRrrrAaaa_rgb.avi. "
+        description="Synchronised videos of acting people from three cameras, DIR/SsssCcccPpppRrrrAaaa_rgb.avi. "
         "Stopped and started again with the same arguments, it goes on where it was.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,8 +1,8 @@
 """What the actors do: one table of action classes and the joint angles of each as a function of its phase.
 
-The classes come in pairs that single frames cannot tell apart: left and right limb (mirror images of one path), forwards and
-backwards in time (one path, reversed) and slow and fast (one path at two rates). All angles and rates here are [ours]: chosen to
-look like the action, within what human joints do.
+The classes come in pairs: left and right limb (mirror images of one path), forwards and backwards in time (one path,
+reversed) and slow and fast (one path at two rates). Single frames do not tell the last two apart. All angles and
+rates are [ours]: chosen to look like the action, within what human joints do.
 """
 
 import dataclasses
@@ -151,10 +151,10 @@ ACTIONS = (
     Action(name="punch with the right hand", path=_punch, seconds=1.1, mirror=True),
     Action(name="kick with the left leg", path=_kick, seconds=1.4),
     Action(name="kick with the right leg", path=_kick, seconds=1.4, mirror=True),
-    Action(name="sit down", path=_sit_down, seconds=1.6, repeats=False),
-    Action(name="stand up", path=_sit_down, seconds=1.6, repeats=False, reverse=True),
-    Action(name="raise both arms", path=_raise_arms, seconds=1.6, repeats=False),
-    Action(name="lower both arms", path=_raise_arms, seconds=1.6, repeats=False, reverse=True),
+    Action(name="sit down", path=_sit_down, seconds=1.8, repeats=False),
+    Action(name="stand up", path=_sit_down, seconds=1.8, repeats=False, reverse=True),
+    Action(name="raise both arms", path=_raise_arms, seconds=1.8, repeats=False),
+    Action(name="lower both arms", path=_raise_arms, seconds=1.8, repeats=False, reverse=True),
     Action(name="circle the arms backwards", path=_circle_arms, seconds=1.5),
     Action(name="circle the arms forwards", path=_circle_arms, seconds=1.5, reverse=True),
     Action(name="clap slowly", path=_clap, seconds=1.5),
@@ -202,8 +202,8 @@ def pose(action: Action, phase: np.ndarray, amplitude: float = 1.0) -> np.ndarra
 def phases(action: Action, num_frames: int, fps: float, speed: float, rng: np.random.Generator) -> np.ndarray:
     """The action's phase in every frame, float64[T].
 
-    A repeated action starts anywhere in its cycle. One that happens once starts at a random time that leaves room for all of it, so
-    that neither its beginning nor its end tells the class.
+    A repeated action starts anywhere in its cycle. One that happens once starts at a random time that leaves room for
+    all of it, so that the time of its beginning or end does not tell the class.
     """
     seconds = np.arange(num_frames) / fps
     if action.repeats:

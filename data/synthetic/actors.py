@@ -1,7 +1,7 @@
 """Who acts: subjects with their own proportions, clothes and manner, and the body that joint angles move.
 
-A body is a set of rounded cones (two spheres of different radii and what a sphere sweeps between them), flattened across the bone
-where the body is flat. In body coordinates x points forwards, y to the left, z up.
+A body is a set of round cones (two spheres of different radii and what a sphere sweeps between them), flattened
+across the bone where the body is flat. In body coordinates x points forwards, y to the left, z up.
 """
 
 import colorsys
@@ -88,12 +88,12 @@ def make_subject(seed: int, subject: int) -> Subject:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Body:
-    """The posed body: P rounded cones in T frames, in world coordinates and metres.
+    """The posed body: P round cones in T frames, in world coordinates and metres.
 
     Attributes:
       names: the P part names.
       start: float64[T, P, 3], centre of the first sphere.
-      axes: float64[T, P, 3, 3], rows are the part's own x, y, z in the world; z runs from the first sphere to the second.
+      axes: float64[T, P, 3, 3], rows are the part's own x, y, z in the world; z runs along the bone.
       length: float64[P], distance of the two centres.
       radii: float64[P, 2], of the two spheres, before flattening.
       flatness: float64[P, 2], factors on the radii along the part's own x and y.
@@ -120,10 +120,10 @@ def _rotation(axis: int, angle: np.ndarray) -> np.ndarray:
     return matrix
 
 
-# Part: (joint frame, bone direction in that frame, start and end along the bone, offset forwards, offset up, radii, flatness front/side).
-# Metres at nominal height; [ours], from common body proportions.
+# (part, joint frame, bone direction, start and end along the bone, radii, flatness along the part's x and y), in
+# metres at the nominal height; [ours], from common body proportions.
 _TRUNK_PARTS = (
-    ("pelvis", "pelvis", "up", (-0.04, 0.05), (0.140, 0.150), (0.72, 1.0)),
+    ("pelvis", "pelvis", "up", (0.00, 0.06), (0.118, 0.145), (0.80, 1.08)),
     ("abdomen", "spine", "up", (0.06, 0.20), (0.138, 0.140), (0.70, 1.0)),
     ("chest", "spine", "up", (0.22, 0.40), (0.142, 0.150), (0.68, 1.08)),
     ("neck", "neck", "up", (-0.02, 0.09), (0.055, 0.050), (1.0, 1.0)),
@@ -149,8 +149,8 @@ _BONE_AXES = {  # columns of the joint frame (and signs) that are the part's x, 
 def pose_body(subject: Subject, angles: np.ndarray, place: np.ndarray, facing: float) -> Body:
     """Forward kinematics, with the feet on the floor.
 
-    The body is put so that its lower foot stands on the floor (z = 0) where it stands at rest; both feet share the weight where
-    they are equally low. So a knee bend lowers the hips and moves them back, as it does with people.
+    The lower foot stands on the floor (z = 0) where it stands at rest; both feet share the weight when they are level. So
+    bending the knees lowers the hips and moves them back, as it does with people.
 
     Args:
       subject: the person.

@@ -1,4 +1,7 @@
-"""Calibrated pinhole cameras in the convention of OpenCV: pixel = K (R X + t), x right, y down, z forwards, pixel centres at integers."""
+"""Calibrated pinhole cameras in OpenCV's convention.
+
+pixel = K (R X + t); x right, y down, z forwards; pixel centres at integers.
+"""
 
 import dataclasses
 
@@ -25,7 +28,7 @@ class Camera:
         return -self.rotation.T @ self.translation
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """World points float[..., 3] (metres) -> pixels float64[..., 2] (x, y) and depth along the optical axis float64[...]."""
+        """World points float[..., 3] in metres -> pixels (x, y) float64[..., 2] and depth in metres float64[...]."""
         local = points @ self.rotation.T + self.translation
         image = local @ self.intrinsics.T
         return image[..., :2] / image[..., 2:], local[..., 2]

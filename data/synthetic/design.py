@@ -1,6 +1,7 @@
 """Which takes there are: a balanced design, so that setup, subject and performance say nothing about the class."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -30,25 +31,26 @@ class Take:
 def subjects_by_setup(num_takes: int) -> dict[int, list[int]]:
     """Who acts in which setup.
 
-    As many setups as subjects per setup, both about sqrt(takes / 10), so both grow with the data set: 4 setups of 4 subjects at 160
-    takes, 10 of 10 at 1,000; at least 1 setup and 2 subjects per setup. Subjects come from a pool one and a half times that size,
-    each setup taking the next ones in turn, so that every subject acts in several setups and no two setups have the same people.
+    As many setups as subjects per setup, both about sqrt(takes / 10), so that both grow with the data set: 4 setups
+    of 4 subjects at 160 takes, 10 of 10 at 1,000; at least 1 setup and 2 subjects per setup. Subjects come from a
+    pool about one and a half times that size and each setup takes the next ones in turn, so that subjects act in
+    several setups and no two setups have the same people.
     """
-    size = min(max(1, round(np.sqrt(num_takes / TAKES_PER_SETUP_AND_SUBJECT))), MAX_SETUPS)
+    size = min(max(1, round(math.sqrt(num_takes / TAKES_PER_SETUP_AND_SUBJECT))), MAX_SETUPS)
     per_setup = max(2, size)
-    pool = int(np.ceil(1.5 * per_setup))
-    return {
-        setup: sorted((setup * (per_setup - 1) + k) % pool + 1 for k in range(per_setup))
-        for setup in range(1, size + 1)
-    }
+    shift = per_setup - 1
+    pool = math.ceil(1.5 * per_setup)
+    while math.gcd(pool, shift) > 1:  # else a setup's people would come back before the pool is through
+        pool += 1
+    return {setup: sorted((setup * shift + k) % pool + 1 for k in range(per_setup)) for setup in range(1, size + 1)}
 
 
 def plan_takes(num_takes: int, seed: int) -> list[Take]:
     """The takes of a data set, in file-name order.
 
-    Cells (setup, subject, performance) are filled in turn; each gets the action that it does not have yet and that its setup, its
-    subject, its performance and the whole set have least of (ties by the seed). So the counts of the actions differ by little within
-    any of these.
+    Cells (setup, subject, performance) are filled in turn; each gets the action that it does not have yet and that
+    its setup, its subject, its performance and the whole set have least of (ties by the seed). So the counts of the
+    actions differ by little within any of these.
 
     Raises:
       ValueError: num_takes is not positive or more than the design can name.

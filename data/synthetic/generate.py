@@ -13,6 +13,9 @@ from tqdm import tqdm
 from data.synthetic import rooms, writer
 from data.synthetic.actions import CLASS_NAMES
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
+from data.synthetic.sheet import SHEET
+
+DESCRIPTION = "synthetic.json"
 
 
 def generate(output: pathlib.Path, num_takes: int, seed: int, width: int, height: int, workers: int) -> None:
@@ -27,8 +30,7 @@ def generate(output: pathlib.Path, num_takes: int, seed: int, width: int, height
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     takes = plan_takes(num_takes, seed)
-    _claim(output, description(num_takes, seed, width, height))
-    _refuse_strangers(output, takes)
+    _claim(output, description(num_takes, seed, width, height), takes)
     write = functools.partial(_write_take, output, seed, width, height)
     todo = [t for t in takes if not all((output / t.file_name(c)).exists() for c in rooms.CAMERA_DEGREES)]
     progress = functools.partial(tqdm, total=len(todo), desc="generating", unit="take", disable=None)
@@ -76,29 +78,34 @@ def description(num_takes: int, seed: int, width: int, height: int) -> dict:
     }
 
 
-def _claim(output: pathlib.Path, wanted: dict) -> None:
-    """Makes the folder and its synthetic.json, or checks that what is there is the same data set."""
+def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
+    """Makes the folder and its synthetic.json; refuses a folder that holds anything else than this data set.
+
+    Files that an earlier call left half-written are removed.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    path = output / "synthetic.json"
+    path = output / DESCRIPTION
     if path.exists():
         there = json.loads(path.read_text())
-        different = [key for key in wanted if there.get(key) != json.loads(json.dumps(wanted[key])) and key != "setups"]
-        if different:
-            differences = ", ".join(f"{key} {there.get(key)!r} there, {wanted[key]!r} asked" for key in different)
+        arguments = ("seed", "takes", "width", "height", "class_names")
+        differences = [
+            f"{key} {there.get(key)} there, {wanted[key]} asked" for key in arguments if there.get(key) != wanted[key]
+        ]
+        if differences:
             raise ValueError(
-                f"{output} holds another generated data set ({differences}); choose another --output or delete it"
+                f"{output} holds another generated data set: {'; '.join(differences)}. Delete it or choose another --output"
             )
-        return
-    partial = path.with_name(path.name + writer.PARTIAL)
-    partial.write_text(json.dumps(wanted, indent=1) + "\n")
-    os.replace(partial, path)
-
-
-def _refuse_strangers(output: pathlib.Path, takes: list[Take]) -> None:
-    """Removes half-written files of an earlier call; refuses videos that are not of this data set."""
-    mine = {take.file_name(camera) for take in takes for camera in rooms.CAMERA_DEGREES}
-    for path in output.iterdir():
-        if path.name.endswith(writer.PARTIAL):
-            path.unlink()
-        elif path.suffix == ".avi" and path.name not in mine:
-            raise ValueError(f"{output} holds {path.name}, which is not of this data set; choose another --output")
+    mine = {take.file_name(camera) for take in takes for camera in rooms.CAMERA_DEGREES} | {DESCRIPTION}
+    names = {file.name for file in output.iterdir() if not file.name.startswith(".")}
+    partial = {name + writer.PARTIAL for name in mine} & names
+    strangers = sorted(names - partial - mine - {SHEET})
+    if strangers:
+        raise ValueError(
+            f"{output} holds files that are not of this data set, e.g. {strangers[0]}; choose another --output"
+        )
+    for name in partial:
+        (output / name).unlink()
+    if not path.exists():
+        writing = output / (DESCRIPTION + writer.PARTIAL)
+        writing.write_text(json.dumps(wanted, indent=1) + "\n")
+        os.replace(writing, path)

@@ -1,7 +1,7 @@
-"""Draws actors into the picture of a room: closed-form ray intersections, a depth buffer, Lambert shading and a soft shadow.
+"""Draws actors into the picture of a room: exact ray intersections, a depth buffer, Lambert shading and a soft shadow.
 
-Everything is drawn at SUPERSAMPLING times the resolution each way and averaged down. One body part is drawn in all frames of a
-chunk at once, so that NumPy's overhead is paid per part and not per frame.
+Everything is drawn at SUPERSAMPLING times the resolution each way and averaged down. One body part is drawn in all
+frames of a chunk at once, so that NumPy's overhead is paid per part and not per frame.
 """
 
 import functools
@@ -132,8 +132,10 @@ def _draw_part(
     image.reshape(-1, 3)[where] = np.minimum(255 * colours * light, 255).astype(np.uint8)
 
 
-def _bounding_boxes(camera, start, bone, length, radius, width, height):
-    """Pixel columns int[T, bw] and rows int[T, bh] of equal-sized boxes around a part; None when it is out of every picture."""
+def _bounding_boxes(
+    camera: Camera, start: np.ndarray, bone: np.ndarray, length: float, radius: float, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Columns int[T, bw] and rows int[T, bh] of equal-sized boxes around a part; None if no picture shows it."""
     ends = np.stack([start, start + length * bone], axis=1)  # (T, 2, 3)
     pixels, depth = camera.project(ends)
     margin = camera.intrinsics[0, 0] * radius / (depth - radius)[..., None] + 1
@@ -154,10 +156,13 @@ def _along(local: np.ndarray, length: float, r0: float, r1: float) -> np.ndarray
     return np.clip((local[:, 2] - tangent * distance) / length, 0, 1).astype(np.float32)
 
 
-def _intersect_round_cone(origin, ray, length, r0, r1):
+def _intersect_round_cone(
+    origin: np.ndarray, ray: list[np.ndarray], length: np.float32, r0: np.float32, r1: np.float32
+) -> np.ndarray:
     """Ray parameter at the first hit of a round cone along z, infinite without hit.
 
-    The surface is that of a cone between two tangent circles and of the two spheres beyond them, each a quadratic in the ray parameter.
+    The surface is that of a cone between two tangent circles and of the two spheres beyond them, each a quadratic in
+    the ray parameter.
 
     Args:
       origin: float32[T, 3], ray origin in the part's frame; the first sphere is at 0.

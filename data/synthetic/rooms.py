@@ -1,7 +1,7 @@
 """Setups: a room with its own textures, furniture, light and camera rig, and its still picture from each camera.
 
-World coordinates: metres, z up, the actor acts at the origin. The cameras stand on the +x side at about -45, 0 and +45 degrees; walls
-and furniture are behind the actor on the -x side.
+World coordinates: metres, z up, the actor acts at the origin. The cameras stand on the +x side at about -45, 0 and +45
+degrees; walls and furniture are behind the actor on the -x side. Numbers without another origin are [ours].
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def make_room(seed: int, setup: int) -> Room:
     """The room with NTU number `setup` (S)."""
     rng = np.random.default_rng([seed, 2, setup])
     low = np.array([rng.uniform(-2.9, -2.2), rng.uniform(-4.0, -3.2), 0.0])
-    high = np.array([6.0, rng.uniform(3.2, 4.0), rng.uniform(2.8, 3.2)])
+    high = np.array([6.0, rng.uniform(3.2, 4.0), rng.uniform(3.0, 3.3)])
     walls = textures.random_walls(rng)
     distance, height = rng.uniform(3.2, 3.8), rng.uniform(1.0, 1.7)
     rig = {
@@ -77,12 +77,12 @@ def make_room(seed: int, setup: int) -> Room:
         high=high,
         surfaces=(textures.random_floor(rng), *walls),
         boxes=tuple(_furnish(rng, low, high)),
-        seat=textures.random_furniture(rng),
-        light=np.array([rng.uniform(0.8, 2.8), rng.choice([-1, 1]) * rng.uniform(0.8, 2.4), rng.uniform(2.3, 2.7)]),
-        lamp_colour=rng.uniform(0.62, 0.78) * np.array([1 + warmth, 1.0, 1 - warmth]),
-        ambient_colour=rng.uniform(0.40, 0.50) * np.array([1 - warmth, 1.0, 1 + warmth]),
+        seat=textures.random_seat(rng),
+        light=np.array([rng.uniform(0.6, 1.8), rng.choice([-1, 1]) * rng.uniform(0.5, 1.6), rng.uniform(2.6, 2.9)]),
+        lamp_colour=rng.uniform(0.60, 0.75) * np.array([1 + warmth, 1.0, 1 - warmth]),
+        ambient_colour=rng.uniform(0.48, 0.58) * np.array([1 - warmth, 1.0, 1 + warmth]),
         rig=rig,
-        actor_share=rng.uniform(0.57, 0.63),
+        actor_share=rng.uniform(0.60, 0.65),
     )
 
 
@@ -137,9 +137,8 @@ class StillPicture:
     """The room without actor as one camera sees it.
 
     Attributes:
-      image: uint8[H, W, 3] RGB.
-      depth: float32[H, W], metres along the optical axis.
-      floor: float32[H, W, 2], the floor point (x, y) in metres seen by each pixel; far outside the room where it is not the floor.
+      image: uint8[H, W, 3] RGB. depth: float32[H, W], metres along the optical axis. floor: float32[H, W, 2], the
+      floor point (x, y) in metres that each pixel sees; NOT_FLOOR where it sees something else.
     """
 
     image: np.ndarray
@@ -168,7 +167,7 @@ def take_picture(room: Room, performance: int, camera: Camera, width: int, heigh
         (1, room.low[1], 1, (0, 2), room.surfaces[2]),
         (1, room.high[1], -1, (0, 2), room.surfaces[3]),
         (0, room.high[0], -1, (1, 2), room.surfaces[1]),
-        (2, room.high[2], -1, (0, 1), textures.CEILING),
+        (2, room.high[2], -1, (0, 1), textures.ceiling),
     )
     for axis, position, direction, along, texture in planes:
         t = (position - origin[axis]) / rays[..., axis]
@@ -223,7 +222,15 @@ def _contact(points: np.ndarray, box: Box) -> np.ndarray:
     return 1 - 0.45 * np.exp(-outside / 0.09)
 
 
-def _draw_box(room, box, origin, rays, depth, image, floor) -> None:
+def _draw_box(
+    room: Room,
+    box: Box,
+    origin: np.ndarray,
+    rays: np.ndarray,
+    depth: np.ndarray,
+    image: np.ndarray,
+    floor: np.ndarray,
+) -> None:
     """Draws a box into depth, image and floor where it is nearer than what is there."""
     o, d = _to_box(origin - box.centre, box), _to_box(rays, box)
     near = (-np.sign(d) * box.size / 2 - o) / d  # (H, W, 3)

@@ -10,12 +10,13 @@ from data.synthetic.actions import CLASS_NAMES
 from data.synthetic.design import Take
 from data.synthetic.rooms import CAMERA_DEGREES
 
+SHEET = "contact_sheet.png"
 FRAMES_PER_CAMERA = 4
-CELL_WIDTH, LABEL_WIDTH, HEADER_HEIGHT, GAP = 160, 190, 28, 3  # pixels
+CELL_WIDTH, LABEL_WIDTH, HEADER_HEIGHT, GAP = 128, 190, 28, 3  # pixels
 
 
 def write_sheet(directory: pathlib.Path, takes: list[Take]) -> pathlib.Path:
-    """Writes DIRECTORY/contact_sheet.png from the written videos: one row per class that has a take; returns its path."""
+    """Writes DIRECTORY/contact_sheet.png from the videos there, one row per class that has a take; returns its path."""
     first = directory / takes[0].file_name(1)
     _, height, width, _ = _read(first, 1).shape
     cell = (CELL_WIDTH, round(CELL_WIDTH * height / width))
@@ -37,16 +38,17 @@ def write_sheet(directory: pathlib.Path, takes: list[Take]) -> pathlib.Path:
         top = HEADER_HEIGHT + row * (cell[1] + GAP)
         _write(sheet, CLASS_NAMES[take.action - 1], (6, top + cell[1] // 2 - 4), 0.42)
         _write(sheet, take.file_name(1).replace("C001", "C...")[:20], (6, top + cell[1] // 2 + 16), 0.36)
-    path = directory / "contact_sheet.png"
+    path = directory / SHEET
     if not cv2.imwrite(str(path), sheet[..., ::-1]):
         raise OSError(f"could not write {path}")
     return path
 
 
 def _pick(takes: list[Take], action: int) -> Take | None:
-    """A take of the class; neighbouring classes get different ones so that the sheet shows many rooms and people."""
+    """A take of the class, in another setup from row to row as far as there is one."""
+    setups = max(take.setup for take in takes)
     candidates = [take for take in takes if take.action == action]
-    return candidates[(action * 5) % len(candidates)] if candidates else None
+    return min(candidates, key=lambda take: (take.setup - action) % setups, default=None)
 
 
 def _read(path: pathlib.Path, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 Texture = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (N,), (N,) metres -> (N, 3) RGB in 0..1
 
 
-def CEILING(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def ceiling(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Plain white."""
     return np.full((*np.broadcast(x, y).shape, 3), 0.85)
 
@@ -59,7 +59,7 @@ def random_floor(rng: np.random.Generator) -> Texture:
 def random_walls(rng: np.random.Generator) -> tuple[Texture, Texture, Texture]:
     """Back wall, right wall and left wall: one wallpaper, their own pictures, windows and doors."""
     kind = rng.choice(["plain", "stripes", "bricks", "panels"])
-    base = _colour(rng, (0.06, 0.35), (0.62, 0.85))
+    base = _colour(rng, (0.04, 0.22), (0.66, 0.88))
     accent = base * rng.uniform(0.72, 0.85) if kind != "panels" else _colour(rng, (0.1, 0.4), (0.4, 0.6))
     table = rng.uniform(size=(64, 64))
     period = rng.uniform(0.3, 0.5)
@@ -137,6 +137,13 @@ def _decoration(rng: np.random.Generator, x: float) -> tuple[tuple[float, float,
         return (x - 0.42, 0.0, 0.84, 2.05), framed(0.03, panel)
     width, height = rng.uniform(0.4, 0.9), rng.uniform(0.4, 0.8)
     return (x - width / 2, rng.uniform(1.25, 1.5), width, height), framed(0.06, painting)
+
+
+def random_seat(rng: np.random.Generator) -> Texture:
+    """A plain stool."""
+    base = _colour(rng, (0.3, 0.7), (0.4, 0.8))
+    table = rng.uniform(size=(64, 64))
+    return lambda x, z: base * (0.9 + 0.2 * _noise(table, 4 * x, 4 * z))[:, None]
 
 
 def random_furniture(rng: np.random.Generator) -> Texture:
