@@ -5,23 +5,27 @@ import dataclasses
 import importlib.metadata
 import io
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 from data import shards
-from data.listing import Listing
+from data.listing import Listing, PreparationError
 
 FORMAT_VERSION = 1
+DIGESTS = "SHA256SUMS"
 
-MANIFEST_SCHEMA = pa.schema(
+# The manifest, but for the column `record`, which counts the rows.
+_SCHEMA = pa.schema(
     [
         ("take", pa.string()),
         ("view", pa.string()),
-        ("record", pa.int64()),
         ("num_frames", pa.int32()),
         ("fps", pa.float32()),
         ("height", pa.int32()),
@@ -36,25 +40,25 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
-def write(settings: shards.Settings, listing: Listing, accounts: Sequence[dict], output_dir: Path) -> dict:
+def write(settings: shards.Settings, listing: Listing, jobs: Sequence[shards.Job], output_dir: Path) -> dict:
     """Writes everything beside the shards; prepared.json, which makes the set a finished one, last but for the digests.
 
     Returns:
-      What prepared.json says, with the lists `quarantine` (path, take, reason) and `unmatched` added.
+      What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` added.
     """
-    rows = [row for account in accounts for row in account["records"]]
-    quarantined = [entry for account in accounts for entry in account["quarantined"]]
-    columns = {name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names if name != "record"}
-    columns["record"] = list(range(len(rows)))
-    manifest = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=MANIFEST_SCHEMA), manifest)
-    shards.write_atomically(output_dir / "manifest.parquet", manifest.getvalue())
-    table = io.StringIO()
-    writer = csv.DictWriter(table, ["path", "take", "reason"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(quarantined)
-    shards.write_atomically(output_dir / "quarantine.csv", table.getvalue().encode())
-    _write_tfds_metadata(settings, accounts, output_dir)
+    tables, quarantined, digests, shard_list = [], [], {}, []
+    for job in jobs:
+        account = shards.account_of(job, settings, output_dir)
+        assert account is not None, job.part_name
+        rows = account["records"]
+        tables.append(pa.table({name: [row[name] for row in rows] for name in _SCHEMA.names}, schema=_SCHEMA))
+        quarantined += account["quarantined"]
+        digests[account["file"]] = account["sha256"]
+        shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})
+    views = pa.concat_tables(tables)
+    _write_manifest(views, output_dir)
+    _write_quarantine(quarantined, output_dir)
+    _write_tfds_metadata(settings, shard_list, output_dir)
     prepared = {
         "format_version": FORMAT_VERSION,
         **dataclasses.asdict(settings),
@@ -62,29 +66,41 @@ def write(settings: shards.Settings, listing: Listing, accounts: Sequence[dict],
         "counts": {
             "videos_in": len(listing.videos),
             "takes_in": len({video.take for video in listing.videos}),
-            "videos": len(rows),
-            "takes": len({row["take"] for row in rows}),
-            "frames": sum(row["num_frames"] for row in rows),
+            "bytes_in": sum(listing.num_bytes),
+            "videos": len(views),
+            "takes": len(views["take"].unique()),
+            "frames": pc.sum(views["num_frames"]).as_py() or 0,
+            "bytes": sum(shard["bytes"] for shard in shard_list),
             "quarantined": len(quarantined),
             "unmatched": len(listing.unmatched),
-            "bytes_in": sum(listing.num_bytes),
-            "bytes": sum(account["bytes"] for account in accounts),
         },
-        "shards": [
-            {"file": account["file"], "records": len(account["records"]), "bytes": account["bytes"]}
-            for account in accounts
-        ],
+        "shards": shard_list,
     }
     shards.write_atomically(output_dir / "prepared.json", json.dumps(prepared, indent=1).encode())
-    _write_digests(accounts, output_dir)
-    return prepared | {"quarantine": quarantined, "unmatched": listing.unmatched}
+    _write_digests(digests, output_dir)
+    return prepared | {"quarantined": quarantined, "unmatched": listing.unmatched}
 
 
-def _write_tfds_metadata(settings: shards.Settings, accounts: Sequence[dict], output_dir: Path) -> None:
+def _write_manifest(views: pa.Table, output_dir: Path) -> None:
+    views = views.add_column(2, "record", pa.array(range(len(views)), pa.int64()))
+    manifest = io.BytesIO()
+    pq.write_table(views, manifest)
+    shards.write_atomically(output_dir / "manifest.parquet", manifest.getvalue())
+
+
+def _write_quarantine(quarantined: Sequence[dict], output_dir: Path) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["path", "take", "reason"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(quarantined)
+    shards.write_atomically(output_dir / "quarantine.csv", table.getvalue().encode())
+
+
+def _write_tfds_metadata(settings: shards.Settings, shard_list: Sequence[dict], output_dir: Path) -> None:
     split = tfds.core.SplitInfo(
         name=shards.SPLIT,
-        shard_lengths=[len(account["records"]) for account in accounts],
-        num_bytes=sum(account["bytes"] for account in accounts),
+        shard_lengths=[shard["records"] for shard in shard_list],
+        num_bytes=sum(shard["bytes"] for shard in shard_list),
     )
     tfds.folder_dataset.write_metadata(
         data_dir=output_dir,
@@ -96,13 +112,58 @@ def _write_tfds_metadata(settings: shards.Settings, accounts: Sequence[dict], ou
     )
 
 
-def _write_digests(accounts: Sequence[dict], output_dir: Path) -> None:
+def _write_digests(digests: dict[str, str], output_dir: Path) -> None:
     """SHA256SUMS, in the form of coreutils' sha256sum; the shards' digests are known from their making."""
-    digests = {account["file"]: account["sha256"] for account in accounts}
-    others = [path for path in output_dir.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    for path in others:
+    for path in output_dir.rglob("*"):
         name = path.relative_to(output_dir).as_posix()
-        if name not in digests and name != "SHA256SUMS":
+        if path.is_file() and not path.name.startswith(".") and name != DIGESTS and name not in digests:
             digests[name] = shards.sha256_of(path)[0]
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    shards.write_atomically(output_dir / "SHA256SUMS", lines.encode())
+    shards.write_atomically(output_dir / DIGESTS, lines.encode())
+
+
+def verify(directory: Path) -> list[str]:
+    """Compares every file of a prepared set with its digest.
+
+    Returns:
+      One line per damaged or missing file; for a shard it names the takes that cannot be read. Empty if all is intact.
+
+    Raises:
+      PreparationError: there are no digests to compare with.
+    """
+    if not (directory / DIGESTS).is_file():
+        raise PreparationError(f"no finished preparation in {directory}: {directory / DIGESTS} is missing")
+    try:
+        lines = (directory / DIGESTS).read_text().splitlines()
+        digests = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except ValueError:  # undecodable, or a line without its two parts
+        return [f"{DIGESTS}: damaged"]
+    damage = []
+    for name, digest in digests.items():
+        path = directory / name
+        if not path.is_file():
+            damage.append(f"{name}: missing")
+        elif shards.sha256_of(path)[0] != digest:
+            takes = f"; takes {', '.join(_damaged_takes(path))}" if ".array_record-" in name else ""
+            damage.append(f"{name}: damaged{takes}")
+    return damage
+
+
+def _damaged_takes(shard: Path) -> list[str]:
+    """The takes with a record that has changed; all of the shard's when the damage is outside of the records."""
+    part = shard.parent / shards.PARTS / f"{shard.name.partition('.array_record-')[2]}.json"
+    try:
+        rows = json.loads(part.read_bytes())["records"]
+    except (OSError, ValueError, KeyError):
+        return ["unknown, since its account is damaged, too"]
+    takes = [row["take"] for index, row in enumerate(rows) if _checksum(shard, index) != row["checksum"]]
+    return sorted(set(takes or [row["take"] for row in rows]))
+
+
+def _checksum(shard: Path, index: int) -> int | None:
+    """CRC-32 of a record, None if it cannot be read; opened anew each time, as an error leaves a reader unusable."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(shard))
+        return zlib.crc32(reader.read([index])[0])
+    except (RuntimeError, ValueError, IndexError):
+        return None

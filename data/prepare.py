@@ -10,72 +10,64 @@
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import json
 import math
-import multiprocessing
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import tqdm
 
-from data import catalog, codec, metadata, shards
+from data import catalog, codec, metadata, raw_video, shards, workers
 from data.catalog import folder
 from data.listing import Listing, PreparationError, list_videos
 
-# [ours] A shard of NTU is then about 250 MB (192 views of about 1.3 MB), and the work of a few minutes is what an
-# interruption costs.
-MAX_TAKES_PER_SHARD = 64
-MIN_SHARDS = 16  # [ours] so that a small set keeps several workers busy, too
 SHOWN = 10  # of a list in the report
+SAMPLED_VIDEOS = 8  # for the size and time to expect
 
 EXIT_ERROR = 1
-EXIT_USAGE = 2
 EXIT_QUARANTINED = 3
+EXIT_INTERRUPTED = 130
 
 
 def prepare(
-    *,
-    dataset: str,
+    names: catalog.Catalog,
     input_dir: Path,
     output_dir: Path,
-    pattern: str | None = None,
+    *,
     short_side: int = 170,
     quality: int = 90,
-    workers: int = 1,
+    num_workers: int = 1,
     max_length_difference: int = 20,
 ) -> dict:
     """Prepares a data set, or goes on with a preparation that was interrupted.
 
     Args:
-      dataset: a name of `data.catalog`.
+      names: the catalogue of the data set.
       input_dir: with the raw videos.
       output_dir: of the prepared set; made if missing.
-      pattern: of the file names, for the data set 'folder'.
-      short_side: of the stored frames, pixels; smaller videos stay as they are.
-      quality: of JPEG, 1 to 100.
-      workers: processes; the files written do not depend on it.
-      max_length_difference: between the views of a take, frames.
+      short_side: of the stored frames, pixels [ours]: room for crops around the 128 that the model sees. Smaller
+        videos stay as they are.
+      quality: of JPEG, 1 to 100. [ours]
+      num_workers: processes; the files written do not depend on it.
+      max_length_difference: between the views of a take, frames. [ours]: NTU's largest is 18.
 
     Returns:
-      What prepared.json says.
+      What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` added.
 
     Raises:
-      ValueError: an argument is wrong.
       PreparationError: the input or the output does not let it go on.
     """
-    names = catalog.get(dataset, **({"pattern": pattern} if pattern else {}))
     names, listing = list_videos(names, input_dir)
     settings = shards.Settings(
-        dataset=dataset,
+        dataset=names.name,
         pattern=getattr(names, "pattern", ""),
         class_names=names.class_names,
         codec=codec.NAME,
@@ -84,26 +76,14 @@ def prepare(
         max_length_difference=max_length_difference,
         needs_pairs=names.needs_pairs,
     )
-    jobs = plan_shards(listing)
+    jobs = shards.plan(listing)
     with _locked(output_dir):
         _begin(settings, jobs, output_dir)
-        accounts = _run(jobs, settings, input_dir, output_dir, workers)
-        return metadata.write(settings, listing, accounts, output_dir)
-
-
-def plan_shards(listing: Listing) -> list[shards.Job]:
-    """Cuts the takes, in order of their names, into shards; a function of the listing alone."""
-    takes = sorted({video.take for video in listing.videos})
-    takes_per_shard = min(MAX_TAKES_PER_SHARD, math.ceil(len(takes) / MIN_SHARDS))
-    shard_of_take = {take: index // takes_per_shard for index, take in enumerate(takes)}
-    num_shards = math.ceil(len(takes) / takes_per_shard)
-    members: list[list[tuple[catalog.Video, int]]] = [[] for _ in range(num_shards)]
-    for video, size in zip(listing.videos, listing.num_bytes, strict=True):
-        members[shard_of_take[video.take]].append((video, size))
-    return [
-        shards.Job(shard=shard, num_shards=num_shards, videos=videos, num_bytes=sizes)
-        for shard, (videos, sizes) in enumerate(zip(*group, strict=True) for group in members)
-    ]
+        missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
+        if missing:
+            (output_dir / "prepared.json").unlink(missing_ok=True)  # not to look finished meanwhile
+            workers.write_shards(missing, len(listing.videos), settings, input_dir, output_dir, num_workers)
+        return metadata.write(settings, listing, jobs, output_dir)
 
 
 @contextlib.contextmanager
@@ -125,7 +105,11 @@ def _begin(settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Pa
     plan = json.loads(json.dumps(plan))
     path = output_dir / "plan.json"
     if path.exists():
-        _check_same_plan(json.loads(path.read_bytes()), plan, output_dir)
+        try:
+            before = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise PreparationError(f"{path} is damaged ({error}): delete it and give the command again") from error
+        _check_same_plan(before, plan, output_dir)
     else:
         shards.write_atomically(path, json.dumps(plan, indent=1).encode())
     for leftover in [*output_dir.glob(".*.tmp"), *(output_dir / shards.PARTS).glob(".*.tmp")]:
@@ -151,129 +135,117 @@ def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
         )
 
 
-def _run(
-    jobs: Sequence[shards.Job], settings: shards.Settings, input_dir: Path, output_dir: Path, workers: int
-) -> list[dict]:
-    """The accounts of all shards, in order; makes those that are missing."""
-    accounts = {job.shard: shards.finished(job, settings, output_dir) for job in jobs}
-    missing = [job for job in jobs if accounts[job.shard] is None]
-    num_videos = sum(len(job.videos) for job in jobs)
-    num_done = num_videos - sum(len(job.videos) for job in missing)
-    if not missing:
-        return [accounts[job.shard] for job in jobs]
-    _forget_the_end(output_dir)
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    with (
-        tqdm.tqdm(total=num_videos, initial=num_done, unit="video", disable=not sys.stderr.isatty()) as progress,
-        concurrent.futures.ProcessPoolExecutor(
-            min(workers, len(missing)), mp_context=context, initializer=_start_worker, initargs=(counter,)
-        ) as executor,
-    ):
-        futures = [executor.submit(_write_shard, job, settings, input_dir, output_dir) for job in missing]
-        pending = set(futures)
+def dry_run(names: catalog.Catalog, input_dir: Path, short_side: int, quality: int, num_workers: int) -> str:
+    """What `prepare` would do, with the size and time to expect from a few of the videos; writes nothing."""
+    names, listing = list_videos(names, input_dir)
+    views_of_take = Counter(video.take for video in listing.videos)
+    takes_with = Counter(views_of_take.values())
+    num_shards = len(shards.plan(listing))
+    lines = [
+        f"{names.name}: {_count(len(listing.videos), 'video')} of {_count(len(views_of_take), 'take')}, "
+        f"{sum(listing.num_bytes) / 1e6:.1f} MB, into {_count(num_shards, 'shard')}",
+        *(f"  {_count(takes_with[views], 'take')} with {_count(views, 'view')}" for views in sorted(takes_with)),
+        *_unmatched(listing.unmatched),
+        *_expected(listing, input_dir, short_side, quality, num_workers),
+    ]
+    return "\n".join(lines)
+
+
+def _expected(listing: Listing, input_dir: Path, short_side: int, quality: int, num_workers: int) -> list[str]:
+    cv2.setNumThreads(1)  # as in a worker
+    num_bytes, bad = [], []
+    began = time.monotonic()
+    for video in listing.videos[:: math.ceil(len(listing.videos) / SAMPLED_VIDEOS)]:
         try:
-            while pending:
-                done, pending = concurrent.futures.wait(
-                    pending, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                progress.update(num_done + counter.value - progress.n)
-                for future in done:
-                    account = future.result()
-                    accounts[missing[futures.index(future)].shard] = account
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-    return [accounts[job.shard] for job in jobs]
-
-
-_counter = None  # of finished videos, shared with the main process; set in each worker
-
-
-def _start_worker(counter: multiprocessing.Value) -> None:
-    global _counter
-    _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    cv2.setNumThreads(1)
-    threading.Thread(target=_exit_with_the_main_process, daemon=True).start()
-
-
-def _exit_with_the_main_process() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(EXIT_ERROR)
-
-
-def _write_shard(job: shards.Job, settings: shards.Settings, input_dir: Path, output_dir: Path) -> dict:
-    return shards.write(job, settings, input_dir, output_dir, _count_video)
-
-
-def _count_video() -> None:
-    with _counter.get_lock():
-        _counter.value += 1
-
-
-def _forget_the_end(output_dir: Path) -> None:
-    """While shards are missing, the folder must not look prepared."""
-    (output_dir / "prepared.json").unlink(missing_ok=True)
+            _, frames = raw_video.read(input_dir / video.path, short_side)
+            num_bytes.append(sum(len(codec.encode(frame, quality)) for frame in frames))
+        except raw_video.BadVideo as error:
+            bad.append(f"  {video.path}: {error}")
+    if not num_bytes:
+        return ["none of the videos tried can be read:", *bad]
+    seconds = (time.monotonic() - began) / len(num_bytes) * len(listing.videos) / num_workers
+    megabytes = sum(num_bytes) / len(num_bytes) * len(listing.videos) / 1e6
+    return [
+        f"expected, from {_count(len(num_bytes), 'video')}: {megabytes:.0f} MB, "
+        f"{tqdm.tqdm.format_interval(seconds)} with {_count(num_workers, 'worker')}",
+        *bad,
+    ]
 
 
 def report(prepared: dict, output_dir: Path) -> str:
     """The end report: what went in, out and aside."""
     counts = prepared["counts"]
+    quarantined = [f"{entry['path']}: {entry['reason']}" for entry in prepared["quarantined"]]
+    where = f", listed with reasons in {output_dir / 'quarantine.csv'}:" if quarantined else ""
     lines = [
-        f"in     {counts['videos_in']} videos of {counts['takes_in']} takes, {counts['bytes_in'] / 1e6:.1f} MB",
-        f"out    {counts['videos']} videos of {counts['takes']} takes, {counts['frames']} frames, "
-        f"{counts['bytes'] / 1e6:.1f} MB in {len(prepared['shards'])} shards: {output_dir}",
-        f"aside  {counts['quarantined']} videos, listed with reasons in {output_dir / 'quarantine.csv'}"
-        if counts["quarantined"]
-        else "aside  none",
+        f"in:    {_count(counts['videos_in'], 'video')} of {_count(counts['takes_in'], 'take')}, "
+        f"{counts['bytes_in'] / 1e6:.1f} MB",
+        f"out:   {_count(counts['videos'], 'video')} of {_count(counts['takes'], 'take')}, {counts['frames']} frames, "
+        f"{counts['bytes'] / 1e6:.1f} MB in {_count(len(prepared['shards']), 'shard')}: {output_dir}",
+        f"aside: {_count(counts['quarantined'], 'video')}{where}",
+        *_shortened(quarantined),
+        *_unmatched(prepared["unmatched"]),
     ]
-    lines += _shorten([f"{entry['path']}: {entry['reason']}" for entry in prepared["quarantine"]])
-    if prepared["unmatched"]:
-        lines.append(f"not of this data set: {len(prepared['unmatched'])} files")
-        lines += _shorten(prepared["unmatched"])
     return "\n".join(lines)
 
 
-def _shorten(items: Sequence[str]) -> list[str]:
+def _unmatched(reasons: Sequence[str]) -> list[str]:
+    return [f"not of this data set: {_count(len(reasons), 'file')}", *_shortened(reasons)] if reasons else []
+
+
+def _shortened(items: Sequence[str]) -> list[str]:
     more = [f"  ... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return [f"  {item}" for item in items[:SHOWN]] + more
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parse_arguments(arguments)
     try:
+        if options.verify:
+            return _verify(options.output)
+        if options.dry_run:
+            print(dry_run(options.names, options.input, options.short_side, options.quality, options.workers))
+            return 0
         prepared = prepare(
-            dataset=options.dataset,
-            input_dir=options.input,
-            output_dir=options.output,
-            pattern=options.pattern,
+            options.names,
+            options.input,
+            options.output,
             short_side=options.short_side,
             quality=options.quality,
-            workers=options.workers,
+            num_workers=options.workers,
             max_length_difference=options.max_length_difference,
         )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except PreparationError as error:
+    except (PreparationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return EXIT_INTERRUPTED
     print(report(prepared, options.output))
     num_quarantined = prepared["counts"]["quarantined"]
-    if num_quarantined > options.max_quarantined:
-        print(
-            f"{num_quarantined} videos in quarantine, more than --max_quarantined={options.max_quarantined}: the "
-            f"prepared set is complete without them; exit code {EXIT_QUARANTINED} says so",
-            file=sys.stderr,
-        )
-        return EXIT_QUARANTINED
+    if num_quarantined <= options.max_quarantined:
+        return 0
+    print(
+        f"{_count(num_quarantined, 'video')} in quarantine, more than --max_quarantined={options.max_quarantined}: the "
+        f"set is complete without them, and exit code {EXIT_QUARANTINED} says so",
+        file=sys.stderr,
+    )
+    return EXIT_QUARANTINED
+
+
+def _verify(directory: Path) -> int:
+    damage = metadata.verify(directory)
+    for line in damage:
+        print(line)
+    if damage:
+        print(f"{directory} is damaged: delete the files named above and give the preparing command again")
+        return EXIT_ERROR
+    print(f"{directory} is intact")
     return 0
 
 
@@ -286,61 +258,72 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
   python -m data.prepare --dataset=ntu60 --input=nturgb+d_rgb --output=prepared/ntu60 --workers=16
   python -m data.prepare --dataset=folder --pattern='{take}_cam{view}.mp4' --input=videos --output=prepared/mine
   python -m data.prepare --dataset=folder --pattern='{label}/{take}/{view}' --input=videos --output=prepared/mine
+  python -m data.prepare --verify --output=prepared/ntu60
 
 An interrupted preparation goes on when the same command is given again.
 
 exit codes:
-  0  prepared
-  1  stopped by the input or the output (no videos, disk full, ...); what is done is not done again
-  2  wrong arguments
-  3  prepared, but more than --max_quarantined videos were left out: see quarantine.csv in the output folder
+  0    prepared (or intact, with --verify)
+  1    stopped by the input or the output: no videos, disk full, ...; what is done is not done again (or damaged)
+  2    wrong arguments
+  3    prepared, but more than --max_quarantined videos were left out: see quarantine.csv in the output folder
   130  interrupted by Ctrl-C""",
     )
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(catalog.NAMES)}")
-    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="folder with the raw videos")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the prepared set")
+    parser.add_argument("--dataset", help=f"one of {', '.join(catalog.NAMES)}")
+    parser.add_argument("--input", type=Path, metavar="DIR", help="folder with the raw videos")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the prepared set")
     parser.add_argument(
         "--pattern",
         help="for --dataset=folder: file names below --input, of the fields {take} and {view} and optionally {label} "
         f"and {{subject}}; without an extension it takes every video (default: '{folder.DEFAULT_PATTERN}')",
     )
     parser.add_argument(
-        "--short_side", type=_positive, default=170, metavar="PIXELS", help="of the frames stored (170)"
+        "--short_side", type=_integer(1), default=170, metavar="PIXELS", help="of the frames, never enlarged (170)"
     )
-    parser.add_argument("--quality", type=_quality, default=90, metavar="Q", help="of JPEG, 1 to 100 (90)")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (all CPUs)")
+    parser.add_argument("--quality", type=_integer(1, 100), default=90, metavar="Q", help="of JPEG, 1 to 100 (90)")
+    parser.add_argument("--workers", type=_integer(1), default=os.cpu_count(), metavar="N", help="processes (all CPUs)")
     parser.add_argument(
         "--max_length_difference",
-        type=_not_negative,
+        type=_integer(0),
         default=20,
         metavar="FRAMES",
-        help="views of a take that differ in length by more go to the quarantine (20: NTU's largest is 18)",
+        help="views of a take that differ in length by more go to the quarantine (20; NTU's largest is 18)",
     )
     parser.add_argument(
-        "--max_quarantined", type=_not_negative, default=0, metavar="K", help="more than K left out: exit code 3 (0)"
+        "--max_quarantined", type=_integer(0), default=0, metavar="K", help="more than K left out: exit code 3 (0)"
     )
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done, and the size and time")
+    parser.add_argument("--verify", action="store_true", help="check the digests of --output, and nothing else")
     options = parser.parse_args(arguments)
-    if options.pattern and options.dataset != "folder":
-        parser.error(f"--pattern is for --dataset=folder; the names of {options.dataset} are known")
+    _check_combination(parser, options)
     return options
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
+def _check_combination(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends with exit code 2 if the arguments do not go together; puts the catalogue into `options.names`."""
+    needed = ["output"] if options.verify else ["dataset", "input"] + ["output"] * (not options.dry_run)
+    missing = [f"--{name}" for name in needed if getattr(options, name) is None]
+    if missing:
+        parser.error(f"needs {', '.join(missing)}")
+    if options.verify:
+        return
+    if options.pattern and options.dataset != "folder":
+        parser.error(f"--pattern is for --dataset=folder; the names of {options.dataset} are known")
+    try:
+        options.names = catalog.get(options.dataset, **({"pattern": options.pattern} if options.pattern else {}))
+    except ValueError as error:
+        parser.error(str(error))
 
 
-def _not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
+def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"{text} is not {least} {'or more' if most is None else f'to {most}'}")
+        return number
 
-
-def _quality(text: str) -> int:
-    if not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not in 1 to 100")
-    return int(text)
+    parse.__name__ = "integer"  # argparse names it for what int() refuses
+    return parse
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Decodes a raw video, once, frame by frame: upright, small, with every defect found on the way."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +8,13 @@ import cv2
 import numpy as np
 
 # Limits [ours] on what a file may claim or hold, so that a hostile one costs neither the memory nor the day.
-MAX_PIXELS = 8192 * 8192  # of one frame; four times 8K video
-MAX_FRAMES = 18_000  # of one video, ten minutes at 30 fps; all its frames are one record
-MISSING_FRAMES_TOLERANCE = 1  # [ours] containers may count a frame that holds no picture
+MAX_PIXELS = 7680 * 4320  # of one frame: 8K video
+MAX_FRAMES = 18_000  # of one video: ten minutes at 30 fps; all its frames are one record
+# How much of what the container claims may be missing before the video counts as truncated.
+MISSING_FRAMES_TOLERANCE = 1  # [ours] of a count of frames; an entry may hold no picture
+MISSING_SECONDS_TOLERANCE = 0.5  # [ours] of a duration, which may be that of a longer audio track
 
+_LIMITS = {"max_pixels": str(MAX_PIXELS)}  # FFmpeg refuses larger frames before it allocates them
 _UPRIGHT = {0: None, 90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
 
@@ -20,15 +22,7 @@ class BadVideo(Exception):
     """A video that cannot be used; the message is the reason."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Header:
-    """What the container says: frames per second, and the number of frames (0 where it does not say)."""
-
-    fps: float
-    num_frames: int
-
-
-def read(path: Path, short_side: int) -> tuple[Header, Iterator[np.ndarray]]:
+def read(path: Path, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
     """Opens a video; the frames are decoded while the iterator is consumed, in constant memory.
 
     Rotation metadata and the shape of pixels are honoured: what comes out is what a player shows.
@@ -38,7 +32,7 @@ def read(path: Path, short_side: int) -> tuple[Header, Iterator[np.ndarray]]:
       short_side: of the frames, in pixels; a video that is smaller stays as it is.
 
     Returns:
-      The header, and an iterator of uint8[h, w, 3] frames, RGB, all of one size.
+      The rate in frames per second, and an iterator of uint8[h, w, 3] frames, RGB, all of one size.
 
     Raises:
       BadVideo: with the reason; also from the iterator, up to its end (a truncated video tells only there).
@@ -47,18 +41,19 @@ def read(path: Path, short_side: int) -> tuple[Header, Iterator[np.ndarray]]:
     if path.stat().st_size == 0:
         raise BadVideo("empty file")
     try:
-        container = av.open(str(path), mode="r")
+        container = av.open(str(path), mode="r", options=_LIMITS)
     except av.FFmpegError as error:
         raise BadVideo(f"not a readable video: {_reason(error)}") from error
     try:
-        header = _check_header(container)
+        fps = _check_header(container)
     except BadVideo:
         container.close()
         raise
-    return header, _frames(container, header, short_side)
+    return fps, _frames(container, fps, short_side)
 
 
-def _check_header(container: av.container.InputContainer) -> Header:
+def _check_header(container: av.container.InputContainer) -> float:
+    """Frames per second, if what the header says is within the limits."""
     if not container.streams.video:
         raise BadVideo("no video in the file")
     stream = container.streams.video[0]
@@ -70,15 +65,14 @@ def _check_header(container: av.container.InputContainer) -> Header:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise BadVideo("no frame rate in the file")
-    return Header(fps=float(rate), num_frames=stream.frames)
+    return float(rate)
 
 
-def _frames(container: av.container.InputContainer, header: Header, short_side: int) -> Iterator[np.ndarray]:
+def _frames(container: av.container.InputContainer, fps: float, short_side: int) -> Iterator[np.ndarray]:
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1  # the processes are the parallelism
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    shape = None
-    num_frames = 0
+    stream.codec_context.options = _LIMITS
+    num_frames, shape, end = 0, None, 0.0
     with container:
         try:
             for frame in container.decode(stream):
@@ -86,18 +80,34 @@ def _frames(container: av.container.InputContainer, header: Header, short_side: 
                 if num_frames > MAX_FRAMES:
                     raise BadVideo(f"more than {MAX_FRAMES} frames: cut it into shorter videos")
                 if frame.is_corrupt:
-                    raise BadVideo(f"frame {num_frames} is damaged")
+                    raise BadVideo(f"frame {num_frames - 1} is damaged")
                 shape = shape or (frame.height, frame.width)
                 if shape != (frame.height, frame.width):
                     before, now = f"{shape[1]}x{shape[0]}", f"{frame.width}x{frame.height}"
-                    raise BadVideo(f"its size changes from {before} to {now} at frame {num_frames}")
+                    raise BadVideo(f"its size changes from {before} to {now} at frame {num_frames - 1}")
+                end = (frame.time or 0.0) + 1 / fps
                 yield _upright_and_small(frame, stream.sample_aspect_ratio, short_side)
         except av.FFmpegError as error:
-            raise BadVideo(f"cannot be decoded after frame {num_frames}: {_reason(error)}") from error
-    if num_frames == 0:
-        raise BadVideo("holds no frame")
-    if header.num_frames - num_frames > MISSING_FRAMES_TOLERANCE:
-        raise BadVideo(f"truncated: {num_frames} frames of the {header.num_frames} that its header claims")
+            raise BadVideo(f"cannot be decoded after {num_frames} frames: {_reason(error)}") from error
+        if num_frames == 0:
+            raise BadVideo("holds no frame")
+        _check_end(container, fps, num_frames, end)
+
+
+def _check_end(container: av.container.InputContainer, fps: float, num_frames: int, end: float) -> None:
+    """Raises BadVideo if the container claims more than the frames that were there, the last until `end` seconds."""
+    stream = container.streams.video[0]
+    if stream.frames:
+        claimed = stream.frames
+        if "mov" in container.format.name and stream.duration:
+            # An edit list hides frames, as after trimming on a phone; the duration knows of it, the count does not.
+            claimed = min(claimed, round(stream.duration * stream.time_base * fps))
+        if claimed - num_frames > MISSING_FRAMES_TOLERANCE:
+            raise BadVideo(f"truncated: {num_frames} frames of the {claimed} that the container claims")
+    elif container.duration is not None:
+        claimed_end = (container.start_time or 0) / av.time_base + container.duration / av.time_base
+        if claimed_end - end > MISSING_SECONDS_TOLERANCE:
+            raise BadVideo(f"truncated: ends after {end:.2f} s of the {claimed_end:.2f} s that the container claims")
 
 
 def _upright_and_small(frame: av.VideoFrame, pixel_aspect: float | None, short_side: int) -> np.ndarray:

@@ -7,6 +7,7 @@ this project's `data.takes` read the same files. TensorFlow is not needed.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import statistics
 import zlib
@@ -18,11 +19,16 @@ from array_record.python import array_record_module
 
 from data import codec, raw_video
 from data.catalog import Video
+from data.listing import Listing, PreparationError
 
 SPLIT = "takes"  # the one TFDS split; the official splits are the catalogue's
 PARTS = "parts"  # the folder of the shards' accounts
 # group_size:1 reads one record without its neighbours; JPEG does not compress further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
+# [ours] A shard of NTU is then about 250 MB (192 views of about 1.3 MB), and the work of a few minutes is what an
+# interruption costs.
+MAX_TAKES_PER_SHARD = 64
+MIN_SHARDS = 16  # [ours] so that a small set keeps several workers busy, too
 FPS_TOLERANCE = 0.01  # [ours] relative: 29.97 and 30 are the same rate, 25 and 30 are not
 
 FEATURES = tfds.features.FeaturesDict(
@@ -73,6 +79,21 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def plan(listing: Listing) -> list[Job]:
+    """Cuts the takes, in order of their names, into shards; a function of the listing alone."""
+    takes = sorted({video.take for video in listing.videos})
+    takes_per_shard = min(MAX_TAKES_PER_SHARD, math.ceil(len(takes) / MIN_SHARDS))
+    shard_of_take = {take: index // takes_per_shard for index, take in enumerate(takes)}
+    num_shards = math.ceil(len(takes) / takes_per_shard)
+    members: list[list[tuple[Video, int]]] = [[] for _ in range(num_shards)]
+    for video, size in zip(listing.videos, listing.num_bytes, strict=True):
+        members[shard_of_take[video.take]].append((video, size))
+    return [
+        Job(shard=shard, num_shards=num_shards, videos=videos, num_bytes=sizes)
+        for shard, (videos, sizes) in enumerate(zip(*group, strict=True) for group in members)
+    ]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedVideo:
     """A video on its way into a record."""
@@ -84,59 +105,62 @@ class EncodedVideo:
     width: int
 
 
-def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, on_video: Callable[[], None]) -> dict:
-    """Makes the shard and its account, unless both are there; each appears whole or not at all.
+def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, starting: Callable[[str], None]) -> None:
+    """Makes a shard and its account; each appears whole or not at all.
 
     Args:
       job: what goes into the shard.
       settings: how.
       input_dir: where the videos' paths start.
       output_dir: of the prepared set; its PARTS folder exists.
-      on_video: called after each video, for the progress bar.
+      starting: called with the path of each video before it is opened.
 
-    Returns:
-      The account: file, digest, bytes, sha256, records (rows of the manifest) and quarantined (path, take, reason).
+    Raises:
+      PreparationError: a video has vanished, or the file system refuses to read it.
+      OSError: the disk is full, or the folder cannot be written to.
     """
-    account = finished(job, settings, output_dir)
-    if account is not None:
-        return account
     file_name = job.file_name(settings.dataset)
     temporary = output_dir / f".{file_name}.{os.getpid()}.tmp"
     rows, quarantined = [], []
-    writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-    for videos in _group_by_take(job.videos):
-        encoded, aside = _encode_take(videos, settings, input_dir, on_video)
-        quarantined += aside
-        for view in encoded:
-            record = FEATURES.serialize_example(
-                FEATURES.encode_example({"take": view.video.take, "view": view.video.view, "frames": view.frames})
-            )
-            writer.write(record)
-            rows.append(_row(view, record))
-    writer.close()
-    digest, num_bytes = sha256_of(temporary)
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+        for videos in _group_by_take(job.videos):
+            views, aside = _encode_take(videos, settings, input_dir, starting)
+            quarantined += aside
+            for view in views:
+                record = _serialize(view)
+                writer.write(record)
+                rows.append(_row(view, record))
+        writer.close()
+    except RuntimeError as error:  # ArrayRecord's for every failure of the file system
+        temporary.unlink(missing_ok=True)  # on a full disk, room for the rest
+        raise OSError(str(error)) from error
+    sha256, num_bytes = sha256_of(temporary)
     _commit(temporary, output_dir / file_name)
     account = {
         "file": file_name,
-        "digest": job.digest(settings),
+        "inputs": job.digest(settings),
         "bytes": num_bytes,
-        "sha256": digest,
+        "sha256": sha256,
         "records": rows,
         "quarantined": quarantined,
     }
     write_atomically(output_dir / PARTS / job.part_name, json.dumps(account, indent=1).encode())
-    return account
 
 
-def finished(job: Job, settings: Settings, output_dir: Path) -> dict | None:
-    """The account of a shard that is there and was made from the same videos with the same settings; else None."""
-    part = output_dir / PARTS / job.part_name
+def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
+    """The account of a finished shard, None if it has to be made (anew, when the inputs have changed).
+
+    Returns:
+      file, inputs (a digest), bytes, sha256, records (rows of the manifest), quarantined (path, take, reason).
+    """
     shard = output_dir / job.file_name(settings.dataset)
-    if not (part.exists() and shard.exists()):
+    try:
+        account = json.loads((output_dir / PARTS / job.part_name).read_bytes())
+        finished = account["inputs"] == job.digest(settings) and account["bytes"] == shard.stat().st_size
+    except (FileNotFoundError, ValueError, KeyError):  # not made, not finished, or the account is damaged
         return None
-    account = json.loads(part.read_bytes())
-    same = account["digest"] == job.digest(settings) and account["bytes"] == shard.stat().st_size
-    return account if same else None
+    return account if finished else None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -170,16 +194,16 @@ def _group_by_take(videos: Sequence[Video]) -> list[list[Video]]:
 
 
 def _encode_take(
-    videos: Sequence[Video], settings: Settings, input_dir: Path, on_video: Callable[[], None]
+    videos: Sequence[Video], settings: Settings, input_dir: Path, starting: Callable[[str], None]
 ) -> tuple[list[EncodedVideo], list[dict]]:
     """The views of a take that go in, and the quarantine entries of those that do not."""
     encoded, reasons = [], {}
     for video in videos:
+        starting(video.path)
         try:
             encoded.append(_encode(video, settings, input_dir))
         except raw_video.BadVideo as error:
             reasons[video] = str(error)
-        on_video()
     if settings.needs_pairs:
         tolerance = settings.max_length_difference
         encoded = _keep_agreeing(encoded, reasons, lambda view: view.fps, lambda fps: fps * FPS_TOLERANCE, "fps")
@@ -194,12 +218,22 @@ def _encode_take(
 
 
 def _encode(video: Video, settings: Settings, input_dir: Path) -> EncodedVideo:
-    header, frames = raw_video.read(input_dir / video.path, settings.short_side)
+    try:
+        fps, frames = raw_video.read(input_dir / video.path, settings.short_side)
+    except FileNotFoundError as error:
+        raise PreparationError(f"{input_dir / video.path} has vanished since the input folder was listed") from error
+    except OSError as error:
+        raise PreparationError(f"cannot read {input_dir / video.path}: {error.strerror}") from error
     stored = []
     for frame in frames:
         stored.append(codec.encode(frame, settings.quality))
     height, width = frame.shape[:2]
-    return EncodedVideo(video=video, frames=stored, fps=header.fps, height=height, width=width)
+    return EncodedVideo(video=video, frames=stored, fps=fps, height=height, width=width)
+
+
+def _serialize(view: EncodedVideo) -> bytes:
+    example = {"take": view.video.take, "view": view.video.view, "frames": view.frames}
+    return FEATURES.serialize_example(FEATURES.encode_example(example))
 
 
 def _keep_agreeing(
