@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from mv2mae_jax import losses
-from mv2mae_jax.masking import Mask, choose_decoded, draw_mask
+from mv2mae_jax.masking import Mask, choose_decoded
 from mv2mae_jax.models import layers, mv2mae
 
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike
-TINY = {"width": 32, "depth": 3, "num_heads": 2, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+TINY = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+
+# These tests compile much and compute little.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def build(**overrides) -> mv2mae.MV2MAE:
@@ -26,26 +29,42 @@ def random_video(*batch: int, seed: int = 0, clip_size: tuple[int, int, int] = C
 
 
 def draw_masks(model: mv2mae.MV2MAE, batch: int = 2, num_sources: int = 1, ratios=(0.7, 0.7)) -> tuple[Mask, Mask]:
-    target = draw_mask(jax.random.key(1), batch_shape=(batch,), grid=model.grid, mask_ratio=ratios[0])
-    source = draw_mask(jax.random.key(2), batch_shape=(batch, num_sources), grid=model.grid, mask_ratio=ratios[1])
-    return target, source
+    rng = np.random.default_rng(1)
+
+    def draw(batch_shape: tuple[int, ...], mask_ratio: float) -> Mask:
+        order = rng.random((*batch_shape, model.num_tokens)).argsort(-1).astype(np.int32)
+        num_masked = int(mask_ratio * model.num_tokens)
+        return Mask(visible=np.sort(order[..., num_masked:]), masked=np.sort(order[..., :num_masked]))
+
+    return draw((batch,), ratios[0]), draw((batch, num_sources), ratios[1])
+
+
+def parameter_shapes(model: mv2mae.MV2MAE):
+    masks = draw_masks(model) if model.cross_view else (draw_masks(model)[0], None)
+    video = jax.ShapeDtypeStruct((2, 2 if model.cross_view else 1, *model.clip_size, 3), jnp.uint8)
+    return jax.eval_shape(model.init, jax.random.key(0), video, *masks)["params"]
 
 
 @functools.cache
 def random_params(model: mv2mae.MV2MAE):
-    """Initialised, then every parameter moved by noise, so that no bias is zero and no scale is one."""
-    target, source = draw_masks(model)
-    views = 2 if model.cross_view else 1
-    init = jax.jit(model.init)
-    params = init(jax.random.key(0), random_video(2, views), target, source if model.cross_view else None)["params"]
-    leaves, treedef = jax.tree.flatten(params)
+    """Of a plausible size, and no bias is zero and no scale one."""
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(treedef, [leaf + rng.normal(0, 0.05, leaf.shape).astype(np.float32) for leaf in leaves])
+
+    def draw(path, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        match path[-1].key:
+            case "kernel":
+                return noise / np.float32(math.sqrt(leaf.shape[-2]))
+            case "scale":
+                return 1 + 0.1 * noise
+        return 0.1 * noise
+
+    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(model))
 
 
 @functools.cache
 def jitted(model: mv2mae.MV2MAE, method: str = "__call__"):
-    return jax.jit(functools.partial(model.apply, method=method))
+    return jax.jit(functools.partial(model.apply, method=method), compiler_options=QUICK)
 
 
 def run(model, method, *args):
@@ -197,8 +216,7 @@ def test_any_clip_that_the_tubelet_divides(clip_size, tubelet_size):
     model = build(clip_size=clip_size, tubelet_size=tubelet_size, depth=1, decoder_depth=1)
     masks = draw_masks(model, ratios=(0.5, 0.5))
     video = random_video(2, 2, clip_size=clip_size)
-    variables = jax.jit(model.init)(jax.random.key(0), video, *masks)
-    reconstruction = jitted(model)(variables, video, *masks)
+    reconstruction = run(model, "__call__", video, *masks)
     assert reconstruction.cross.shape == (2, masks[0].masked.shape[1], math.prod(tubelet_size) * 3)
     assert reconstruction.cross.dtype == jnp.float32 and np.isfinite(reconstruction.cross).all()
 
@@ -290,13 +308,12 @@ def numpy_block(x, params, num_heads, source=None):
 
 @pytest.mark.parametrize("cross", [False, True])
 def test_a_block_against_numpy(cross):
+    params = layers.unstack_blocks(random_params(build()))["cross_decoder" if cross else "decoder"]["blocks"]["0"]
     rng = np.random.default_rng(0)
-    x, source = rng.normal(size=(2, 5, 12)), rng.normal(size=(2, 7, 12))
-    block = layers.Block(num_heads=3, cross=cross)
-    params = block.init(jax.random.key(0), jnp.float32(x), jnp.float32(source), None)["params"]
-    params = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32), params)
-    output = block.apply({"params": params}, jnp.float32(x), jnp.float32(source), None)
-    expected = numpy_block(x, params, 3, source if cross else None)
+    x, source = rng.normal(size=(2, 5, 16)), rng.normal(size=(2, 7, 16))
+    # Outside jit, as the tests of the whole model run inside.
+    output = layers.Block(num_heads=2, cross=cross).apply({"params": params}, jnp.float32(x), jnp.float32(source), None)
+    expected = numpy_block(x, params, 2, source if cross else None)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -323,11 +340,9 @@ def test_the_cross_decoder_against_numpy():
 # Parameters
 
 
-def count_shapes(model: mv2mae.MV2MAE, num_views: int) -> dict[str, int]:
-    masks = draw_masks(model)
-    video = jax.ShapeDtypeStruct((2, num_views, *model.clip_size, 3), jnp.uint8)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), video, masks[0], masks[1] if num_views > 1 else None)
-    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes["params"].items()}
+def count_parameters(model: mv2mae.MV2MAE) -> dict[str, int]:
+    shapes = parameter_shapes(model)
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes.items()}
 
 
 def block_parameters(width: int) -> int:
@@ -345,7 +360,7 @@ def block_parameters(width: int) -> int:
 @pytest.mark.parametrize("clip_size", [(16, 128, 128), (16, 224, 224)])
 def test_parameter_counts_follow_videomaes_layout(variant, clip_size):
     model = mv2mae.build(variant, clip_size=clip_size, tubelet_size=(2, 16, 16))
-    counts = count_shapes(model, num_views=2)
+    counts = count_parameters(model)
     width, decoder_width, patch_dim = model.width, model.decoder_width, 2 * 16 * 16 * 3
     encoder = (patch_dim + 1) * width + model.depth * block_parameters(width) + 2 * width
     decoder = width * decoder_width + decoder_width + model.decoder_depth * block_parameters(decoder_width)
@@ -362,12 +377,13 @@ def test_parameter_counts_follow_videomaes_layout(variant, clip_size):
 def test_vit_s_has_as_many_parameters_as_videomaes():
     model = mv2mae.build("S", clip_size=(16, 224, 224), tubelet_size=(2, 16, 16), cross_view=False)
     # Elements of the 218 tensors of MCG-NJU/VideoMAE's pretrain_videomae_small_patch16_224 with decoder_depth=4.
-    assert sum(count_shapes(model, num_views=1).values()) == 24_029_376
+    assert sum(count_parameters(model).values()) == 24_029_376
 
 
 def test_initialisation_is_videomaes():
     model = build(depth=4)
-    params = jax.jit(model.init)(jax.random.key(0), random_video(2, 2), *draw_masks(model))["params"]
+    init = jax.jit(model.init, compiler_options=QUICK)
+    params = init(jax.random.key(0), random_video(2, 2), *draw_masks(model))["params"]
     kernel = np.asarray(params["encoder"]["blocks"]["mlp"]["fc1"]["kernel"])  # (depth, 32, 128)
     limit = math.sqrt(6 / (32 + 128))
     assert 0.98 * limit < np.abs(kernel).max() <= limit
@@ -393,7 +409,7 @@ def loss_and_gradient(model, params, video, masks):
         reconstruction = model.apply({"params": params}, video, *masks)
         return sum(jnp.square(part).mean() for part in jax.tree.leaves(reconstruction))
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)
 
 
 @functools.cache
@@ -408,8 +424,16 @@ def assert_trees_close(actual, expected, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), actual, expected)
 
 
-@pytest.mark.parametrize("remat", ["none", "block", "dots"])
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize(
+    ("scan_layers", "remat"),
+    [
+        (True, "block"),
+        (True, "dots"),
+        (False, "none"),
+        pytest.param(False, "block", marks=pytest.mark.slow),
+        pytest.param(False, "dots", marks=pytest.mark.slow),
+    ],
+)
 def test_scan_and_remat_change_no_number(scan_layers, remat):
     (expected_loss, expected_gradient), video, masks = reference()
     params = random_params(build())
@@ -426,7 +450,7 @@ def test_scan_and_remat_change_no_number(scan_layers, remat):
 def test_unstacking_fits_an_unrolled_model_and_stacking_undoes_it():
     params = random_params(build())
     unrolled = build(scan_layers=False)
-    shapes = jax.eval_shape(unrolled.init, jax.random.key(0), random_video(2, 2), *draw_masks(unrolled))["params"]
+    shapes = parameter_shapes(unrolled)
     assert jax.tree.map(jnp.shape, layers.unstack_blocks(params)) == jax.tree.map(jnp.shape, shapes)
     jax.tree.map(np.testing.assert_array_equal, layers.stack_blocks(layers.unstack_blocks(params)), params)
 
@@ -451,14 +475,6 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(random_params(half)))
 
 
-def test_jit_changes_no_number():
-    model = build()
-    video, masks = random_video(2, 2), draw_masks(model)
-    with jax.disable_jit():
-        eager = build(scan_layers=False).apply({"params": layers.unstack_blocks(random_params(model))}, video, *masks)
-    assert_trees_close(run(model, "__call__", video, *masks), eager, atol=2e-5)
-
-
 def test_dense_equals_a_product_on_any_rank():
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     dense = layers.Dense(7)
@@ -471,35 +487,42 @@ def test_dense_equals_a_product_on_any_rank():
 # Stochastic depth
 
 
+def apply_quickly(module: nn.Module, params, *args, seed: int | None = None, **kwargs) -> np.ndarray:
+    apply = jax.jit(functools.partial(module.apply, **kwargs), compiler_options=QUICK)
+    return np.asarray(
+        apply({"params": params}, *args, rngs=None if seed is None else {"drop_path": jax.random.key(seed)})
+    )
+
+
 def test_drop_path_drops_branches_per_sample_and_keeps_the_mean():
-    x = np.broadcast_to(np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32), (2000, 5, 12))
-    block = layers.Block(num_heads=3)
-    params = block.init(jax.random.key(0), x, None, None)["params"]
-    params["mlp"]["fc2"] = jax.tree.map(jnp.zeros_like, params["mlp"]["fc2"])  # leaves one branch, the attention
-    branch = np.asarray(block.apply({"params": params}, x[:1], None, None) - x[:1])
-    dropped = block.apply({"params": params}, x, None, 0.3, rngs={"drop_path": jax.random.key(1)})
-    scale = np.asarray(((dropped - x) * branch).sum((1, 2)) / (branch**2).sum())
+    model = build()
+    params = layers.unstack_blocks(random_params(model))["encoder"]["blocks"]["0"]
+    fc2 = jax.tree.map(np.zeros_like, params["mlp"]["fc2"])  # leaves one branch, the attention
+    params = params | {"mlp": params["mlp"] | {"fc2": fc2}}
+    x = np.broadcast_to(np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32), (2000, 5, 32))
+    block = layers.Block(num_heads=2)
+    branch = apply_quickly(block, params, x[:1], None, None) - x[:1]
+    dropped = apply_quickly(block, params, x, None, 0.3, seed=1)
+    scale = ((dropped - x) * branch).sum((1, 2)) / (branch**2).sum()
     np.testing.assert_allclose(np.minimum(abs(scale), abs(scale - 1 / 0.7)), 0, atol=1e-4)
     assert abs((scale > 0.5).mean() - 0.7) < 5 * math.sqrt(0.3 * 0.7 / 2000)
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_drop_path_grows_with_depth_and_is_off_when_deterministic(scan_layers):
-    sizes = {"num_tokens": 18, "width": 32, "depth": 2, "num_heads": 2, "scan_layers": scan_layers}
-    patches = np.asarray(layers.patchify(random_video(64), TUBELET))
-    positions = np.broadcast_to(np.arange(18), (64, 18))
-    plain, dropping = mv2mae.Encoder(**sizes), mv2mae.Encoder(drop_path=0.999999, **sizes)
-    variables = plain.init(jax.random.key(0), patches, positions)
-    np.testing.assert_array_equal(
-        dropping.apply(variables, patches, positions), plain.apply(variables, patches, positions)
-    )
+    params = layers.unstack_blocks(random_params(build())["encoder"])
+    first_block = params | {"blocks": {"0": params["blocks"]["0"]}}
+    if scan_layers:
+        params, first_block = layers.stack_blocks(params), layers.stack_blocks(first_block)
+    sizes = {"num_tokens": 18, "width": 32, "num_heads": 2, "scan_layers": scan_layers}
+    inputs = np.asarray(layers.patchify(random_video(8), TUBELET)), np.broadcast_to(np.arange(18), (8, 18))
+    plain = mv2mae.Encoder(depth=2, **sizes)
+    dropping = mv2mae.Encoder(depth=2, drop_path=0.999999, **sizes)
+    np.testing.assert_array_equal(apply_quickly(dropping, params, *inputs), apply_quickly(plain, params, *inputs))
     # The first of the two blocks has rate 0, the last nearly 1: only the first is left.
-    first = jax.tree.map(lambda leaf: leaf, variables["params"])
-    blocks = first["blocks"]
-    first["blocks"] = jax.tree.map(lambda leaf: leaf[:1], blocks) if scan_layers else {"0": blocks["0"]}
-    expected = mv2mae.Encoder(**(sizes | {"depth": 1})).apply({"params": first}, patches, positions)
-    dropped = dropping.apply(variables, patches, positions, deterministic=False, rngs={"drop_path": jax.random.key(0)})
-    np.testing.assert_allclose(dropped, expected, atol=1e-5)
+    alone = apply_quickly(mv2mae.Encoder(depth=1, **sizes), first_block, *inputs)
+    dropped = apply_quickly(dropping, params, *inputs, seed=0, deterministic=False)
+    np.testing.assert_allclose(dropped, alone, atol=1e-5)
 
 
 # Errors
