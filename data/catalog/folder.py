@@ -75,16 +75,19 @@ class Folder(Catalog):
 def _compile(pattern: str, with_extension: bool) -> tuple[list[str], re.Pattern]:
     """The pattern's fields in order, and the regular expression that reads them. Raises ValueError."""
     fields, regex = [], ""
-    for literal, field in re.findall(r"([^{}]+)|\{([^{}]*)\}", pattern):
+    for literal, field in re.findall(r"([^{}]+)|(\{\w*\}|.)", pattern):
+        name = field.strip("{}")
         if literal:
             regex += re.escape(literal)
-        elif field not in FIELDS:
-            raise ValueError(f"pattern {pattern!r}: unknown field {{{field}}}; fields are {', '.join(FIELDS)}")
-        elif field in fields:
-            regex += f"(?P={field})"
+        elif len(field) == 1:
+            raise ValueError(f"pattern {pattern!r}: a brace without its partner, or more than a name between them")
+        elif name not in FIELDS:
+            raise ValueError(f"pattern {pattern!r}: unknown field {field}; fields are {', '.join(FIELDS)}")
+        elif name in fields:
+            regex += f"(?P={name})"
         else:
-            regex += f"(?P<{field}>[^/]+)"
-            fields.append(field)
+            regex += f"(?P<{name}>[^/]+)"
+            fields.append(name)
     missing = [name for name in ("take", "view") if name not in fields]
     if missing:
         raise ValueError(

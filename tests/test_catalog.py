@@ -1,0 +1,226 @@
+"""The catalogues: names both ways, complete lists, official splits."""
+
+import dataclasses
+import string
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import catalog
+from data.catalog import ntu
+from data.catalog.folder import Folder
+
+NTU_LIKE = ("ntu60", "ntu120", "synthetic")
+
+
+@pytest.fixture(scope="module")
+def ntu_videos():
+    names = {name: catalog.get(name) for name in ("ntu60", "ntu120")}
+    return {name: [names[name].parse(path) for path in names[name].names()] for name in names}
+
+
+# The counts are the data set's own: github.com/shahroudy/NTURGB-D and the row counts of public split files.
+@pytest.mark.parametrize(
+    ("name", "videos", "takes", "subjects", "splits"),
+    [
+        ("ntu60", 56_880, 18_960, 40, {"xsub": (40_320, 16_560), "xview": (37_920, 18_960)}),
+        ("ntu120", 114_480, 38_160, 106, {"xsub": (63_360, 51_120), "xset": (54_720, 59_760)}),
+    ],
+)
+def test_complete_ntu_has_the_published_counts(ntu_videos, name, videos, takes, subjects, splits):
+    complete = ntu_videos[name]
+    assert len({video.path for video in complete}) == videos
+    views = Counter(video.take for video in complete)
+    assert len(views) == takes
+    assert set(views.values()) == {3}
+    assert {video.subject for video in complete} == set(range(1, subjects + 1))
+    for protocol, (train, test) in splits.items():
+        assert Counter(catalog.get(name).split(protocol, video) for video in complete) == {"train": train, "test": test}
+
+
+def test_ntu_classes_are_balanced(ntu_videos):
+    assert set(Counter(video.label for video in ntu_videos["ntu60"]).values()) == {948}
+    per_class = Counter(video.label for video in ntu_videos["ntu120"])
+    assert {per_class[label] for label in range(60)} == {948}
+    assert {per_class[label] for label in range(60, 120)} == {960}
+
+
+def test_ntu60_is_the_part_of_ntu120_with_its_classes(ntu_videos):
+    assert {v.path for v in ntu_videos["ntu60"]} == {v.path for v in ntu_videos["ntu120"] if v.label < 60}
+
+
+@pytest.mark.parametrize("name", ["ntu60", "ntu120"])
+def test_protocols_separate_what_they_say(ntu_videos, name):
+    names = catalog.get(name)
+    for protocol, kept_apart in {"xsub": "subject", "xview": "camera", "xset": "setup", "random": "take"}.items():
+        if protocol in names.protocols:
+            sides = {"train": set(), "test": set()}
+            for video in ntu_videos[name]:
+                sides[names.split(protocol, video)].add(getattr(video, kept_apart))
+            assert sides["train"] and sides["test"] and not sides["train"] & sides["test"]
+
+
+def test_random_protocol_holds_out_a_tenth(ntu_videos):
+    tests = sum(catalog.get("ntu60").split("random", video) == "test" for video in ntu_videos["ntu60"])
+    assert tests / len(ntu_videos["ntu60"]) == pytest.approx(0.1, abs=0.01)
+
+
+def test_names_of_the_classes():
+    names = catalog.get("ntu120").class_names
+    assert (names[0], names[8], names[59], names[111]) == (
+        "drink water",
+        "standing up (from sitting position)",
+        "walking apart from each other",
+        "high-five",
+    )
+    assert len(names) == len(set(names)) == 120
+    assert catalog.get("ntu60").class_names == names[:60]
+    generated = catalog.get("synthetic").class_names
+    assert len(generated) == len(set(generated)) >= 10
+
+
+@settings(deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("name", NTU_LIKE)
+def test_parse_inverts_format(name, data):
+    names = catalog.get(name)
+    if name == "synthetic":
+        setup, subject = data.draw(st.integers(1, 999)), data.draw(st.integers(1, 999))
+        label = data.draw(st.integers(0, len(names.class_names) - 1))
+    else:
+        setup = data.draw(st.sampled_from(names.setups))
+        subject = data.draw(st.sampled_from(ntu.SUBJECTS_OF_SETUP[setup]))
+        label = data.draw(st.sampled_from(names.actions(setup))) - 1
+    camera, performance = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+    video = catalog.Video(
+        path=f"S{setup:03}C{camera:03}P{subject:03}R{performance:03}A{label + 1:03}_rgb.avi",
+        take=f"S{setup:03}P{subject:03}R{performance:03}A{label + 1:03}",
+        view=f"C{camera:03}",
+        label=label,
+        subject=subject,
+        setup=setup,
+        camera=camera,
+        performance=performance,
+    )
+    assert names.format(video) == video.path
+    assert names.parse(video.path) == video
+    assert names.parse("a/b/" + video.path) == dataclasses.replace(video, path="a/b/" + video.path)
+
+
+@given(st.one_of(st.text(), st.text(alphabet="SCPRA0123456789_rgb.avi", max_size=30)))
+@pytest.mark.parametrize("name", NTU_LIKE)
+def test_any_other_string_is_refused_with_a_reason(name, text):
+    with pytest.raises(ValueError, match=r"SsssCcccPpppRrrrAaaa_rgb\.avi"):
+        catalog.get(name).parse(text)
+
+
+@given(position=st.integers(0, 27), character=st.characters())
+def test_a_changed_character_is_another_name_or_refused(position, character):
+    name = "S001C002P003R001A013_rgb.avi"
+    changed = name[:position] + character + name[position + 1 :]
+    names = catalog.get("ntu60")
+    try:
+        video = names.parse(changed)
+    except ValueError as error:
+        assert repr(changed) in str(error)  # the reason names the file
+    else:
+        assert names.format(video) == changed.rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "reason"),
+    [
+        ("ntu60", "S018C001P008R001A061_rgb.avi", "setups 1 to 17, not 18"),
+        ("ntu60", "S001C001P001R001A061_rgb.avi", "actions 1 to 60, not 61"),
+        ("ntu120", "S018C001P008R001A001_rgb.avi", "actions 61 to 120, not 1"),
+        ("ntu60", "S001C004P001R001A001_rgb.avi", "cameras are 1 to 3, not 4"),
+        ("ntu60", "S001C001P001R003A001_rgb.avi", "performances are 1 to 2, not 3"),
+        ("ntu60", "S001C001P009R001A001_rgb.avi", "performers 1, 2, 3, 4, 5, 6, 7, 8, not 9"),
+        ("ntu60", "S001C001P001R001A000_rgb.avi", "not 0"),
+        ("synthetic", "S000C001P001R001A001_rgb.avi", "count from 1"),
+        ("synthetic", "S001C001P001R001A999_rgb.avi", "not 999"),
+    ],
+)
+def test_impossible_numbers_are_refused(name, path, reason):
+    with pytest.raises(ValueError, match=reason):
+        catalog.get(name).parse(path)
+
+
+def test_folder_numbers_labels_and_subjects_in_alphabetical_order():
+    paths = ["walk/ann/01_left.mp4", "run/bob/01_left.mp4", "run/ann/01_left.mp4", "notes.mp4"]
+    names = Folder("{label}/{subject}/{take}_{view}.mp4").with_names_from(paths)
+    assert names.class_names == ("run", "walk")
+    video = names.parse(paths[0])
+    assert (video.label, video.subject, video.view, video.setup) == (1, 0, "left", -1)
+    assert names.parse(paths[1]).subject == 1
+    # The same name under another label or subject is another take.
+    assert len({names.parse(path).take for path in paths[:3]}) == 3
+    with pytest.raises(ValueError, match=r"'notes.mp4' does not match the pattern"):
+        names.parse("notes.mp4")
+
+
+def test_folder_fields_take_as_much_as_they_can_and_no_slash():
+    names = Folder("{take}_{view}.mp4")
+    video = names.parse("kitchen_2024_left.mp4")
+    assert (video.take, video.view) == ("kitchen_2024", "left")
+    with pytest.raises(ValueError, match="does not match"):
+        names.parse("kitchen/2024_left.mp4")
+
+
+def test_folder_field_that_stands_twice_must_agree():
+    names = Folder("{take}/{take}_{view}.mp4")
+    assert names.parse("a/a_1.mp4").take == "a"
+    with pytest.raises(ValueError, match="does not match"):
+        names.parse("a/b_1.mp4")
+
+
+def test_folder_pattern_without_extension_takes_every_video():
+    names = Folder("{take}_cam{view}")
+    assert [names.parse(f"t_cam1.{ending}").view for ending in ("mp4", "MOV", "webm")] == ["1"] * 3
+    with pytest.raises(ValueError, match="does not match"):
+        names.parse("t_cam1.txt")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("{take}.mp4", r"lacks \{view\}"),
+        ("video.mp4", r"lacks \{take\} and \{view\}"),
+        ("{take}_{camera}.mp4", r"unknown field \{camera\}; fields are take, view, label, subject"),
+        ("{take}_{view}}.mp4", "a brace without its partner"),
+        ("{take_{view}.mp4", "a brace without its partner"),
+        ("{take:03}_{view}.mp4", "more than a name between them"),
+    ],
+)
+def test_folder_refuses_bad_patterns(pattern, reason):
+    with pytest.raises(ValueError, match=reason):
+        Folder(pattern)
+
+
+_NAME = st.text(alphabet=string.ascii_letters + string.digits + "- ", min_size=1, max_size=8)
+
+
+@given(take=_NAME, view=_NAME, label=_NAME, subject=_NAME)
+@pytest.mark.parametrize(
+    "pattern", ["{take}_cam{view}.mp4", "{label}/{take}_{view}", "{subject}_{label}/{take}/{view}.avi", "{view}/{take}"]
+)
+def test_folder_parse_inverts_format(pattern, take, view, label, subject):
+    path = pattern.format(take=take, view=view, label=label, subject=subject)
+    path += "" if path.endswith((".mp4", ".avi")) else ".mkv"
+    names = Folder(pattern).with_names_from([path])
+    video = names.parse(path)
+    assert video.view == view
+    assert video.take.split("/")[-1] == take
+    assert names.format(video) == path
+
+
+def test_unknown_data_set_and_protocol_name_the_known_ones():
+    with pytest.raises(ValueError, match="did you mean ntu60"):
+        catalog.get("NTU-60")
+    with pytest.raises(ValueError, match="known are synthetic, ntu60"):
+        catalog.get("imagenet")
+    video = catalog.get("ntu60").parse("S001C002P003R001A013_rgb.avi")
+    with pytest.raises(ValueError, match="ntu60 has no protocol 'xset'; it has random, xsub, xview"):
+        catalog.get("ntu60").split("xset", video)
