@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import math
 import os
+import re
 import textwrap
 import tokenize
 from collections.abc import Iterator
@@ -38,8 +39,7 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
         spec.loader.exec_module(module)
         config = module.get_config()
     except (AttributeError, KeyError, TypeError) as error:
-        # A locked config refuses unknown keys and wrong types with these.
-        raise ValueError(f"The config {path} could not be built: {_first_line(error)}") from error
+        raise ValueError(f"The config {path} could not be built: {_explain(error)}") from error
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -277,13 +277,25 @@ def differences(config: config_dict.ConfigDict, base: config_dict.ConfigDict) ->
     return {k: (v, base_values.get(k)) for k, v in flatten(config) if v != base_values.get(k)}
 
 
+# What people type for the words of key names.
+_ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "batchsize": "batch_size"}
+
+
 def _did_you_mean(name: str, known) -> str:
+    name = re.sub("[A-Za-z]+", lambda word: _ABBREVIATIONS.get(word[0].lower(), word[0]), name)
     leaf = {k.rpartition(".")[2]: k for k in known}
-    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
-    near += [leaf[k] for k in difflib.get_close_matches(name.rpartition(".")[2], list(leaf), n=2, cutoff=0.6)]
+    near = [leaf[k] for k in difflib.get_close_matches(name.rpartition(".")[2], list(leaf), n=2, cutoff=0.6)]
+    near += difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
     near = list(dict.fromkeys(near))[:3]
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error.args[0] if error.args else error).strip().splitlines()[0]
+def _explain(error: BaseException) -> str:
+    """A locked config refuses unknown keys with an AttributeError: 'Key "base_lr" does not exist ...'."""
+    text = str(error.args[0] if error.args else error).strip().splitlines()[0]
+    key = re.search(r'Key "(\w+)" does not exist', text)
+    if key:
+        from configs import pretrain_base
+
+        return f"there is no key {key[1]!r}.{_did_you_mean(key[1], dict(flatten(pretrain_base.get_config())))}"
+    return text

@@ -153,7 +153,7 @@ def make_train_step(
 def accumulate_gradients(
     loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]], params: Any, inputs: Any, parts: int
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradients and metrics of a batch, computed in equal parts one after the other. Randomness is already in `inputs`."""
+    """Gradients and metrics of a batch, computed in equal parts one after the other; `inputs` hold all randomness."""
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
         return gradient(params, inputs)

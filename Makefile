@@ -1,0 +1,47 @@
+# Two commands on a fresh machine with python3 >= 3.11: `make demo` and `make test`. Each makes .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo_output
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint format bench clean
+
+# Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
+demo: $(VENV)/installed
+	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=200 --seed=0 --resolution=128x72 --sheet
+	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(DEMO)/raw --output=$(DEMO)/prepared --short_side=64
+	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO)/run --config.data.dir=$(DEMO)/prepared
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.dense_2d
+
+clean:
+	rm -rf $(VENV) $(DEMO)
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "python3 lacks its venv module (Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	@touch $@
+
+$(VENV)/installed: $(VENV)/created requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,99 @@
+"""Which frames, views and pixels a clip is made of."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import clips
+
+SPEC = clips.ClipSpec(num_frames=4, frame_stride=4, crop_size=(16, 16), tubelet_size=(2, 8, 8))
+
+
+def manifest(*takes_and_views: tuple[str, str]) -> dict[str, np.ndarray]:
+    return {"take": np.array([t for t, _ in takes_and_views]), "view": np.array([v for _, v in takes_and_views])}
+
+
+def pair(views: dict[str, np.ndarray], spec: clips.ClipSpec = SPEC) -> clips.TakeViews:
+    return clips.pair_views(views, np.ones(len(views["take"]), bool), spec)
+
+
+@given(st.integers(1, 400), st.integers(1, 32), st.integers(1, 8), st.floats(0, 1, exclude_max=True))
+def test_frames_stay_in_the_video_at_one_stride(length, num_frames, stride, position):
+    indices = clips.frame_indices(length, num_frames, stride, position)
+    assert len(indices) == num_frames and indices[0] >= 0 and indices[-1] < length
+    steps = np.diff(indices)
+    if (num_frames - 1) * stride < length:
+        assert (steps == stride).all(), "a long enough video is sampled at the wanted stride"
+    elif num_frames <= length:
+        assert len(set(steps)) <= 1 and steps[0] >= 1, "a short one at a smaller stride, no frame twice"
+        assert (num_frames - 1) * (steps[0] + 1) + 1 > length, "and at the largest that fits"
+    else:
+        assert set(indices) == set(range(length)), "a very short one shows every frame and holds the last"
+
+
+def test_every_start_frame_is_reached():
+    starts = {clips.frame_indices(64, 16, 4, position)[0] for position in np.linspace(0, 1, 500, endpoint=False)}
+    assert starts == {0, 1, 2, 3}  # a span of 61 frames in 64
+
+
+def test_largest_crop_is_centred_and_keeps_the_aspect_ratio():
+    assert clips.crop_box(clips.CropDraw(), (72, 128), (48, 48)) == (0, 28, 72, 72)
+    assert clips.crop_box(clips.CropDraw(), (128, 72), (48, 96)) == (46, 0, 36, 72)
+
+
+@given(st.integers(4, 300), st.integers(4, 300), st.integers(0, 2**32 - 1))
+def test_crops_lie_in_the_frame(height, width, seed):
+    draw = clips.draw_crop(np.random.default_rng(seed), (1.0, 0.875, 0.75, 0.66))
+    top, left, box_height, box_width = clips.crop_box(draw, (height, width), (32, 48))
+    assert top >= 0 and left >= 0 and box_height >= 1 and box_width >= 1
+    assert top + box_height <= height and left + box_width <= width
+
+
+def test_crop_sides_differ_by_at_most_one_scale():
+    scales = (1.0, 0.875, 0.75, 0.66)
+    rng = np.random.default_rng(0)
+    draws = {clips.draw_crop(rng, scales).scale for _ in range(500)}
+    assert draws == {(a, b) for i, a in enumerate(scales) for j, b in enumerate(scales) if abs(i - j) <= 1}
+
+
+def test_every_view_with_a_partner_is_a_target():
+    takes = pair(manifest(("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("c", "2"), ("c", "3")))
+    names = [(takes.take_names[t], takes.view_names[v]) for t, v in takes.elements]
+    assert names == [("a", "1"), ("a", "2"), ("a", "3"), ("c", "2"), ("c", "3")]
+    assert [takes.view_names[v] for v in takes.sources(0, 1)] == ["1", "3"]
+    assert [takes.view_names[v] for v in takes.sources(2, 1)] == ["3"]
+
+
+def test_rows_point_at_the_right_record():
+    views = manifest(("b", "2"), ("a", "1"), ("b", "1"), ("a", "2"))
+    takes = pair(views)
+    for take, name in enumerate(takes.take_names):
+        for view, camera in enumerate(takes.view_names):
+            row = takes.rows[take, view]
+            assert (views["take"][row], views["view"][row]) == (name, camera)
+
+
+def test_view_pairs_restrict_targets_and_sources():
+    views = manifest(("a", "1"), ("a", "2"), ("a", "3"))
+    spec = clips.ClipSpec(
+        num_frames=4, frame_stride=4, crop_size=(16, 16), tubelet_size=(2, 8, 8), view_pairs=(("1", "3"), ("2", "1"))
+    )
+    takes = pair(views, spec)
+    assert takes.elements.tolist() == [[0, 0], [0, 1]]
+    assert takes.sources(0, 0).tolist() == [2] and takes.sources(0, 1).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_source_views": 3}, "the richest has 3 view"),
+        ({"view_pairs": (("1", "4"),)}, r"'4'.*among 1, 2, 3"),
+        ({"view_pairs": (("1", "1"),)}, "two different views"),
+    ],
+)
+def test_impossible_samples_are_refused(change, message):
+    views = manifest(("a", "1"), ("a", "2"), ("a", "3"))
+    settings = dict(num_frames=4, frame_stride=4, crop_size=(16, 16), tubelet_size=(2, 8, 8)) | change
+    with pytest.raises(ValueError, match=message):
+        pair(views, clips.ClipSpec(**settings))

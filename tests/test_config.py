@@ -1,0 +1,165 @@
+"""Configs: every key has an origin, every mistake is named before anything is compiled."""
+
+import math
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mv2mae_jax import config as configs
+
+ROOT = pathlib.Path(__file__).parent.parent
+BASE = str(ROOT / "configs" / "pretrain_base.py")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    (tmp_path / "prepared.json").write_text("{}")
+    return str(tmp_path)
+
+
+def check(data_dir: str, *overrides: str) -> None:
+    configs.validate(configs.load(BASE, [f"data.dir={data_dir}", *overrides]))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_every_config_is_valid(path, data_dir):
+    config = configs.load(str(path), [f"data.dir={data_dir}"])
+    configs.validate(config)
+    assert path.read_text().startswith('"""'), "the docstring states command, cost and result"
+
+
+def test_every_key_of_the_base_says_where_it_comes_from():
+    assert configs.origins(BASE).keys() == dict(configs.flatten(configs.load(BASE))).keys()
+
+
+def test_values_stated_by_the_paper():
+    values = dict(configs.flatten(configs.load(BASE)))
+    paper = {key: values[key] for key, tag in configs.origins(BASE).items() if tag == "paper"}
+    assert paper == {  # MV2MAE, TMLR 2026
+        "num_epochs": 1600,
+        "data.num_frames": 16,
+        "data.frame_stride": 4,
+        "data.crop_size": (128, 128),
+        "data.num_source_views": 1,
+        "model.variant": "S",
+        "model.tubelet_size": (2, 16, 16),
+        "model.cross_view": True,
+        "masking.kind": "random",
+        "masking.target_mask_ratio": 0.7,
+        "masking.source_mask_ratio": 0.7,
+        "loss.temperature": None,  # the paper's 60 has no stated pixel scale
+        "optimizer.name": "adamw",
+    }
+
+
+def test_overrides_take_literals_and_plain_text(data_dir):
+    config = configs.load(
+        BASE,
+        [
+            "total_steps=30",
+            "optimizer.base_learning_rate=1",
+            "loss.temperature=inf",
+            "data.view_pairs=[('C001','C002')]",
+            "model.scan_layers=false",
+            "data.dir=1234",
+            "optimizer.clip_norm=0.5",
+            "loss.ess_fraction=None",
+        ],
+    )
+    assert config.total_steps == 30
+    assert config.optimizer.base_learning_rate == 1.0 and isinstance(config.optimizer.base_learning_rate, float)
+    assert config.loss.temperature == math.inf and config.loss.ess_fraction is None
+    assert config.data.view_pairs == (("C001", "C002"),)
+    assert config.model.scan_layers is False
+    assert config.data.dir == "1234" and config.optimizer.clip_norm == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modl.variant=S", "Did you mean model.variant"),
+        ("mask_ratio=0.7", "target_mask_ratio"),
+        ("optimizer.lr=1e-3", "Did you mean optimizer.base_learning_rate"),
+        ("optimizer=adamw", "optimizer is a section with the keys .*optimizer.name"),
+        ("total_steps=1.5", "not a value of type int"),
+        ("model.scan_layers=3", "not a value of type bool"),
+        ("seed=True", "not a value of type int"),
+        ("global_batch_size=None", "not a value of type int"),
+        ("data.crop_size=128", "not a value of type tuple"),
+        ("seed", "has no value"),
+    ],
+)
+def test_wrong_overrides_are_refused_by_name(override, message):
+    with pytest.raises(ValueError, match=message):
+        configs.load(BASE, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.num_frames=15"], r"frames \(15\) is not a multiple of the tubelet's \(2\); 16 would be"),
+        (["data.crop_size=(120,128)"], r"height \(120\) is not a multiple .* \(16\); 128 would be"),
+        (["masking.target_mask_ratio=1.0"], "leaves 0 visible of 512 tokens"),
+        (["masking.source_mask_ratio=0.0"], "leaves 512 visible of 512 tokens"),
+        (
+            ["masking.kind=tube", "masking.target_mask_ratio=0.01", "data.crop_size=(64,64)"],
+            "leaves 16 visible of 16 tokens",
+        ),
+        (["model.variant=XL"], "not one of Ti, S, B, L, H"),
+        (["optimizer.name=adam"], "Did you mean adamw"),
+        (["global_batch_size=6", "data.repeats=4"], "not divisible by data.repeats"),
+        (["loss.ess_fraction=None"], "Set loss.temperature"),
+        (["loss.temperature=-1"], "must be greater than 0"),
+        (["optimizer.ema_decay=1.0"], r"must lie in \(0, 1\)"),
+        (["mesh.data=-1", "mesh.fsdp=-1"], "at most one is -1"),
+        (["data.dir=/nowhere/at/all"], "python -m data.prepare .*--output=/nowhere/at/all"),
+        (["data.dir="], "data.dir is not set"),
+        (["total_steps=0"], "must be at least 1"),
+    ],
+)
+def test_impossible_combinations_are_refused_with_the_fix(data_dir, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check(data_dir, *overrides)
+
+
+def test_one_visible_token_is_enough(data_dir):
+    check(data_dir, "masking.target_mask_ratio=0.999")  # int(0.999 * 512) = 511
+
+
+def test_all_mistakes_are_named_at_once(data_dir):
+    with pytest.raises(ValueError) as caught:
+        check(data_dir, "data.num_frames=15", "loss.temperature=-1", "masking.target_mask_ratio=1.0")
+    assert str(caught.value).count("\n  - ") == 3
+    assert all(words in str(caught.value) for words in ("frames (15)", "loss.temperature", "masking.target_mask_ratio"))
+
+
+def test_an_unknown_key_in_a_config_file_is_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import pretrain_base\n\n"
+        "def get_config():\n"
+        "    config = pretrain_base.get_config()\n"
+        "    config.optimizer.base_lr = 1.0\n"
+        "    return config\n"
+    )
+    with pytest.raises(ValueError, match=r"mine.py.*base_lr.*Did you mean optimizer.base_learning_rate"):
+        configs.load(str(path))
+
+
+def test_a_missing_config_file_names_near_ones():
+    with pytest.raises(ValueError, match=r"Did you mean .*pretrain_base.py"):
+        configs.load(str(ROOT / "configs" / "pretrain_bas.py"))
+
+
+def test_mistakes_show_before_jax_is_imported(data_dir):
+    """The refusal comes from a process in which JAX could not have been imported."""
+    code = (
+        "import sys; sys.modules['jax'] = None; sys.modules['grain'] = None; import run; "
+        f"run.main(['--config=configs/pretrain_base.py', '--workdir=/tmp/none', '--config.data.dir={data_dir}', "
+        "'--config.data.num_frames=15'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "16 would be" in result.stderr and "Traceback" not in result.stderr
