@@ -149,7 +149,7 @@ _BONE_AXES = {  # columns of the joint frame (and signs) that are the part's x, 
 def pose_body(subject: Subject, angles: np.ndarray, place: np.ndarray, facing: float) -> Body:
     """Forward kinematics, with the feet on the floor.
 
-    The lower foot stands on the floor (z = 0) where it stands at rest; both feet share the weight when they are level. So
+    The lower foot stands on the floor (z = 0) where it stands at rest; both feet share the weight when level. So
     bending the knees lowers the hips and moves them back, as it does with people.
 
     Args:

@@ -1,5 +1,6 @@
 """Which takes there are: a balanced design, so that setup, subject and performance say nothing about the class."""
 
+import collections
 import dataclasses
 import math
 
@@ -64,21 +65,15 @@ def plan_takes(num_takes: int, seed: int) -> list[Take]:
     cells = [
         (s, cast[s][(k + s) % rounds], (k + s + turn) % 2 + 1) for turn in range(2) for k in range(rounds) for s in cast
     ]
-    counts = {group: np.zeros((1000, len(ACTIONS))) for group in ("setup", "subject", "performance", "all")}
-    taken = {cell: np.zeros(len(ACTIONS)) for cell in cells}
+    counts = collections.defaultdict(lambda: np.zeros(len(ACTIONS)))  # of the actions, by group of takes
     takes = []
     for index in range(num_takes):
         setup, subject, performance = cell = cells[index % len(cells)]
-        rows = [
-            counts["setup"][setup],
-            counts["subject"][subject],
-            counts["performance"][performance],
-            counts["all"][0],
-        ]
-        action = int(
-            np.argmin(1e6 * taken[cell] + sum(row - row.min() for row in rows) + rng.uniform(0, 0.5, len(ACTIONS)))
-        )
-        for row in (*rows, taken[cell]):
+        groups = ("all", ("setup", setup), ("subject", subject), ("performance", performance), (setup, performance))
+        rows = [counts[group] for group in groups]
+        crowding = sum(row - row.min() for row in rows) + rng.uniform(0, 0.5, len(ACTIONS))
+        action = int(np.argmin(np.where(counts[cell] > 0, np.inf, crowding)))
+        for row in (*rows, counts[cell]):
             row[action] += 1
         takes.append(Take(setup=setup, subject=subject, performance=performance, action=action + 1))
     return sorted(takes)

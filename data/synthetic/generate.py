@@ -34,6 +34,7 @@ def generate(output: pathlib.Path, num_takes: int, seed: int, width: int, height
     write = functools.partial(_write_take, output, seed, width, height)
     todo = [t for t in takes if not all((output / t.file_name(c)).exists() for c in rooms.CAMERA_DEGREES)]
     progress = functools.partial(tqdm, total=len(todo), desc="generating", unit="take", disable=None)
+    workers = min(workers, max(1, len(todo)))
     if workers == 1:
         for _ in progress(map(write, todo)):
             pass
@@ -93,7 +94,7 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
         ]
         if differences:
             raise ValueError(
-                f"{output} holds another generated data set: {'; '.join(differences)}. Delete it or choose another --output"
+                f"{output} holds another generated data set: {'; '.join(differences)}; delete it or use another"
             )
     mine = {take.file_name(camera) for take in takes for camera in rooms.CAMERA_DEGREES} | {DESCRIPTION}
     names = {file.name for file in output.iterdir() if not file.name.startswith(".")}

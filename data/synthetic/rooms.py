@@ -67,7 +67,7 @@ def make_room(seed: int, setup: int) -> Room:
             np.deg2rad(degrees + rng.uniform(-5, 5)),
             distance + rng.uniform(-0.15, 0.15),
             height + rng.uniform(-0.1, 0.1),
-            rng.uniform(0.96, 1.02),
+            rng.uniform(1.04, 1.10),
         )
         for camera, degrees in CAMERA_DEGREES.items()
     }
@@ -82,7 +82,7 @@ def make_room(seed: int, setup: int) -> Room:
         lamp_colour=rng.uniform(0.60, 0.75) * np.array([1 + warmth, 1.0, 1 - warmth]),
         ambient_colour=rng.uniform(0.48, 0.58) * np.array([1 - warmth, 1.0, 1 + warmth]),
         rig=rig,
-        actor_share=rng.uniform(0.60, 0.65),
+        actor_share=rng.uniform(0.59, 0.64),
     )
 
 

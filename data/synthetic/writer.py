@@ -53,8 +53,9 @@ def write_take(directory: pathlib.Path, seed: int, take: Take, width: int, heigh
 def encode_video(path: pathlib.Path, video: np.ndarray) -> None:
     """Writes uint8[T, H, W, 3] RGB as H.264 in AVI, yuv420p at 30 fps; the same bytes for the same frames."""
     with av.open(str(path), "w", format="avi", options={"fflags": "+bitexact"}) as container:
-        # One thread: workers are processes. No B frames: AVI stores no presentation times.
-        options = {"preset": "veryfast", "crf": "18", "threads": "1", "bf": "0"}
+        # One thread: workers are processes. No B frames: AVI stores no presentation times. No macroblock tree: x264's
+        # vector code for it reads uninitialised memory at small widths, so that two runs would differ.
+        options = {"preset": "superfast", "crf": "18", "threads": "1", "bf": "0", "mbtree": "0"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
