@@ -99,8 +99,8 @@ def sinusoid_table(num_positions: int, width: int) -> np.ndarray:
 class Dense(nn.Module):
     """A dense layer whose product is 2-D whatever the rank of its input: [..., D_in] -> [..., features].
 
-    On XLA's CPU backend the backward pass of the same product on a 3-D input is several times slower
-    (benchmarks/dense_2d.py); on GPU and TPU the two compile to the same program.
+    XLA's CPU backend is slower on the same product of a 3-D input and its gradients: up to 1.7 times in float32, not in
+    bfloat16, where this was measured (benchmarks/dense_2d.py).
     """
 
     features: int
