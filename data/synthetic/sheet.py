@@ -11,37 +11,38 @@ from data.synthetic.design import Take
 from data.synthetic.rooms import CAMERA_DEGREES
 
 SHEET = "contact_sheet.png"
-FRAMES_PER_CAMERA = 4
-CELL_WIDTH, LABEL_WIDTH, HEADER_HEIGHT, GAP = 128, 190, 28, 3  # pixels
+FRAMES_PER_CAMERA = 3
+CELL, LABEL_WIDTH, HEADER_HEIGHT, GAP = 96, 190, 28, 3  # pixels; a cell is the square in the middle of a frame
 
 
 def write_sheet(directory: pathlib.Path, takes: list[Take]) -> pathlib.Path:
     """Writes DIRECTORY/contact_sheet.png from the videos there, one row per class that has a take; returns its path."""
-    first = directory / takes[0].file_name(1)
-    _, height, width, _ = _read(first, 1).shape
-    cell = (CELL_WIDTH, round(CELL_WIDTH * height / width))
-    group = FRAMES_PER_CAMERA * (CELL_WIDTH + GAP) + 3 * GAP
-    chosen = [_pick(takes, action) for action in range(1, len(CLASS_NAMES) + 1)]
-    chosen = [take for take in chosen if take]
-    sheet = np.full(
-        (HEADER_HEIGHT + len(chosen) * (cell[1] + GAP), LABEL_WIDTH + len(CAMERA_DEGREES) * group, 3), 255, np.uint8
-    )
+    picked = (_pick(takes, action) for action in range(1, len(CLASS_NAMES) + 1))
+    rows = [_row(directory, take) for take in picked if take]
+    header = np.full((HEADER_HEIGHT, rows[0].shape[1], 3), 255, np.uint8)
     for column, camera in enumerate(CAMERA_DEGREES):
-        left = LABEL_WIDTH + column * group
-        _write(sheet, f"camera C{camera:03}", (left, 19), 0.5)
-        for row, take in enumerate(chosen):
-            top = HEADER_HEIGHT + row * (cell[1] + GAP)
-            for k, image in enumerate(_read(directory / take.file_name(camera), FRAMES_PER_CAMERA)):
-                x = left + k * (CELL_WIDTH + GAP)
-                sheet[top : top + cell[1], x : x + CELL_WIDTH] = cv2.resize(image, cell, interpolation=cv2.INTER_AREA)
-    for row, take in enumerate(chosen):
-        top = HEADER_HEIGHT + row * (cell[1] + GAP)
-        _write(sheet, CLASS_NAMES[take.action - 1], (6, top + cell[1] // 2 - 4), 0.42)
-        _write(sheet, take.file_name(1).replace("C001", "C...")[:20], (6, top + cell[1] // 2 + 16), 0.36)
+        left = LABEL_WIDTH + column * (FRAMES_PER_CAMERA * (CELL + GAP) + 2 * GAP)
+        _label(header, f"camera C{camera:03}", (left, 19), 0.5)
     path = directory / SHEET
-    if not cv2.imwrite(str(path), sheet[..., ::-1]):
+    if not cv2.imwrite(str(path), np.concatenate([header, *rows])[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9]):
         raise OSError(f"could not write {path}")
     return path
+
+
+def _row(directory: pathlib.Path, take: Take) -> np.ndarray:
+    """The class name, then each camera's frames: uint8[CELL + GAP, W, 3]."""
+    label = np.full((CELL + GAP, LABEL_WIDTH, 3), 255, np.uint8)
+    _label(label, CLASS_NAMES[take.action - 1], (6, CELL // 2 - 4), 0.42)
+    _label(label, take.file_name(1).replace("C001", "C...")[:20], (6, CELL // 2 + 16), 0.36)
+    blocks = [label]
+    for camera in CAMERA_DEGREES:
+        for image in _read(directory / take.file_name(camera), FRAMES_PER_CAMERA):
+            side = min(image.shape[:2])
+            top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+            cell = cv2.resize(image[top : top + side, left : left + side], (CELL, CELL), interpolation=cv2.INTER_AREA)
+            blocks.append(cv2.copyMakeBorder(cell, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255)))
+        blocks.append(np.full((CELL + GAP, 2 * GAP, 3), 255, np.uint8))
+    return np.concatenate(blocks, axis=1)
 
 
 def _pick(takes: list[Take], action: int) -> Take | None:
@@ -58,5 +59,5 @@ def _read(path: pathlib.Path, count: int) -> np.ndarray:
     return np.stack([frames[int(share * len(frames))] for share in np.linspace(0.08, 0.92, count)])
 
 
-def _write(sheet: np.ndarray, text: str, corner: tuple[int, int], size: float) -> None:
-    cv2.putText(sheet, text, corner, cv2.FONT_HERSHEY_SIMPLEX, size, (40, 40, 40), 1, cv2.LINE_AA)
+def _label(image: np.ndarray, text: str, corner: tuple[int, int], size: float) -> None:
+    cv2.putText(image, text, corner, cv2.FONT_HERSHEY_SIMPLEX, size, (40, 40, 40), 1, cv2.LINE_AA)
