@@ -1,0 +1,28 @@
+"""What several test files share."""
+
+import os
+
+# The tests run on the CPU, on one device; tests of several devices start processes of their own.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pathlib
+
+import pytest
+from absl import flags
+
+# grain's worker processes look at absl's flags, which nobody parses in a test session.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def synthetic_set(tmp_path_factory) -> pathlib.Path:
+    """A small generated data set, prepared: 24 takes, three cameras, 40x53 pixels."""
+    from data import prepare
+    from data.synthetic import __main__ as synthetic
+
+    folder = tmp_path_factory.mktemp("synthetic_set")
+    raw, prepared = folder / "raw", folder / "prepared"
+    assert synthetic.main([f"--output={raw}", "--takes=24", "--seed=1", "--resolution=64x48", "--workers=2"]) == 0
+    arguments = ["--dataset=synthetic", f"--input={raw}", f"--output={prepared}", "--short_side=40", "--workers=2"]
+    assert prepare.main(arguments) == 0
+    return prepared

@@ -1,0 +1,233 @@
+"""The input pipeline: a batch is a pure function of (seed, step), and its contents are what the video shows."""
+
+import dataclasses
+import itertools
+
+import grain
+import numpy as np
+import pytest
+
+from configs import pretrain_base
+from data import clips, pipeline
+from data.dataset import Dataset, hold_out
+from tests.test_motion import direct as direct_motion_energy
+
+# grain 0.2.18: MapDataset.range(54).seed(0).shuffle()
+PINNED_ORDER = [21, 37, 31, 14, 9, 46, 28, 6]
+
+
+def make_dataset(directory, **data) -> Dataset:
+    config = pretrain_base.get_config()
+    config.model.tubelet_size = (2, 8, 8)
+    config.data.update(
+        dict(dir=str(directory), num_frames=4, crop_size=(32, 32), holdout_fraction=0.25, num_workers=0) | data
+    )
+    return Dataset.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def dataset(synthetic_set):
+    return make_dataset(synthetic_set)
+
+
+def batches(dataset, count=3, **options):
+    options = dict(seed=0, start_step=0, global_batch_size=8) | options
+    return list(itertools.islice(pipeline.train_batches(dataset, **options), count))
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+
+
+def test_shapes_and_types(dataset):
+    (batch,) = batches(dataset, 1)
+    found = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
+    assert found == {
+        "video": ("uint8", (8, 2, 4, 32, 32, 3)),
+        "motion": ("float32", (8, 2, 32)),
+        "take": ("int32", (8,)),
+        "view": ("int32", (8, 2)),
+        "label": ("int32", (8,)),
+    }
+
+
+def test_workers_change_nothing(dataset):
+    for alone, by_workers in zip(batches(dataset), batches(dataset, num_workers=2), strict=True):
+        assert_equal(alone, by_workers)
+
+
+def test_two_processes_read_the_halves_of_one_batch(dataset):
+    whole = batches(dataset)
+    halves = [batches(dataset, process_index=i, process_count=2) for i in range(2)]
+    for step, batch in enumerate(whole):
+        joined = {key: np.concatenate([half[step][key] for half in halves]) for key in batch}
+        assert_equal(batch, joined)
+
+
+def test_a_later_start_continues_the_same_stream(dataset):
+    from_the_start = batches(dataset, 12)  # beyond an epoch
+    assert len(dataset.train.elements) < 12 * 8
+    assert_equal(from_the_start[11], batches(dataset, 1, start_step=11)[0])
+    assert_equal(from_the_start[3], batches(dataset, 1, start_step=3)[0])
+
+
+def test_the_order_is_pinned(dataset):
+    """Changed by an upgrade or a refactoring, this would silently change the data of runs that are resumed."""
+    order = grain.MapDataset.range(54).seed(0).shuffle()
+    assert [order[i] for i in range(8)] == PINNED_ORDER
+    assert len(dataset.train.elements) == 54
+    (batch,) = batches(dataset, 1)
+    expected = dataset.train.elements[PINNED_ORDER]
+    np.testing.assert_array_equal(np.stack([batch["take"], batch["view"][:, 0]], axis=1), expected)
+
+
+def test_an_epoch_visits_every_element_once_and_the_next_in_another_order(dataset):
+    size = 6
+    steps = len(dataset.train.elements) // size
+    seen = [
+        [(t, v) for batch in epoch for t, v in zip(batch["take"], batch["view"][:, 0], strict=True)]
+        for epoch in np.array_split(batches(dataset, 2 * steps, global_batch_size=size), 2)
+    ]
+    assert sorted(seen[0]) == sorted(seen[1]) == sorted(map(tuple, dataset.train.elements))
+    assert seen[0] != seen[1]
+
+
+def test_another_seed_another_stream(dataset):
+    first, second = batches(dataset, 1)[0], batches(dataset, 1, seed=1)[0]
+    assert not np.array_equal(first["take"], second["take"])
+
+
+def test_views_are_different_views_of_one_take(dataset):
+    for batch in batches(dataset):
+        assert (batch["view"][:, 0] != batch["view"][:, 1]).all()
+        rows = dataset.train.rows[batch["take"][:, None], batch["view"]]
+        assert (dataset.prepared.views["take"][rows] == dataset.train.take_names[batch["take"]][:, None]).all()
+        np.testing.assert_array_equal(dataset.prepared.views["label"][rows[:, 0]], batch["label"])
+
+
+def test_source_views_vary(dataset):
+    pairs = {tuple(view) for batch in batches(dataset, 10) for view in batch["view"]}
+    assert pairs == set(itertools.permutations(range(3), 2))
+
+
+def test_video_is_the_resized_crop_of_the_stored_frames(synthetic_set):
+    """At full scale and stored size, a sample must equal frames read directly, at one start for all views."""
+    dataset = make_dataset(synthetic_set, crop_size=(40, 48), crop_scales=(1.0,), same_crop_in_views=True)
+    (batch,) = batches(dataset, 1)
+    for video, take, views in zip(batch["video"], batch["take"], batch["view"], strict=True):
+        rows = dataset.train.rows[take, views]
+        length = dataset.prepared.views["num_frames"][rows].min()
+        stored = [dataset.prepared.read(int(row), np.arange(length)) for row in rows]
+        width = stored[0].shape[2]
+        matches = [
+            (start, left)
+            for start in range(length - 12)
+            for left in range(width - 48 + 1)
+            if all(
+                np.array_equal(clip, frames[start : start + 13 : 4, :, left : left + 48])
+                for clip, frames in zip(video, stored, strict=True)
+            )
+        ]
+        assert len(matches) >= 1
+
+
+def test_motion_energies_are_those_of_the_video_the_model_sees(dataset):
+    (batch,) = batches(dataset, 1)
+    for video, motion in zip(batch["video"][:, 1], batch["motion"][:, 1], strict=True):
+        np.testing.assert_allclose(motion, direct_motion_energy(video, (2, 8, 8)), rtol=1e-5)
+
+
+def test_repeats_are_crops_of_one_clip(synthetic_set):
+    dataset = make_dataset(synthetic_set, repeats=4)
+    (batch,) = batches(dataset, 1)
+    groups = batch["take"].reshape(2, 4), batch["view"].reshape(2, 4, 2)
+    assert all((group == group[:, :1]).all() for group in groups)
+    videos = batch["video"].reshape(2, 4, -1)
+    assert not any(np.array_equal(videos[0, 0], videos[0, i]) for i in range(1, 4))
+    assert dataset.samples_per_epoch == 4 * len(dataset.train.elements)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same, monkeypatch):
+    dataset, seen = make_dataset(synthetic_set, same_crop_in_views=same), []
+    crop_clip = pipeline.crop_clip
+    monkeypatch.setattr(pipeline, "crop_clip", lambda f, draw, size: (seen.append(draw), crop_clip(f, draw, size))[1])
+    reader = pipeline.ReadSample(dataset=dataset)
+    for element in range(10):
+        reader.random_map(element, np.random.default_rng(element))
+    pairs = np.array(seen, dtype=object).reshape(10, 2)
+    assert all((first == second) == same for first, second in pairs)
+
+
+def test_a_failing_read_names_the_take(dataset):
+    views = dict(dataset.prepared.views) | {"num_frames": dataset.prepared.views["num_frames"] + 1000}
+    lying = dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, views=views))
+    with pytest.raises(Exception, match=r"take S\d{3}P\d{3}R\d{3}A\d{3}, view C\d{3}"):
+        batches(lying, 20)
+
+
+def test_an_uneven_cut_is_refused(dataset):
+    with pytest.raises(ValueError, match="not divisible by 3 process"):
+        batches(dataset, 1, process_count=3)
+
+
+def test_held_out_takes_are_whole_fixed_and_disjoint(dataset):
+    views = dataset.prepared.views
+    kept, held_out = hold_out(dataset.prepared, np.ones(len(views["take"]), bool), 0.25)
+    names = {split: set(views["take"][rows]) for split, rows in (("kept", kept), ("held out", held_out))}
+    assert len(names["held out"]) == 6 and len(names["kept"]) == 18 and not names["kept"] & names["held out"]
+    assert set(dataset.train.take_names) == names["kept"] and set(dataset.held_out.take_names) == names["held out"]
+    few, _ = hold_out(dataset.prepared, kept, 0.0)
+    np.testing.assert_array_equal(few, kept)
+
+
+def test_evaluation_sees_every_held_out_element_once(dataset):
+    seen = []
+    for batch in pipeline.eval_batches(dataset, seed=0, global_batch_size=4):
+        valid = batch["valid"]
+        seen += list(zip(batch["take"][valid].tolist(), batch["view"][valid, 0].tolist(), strict=True))
+    assert sorted(seen) == sorted(map(tuple, dataset.held_out.elements.tolist()))
+
+
+def test_evaluation_is_the_same_every_time_and_for_every_number_of_processes(dataset):
+    options = dict(seed=0, global_batch_size=4)
+    whole = list(pipeline.eval_batches(dataset, **options))
+    halves = [list(pipeline.eval_batches(dataset, process_index=i, process_count=2, **options)) for i in range(2)]
+    for step, batch in enumerate(whole):
+        assert_equal(batch, {key: np.concatenate([half[step][key] for half in halves]) for key in batch})
+
+
+def test_stand_in_takes_share_the_room_and_differ_as_promised(synthetic_set):
+    dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
+    takes, views = dataset.held_out, dataset.prepared.views
+    others = pipeline.OtherTakes.find(views, takes)
+    facts = {key: views[key][takes.rows.max(axis=1)] for key in ("setup", "subject", "label", "performance")}
+    assert any(len(found) for found in others.subject.values()) and any(len(f) for f in others.action.values())
+    for take in range(len(takes.take_names)):
+        for other in others.subject[take]:
+            assert facts["setup"][other] == facts["setup"][take]
+            assert facts["subject"][other] != facts["subject"][take]
+        for other in others.action[take]:
+            assert facts["setup"][other] == facts["setup"][take] and other != take
+            assert facts["subject"][other] == facts["subject"][take]
+            assert facts["label"][other] != facts["label"][take]
+        for found in (others.subject[take], others.action[take]):
+            alike = facts["performance"][found] == facts["performance"][take]
+            assert alike.all() or not alike.any(), "those facing the same camera are preferred"
+
+
+def test_protocols_choose_the_training_views(synthetic_set):
+    by_view = make_dataset(synthetic_set, protocol="xview")
+    assert set(by_view.train.view_names) == {"C002", "C003"}  # camera 1 is for testing
+    by_subject = make_dataset(synthetic_set, protocol="xsub")
+    rows = by_subject.train.rows[by_subject.train.rows >= 0]
+    assert set(by_subject.prepared.views["subject"][rows] % 2) == {1}
+    with pytest.raises(ValueError, match=r"xsub"):
+        make_dataset(synthetic_set, protocol="xsubject")
+
+
+def test_spec_counts_tokens():
+    spec = clips.ClipSpec(num_frames=16, frame_stride=4, crop_size=(128, 96), tubelet_size=(2, 16, 16))
+    assert spec.num_tokens == 8 * 8 * 6
