@@ -59,7 +59,7 @@ def read(path: Path, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
 def _check_header(container: av.container.InputContainer) -> float:
     """Frames per second, if what the header says is within the limits."""
     if not container.streams.video:
-        raise BadVideo("no video in the file")
+        raise BadVideo("no video in the file, or its index is lost, as at the end of a cut MP4 file")
     stream = container.streams.video[0]
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height == 0:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from tensorflow_datasets.core import example_serializer
 
 from data import codec, raw_video
 from data.catalog import Video
@@ -38,6 +39,7 @@ FEATURES = tfds.features.FeaturesDict(
         "frames": tfds.features.Sequence(tfds.features.Text()),  # bytes of data.codec, one per frame
     }
 )
+_SERIALIZER = example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,7 +235,8 @@ def _encode(video: Video, settings: Settings, input_dir: Path) -> EncodedVideo:
 
 def _serialize(view: EncodedVideo) -> bytes:
     example = {"take": view.video.take, "view": view.video.view, "frames": view.frames}
-    return FEATURES.serialize_example(FEATURES.encode_example(example))
+    # As FEATURES.serialize_example does, but for the order of the features, which is otherwise another in each process.
+    return _SERIALIZER.get_tf_example(FEATURES.encode_example(example)).SerializeToString(deterministic=True)
 
 
 def _keep_agreeing(

@@ -1,0 +1,383 @@
+"""Preparation: the same bytes whatever happens on the way, and every bad video set aside with its reason."""
+
+import csv
+import fcntl
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data import catalog, prepare, raw_video, takes
+from data.listing import PreparationError, list_videos
+from tests import video_files
+
+ROOT = Path(__file__).parent.parent
+PATTERN = "{take}_cam{view}"
+
+
+def write_takes(folder: Path, num_takes: int, num_frames: int = 12) -> Path:
+    """Two views per take, of three codecs and containers in turn."""
+    kinds = [("libx264", "avi"), ("libx264", "mp4"), ("mjpeg", "mov")]
+    for take in range(num_takes):
+        for view in range(2):
+            codec, extension = kinds[(take + view) % 3]
+            frames = video_files.moving_square(num_frames, 48, 64, seed=10 * take + view)
+            video_files.write_video(folder / f"t{take:02}_cam{view}.{extension}", frames, codec=codec)
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def arguments(raw: Path, output: Path, *more: str) -> list[str]:
+    return ["--dataset=folder", f"--input={raw}", f"--output={output}", "--short_side=32", "--workers=1", *more]
+
+
+def start(raw: Path, output: Path, *more: str, **options) -> subprocess.Popen:
+    """A preparation as a user starts it."""
+    command = [sys.executable, "-m", "data.prepare", *arguments(raw, output, *more)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write_takes(tmp_path_factory.mktemp("raw"), num_takes=18)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(raw, tmp_path_factory):
+    output = tmp_path_factory.mktemp("prepared")
+    assert prepare.main(arguments(raw, output)) == 0
+    return output
+
+
+def test_two_workers_write_the_same_bytes_as_one(raw, uninterrupted, tmp_path):
+    assert prepare.main([*arguments(raw, tmp_path), "--workers=2"]) == 0
+    assert files_of(tmp_path) == files_of(uninterrupted)
+    assert not any("/." in name and name.endswith(".tmp") for name in files_of(tmp_path))
+
+
+@pytest.mark.parametrize("num_finished", [0, 4])
+def test_killed_and_started_again_it_writes_the_same_bytes(raw, uninterrupted, tmp_path, num_finished):
+    process = start(raw, tmp_path)
+    wait_for(lambda: len(list(tmp_path.glob("parts/*.json"))) >= num_finished and list(tmp_path.glob(".video.*.tmp")))
+    workers = [pid for pid in children(process.pid) if "spawn_main" in command_of(pid)]
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert workers
+    wait_for(lambda: not any("spawn_main" in command_of(pid) for pid in workers))  # none goes on alone
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("parts/*.json")}
+    assert num_finished <= len(finished) < 9
+    assert not (tmp_path / "prepared.json").exists()
+    with pytest.raises(ValueError, match=r"not finished: go on with `python -m data\.prepare"):
+        takes.open_prepared(tmp_path)
+    assert prepare.main(arguments(raw, tmp_path)) == 0
+    assert files_of(tmp_path) == files_of(uninterrupted)
+    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())  # not done again
+
+
+def test_a_killed_worker_is_told_with_the_video_it_read(tmp_path):
+    raw_dir = write_takes(tmp_path / "raw", num_takes=2, num_frames=400)
+    output = tmp_path / "prepared"
+    process = start(raw_dir, output)
+    wait_for(lambda: list(output.glob(".video.*.tmp")) if output.exists() else False)
+    (at_work,) = output.glob(".video.*.tmp")
+    os.kill(int(at_work.name.split(".")[2]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == prepare.EXIT_ERROR
+    assert re.search(r"a worker process was killed.*t0\d_cam\d\.(avi|mp4|mov).*the same command goes on", errors)
+    assert prepare.main(arguments(raw_dir, output)) == 0
+
+
+def test_a_full_disk_stops_it_and_it_goes_on_later(raw, uninterrupted, tmp_path):
+    def limit_file_size():  # the kernel refuses to write more, as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    process = start(raw, tmp_path, preexec_fn=limit_file_size)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == prepare.EXIT_ERROR
+    assert "cannot write to" in errors and "File too large" in errors and "the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "prepared.json").exists()
+    assert prepare.main(arguments(raw, tmp_path)) == 0
+    assert files_of(tmp_path) == files_of(uninterrupted)
+
+
+def test_only_the_shard_of_a_changed_video_is_made_again(raw, tmp_path):
+    mine = tmp_path / "raw"
+    mine.mkdir()
+    for path in raw.iterdir():
+        (mine / path.name).write_bytes(path.read_bytes())
+    broken = mine / "t03_cam1.mp4"
+    assert broken.exists()
+    good = broken.read_bytes()
+    broken.write_bytes(good[: len(good) // 2])
+    output = tmp_path / "prepared"
+    assert prepare.main(arguments(mine, output)) == prepare.EXIT_QUARANTINED
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.array_record-*")}
+    assert "t03" not in takes.open_prepared(output).views["take"]
+    broken.write_bytes(good)
+    assert prepare.main(arguments(mine, output)) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.array_record-*")}
+    assert sum(before[name] != after[name] for name in before) == 1
+    assert "t03" in takes.open_prepared(output).views["take"]
+
+
+# --- bad videos
+
+
+@pytest.fixture(scope="module")
+def with_bad_videos(tmp_path_factory):
+    """Takes of three cameras each, of which one or more are bad, and the reason expected of each bad file."""
+    folder, expected = tmp_path_factory.mktemp("bad"), {}
+    frames = video_files.moving_square(24, 48, 64, seed=1)
+
+    def add(take: str, reason: str, extension: str = "avi", codec: str = "libx264", damage=None, bad=frames, **options):
+        for view in range(2):
+            video_files.write_video(folder / f"{take}_cam{view}.avi", frames)
+        path = video_files.write_video(folder / f"{take}_cam2.{extension}", bad, codec=codec, **options)
+        if damage:
+            damage(path)
+        expected[path.name] = reason
+
+    def cut(part: float):
+        return lambda path: path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+
+    def scramble(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        middle = data.index(b"movi") + len(data) // 4
+        data[middle : middle + 40] = bytes(range(40))
+        path.write_bytes(data)
+
+    add("empty", "empty file", damage=lambda path: path.write_bytes(b""))
+    add("text", "not a readable video", damage=lambda path: path.write_text("this is no video\n" * 100))
+    add("sound", "no video in the file, or its index is lost", damage=video_files.write_sound)
+    add("cut_avi", r"truncated: \d+ frames of the 24|frame \d+ is damaged", damage=cut(0.8), codec="mpeg4")
+    add("cut_mp4", "its index is lost", "mp4", damage=cut(0.8))
+    add("cut_mkv", r"truncated: ends after 0\.\d+ s of the 0\.80 s", "mkv", damage=cut(0.5))
+    add("scrambled", r"frame \d+ is damaged|cannot be decoded after \d+ frames", damage=scramble)
+    add("claims", "truncated: 24 frames of the 30", damage=lambda path: video_files.claim_in_avi(path, num_frames=30))
+    add("endless", "claims 1000000000 frames", damage=lambda path: video_files.claim_in_avi(path, num_frames=10**9))
+    gigapixel = {"damage": lambda path: video_files.claim_in_avi(path, size=(40_000, 30_000)), "codec": "ffv1"}
+    add("gigapixel", "above the limit of 33177600 pixels", **gigapixel)
+    add("longer", "60 frames, its siblings 0 24, 1 24: more than 20 apart", bad=np.tile(frames, (3, 1, 1, 1))[:60])
+    add("slower", "25 fps, its siblings 0 30, 1 30", fps=25)
+    for view, num_frames in enumerate((10, 50)):  # no two agree: neither is known to be right
+        name = f"torn_cam{view}.avi"
+        video_files.write_video(folder / name, video_files.moving_square(num_frames, 48, 64, seed=view))
+        expected[name] = f"{num_frames} frames, its siblings {1 - view} {60 - num_frames}"
+    expected["alone_cam0.avi"] = "the only view of its take"
+    video_files.write_video(folder / "alone_cam0.avi", frames)
+    expected["widow_cam0.avi"], expected["widow_cam1.avi"] = "the only view of its take", "empty file"
+    video_files.write_video(folder / "widow_cam0.avi", frames)
+    (folder / "widow_cam1.avi").write_bytes(b"")
+    (folder / "notes.avi").write_bytes(b"not of the pattern")
+    return folder, expected
+
+
+@pytest.fixture(scope="module")
+def prepared_with_bad_videos(with_bad_videos, tmp_path_factory):
+    folder, _ = with_bad_videos
+    output = tmp_path_factory.mktemp("prepared_bad")
+    code = prepare.main(arguments(folder, output))
+    return output, code
+
+
+def test_bad_videos_are_set_aside_with_their_reason(with_bad_videos, prepared_with_bad_videos):
+    (folder, expected), (output, code) = with_bad_videos, prepared_with_bad_videos
+    with open(output / "quarantine.csv", newline="") as file:
+        aside = {row["path"]: row for row in csv.DictReader(file)}
+    assert aside.keys() == expected.keys()
+    for path, reason in expected.items():
+        assert re.search(reason, aside[path]["reason"]), (path, aside[path]["reason"])
+        assert aside[path]["take"] == path.partition("_cam")[0]
+    assert code == prepare.EXIT_QUARANTINED
+
+    views = takes.open_prepared(output).views
+    kept = {f"{take}_cam{view}" for take, view in zip(views["take"], views["view"], strict=True)}
+    assert kept == {path.stem for path in folder.iterdir() if path.name not in expected and path.stem != "notes"}
+    counts = json.loads((output / "prepared.json").read_text())["counts"]
+    assert counts["videos_in"] == counts["videos"] + counts["quarantined"]
+    assert (counts["quarantined"], counts["unmatched"]) == (len(expected), 1)
+
+
+def test_the_report_and_the_exit_code_follow_max_quarantined(with_bad_videos, prepared_with_bad_videos, capsys):
+    (folder, expected), (output, _) = with_bad_videos, prepared_with_bad_videos
+    assert prepare.main(arguments(folder, output, f"--max_quarantined={len(expected)}")) == 0
+    report = capsys.readouterr().out
+    assert f"aside: {len(expected)} videos, listed with reasons in {output / 'quarantine.csv'}" in report
+    assert "'notes.avi' does not match the pattern" in report
+    assert prepare.main(arguments(folder, output, f"--max_quarantined={len(expected) - 1}")) == prepare.EXIT_QUARANTINED
+
+
+def test_a_larger_tolerance_keeps_views_of_other_lengths(with_bad_videos, tmp_path):
+    folder, _ = with_bad_videos
+    few = tmp_path / "raw"
+    few.mkdir()
+    for path in folder.glob("longer_cam*"):
+        (few / path.name).write_bytes(path.read_bytes())
+    assert prepare.main(arguments(few, tmp_path / "prepared", "--max_length_difference=36")) == 0
+    assert sorted(takes.open_prepared(tmp_path / "prepared").views["num_frames"]) == [24, 24, 60]
+
+
+def test_a_video_that_changes_its_size_is_refused(tmp_path):
+    small, large = (video_files.moving_square(8, height, 64, seed=0) for height in (48, 96))
+    paths = [video_files.write_video(tmp_path / f"{i}.ts", f, container="mpegts") for i, f in enumerate((small, large))]
+    both = tmp_path / "both.ts"
+    both.write_bytes(b"".join(path.read_bytes() for path in paths))
+    with pytest.raises(raw_video.BadVideo, match=r"its size changes from 64x48 to 64x96 at frame \d"):
+        list(raw_video.read(both, 32)[1])
+
+
+# --- refusals
+
+
+def test_two_files_for_one_view_are_refused_by_name(tmp_path):
+    for name in ("a_cam1.avi", "a_cam1.mp4", "a_cam2.avi"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(PreparationError, match=r"a_cam1\.avi and a_cam1\.mp4"):
+        list_videos(catalog.get("folder", pattern=PATTERN), tmp_path)
+
+
+def test_an_input_without_videos_tells_what_it_found(tmp_path):
+    (tmp_path / "holiday.avi").write_bytes(b"x")
+    with pytest.raises(PreparationError, match=r"no video of ntu60 .*'holiday\.avi' is not of the form"):
+        list_videos(catalog.get("ntu60"), tmp_path)
+    with pytest.raises(PreparationError, match="is not a folder"):
+        list_videos(catalog.get("ntu60"), tmp_path / "nowhere")
+
+
+def test_listing_follows_links_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "raw" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "a_cam1.avi").write_bytes(b"x")
+    (tmp_path / "raw" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "raw" / "sub" / "loop").symlink_to(tmp_path / "raw")
+    _, listing = list_videos(catalog.get("folder", pattern="link/{take}_cam{view}"), tmp_path / "raw")
+    assert [video.path for video in listing.videos] == ["link/a_cam1.avi"]
+    assert not listing.unmatched
+
+
+def test_other_settings_or_other_takes_in_the_same_output_are_refused(raw, uninterrupted, tmp_path, capsys):
+    before = files_of(uninterrupted)
+    assert prepare.main([*arguments(raw, uninterrupted), "--quality=80"]) == prepare.EXIT_ERROR
+    assert "other settings: quality was 90, now 80" in capsys.readouterr().err
+    other = write_takes(tmp_path / "other", num_takes=1)
+    assert prepare.main(arguments(other, uninterrupted)) == prepare.EXIT_ERROR
+    assert "other takes: 0 are new, 17 gone (t01" in capsys.readouterr().err
+    assert files_of(uninterrupted) == before
+
+
+def test_a_second_preparation_of_the_same_output_is_refused(raw, uninterrupted, capsys):
+    with open(uninterrupted / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert prepare.main(arguments(raw, uninterrupted)) == prepare.EXIT_ERROR
+    assert "another preparation is at work" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (["--dataset=ntu6", "--input=a", "--output=b"], "did you mean ntu60"),
+        (["--dataset=ntu60", "--output=b"], "needs --input"),
+        (["--dataset=ntu60", "--input=a", "--output=b", "--quality=101"], "101 is not 1 to 100"),
+        (["--dataset=ntu60", "--input=a", "--output=b", "--short_side=0"], "0 is not 1 or more"),
+        (["--dataset=ntu60", "--input=a", "--output=b", "--pattern={take}{view}"], "--pattern is for --dataset=folder"),
+        (["--dataset=folder", "--input=a", "--output=b", "--pattern={take}"], "lacks {view}"),
+    ],
+)
+def test_wrong_arguments_end_with_code_2(wrong, reason, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        prepare.main(wrong)
+    assert stopped.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(raw, tmp_path, capsys):
+    assert prepare.main([*arguments(raw, tmp_path / "out"), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "36 videos of 18 takes" in said and "into 9 shards" in said and "18 takes with 2 views" in said
+    assert not (tmp_path / "out").exists()
+
+
+# --- what is written
+
+
+def test_any_flipped_bit_is_found(uninterrupted, tmp_path):
+    for name, content in files_of(uninterrupted).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert prepare.main(["--verify", f"--output={tmp_path}"]) == 0
+    rng = np.random.default_rng(0)
+    for name in [name for name in files_of(tmp_path) if name != ".lock"]:
+        path = tmp_path / name
+        content = path.read_bytes()
+        for position in rng.integers(0, len(content), 3):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << rng.integers(8)
+            path.write_bytes(flipped)
+            assert prepare.main(["--verify", f"--output={tmp_path}"]) == prepare.EXIT_ERROR, (name, position)
+        path.write_bytes(content)
+    assert prepare.main(["--verify", f"--output={tmp_path}"]) == 0
+
+
+def test_damage_in_a_shard_names_the_takes_and_is_repaired(raw, uninterrupted, tmp_path, capsys):
+    for name, content in files_of(uninterrupted).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    prepared = takes.open_prepared(tmp_path)
+    shard = next(tmp_path.glob("*-00002-of-*"))
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"t05")] ^= 1
+    shard.write_bytes(content)
+    assert prepare.main(["--verify", f"--output={tmp_path}"]) == prepare.EXIT_ERROR
+    assert f"{shard.name}: damaged; takes t05\n" in capsys.readouterr().out
+    (record,) = np.flatnonzero((prepared.views["take"] == "t05") & (prepared.views["view"] == "0"))
+    with pytest.raises(ValueError, match=r"take t05, view 0\) is damaged"):
+        prepared.read(int(record), np.arange(4))
+    shard.unlink()
+    assert prepare.main(arguments(raw, tmp_path)) == 0
+    assert files_of(tmp_path) == files_of(uninterrupted)
+
+
+def test_tfds_reads_the_prepared_set(uninterrupted):
+    source = tfds.builder_from_directory(uninterrupted).as_data_source("takes")
+    prepared = takes.open_prepared(uninterrupted)
+    assert len(source) == len(prepared.views["record"]) == 36
+    for record in (0, 17, 35):
+        example = source[record]
+        assert example["take"].decode() == prepared.views["take"][record]
+        assert example["view"].decode() == prepared.views["view"][record]
+        assert len(example["frames"]) == prepared.views["num_frames"][record]
+
+
+def test_sha256sum_agrees(uninterrupted):
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=uninterrupted, check=True)
