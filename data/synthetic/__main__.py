@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         width, height = parse_resolution(options.resolution)
         generate(options.output, options.takes, options.seed, width, height, options.workers)
+        print(f"{options.takes} takes of three videos each: {options.output}")
         if options.sheet:
             print(sheet.write_sheet(options.output, plan_takes(options.takes, options.seed)))
     except (ValueError, OSError) as error:

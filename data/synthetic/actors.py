@@ -138,7 +138,8 @@ _LIMB_PARTS = (
     ("foot", "ankle", "forward", (-0.03, 0.14), (0.050, 0.044), (0.85, 0.95)),
 )
 SPINE, NECK, SHOULDER_UP, SHOULDER_OUT, HIP_OUT = 0.08, 0.46, 0.40, 0.185, 0.095
-UPPER_ARM, FOREARM, THIGH, SHIN, SOLE = 0.28, 0.25, 0.43, 0.41, 0.045
+UPPER_ARM, FOREARM, THIGH, SHIN = 0.28, 0.25, 0.43, 0.41
+FOOT_DROP, SOLE = 0.03, 0.045  # from the ankle down to the bone of the foot, and on to the floor
 _BONE_AXES = {  # columns of the joint frame (and signs) that are the part's x, y, z
     "up": ((0, 1), (1, 1), (2, 1)),
     "down": ((0, 1), (1, -1), (2, -1)),
@@ -146,11 +147,35 @@ _BONE_AXES = {  # columns of the joint frame (and signs) that are the part's x, 
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One row of the tables above on one side of the body; `stretch` is the subject's proportion of this bone."""
+
+    name: str
+    joint: str
+    bone: str
+    ends: tuple[float, float]
+    radii: tuple[float, float]
+    flatness: tuple[float, float]
+    side: str
+    stretch: float
+
+    def place(self, subject: Subject, joints: dict, frames: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Where the part starts, float64[T, 3], and its axes, float64[T, 3, 3]."""
+        frame = frames[self.side + self.joint]
+        axes = np.stack([sign * frame[..., column] for column, sign in _BONE_AXES[self.bone]], axis=1)  # (T, 3, 3)
+        offset = self.ends[0] * axes[:, 2] - (FOOT_DROP if self.name == "foot" else 0.0) * frame[..., 2]
+        return joints[self.side + self.joint] + subject.height / NOMINAL_HEIGHT * offset, axes
+
+    def size(self, subject: Subject) -> tuple[float, np.ndarray]:
+        """Length, and radii float64[2], in metres."""
+        scale = subject.height / NOMINAL_HEIGHT
+        girth = 1.0 if self.name in ("head", "hand", "foot") else subject.girth
+        return scale * self.stretch * (self.ends[1] - self.ends[0]), scale * girth * np.array(self.radii)
+
+
 def pose_body(subject: Subject, angles: np.ndarray, place: np.ndarray, facing: float) -> Body:
     """Forward kinematics, with the feet on the floor.
-
-    The lower foot stands on the floor (z = 0) where it stands at rest; both feet share the weight when level. So
-    bending the knees lowers the hips and moves them back, as it does with people.
 
     Args:
       subject: the person.
@@ -158,66 +183,66 @@ def pose_body(subject: Subject, angles: np.ndarray, place: np.ndarray, facing: f
       place: float[2], where on the floor the person stands, metres.
       facing: radians about the vertical, 0 = world x.
     """
+    joints, frames = _skeleton(subject, angles)
+    stand = _standing_point(joints, subject.height / NOMINAL_HEIGHT)
+    turn = _rotation(2, np.asarray(facing))
+    parts = [_Part(*part, side="", stretch=1.0) for part in _TRUNK_PARTS]
+    arm, leg = subject.arm_scale, subject.leg_scale
+    stretches = {"upper_arm": arm, "forearm": arm, "thigh": leg, "shin": leg}
+    for side in ("left_", "right_"):
+        parts += [_Part(*part, side=side, stretch=stretches.get(part[0], 1.0)) for part in _LIMB_PARTS]
+    starts, axes = zip(*(part.place(subject, joints, frames) for part in parts), strict=True)
+    sizes = [part.size(subject) for part in parts]
+    return Body(
+        names=tuple(part.side + part.name for part in parts),
+        start=(np.stack(starts, axis=1) - stand[:, None]) @ turn.T + [*place, 0.0],
+        axes=np.stack(axes, axis=1) @ turn.T,
+        length=np.array([length for length, _ in sizes]),
+        radii=np.array([radii for _, radii in sizes]),
+        flatness=np.array([part.flatness for part in parts]),
+        joints={name: (points - stand) @ turn.T + [*place, 0.0] for name, points in joints.items()},
+    )
+
+
+def _skeleton(subject: Subject, angles: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Joint positions float64[T, 3] and orientations float64[T, 3, 3] relative to the pelvis, by joint name."""
     angle = dict(zip(JOINT_ANGLES, angles.T, strict=True))
-    scale = subject.height / NOMINAL_HEIGHT
-    frames, joints = {}, {}
-    upright = np.broadcast_to(np.eye(3), (len(angles), 3, 3))
+    scale, arm, leg = subject.height / NOMINAL_HEIGHT, subject.arm_scale, subject.leg_scale
+    unturned = np.broadcast_to(np.eye(3), (len(angles), 3, 3))
+    joints, frames = {"pelvis": np.zeros((len(angles), 3))}, {"pelvis": unturned}
 
     def attach(name: str, parent: str, offset: tuple[float, float, float], rotation: np.ndarray) -> None:
         joints[name] = joints[parent] + frames[parent] @ (scale * np.array(offset))
         frames[name] = frames[parent] @ rotation
 
-    frames["pelvis"], joints["pelvis"] = upright, np.zeros((len(angles), 3))
     for trunk, parent, up in (("spine", "pelvis", SPINE), ("neck", "spine", NECK)):
         lean = _rotation(2, angle[f"{trunk}_yaw"]) @ _rotation(1, angle[f"{trunk}_pitch"])
         attach(trunk, parent, (0, 0, up), lean @ _rotation(0, -angle[f"{trunk}_roll"]))
-    arm, leg = subject.arm_scale, subject.leg_scale
     for side, sign in (("left", 1), ("right", -1)):
         swing = _rotation(0, sign * angle[f"{side}_shoulder_spread"]) @ _rotation(1, -angle[f"{side}_shoulder_raise"])
         twist = _rotation(2, sign * angle[f"{side}_shoulder_twist"])
         attach(f"{side}_shoulder", "spine", (0, sign * SHOULDER_OUT, SHOULDER_UP), swing @ twist)
         elbow = _rotation(1, -angle[f"{side}_elbow_bend"])
         attach(f"{side}_elbow", f"{side}_shoulder", (0, 0, -UPPER_ARM * arm), elbow)
-        attach(f"{side}_wrist", f"{side}_elbow", (0, 0, -FOREARM * arm), upright)
+        attach(f"{side}_wrist", f"{side}_elbow", (0, 0, -FOREARM * arm), unturned)
         swing = _rotation(0, sign * angle[f"{side}_hip_spread"]) @ _rotation(1, -angle[f"{side}_hip_raise"])
         attach(f"{side}_hip", "pelvis", (0, sign * HIP_OUT, 0), swing)
         attach(f"{side}_knee", f"{side}_hip", (0, 0, -THIGH * leg), _rotation(1, angle[f"{side}_knee_bend"]))
-        attach(f"{side}_ankle", f"{side}_knee", (0, 0, -SHIN * leg), upright)
+        attach(f"{side}_ankle", f"{side}_knee", (0, 0, -SHIN * leg), unturned)
+    return joints, frames
 
+
+def _standing_point(joints: dict[str, np.ndarray], scale: float) -> np.ndarray:
+    """The point relative to the pelvis that stands on the floor at the person's place, float64[T, 3].
+
+    The lower foot stands where it stands at rest; both feet share the weight when level. So bending the knees lowers
+    the hips and moves them back, as it does with people.
+    """
     ankles = np.stack([joints["left_ankle"], joints["right_ankle"]], axis=1)  # (T, 2, 3)
-    weight = np.exp(
-        -(ankles[..., 2:] - ankles[..., 2:].min(axis=1, keepdims=True)) / 0.02
-    )  # (T, 2, 1), 2 cm share weight
-    stand = (weight / weight.sum(axis=1, keepdims=True) * (ankles - [[[0, HIP_OUT, 0], [0, -HIP_OUT, 0]]])).sum(axis=1)
-    stand[:, 2] = ankles[..., 2].min(axis=1) - scale * (SOLE + 0.03)  # (T, 3)
-    turn = _rotation(2, np.asarray(facing))
-
-    def to_world(points: np.ndarray) -> np.ndarray:
-        return (points - stand) @ turn.T + [*place, 0.0]
-
-    names, start, axes, length, radii, flatness = [], [], [], [], [], []
-    parts = [(part, "", 1.0) for part in _TRUNK_PARTS]
-    for side in ("left_", "right_"):
-        parts += [
-            (part, side, arm if "arm" in part[0] else leg if part[0] in ("thigh", "shin") else 1.0)
-            for part in _LIMB_PARTS
-        ]
-    for (name, joint, bone, (near, far), part_radii, flat), side, stretch in parts:
-        frame = frames[side + joint]
-        own = np.stack([sign * frame[..., column] for column, sign in _BONE_AXES[bone]], axis=1)  # (T, 3, 3)
-        sole = -scale * 0.03 * frame[..., 2] if name == "foot" else 0.0
-        names.append(side + name)
-        start.append(to_world(joints[side + joint] + scale * near * own[:, 2] + sole))
-        axes.append(own @ turn.T)
-        length.append(scale * stretch * (far - near))
-        radii.append(scale * np.array(part_radii) * (1.0 if name in ("head", "hand", "foot") else subject.girth))
-        flatness.append(flat)
-    return Body(
-        names=tuple(names),
-        start=np.stack(start, axis=1),
-        axes=np.stack(axes, axis=1),
-        length=np.array(length),
-        radii=np.array(radii),
-        flatness=np.array(flatness),
-        joints={name: to_world(points) for name, points in joints.items()},
-    )
+    lowest = ankles[..., 2].min(axis=1)  # (T,)
+    weight = np.exp((lowest[:, None] - ankles[..., 2]) / 0.02)  # (T, 2): within about 2 cm both carry
+    weight /= weight.sum(axis=1, keepdims=True)
+    at_rest = np.array([[0, HIP_OUT, 0], [0, -HIP_OUT, 0]])
+    stand = np.einsum("tf,tfi->ti", weight, ankles - at_rest)  # (T, 3)
+    stand[:, 2] = lowest - scale * (SOLE + FOOT_DROP)
+    return stand

@@ -59,16 +59,14 @@ def _shaded_floor(image: np.ndarray, shadow: np.ndarray, floor_map: np.ndarray) 
 def floor_shadows(room: rooms.Room, body: Body) -> np.ndarray:
     """How much of the lamp's light reaches the floor: uint8[T, SHADOW_PIXELS, SHADOW_PIXELS], 255 = all of it."""
     ends = np.stack([body.start, body.start + body.axes[:, :, 2] * body.length[:, None]], axis=2)  # (T, P, 2, 3)
-    ends = ends.copy()
     ends[..., 2] = ends[..., 2].clip(0, room.light[2] - 0.3)
     onto_floor = room.light + (ends - room.light) * (room.light[2] / (room.light[2] - ends[..., 2:]))
     per_metre = SHADOW_PIXELS / SHADOW_METRES
-    pixels = np.round(((onto_floor[..., :2] + SHADOW_METRES / 2) * per_metre - 0.5) * 16).astype(
-        np.int32
-    )  # 4 fractional bits
+    pixels = (onto_floor[..., :2] + SHADOW_METRES / 2) * per_metre - 0.5  # (T, P, 2, 2)
+    fixed_point = np.round(pixels * 16).astype(np.int32)  # cv2.line: 4 fractional bits
     thickness = np.maximum(1, np.round(2 * body.radii.mean(axis=1) * per_metre * 1.1)).astype(int)
     shadows = np.empty((len(ends), SHADOW_PIXELS, SHADOW_PIXELS), np.uint8)
-    for shadow, lines in zip(shadows, pixels.tolist(), strict=True):
+    for shadow, lines in zip(shadows, fixed_point.tolist(), strict=True):
         shadow[:] = 255
         for (start, end), width in zip(lines, thickness.tolist(), strict=True):
             cv2.line(shadow, start, end, 120, width, cv2.LINE_8, shift=4)
@@ -91,22 +89,13 @@ def _draw_part(
     axes, start = body.axes[frames, part], body.start[frames, part]
     length, (r0, r1) = body.length[part], body.radii[part]
     stretch = 1 / np.array([*body.flatness[part], 1.0])
-    to_part = stretch[:, None] * axes  # (T, 3, 3): the part becomes a round cone along z
-    boxes = _bounding_boxes(
-        camera, start, axes[:, 2], length, body.radii[part].max() * body.flatness[part].max(), width, height
-    )
+    boxes = _bounding_boxes(camera, start, axes[:, 2], length, max(r0, r1) / stretch.min(), width, height)
     if boxes is None:
         return
     x, y = boxes  # (T, bw), (T, bh) pixels
-    focal, cx, cy = camera.intrinsics[0, 0], camera.intrinsics[0, 2], camera.intrinsics[1, 2]
-    ray_x = ((x - cx) / focal).astype(np.float32)[:, None, :]
-    ray_y = ((y - cy) / focal).astype(np.float32)[:, :, None]
+    to_part = stretch[:, None] * axes  # (T, 3, 3): the part becomes a round cone along z
     origin = np.einsum("tij,tj->ti", to_part, camera.centre - start).astype(np.float32)
-    basis = (to_part @ camera.rotation.T).astype(np.float32)  # (T, 3, 3)
-    ray = [
-        basis[:, k, 0, None, None] * ray_x + (basis[:, k, 1, None, None] * ray_y + basis[:, k, 2, None, None])
-        for k in range(3)
-    ]
+    ray = _rays(camera, to_part, x, y)
     t = _intersect_round_cone(origin, ray, np.float32(length), np.float32(r0), np.float32(r1))  # (T, bh, bw)
 
     frame, row, column = np.nonzero(t < np.inf)
@@ -115,21 +104,51 @@ def _draw_part(
     nearest = t < depth.reshape(-1)[where]
     frame, row, column, where, t = (a[nearest] for a in (frame, row, column, where, t))
     local = np.stack([origin[frame, k] + t * ray[k][frame, row, column] for k in range(3)], axis=1)  # (N, 3)
-
     normal = local.copy()
     normal[:, 2] -= length * _along(local, length, r0, r1)
     normal *= stretch.astype(np.float32)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    to_lamp = room.light - (start + 0.5 * length * axes[:, 2])
-    to_lamp /= np.linalg.norm(to_lamp, axis=1, keepdims=True)
+    to_lamp = room.light - (start + 0.5 * length * axes[:, 2])  # (T, 3)
+    colours = part_colours(subject, body.names[part], local / stretch.astype(np.float32))
+    depth.reshape(-1)[where] = t
+    light = _light(room, normal, axes, to_lamp, frame)
+    image.reshape(-1, 3)[where] = np.minimum(255 * colours * light, 255).astype(np.uint8)
+
+
+def _rays(camera: Camera, to_part: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Directions through pixel columns x int[T, bw] and rows y int[T, bh] in the part's frame, one step in depth long.
+
+    Returns:
+      The three coordinates, each float32[T, bh, bw].
+    """
+    focal, cx, cy = camera.intrinsics[0, 0], camera.intrinsics[0, 2], camera.intrinsics[1, 2]
+    right = ((x - cx) / focal).astype(np.float32)[:, None, :]
+    down = ((y - cy) / focal).astype(np.float32)[:, :, None]
+    basis = (to_part @ camera.rotation.T).astype(np.float32)[..., None, None]  # (T, 3, 3, 1, 1)
+    return [basis[:, k, 0] * right + (basis[:, k, 1] * down + basis[:, k, 2]) for k in range(3)]
+
+
+def _light(
+    room: rooms.Room, normal: np.ndarray, axes: np.ndarray, to_lamp: np.ndarray, frame: np.ndarray
+) -> np.ndarray:
+    """Lambert's law for the lamp, and ambient light that comes more from above.
+
+    Args:
+      room: the setup.
+      normal: float32[N, 3], in the part's frame.
+      axes: float64[T, 3, 3], the part's axes in the world.
+      to_lamp: float64[T, 3], from the part to the lamp.
+      frame: int[N], in 0..T-1, which frame each normal belongs to.
+
+    Returns:
+      float32[N, 3], light by colour.
+    """
+    to_lamp = to_lamp / np.linalg.norm(to_lamp, axis=1, keepdims=True)
     lamp = np.einsum("tij,tj->ti", axes, to_lamp).astype(np.float32)[frame]
     up = axes[:, :, 2].astype(np.float32)[frame]
     lambert = np.einsum("ni,ni->n", normal, lamp).clip(0)[:, None]
     sky = 0.75 + 0.25 * np.einsum("ni,ni->n", normal, up)[:, None]
-    light = 1.15 * room.ambient_colour.astype(np.float32) * sky + room.lamp_colour.astype(np.float32) * lambert
-    colours = part_colours(subject, body.names[part], local / stretch.astype(np.float32))
-    depth.reshape(-1)[where] = t
-    image.reshape(-1, 3)[where] = np.minimum(255 * colours * light, 255).astype(np.uint8)
+    return 1.15 * room.ambient_colour.astype(np.float32) * sky + room.lamp_colour.astype(np.float32) * lambert
 
 
 def _bounding_boxes(
