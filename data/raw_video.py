@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 # Limits [ours] on what a file may claim or hold, so that a hostile one costs neither the memory nor the day.
 MAX_PIXELS = 7680 * 4320  # of one frame: 8K video
@@ -78,6 +79,7 @@ def _frames(container: av.container.InputContainer, fps: float, short_side: int)
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1  # the processes are the parallelism
     stream.codec_context.options = _LIMITS
+    reformatter = VideoReformatter()
     num_frames, shape, end = 0, None, 0.0
     with container:
         try:
@@ -92,7 +94,7 @@ def _frames(container: av.container.InputContainer, fps: float, short_side: int)
                     before, now = f"{shape[1]}x{shape[0]}", f"{frame.width}x{frame.height}"
                     raise BadVideo(f"its size changes from {before} to {now} at frame {num_frames - 1}")
                 end = (frame.time or 0.0) + 1 / fps
-                yield _upright_and_small(frame, stream.sample_aspect_ratio, short_side)
+                yield _upright_and_small(frame, reformatter, stream.sample_aspect_ratio, short_side)
         except av.FFmpegError as error:
             raise BadVideo(f"cannot be decoded after {num_frames} frames: {_reason(error)}") from error
         if num_frames == 0:
@@ -116,14 +118,22 @@ def _check_end(container: av.container.InputContainer, fps: float, num_frames: i
             raise BadVideo(f"truncated: ends after {end:.2f} s of the {claimed_end:.2f} s that the container claims")
 
 
-def _upright_and_small(frame: av.VideoFrame, pixel_aspect: float | None, short_side: int) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")  # (h, w, 3)
-    height, width = image.shape[:2]
-    width *= float(pixel_aspect or 1)
-    scale = min(1.0, short_side / min(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    if size != (image.shape[1], image.shape[0]):
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+def _upright_and_small(
+    frame: av.VideoFrame, reformatter: VideoReformatter, pixel_aspect: float | None, short_side: int
+) -> np.ndarray:
+    width = frame.width * float(pixel_aspect or 1)
+    scale = min(1.0, short_side / min(frame.height, width))
+    # Averaging over areas, straight from the decoder's planes: at 1080p 0.9 ms, against 9 ms for the conversion to RGB and
+    # 7 ms for OpenCV's INTER_AREA. One thread, as the processes are the parallelism.
+    small = reformatter.reformat(
+        frame,
+        width=max(1, round(width * scale)),
+        height=max(1, round(frame.height * scale)),
+        format="rgb24",
+        interpolation="AREA",
+        threads=1,
+    )
+    image = small.to_ndarray()  # (h, w, 3)
     if frame.rotation % 360 not in _UPRIGHT:
         raise BadVideo(f"is to be shown rotated by {frame.rotation} degrees, which is no multiple of 90")
     turn = _UPRIGHT[frame.rotation % 360]
