@@ -195,6 +195,19 @@ def test_round_cones_are_hit_where_a_swept_sphere_is():
         assert both.any() or not np.isfinite(swept).any()
 
 
+def test_normals_point_away_from_the_sphere_that_touches_the_surface():
+    rng = np.random.default_rng(SEED)
+    for r0, r1, length in ((0.1, 0.1, 0.3), (0.12, 0.05, 0.25), (0.05, 0.12, 0.25)):
+        share, turn = rng.uniform(0, 1, 50), rng.uniform(0, 2 * np.pi, 50)
+        lift = (r0 - r1) / length  # The common tangent of the spheres leans by this, so the normals do.
+        flat = np.sqrt(1 - lift**2)
+        normal = np.stack([flat * np.cos(turn), flat * np.sin(turn), np.full(50, lift)], axis=1)
+        surface = share[:, None] * [0, 0, length] + (r0 + share * (r1 - r0))[:, None] * normal
+        np.testing.assert_allclose(renderer._along(surface, length, r0, r1), share, atol=1e-6)
+    # Beyond the ends it is the end's sphere.
+    np.testing.assert_array_equal(renderer._along(np.array([[0, 0, -0.1], [0, 0, 0.4]]), 0.3, 0.1, 0.1), [0, 1])
+
+
 @pytest.mark.parametrize("part", ["head", "left_hand", "right_foot"])
 def test_a_body_part_appears_where_the_published_calibration_puts_it(part):
     width, height, setup = 240, 136, 2
