@@ -122,7 +122,7 @@ def test_weights_equal_a_float64_softmax(temperature, pixel_range):
     np.testing.assert_allclose(weights, softmax * 49, rtol=2e-4, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_tokens", [49, 512, 1568])
+@pytest.mark.parametrize("num_tokens", [41, 512, 1568])  # in float32, 41 * (1 / 41) is not 1
 def test_infinite_temperature_is_the_plain_loss_to_the_last_bit(num_tokens):
     rng = np.random.default_rng(0)
     prediction, target = rng.normal(size=(2, 2, num_tokens, 12)).astype(np.float32)
