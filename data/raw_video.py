@@ -123,8 +123,8 @@ def _upright_and_small(
 ) -> np.ndarray:
     width = frame.width * float(pixel_aspect or 1)
     scale = min(1.0, short_side / min(frame.height, width))
-    # Averaging over areas, straight from the decoder's planes: at 1080p 0.9 ms, against 9 ms for the conversion to RGB and
-    # 7 ms for OpenCV's INTER_AREA. One thread, as the processes are the parallelism.
+    # Averaging over areas, straight from the decoder's planes: 0.9 ms per 1080p frame, against 9 ms for the conversion
+    # to RGB and 7 ms for OpenCV's INTER_AREA. One thread, as the processes are the parallelism.
     small = reformatter.reformat(
         frame,
         width=max(1, round(width * scale)),

@@ -44,6 +44,7 @@ def write_shards(
     """
     context = multiprocessing.get_context("spawn")
     num_started = context.Value("q", 0)
+    others = set(multiprocessing.active_children())
     num_before = num_videos - sum(len(job.videos) for job in jobs)
     with (
         tqdm.tqdm(total=num_videos, initial=num_before, unit="video", disable=not sys.stderr.isatty()) as progress,
@@ -64,13 +65,14 @@ def write_shards(
                 for future in done:
                     future.result()
         except BaseException as error:
-            at_work = ", ".join(sorted(path.read_text() for path in output_dir.glob(".video.*.tmp")))
             executor.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
+                process.join()
             if isinstance(error, OSError):
                 raise PreparationError(f"cannot write to {output_dir}: {error}. {_GO_ON}") from error
             if isinstance(error, BrokenProcessPool):
+                at_work = ", ".join(sorted(path.read_text() for path in output_dir.glob(".video.*.tmp")))
                 raise PreparationError(
                     "a worker process was killed: perhaps for memory (then give fewer --workers), perhaps by a video "
                     f"that was being read (then move it away): {at_work}. {_GO_ON}"
