@@ -112,7 +112,7 @@ def motion_weights(
         return _weights(_solve_logits(motion, ess_fraction))
     if not (temperature > 0 and pixel_range > 0):
         raise ValueError(f"temperature ({temperature}) and pixel_range ({pixel_range}) must be positive.")
-    if math.isinf(temperature):  # exact on every backend, whatever its division rounds to
+    if math.isinf(temperature):  # a compiled softmax times N is 1 only up to rounding
         return jnp.ones_like(motion)
     return _weights(motion * (pixel_range / 255 / temperature))
 
@@ -130,7 +130,7 @@ def psnr(prediction: jax.Array, target: jax.Array) -> jax.Array:
 
 def _weights(logits: jax.Array) -> jax.Array:
     energy = jnp.exp(logits - logits.max(-1, keepdims=True))
-    return energy.shape[-1] * energy / energy.sum(-1, keepdims=True)
+    return energy / energy.mean(-1, keepdims=True)
 
 
 def _solve_logits(motion: jax.Array, fraction: float) -> jax.Array:
