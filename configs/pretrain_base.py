@@ -115,6 +115,7 @@ def get_config() -> config_dict.ConfigDict:
         dict(
             every_steps=5000,  # [ours] reconstruction metrics on held-out takes; also at the end of the run
             max_takes=256,  # [ours] held-out takes evaluated; all their target views
+            clips_per_element=1,  # [ours] clips per (take, target view); more lower the standard errors over takes
             batch_size=config_dict.placeholder(int),  # [ours] default: global_batch_size
             num_pictures=4,  # [ours] samples drawn by mv2mae_jax/visualize.py at each evaluation
         )

@@ -73,11 +73,14 @@ def eval_batches(
     seed: int,
     global_batch_size: int,
     max_takes: int | None = None,
+    clips_per_element: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """One pass over held-out takes: every element once, with a fixed source, start frame and the centre crop.
+    """One pass over the held-out takes (the training takes where none is held out), the same clips every time.
+
+    Every element comes `clips_per_element` times, from other start frames; crops are central.
 
     Besides the keys of `train_batches` a batch holds sources from other takes, seen by the same camera as the source:
       `other_subject` and `other_action` uint8[B, S, T, H, W, 3]: another subject in the same room, and the same subject
@@ -85,11 +88,16 @@ def eval_batches(
       `has_other_subject`, `has_other_action` bool[B]: whether the set holds such a take (otherwise zeros are passed);
       `valid` bool[B]: False for rows that only fill the last batch.
     """
-    elements = np.random.default_rng(seed).permutation(dataset.held_out.elements)
+    take_views = dataset.held_out or dataset.train
+    elements = np.random.default_rng(seed).permutation(take_views.elements)
     if max_takes is not None:
         elements = elements[np.isin(elements[:, 0], np.unique(elements[:, 0])[:max_takes])]
+    elements = np.tile(elements, (clips_per_element, 1))
     read = ReadEvalSample(
-        dataset=dataset, elements=elements, others=OtherTakes.find(dataset.prepared.views, dataset.held_out)
+        dataset=dataset,
+        take_views=take_views,
+        elements=elements,
+        others=OtherTakes.find(dataset.prepared.views, take_views),
     )
     num_batches = -(-len(elements) // global_batch_size)
     rows = global_batch_size // process_count
@@ -249,11 +257,12 @@ class ReadEvalSample(grain.transforms.RandomMap):
     """
 
     dataset: Dataset
+    take_views: clips.TakeViews
     elements: np.ndarray
     others: OtherTakes
 
     def random_map(self, row: int, rng: np.random.Generator) -> Batch:
-        spec, take_views = self.dataset.spec, self.dataset.held_out
+        spec, take_views = self.dataset.spec, self.take_views
         take, target = (int(i) for i in self.elements[row % len(self.elements)])
         view = _draw_views(rng, take_views, take, target, spec)
         frames = read_views(self.dataset, take_views, take, view, position=rng.random())

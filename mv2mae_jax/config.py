@@ -131,6 +131,7 @@ _POSITIVE = (
     "checkpoint.every_steps",
     "checkpoint.keep",
     "eval.every_steps",
+    "eval.clips_per_element",
     "log.every_steps",
     "loss.motion_pixel_range",
 )

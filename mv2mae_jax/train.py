@@ -90,7 +90,7 @@ def train(config: config_dict.ConfigDict, dataset: Dataset, workdir: str) -> dic
             reporter.progress(step, values)
             check_finite(values["train/loss"], last_logged + 1, step, checkpointer)
             last_logged = step
-        if dataset.held_out is not None and (step % config.eval.every_steps == 0 or is_last):
+        if step % config.eval.every_steps == 0 or is_last:
             results = evaluate(state, step, reporter)
             clock.restart()
         if checkpointer.save(step, state, run_record, force=is_last):
@@ -143,7 +143,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         inputs = task.randomize(batch, jax.random.fold_in(step_key, state.step))
         grads, step_metrics = accumulate_gradients(task.loss, state.params, inputs, accumulation_steps)
-        step_metrics["gradient_norm"] = optax.global_norm(grads)
+        step_metrics["gradient_norm"] = optax.tree.norm(grads)
         step_metrics["learning_rate"] = schedule(state.step)
         return state.apply_gradients(grads, optimizer, ema_decay), step_metrics
 
@@ -207,7 +207,11 @@ def make_evaluation(
     eval_key: jax.Array,
     workdir: str,
 ) -> Callable[[TrainState, int, metrics.Reporter], dict[str, float]]:
-    """Makes `evaluate(state, step, reporter) -> metrics`: one pass over the held-out takes, and pictures."""
+    """Makes `evaluate(state, step, reporter) -> metrics`: one pass over the held-out takes, and pictures.
+
+    Where no take is held out (a set of one take), the training takes stand in, and the metrics say so by their names.
+    """
+    area = "eval" if dataset.held_out is not None else "eval_on_training_takes"
     batch_size = config.eval.batch_size or config.global_batch_size
     sharding.check_batch(mesh, batch_size)
 
@@ -228,6 +232,7 @@ def make_evaluation(
             seed=config.seed,
             global_batch_size=batch_size,
             max_takes=config.eval.max_takes,
+            clips_per_element=config.eval.clips_per_element,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -241,12 +246,13 @@ def make_evaluation(
                 pictures = jax.device_get(reconstruct(state.eval_params, batch))
                 if jax.process_index() == 0:
                     for name, image in visualize.write(pictures, os.path.join(workdir, "pictures"), step).items():
-                        reporter.picture(step, f"eval/{name}", image)
+                        reporter.picture(step, f"{area}/{name}", image)
         measured = jax.device_get(measured)
         samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
-        results = {f"eval/{name}": value for name, value in task.summarize(samples).items()}
+        summary = task.summarize(samples)
+        results = {f"{area}/{name}": value for name, value in summary.items()}
         reporter.scalars(step, results)
-        reporter.say("evaluation at step " + f"{step}: " + "  ".join(f"{k[5:]} {v:.4f}" for k, v in results.items()))
+        reporter.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))
         return results
 
     return evaluate
@@ -266,7 +272,7 @@ def run_facts(
     parts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()}
     epoch = dataset.samples_per_epoch
     seen = schedule.total_steps * config.global_batch_size
-    held_out = 0 if dataset.held_out is None else len(np.unique(dataset.held_out.elements[:, 0]))
+    held_out = "none" if dataset.held_out is None else len(np.unique(dataset.held_out.elements[:, 0]))
     inputs = jax.eval_shape(task.randomize, {"video": jax.ShapeDtypeStruct((1, views), np.uint8)}, jax.random.key(0))
     return {
         "devices": f"{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es)",

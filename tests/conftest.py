@@ -1,11 +1,18 @@
 """What several test files share."""
 
+import atexit
 import os
+import pathlib
+import shutil
+import tempfile
 
 # The tests run on the CPU, on one device; tests of several devices start processes of their own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import pathlib
+# Most of the time goes into compiling the same small programs: they are kept for the session and its subprocesses.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_cache_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest
 from absl import flags

@@ -1,0 +1,212 @@
+"""The training step and the loop: placement, accumulation and interruption change nothing."""
+
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mv2mae_jax import checkpoint, optim, sharding, train
+from mv2mae_jax.state import TrainState
+from mv2mae_jax.tasks.pretrain import Pretrain
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def assert_close(first, second, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), first, second)
+
+
+def assert_identical(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.fixture(scope="module")
+def plain_run():
+    return tiny.run_steps(tiny.make_config(), 5)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8, "fsdp": 1}, {"data": 2, "fsdp": 4}])
+def test_eight_devices_equal_one(plain_run, tmp_path, mesh):
+    code = f"""
+import pickle
+from mv2mae_jax import sharding
+sharding.MIN_FSDP_ELEMENTS = 256  # the model is tiny; cut it nevertheless
+from tests import tiny
+import jax
+assert jax.device_count() == 8
+config = tiny.make_config(mesh={mesh})
+pickle.dump(tiny.run_steps(config, 5), open({str(tmp_path / "run.pkl")!r}, "wb"))
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    state, history = pickle.loads((tmp_path / "run.pkl").read_bytes())
+    for sharded, single in zip(history, plain_run[1], strict=True):
+        assert sharded == pytest.approx(single, rel=2e-4)
+    assert int(state.step) == 5
+
+
+def test_fsdp_cuts_large_arrays_along_their_largest_divisible_axis(monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_FSDP_ELEMENTS", 64)
+    mesh = jax.sharding.AbstractMesh((2, 4), sharding.BATCH_AXES)
+    shapes = {"kernel": (6, 12, 16), "odd": (7, 15), "small": (4, 4), "tall": (64, 3)}
+    abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    placed = {name: tuple(s.spec) for name, s in sharding.state_sharding(mesh, abstract).items()}
+    assert placed == {"kernel": (None, None, "fsdp"), "odd": (), "small": (), "tall": ("fsdp",)}
+
+
+def test_a_batch_that_cannot_be_cut_is_refused():
+    mesh = jax.sharding.AbstractMesh((2, 4), sharding.BATCH_AXES)
+    with pytest.raises(ValueError, match="not divisible by the 8 devices; use 8 or 16"):
+        sharding.check_batch(mesh, 12)
+    with pytest.raises(ValueError, match="8 devices x 3 accumulation steps; use 24"):
+        sharding.check_batch(mesh, 16, accumulation_steps=3)
+
+
+def test_a_mesh_of_other_size_than_the_devices_is_refused():
+    with pytest.raises(ValueError, match=r"mesh.data = 3 and mesh.fsdp = 1 do not multiply to the 1 device"):
+        sharding.make_mesh(3, 1)
+
+
+def test_accumulated_parts_equal_the_whole_batch(plain_run):
+    state, history = tiny.run_steps(tiny.make_config(optimizer=dict(accumulation_steps=4)), 5)
+    for parts, whole in zip(history, plain_run[1], strict=True):
+        assert parts == pytest.approx(whole, rel=2e-4)
+    assert_close(state.params, plain_run[0].params, rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_equals_its_definition():
+    """One AdamW step written out from the loss's gradient, without mesh and donation."""
+    config = tiny.make_config()
+    task = Pretrain.from_config(config)
+    schedule = optim.Schedule(peak_learning_rate=0.01, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
+    optimizer = optim.make_optimizer(config.optimizer, schedule)
+    state = TrainState.create(task.init(jax.random.key(0)), optimizer, with_ema=True)
+    step_key, batch = jax.random.key(1), tiny.make_batch(config, 0)
+    step = train.make_train_step(task, optimizer, schedule, step_key, ema_decay=0.9)
+    new_state, metrics = jax.jit(step)(state, batch)
+
+    inputs = task.randomize(batch, jax.random.fold_in(step_key, 0))
+    (loss, _), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(state.params, inputs)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+
+    def adamw(path, parameter, gradient):
+        decay = 0.05 * parameter if path[-1].key == "kernel" else 0.0
+        return parameter - 0.01 * (gradient / (jnp.abs(gradient) + 1e-8) + decay)  # bias-corrected first step
+
+    expected = jax.tree_util.tree_map_with_path(adamw, state.params, grads)
+    # Where a gradient is near zero its sign, all that is left of it in the first step, is a matter of rounding.
+    sure = jax.tree.map(lambda g: jnp.abs(g) > 1e-5, grads)
+    jax.tree.map(
+        lambda a, b, s: np.testing.assert_allclose(np.where(s, a, 0), np.where(s, b, 0), rtol=1e-3, atol=2e-5),
+        new_state.params,
+        expected,
+        sure,
+    )
+    averaged = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.params, new_state.params)
+    assert_close(new_state.ema_params, averaged)
+
+
+def test_steps_differ_in_their_masks():
+    config = tiny.make_config()
+    task, batch = Pretrain.from_config(config), tiny.make_batch(config, 0)
+    key = jax.random.key(1)
+    masks = [task.randomize(batch, jax.random.fold_in(key, step))["target_mask"].visible for step in (0, 0, 1)]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[0], masks[2])
+
+
+def run(workdir, data_dir, *overrides, config="configs/pretrain_base.py", check=True, **environment):
+    command = [sys.executable, "run.py", f"--config={config}", f"--workdir={workdir}"]
+    command += [f"--config.{override}" for override in (f"data.dir={data_dir}", *tiny.OVERRIDES, *overrides)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def final_state(workdir):
+    with checkpoint.ocp.CheckpointManager(os.path.abspath(workdir / "checkpoints")) as manager:
+        step = manager.latest_step()
+        restored = manager.restore(
+            step, args=checkpoint.ocp.args.Composite(state=checkpoint.ocp.args.StandardRestore())
+        )
+    return step, restored["state"]
+
+
+def history(workdir):
+    rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    timed = ("perf/", "data/")
+    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
+
+
+def test_an_interrupted_run_equals_an_uninterrupted_one(synthetic_set, tmp_path):
+    """Stopped and started again by the same command: equal bit for bit, with EMA and accumulation."""
+    options = ("optimizer.ema_decay=0.9", "optimizer.accumulation_steps=2")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    first = run(whole, synthetic_set, *options)
+    assert "6/6  100%" in first.stdout
+
+    # The interruption: a third of the way the data can no longer be read, as if the machine had been taken away.
+    code = """
+import os, sys, time
+from data import pipeline
+train_batches = pipeline.train_batches
+def failing(*args, **kwargs):
+    for number, batch in enumerate(train_batches(*args, **kwargs)):
+        if number == 3:
+            while not os.path.isdir(sys.argv[2].removeprefix("--workdir=") + "/checkpoints/2"):
+                time.sleep(0.1)  # saves are asynchronous
+            raise SystemExit(9)
+        yield batch
+pipeline.train_batches = failing
+import run
+run.main(sys.argv[1:])
+"""
+    arguments = ["--config=configs/pretrain_base.py", f"--workdir={parts}", f"--config.data.dir={synthetic_set}"]
+    arguments += [f"--config.{override}" for override in (*tiny.OVERRIDES, *options)]
+    stopped = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert stopped.returncode == 9, stopped.stderr
+    second = run(parts, synthetic_set, *options)
+    assert "Going on from step 2" in second.stdout
+
+    (step, state), (same_step, same_state) = final_state(whole), final_state(parts)
+    assert step == same_step == 6
+    assert_identical(state, same_state)
+    assert history(whole) == history(parts)
+    assert (
+        json.loads((whole / "metrics.json").read_text())["metrics"]
+        == (json.loads((parts / "metrics.json").read_text())["metrics"])
+    )
+    assert list((whole / "pictures").glob("*.png"))
+
+    # A finished run has nothing left to do; a new run can start from its parameters.
+    assert run(parts, synthetic_set, *options).returncode == 0
+    started = run(
+        tmp_path / "from", synthetic_set, f"init_from={parts}", "total_steps=1", "optimizer.base_learning_rate=1e-9"
+    )
+    assert "6" in started.stdout
+    _, new_state = final_state(tmp_path / "from")
+    assert_close(new_state["params"], state["ema_params"], rtol=1e-4)
+
+
+def test_init_from_names_what_does_not_fit(synthetic_set, tmp_path):
+    run(tmp_path / "small", synthetic_set, "total_steps=1")
+    refused = run(tmp_path / "other", synthetic_set, f"init_from={tmp_path / 'small'}", "model.width=48", check=False)
+    assert refused.returncode != 0
+    assert "encoder/patch_embed/proj/kernel: saved (384, 24), wanted (384, 48)" in refused.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(synthetic_set, tmp_path):
+    stopped = run(tmp_path / "run", synthetic_set, "optimizer.base_learning_rate=1e30", check=False)
+    assert stopped.returncode != 0
+    assert "between steps" in stopped.stderr and "nothing was deleted" in stopped.stderr

@@ -1,0 +1,73 @@
+"""A pre-training run small enough for tests: its config, and its steps without files around it."""
+
+import jax
+import numpy as np
+
+from configs import pretrain_base
+from mv2mae_jax import optim, sharding
+from mv2mae_jax.state import TrainState
+from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.train import jit_train_step
+
+# As command-line overrides, so that the same run can be started with run.py.
+OVERRIDES = (
+    "total_steps=6",
+    "global_batch_size=8",
+    "data.num_frames=4",
+    "data.crop_size=(32,32)",
+    "data.holdout_fraction=0.25",
+    "data.num_workers=0",
+    "model.width=24",
+    "model.depth=2",
+    "model.num_heads=3",
+    "model.decoder_width=12",
+    "model.decoder_depth=2",
+    "model.decoder_heads=3",
+    "model.tubelet_size=(2,8,8)",
+    "optimizer.base_learning_rate=0.03",
+    "checkpoint.every_steps=2",
+    "eval.every_steps=1000",
+    "eval.num_pictures=1",
+    "log.every_steps=2",
+)
+
+
+def make_config(**sections):
+    """The tiny config; `optimizer=dict(name="muon")` and so on change sections."""
+    from mv2mae_jax import config as configs
+
+    config = configs.load(pretrain_base.__file__, OVERRIDES)
+    with config.ignore_type():
+        config.update(sections)
+    return config
+
+
+def make_batch(config, step: int) -> dict[str, np.ndarray]:
+    """A random batch in the pipeline's form."""
+    rng = np.random.default_rng(step)
+    views = 1 + config.data.num_source_views
+    video = rng.integers(0, 256, (config.global_batch_size, views, config.data.num_frames, *config.data.crop_size, 3))
+    num_tokens = Pretrain.from_config(config).model.num_tokens
+    motion = rng.gamma(1.0, 300.0, (config.global_batch_size, views, num_tokens))
+    return {"video": video.astype(np.uint8), "motion": motion.astype(np.float32)}
+
+
+def run_steps(config, num_steps: int):
+    """Trains on random batches over all devices: (final state, [metrics of each step])."""
+    mesh = sharding.make_mesh(**config.mesh)
+    task = Pretrain.from_config(config)
+    schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
+    optimizer = optim.make_optimizer(config.optimizer, schedule)
+    with_ema = config.optimizer.ema_decay is not None
+
+    def create(key):
+        return TrainState.create(task.init(key), optimizer, with_ema)
+
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    state = jax.jit(create, out_shardings=sharding.state_sharding(mesh, shapes))(jax.random.key(0))
+    train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
+    history = []
+    for step in range(num_steps):
+        state, metrics = train_step(state, sharding.put_batch(mesh, make_batch(config, step)))
+        history.append({key: float(value) for key, value in metrics.items()})
+    return jax.device_get(state), history
