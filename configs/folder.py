@@ -3,8 +3,8 @@
 Command: python run.py --config=configs/folder.py --workdir=runs/mine --config.data.dir=prepared/mine
 Hardware and time: a few hundred steps in minutes on 2 CPU cores (`--config.total_steps=300`); for a real set raise
 `model.variant`, `data.crop_size` and `num_epochs` towards configs/ntu60.py and use a GPU or TPU.
-Result to expect: both losses fall towards "mean prediction" in the log and below it. `eval/cross_gain` above 0 says that
-the cross-view decoder uses the other camera; it needs at least two held-out takes.
+Result to expect: both losses fall towards "mean prediction" in the log and below it. `eval/cross_gain` above 0 says
+that the cross-view decoder uses the other camera; it needs at least two held-out takes.
 """
 
 from configs import pretrain_base
