@@ -1,11 +1,13 @@
 """Finds the raw videos of a data set in a folder."""
 
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from data import catalog
+from data import archives, catalog
+
+# [ours] The longest of RoCoG's lists, the longest annotation files known here, has 3 MB.
+MAX_ANNOTATION_BYTES = 32 * 2**20
 
 
 class PreparationError(Exception):
@@ -16,28 +18,63 @@ class PreparationError(Exception):
 class Listing:
     """The input folder, as the catalogue reads it."""
 
-    videos: tuple[catalog.Video, ...]  # sorted by take and view
-    num_bytes: tuple[int, ...]  # of each video
-    unmatched: tuple[str, ...]  # why a file of the right extension is none of the data set
+    videos: tuple[catalog.Video, ...]  # sorted by recording, take and view
+    num_bytes: Mapping[str, int]  # of the raw files, by path
+    unmatched: tuple[tuple[str, str], ...]  # (path, reason): files of the right extension, or labels, not used
 
 
 def list_videos(names: catalog.Catalog, input_dir: Path) -> tuple[catalog.Catalog, Listing]:
-    """The videos below `input_dir`, and the catalogue completed with names that only the listing tells.
+    """The videos below `input_dir`, and the catalogue completed with what only the folder tells.
 
     Raises:
-      PreparationError: no such folder, nothing in it, or two files that are the same view of the same take.
+      PreparationError: no such folder, nothing in it, a damaged archive or list, or two files that are the same view of
+        the same take.
+    """
+    names, files, unmatched = matching_files(names, input_dir)
+    videos = []
+    for video in files:
+        cut, problems = names.cut(video)
+        videos += cut
+        unmatched += [(video.path, problem) for problem in problems]
+    if not videos:
+        example = f", for example: {unmatched[0][1]}" if unmatched else ""
+        raise PreparationError(
+            f"no video of {names.name} in {input_dir}: {len(unmatched)} files end in {' '.join(names.extensions)} but "
+            f"are not used{example}"
+        )
+    return names, Listing(
+        videos=tuple(sorted(videos, key=lambda video: (video.recording, video.take, video.view))),
+        num_bytes={video.path: size for video, size in files.items()},
+        unmatched=tuple(unmatched),
+    )
+
+
+def matching_files(
+    names: catalog.Catalog, input_dir: Path
+) -> tuple[catalog.Catalog, dict[catalog.Video, int], list[tuple[str, str]]]:
+    """The completed catalogue, the raw videos with their bytes, and (path, reason) of files that are none.
+
+    Raises:
+      PreparationError: as `list_videos`, but for a folder without videos.
     """
     if not input_dir.is_dir():
         raise PreparationError(f"--input={input_dir} is not a folder")
-    paths = sorted(_files(input_dir, names.extensions))
+    try:
+        sizes = dict(sorted(archives.files(input_dir)))
+        names = _with_annotations(names, input_dir, sizes)
+    except (archives.BadArchive, ValueError) as error:
+        raise PreparationError(str(error)) from error
+    paths = [path for path in sizes if path.lower().endswith(names.extensions)]
     names = names.with_names_from(paths)
     found: dict[tuple[str, str], catalog.Video] = {}
     unmatched = []
     for path in paths:
         try:
+            if ".." in path.split("/"):
+                raise ValueError(f"{path!r} leads out of its archive")
             video = names.parse(path)
         except ValueError as error:
-            unmatched.append(str(error))
+            unmatched.append((path, str(error)))
             continue
         other = found.setdefault((video.take, video.view), video)
         if other is not video:
@@ -45,25 +82,19 @@ def list_videos(names: catalog.Catalog, input_dir: Path) -> tuple[catalog.Catalo
                 f"two files are view {video.view} of take {video.take}: {other.path} and {path}. "
                 "Move one of them out of the input folder, or tell them apart by --pattern"
             )
-    if not found:
-        example = f", for example: {unmatched[0]}" if unmatched else ""
-        raise PreparationError(
-            f"no video of {names.name} in {input_dir}: {len(unmatched)} files end in {' '.join(names.extensions)} but "
-            f"have other names{example}"
-        )
-    videos = tuple(found[key] for key in sorted(found))
-    num_bytes = tuple((input_dir / video.path).stat().st_size for video in videos)
-    return names, Listing(videos=videos, num_bytes=num_bytes, unmatched=tuple(unmatched))
+    return names, {found[key]: sizes[found[key].path] for key in sorted(found)}, unmatched
 
 
-def _files(input_dir: Path, extensions: Sequence[str]) -> Iterator[str]:
-    """Paths relative to the folder; links to folders are followed, each folder once."""
-    seen = set()
-    for directory, subdirectories, names in os.walk(input_dir, followlinks=True):
-        seen.add(os.path.realpath(directory))
-        subdirectories[:] = [
-            name for name in subdirectories if os.path.realpath(os.path.join(directory, name)) not in seen
-        ]
-        for name in names:
-            if name.lower().endswith(tuple(extensions)):
-                yield Path(directory, name).relative_to(input_dir).as_posix()
+def _with_annotations(names: catalog.Catalog, input_dir: Path, sizes: Mapping[str, int]) -> catalog.Catalog:
+    paths = [path for path in sizes if names.is_annotation(path)]
+    reader = archives.Reader(input_dir, paths)
+    texts = {}
+    for path in paths:
+        with reader.open(path) as file:
+            content = file.read(MAX_ANNOTATION_BYTES + 1)
+        if len(content) > MAX_ANNOTATION_BYTES:
+            raise ValueError(
+                f"{input_dir / path} is larger than {MAX_ANNOTATION_BYTES} bytes: no list of this data set"
+            )
+        texts[path] = content.decode("utf-8", errors="replace")
+    return names.with_annotations(texts)

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from data import shards
+from data import catalog, shards
 from data.listing import Listing, PreparationError
+from data.takes import FORMAT_VERSION
 
-FORMAT_VERSION = 1
 DIGESTS = "SHA256SUMS"
 
 # The manifest, but for the column `record`, which counts the rows.
@@ -35,6 +35,7 @@ _SCHEMA = pa.schema(
         ("setup", pa.int32()),
         ("camera", pa.int32()),
         ("performance", pa.int32()),
+        ("listed_split", pa.string()),  # '' where the numbers decide the official splits
         ("checksum", pa.uint32()),  # CRC-32 of the record's bytes
     ]
 )
@@ -44,7 +45,7 @@ def write(settings: shards.Settings, listing: Listing, jobs: Sequence[shards.Job
     """Writes everything beside the shards; prepared.json, which makes the set a finished one, last but for the digests.
 
     Returns:
-      What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` added.
+      What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.
     """
     tables, quarantined, digests, shard_list = [], [], {}, []
     for job in jobs:
@@ -57,16 +58,20 @@ def write(settings: shards.Settings, listing: Listing, jobs: Sequence[shards.Job
         shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})
     views = pa.concat_tables(tables)
     _write_manifest(views, output_dir)
-    _write_quarantine(quarantined, output_dir)
+    _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, output_dir)
+    unmatched = [{"path": path, "reason": reason} for path, reason in listing.unmatched]
+    _write_table("unmatched.csv", ("path", "reason"), unmatched, output_dir)
     _write_tfds_metadata(settings, shard_list, output_dir)
     prepared = {
         "format_version": FORMAT_VERSION,
         **dataclasses.asdict(settings),
+        "not_synchronised": catalog.get(settings.dataset).not_synchronised,
         "versions": {name: importlib.metadata.version(name) for name in ("av", "opencv-python-headless")},
         "counts": {
             "videos_in": len(listing.videos),
+            "files_in": len(listing.num_bytes),
             "takes_in": len({video.take for video in listing.videos}),
-            "bytes_in": sum(listing.num_bytes),
+            "bytes_in": sum(listing.num_bytes.values()),
             "videos": len(views),
             "takes": len(views["take"].unique()),
             "frames": pc.sum(views["num_frames"]).as_py() or 0,
@@ -88,12 +93,12 @@ def _write_manifest(views: pa.Table, output_dir: Path) -> None:
     shards.write_atomically(output_dir / "manifest.parquet", manifest.getvalue())
 
 
-def _write_quarantine(quarantined: Sequence[dict], output_dir: Path) -> None:
+def _write_table(name: str, columns: Sequence[str], rows: Sequence[dict], output_dir: Path) -> None:
     table = io.StringIO()
-    writer = csv.DictWriter(table, ["path", "take", "reason"], lineterminator="\n")
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(quarantined)
-    shards.write_atomically(output_dir / "quarantine.csv", table.getvalue().encode())
+    writer.writerows(rows)
+    shards.write_atomically(output_dir / name, table.getvalue().encode(errors="backslashreplace"))
 
 
 def _write_tfds_metadata(settings: shards.Settings, shard_list: Sequence[dict], output_dir: Path) -> None:

@@ -5,6 +5,7 @@
   manifest.parquet               one row per record, in the records' order
   prepared.json                  what was prepared, how, and how much; written last
   quarantine.csv                 the videos left out: path, take, reason
+  unmatched.csv                  the files and labels that are none of the data set: path, reason
   SHA256SUMS                     digests of all files, as `sha256sum --check` and --verify read them
   plan.json, parts/              what an interrupted preparation goes on from
 """
@@ -13,9 +14,12 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import math
 import os
+import shlex
+import shutil
 import sys
 import time
 from collections import Counter
@@ -25,12 +29,12 @@ from pathlib import Path
 import cv2
 import tqdm
 
-from data import catalog, codec, metadata, raw_video, shards, workers
+from data import archives, catalog, codec, metadata, raw_video, shards, workers
 from data.catalog import folder
-from data.listing import Listing, PreparationError, list_videos
+from data.listing import PreparationError, list_videos
 
 SHOWN = 10  # of a list in the report
-SAMPLED_VIDEOS = 8  # for the size and time to expect
+SAMPLED_FILES = 8  # for the size and time to expect
 
 EXIT_ERROR = 1
 EXIT_QUARANTINED = 3
@@ -46,6 +50,8 @@ def prepare(
     quality: int = 90,
     num_workers: int = 1,
     max_length_difference: int = 20,
+    announce: Callable[[str], None] = lambda line: None,
+    write_shards: Callable[..., None] = workers.write_shards,
 ) -> dict:
     """Prepares a data set, or goes on with a preparation that was interrupted.
 
@@ -58,9 +64,11 @@ def prepare(
       quality: of JPEG, 1 to 100. [ours]
       num_workers: processes; the files written do not depend on it.
       max_length_difference: between the views of a take, frames. [ours]: NTU's largest is 18.
+      announce: called with the size and time to expect, if there is something to do.
+      write_shards: makes the shards; see `workers.write_shards`.
 
     Returns:
-      What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` added.
+      What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.
 
     Raises:
       PreparationError: the input or the output does not let it go on.
@@ -74,7 +82,7 @@ def prepare(
         short_side=short_side,
         quality=quality,
         max_length_difference=max_length_difference,
-        needs_pairs=names.needs_pairs,
+        synchronised=names.synchronised,
     )
     jobs = shards.plan(listing)
     with _locked(output_dir):
@@ -82,7 +90,9 @@ def prepare(
         missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
         if missing:
             (output_dir / "prepared.json").unlink(missing_ok=True)  # not to look finished meanwhile
-            workers.write_shards(missing, len(listing.videos), settings, input_dir, output_dir, num_workers)
+            for line in _expected(missing, input_dir, output_dir, short_side, quality, num_workers):
+                announce(line)
+            write_shards(missing, len(listing.num_bytes), settings, input_dir, output_dir, num_workers)
         return metadata.write(settings, listing, jobs, output_dir)
 
 
@@ -135,41 +145,59 @@ def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
         )
 
 
-def dry_run(names: catalog.Catalog, input_dir: Path, short_side: int, quality: int, num_workers: int) -> str:
+def dry_run(
+    names: catalog.Catalog, input_dir: Path, output_dir: Path, short_side: int, quality: int, num_workers: int
+) -> str:
     """What `prepare` would do, with the size and time to expect from a few of the videos; writes nothing."""
     names, listing = list_videos(names, input_dir)
     views_of_take = Counter(video.take for video in listing.videos)
     takes_with = Counter(views_of_take.values())
-    num_shards = len(shards.plan(listing))
+    jobs = shards.plan(listing)
     lines = [
-        f"{names.name}: {_count(len(listing.videos), 'video')} of {_count(len(views_of_take), 'take')}, "
-        f"{sum(listing.num_bytes) / 1e6:.1f} MB, into {_count(num_shards, 'shard')}",
+        f"{names.name}: {_count(len(listing.videos), 'video')} of {_count(len(views_of_take), 'take')} in "
+        f"{_count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
+        f"{_count(len(jobs), 'shard')}",
         *(f"  {_count(takes_with[views], 'take')} with {_count(views, 'view')}" for views in sorted(takes_with)),
         *_unmatched(listing.unmatched),
-        *_expected(listing, input_dir, short_side, quality, num_workers),
+        *_expected(jobs, input_dir, output_dir, short_side, quality, num_workers),
     ]
     return "\n".join(lines)
 
 
-def _expected(listing: Listing, input_dir: Path, short_side: int, quality: int, num_workers: int) -> list[str]:
+def _expected(
+    jobs: Sequence[shards.Job], input_dir: Path, output_dir: Path, short_side: int, quality: int, num_workers: int
+) -> list[str]:
+    """Size and time, from a few files; grows with their bytes."""
     cv2.setNumThreads(1)  # as in a worker
-    num_bytes, bad = [], []
-    began = time.monotonic()
-    for video in listing.videos[:: math.ceil(len(listing.videos) / SAMPLED_VIDEOS)]:
-        try:
-            _, frames = raw_video.read(input_dir / video.path, short_side)
-            num_bytes.append(sum(len(codec.encode(frame, quality)) for frame in frames))
-        except raw_video.BadVideo as error:
-            bad.append(f"  {video.path}: {error}")
-    if not num_bytes:
+    sizes = {v.path: size for job in jobs for v, size in zip(job.videos, job.num_bytes, strict=True)}
+    sample = list(sizes)[:: math.ceil(len(sizes) / SAMPLED_FILES)]
+    videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
+    bytes_in, bytes_out, seconds, bad = 0, 0, 0.0, []
+    with archives.Reader(input_dir, sample) as files:
+        for path in sample:
+            began = time.monotonic()
+            try:
+                with files.open(path) as file:
+                    _, frames = raw_video.read(file, short_side)
+                    bytes_out += sum(map(len, shards.encode_frames(videos_in[path], frames, quality).frames))
+                bytes_in += sizes[path]
+                seconds += time.monotonic() - began
+            except (raw_video.BadVideo, archives.BadArchive) as error:
+                bad.append(f"  {path}: {error}")
+    if not bytes_in:
         return ["none of the videos tried can be read:", *bad]
-    seconds = (time.monotonic() - began) / len(num_bytes) * len(listing.videos) / num_workers
-    megabytes = sum(num_bytes) / len(num_bytes) * len(listing.videos) / 1e6
+    ratio = sum(sizes.values()) / bytes_in
+    free = shutil.disk_usage(_existing(output_dir)).free
     return [
-        f"expected, from {_count(len(num_bytes), 'video')}: {megabytes:.0f} MB, "
-        f"{tqdm.tqdm.format_interval(seconds)} with {_count(num_workers, 'worker')}",
+        f"expected, from {_count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.0f} MB, "
+        f"{tqdm.tqdm.format_interval(ratio * seconds / num_workers)} with {_count(num_workers, 'worker')}",
         *bad,
+        *[f"warning: only {free / 1e6:.0f} MB are free where {output_dir} lies"] * (ratio * bytes_out > free),
     ]
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in [folder, *folder.absolute().parents] if path.exists())
 
 
 def report(prepared: dict, output_dir: Path) -> str:
@@ -184,13 +212,14 @@ def report(prepared: dict, output_dir: Path) -> str:
         f"{counts['bytes'] / 1e6:.1f} MB in {_count(len(prepared['shards']), 'shard')}: {output_dir}",
         f"aside: {_count(counts['quarantined'], 'video')}{where}",
         *_shortened(quarantined),
-        *_unmatched(prepared["unmatched"]),
+        *_unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
     ]
     return "\n".join(lines)
 
 
-def _unmatched(reasons: Sequence[str]) -> list[str]:
-    return [f"not of this data set: {_count(len(reasons), 'file')}", *_shortened(reasons)] if reasons else []
+def _unmatched(unmatched: Sequence[tuple[str, str]], where: str = "") -> list[str]:
+    reasons = [reason for _, reason in unmatched]
+    return [f"not of this data set: {len(reasons)} files or labels{where}", *_shortened(reasons)] if reasons else []
 
 
 def _shortened(items: Sequence[str]) -> list[str]:
@@ -209,7 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verify:
             return _verify(options.output)
         if options.dry_run:
-            print(dry_run(options.names, options.input, options.short_side, options.quality, options.workers))
+            sizes = (options.short_side, options.quality, options.workers)
+            print(dry_run(options.names, options.input, options.output or Path(), *sizes))
             return 0
         prepared = prepare(
             options.names,
@@ -219,6 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             quality=options.quality,
             num_workers=options.workers,
             max_length_difference=options.max_length_difference,
+            announce=functools.partial(print, flush=True),
+            write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
         )
     except (PreparationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -236,6 +268,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file=sys.stderr,
     )
     return EXIT_QUARANTINED
+
+
+def _on_beam(beam_options: str) -> Callable[..., None]:
+    try:
+        from data import beam  # with a package that only this needs
+    except ImportError as error:
+        raise PreparationError(
+            f"--beam needs Apache Beam ({error}): install requirements-beam.txt into an environment of its own"
+        ) from error
+    return functools.partial(beam.write_shards, beam_options=shlex.split(beam_options))
 
 
 def _verify(directory: Path) -> int:
@@ -258,7 +300,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
   python -m data.prepare --dataset=ntu60 --input=nturgb+d_rgb --output=prepared/ntu60 --workers=16
   python -m data.prepare --dataset=folder --pattern='{take}_cam{view}.mp4' --input=videos --output=prepared/mine
   python -m data.prepare --dataset=folder --pattern='{label}/{take}/{view}' --input=videos --output=prepared/mine
+  python -m data.prepare --dataset=pkummd --num_classes=51 --input=PKUMMDv2 --output=prepared/pkummd51
+  python -m data.prepare --dataset=ntu120 --input=/nfs/ntu --output=/nfs/prepared --beam='--runner=FlinkRunner ...'
   python -m data.prepare --verify --output=prepared/ntu60
+
+Files in .zip and .tar(.gz) archives below --input are read without being unpacked to disk.
 
 An interrupted preparation goes on when the same command is given again.
 
@@ -278,6 +324,9 @@ exit codes:
         f"and {{subject}}; without an extension it takes every video (default: '{folder.DEFAULT_PATTERN}')",
     )
     parser.add_argument(
+        "--num_classes", type=int, help="for --dataset=pkummd: 41, the classes that occur (default), or all 51"
+    )
+    parser.add_argument(
         "--short_side", type=_integer(1), default=170, metavar="PIXELS", help="of the frames, never enlarged (170)"
     )
     parser.add_argument("--quality", type=_integer(1, 100), default=90, metavar="Q", help="of JPEG, 1 to 100 (90)")
@@ -291,6 +340,12 @@ exit codes:
     )
     parser.add_argument(
         "--max_quarantined", type=_integer(0), default=0, metavar="K", help="more than K left out: exit code 3 (0)"
+    )
+    parser.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help="make the shards on an Apache Beam runner with these options, in place of --workers processes; --input "
+        "and --output must be the same folders on all its machines",
     )
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and the size and time")
     parser.add_argument("--verify", action="store_true", help="check the digests of --output, and nothing else")
@@ -307,10 +362,8 @@ def _check_combination(parser: argparse.ArgumentParser, options: argparse.Namesp
         parser.error(f"needs {', '.join(missing)}")
     if options.verify:
         return
-    if options.pattern and options.dataset != "folder":
-        parser.error(f"--pattern is for --dataset=folder; the names of {options.dataset} are known")
     try:
-        options.names = catalog.get(options.dataset, **({"pattern": options.pattern} if options.pattern else {}))
+        options.names = catalog.get(options.dataset, pattern=options.pattern, num_classes=options.num_classes)
     except ValueError as error:
         parser.error(str(error))
 

@@ -1,10 +1,13 @@
 """Decodes a raw video, once, frame by frame: upright, small, with the defects found on the way.
 
-What the decoder notices is found: H.264, HEVC and MPEG-4 notice nearly every changed byte, VP9 and MJPEG hardly any.
+What the decoder notices is found: H.264, HEVC and MPEG-4 notice nearly every changed byte, VP9 and MJPEG hardly any,
+and FFV1 none where it was written without checksums (FFmpeg adds them from FFV1's version 3 on): there, changed bytes
+are changed pictures.
 """
 
+import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import BinaryIO
 
 import av
 import cv2
@@ -13,7 +16,10 @@ from av.video.reformatter import VideoReformatter
 
 # Limits [ours] on what a file may claim or hold, so that a hostile one costs neither the memory nor the day.
 MAX_PIXELS = 7680 * 4320  # of one frame: 8K video
-MAX_FRAMES = 18_000  # of one video: ten minutes at 30 fps; all its frames are one record
+MAX_FRAMES = 18_000  # of one video: ten minutes at 30 fps; all its frames may be one record
+# Processor time of one video: ten minutes of 4K take about a quarter of it. Not the time on the clock, which would make
+# it a matter of the machine's other work which videos are used.
+MAX_CPU_SECONDS = 1800
 # How much of what the container claims may be missing before the video counts as truncated.
 MISSING_FRAMES_TOLERANCE = 1  # [ours] of a count of frames; an entry may hold no picture
 MISSING_SECONDS_TOLERANCE = 0.5  # [ours] of a duration, which may be that of a longer audio track, and
@@ -27,13 +33,13 @@ class BadVideo(Exception):
     """A video that cannot be used; the message is the reason."""
 
 
-def read(path: Path, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
+def read(file: BinaryIO, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
     """Opens a video; the frames are decoded while the iterator is consumed, in constant memory.
 
     Rotation metadata and the shape of pixels are honoured: what comes out is what a player shows.
 
     Args:
-      path: of a file that FFmpeg reads.
+      file: what FFmpeg reads, seekable; it stays open while the frames are read.
       short_side: of the frames, in pixels; a video that is smaller stays as it is.
 
     Returns:
@@ -41,12 +47,12 @@ def read(path: Path, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
 
     Raises:
       BadVideo: with the reason; also from the iterator, up to its end (a truncated video tells only there).
-      FileNotFoundError: the file has gone since it was listed.
     """
-    if path.stat().st_size == 0:
+    if file.seek(0, 2) == 0:
         raise BadVideo("empty file")
+    file.seek(0)
     try:
-        container = av.open(str(path), mode="r", options=_LIMITS)
+        container = av.open(file, mode="r", options=_LIMITS)
     except av.FFmpegError as error:
         raise BadVideo(f"not a readable video: {_reason(error)}") from error
     try:
@@ -81,12 +87,15 @@ def _frames(container: av.container.InputContainer, fps: float, short_side: int)
     stream.codec_context.options = _LIMITS
     reformatter = VideoReformatter()
     num_frames, shape, end = 0, None, 0.0
+    began = time.process_time()
     with container:
         try:
             for frame in container.decode(stream):
                 num_frames += 1
                 if num_frames > MAX_FRAMES:
                     raise BadVideo(f"more than {MAX_FRAMES} frames: cut it into shorter videos")
+                if time.process_time() - began > MAX_CPU_SECONDS:
+                    raise BadVideo(f"frame {num_frames} is not reached in {MAX_CPU_SECONDS} s of processor time")
                 if frame.is_corrupt:
                     raise BadVideo(f"frame {num_frames - 1} is damaged")
                 shape = shape or (frame.height, frame.width)

@@ -6,19 +6,22 @@ this project's `data.takes` read the same files. TensorFlow is not needed.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
+import platform
 import statistics
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-from data import codec, raw_video
+from data import archives, codec, raw_video
 from data.catalog import Video
 from data.listing import Listing, PreparationError
 
@@ -26,9 +29,9 @@ SPLIT = "takes"  # the one TFDS split; the official splits are the catalogue's
 PARTS = "parts"  # the folder of the shards' accounts
 # group_size:1 reads one record without its neighbours; JPEG does not compress further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-# [ours] A shard of NTU is then about 250 MB (192 views of about 1.3 MB), and the work of a few minutes is what an
-# interruption costs.
-MAX_TAKES_PER_SHARD = 64
+# [ours] A shard of NTU is then about 250 MB (64 takes of 3 views of about 1.3 MB), and the work of a few minutes is
+# what an interruption costs.
+RECORDS_PER_SHARD = 192
 MIN_SHARDS = 16  # [ours] so that a small set keeps several workers busy, too
 FPS_TOLERANCE = 0.01  # [ours] relative: 29.97 and 30 are the same rate, 25 and 30 are not
 
@@ -53,7 +56,7 @@ class Settings:
     short_side: int  # pixels
     quality: int
     max_length_difference: int  # frames
-    needs_pairs: bool
+    synchronised: bool  # the views of a take must agree, and a single one is of no use
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,13 @@ class Job:
 
     shard: int
     num_shards: int
-    videos: tuple[Video, ...]  # whole takes, sorted by take and view
+    videos: tuple[Video, ...]  # whole takes, sorted by recording, take and view
     num_bytes: tuple[int, ...]  # of the raw files, in the same order
+
+    @property
+    def num_files(self) -> int:
+        """Raw files to be read."""
+        return len({video.path for video in self.videos})
 
     @property
     def part_name(self) -> str:
@@ -82,17 +90,19 @@ class Job:
 
 
 def plan(listing: Listing) -> list[Job]:
-    """Cuts the takes, in order of their names, into shards; a function of the listing alone."""
-    takes = sorted({video.take for video in listing.videos})
-    takes_per_shard = min(MAX_TAKES_PER_SHARD, math.ceil(len(takes) / MIN_SHARDS))
-    shard_of_take = {take: index // takes_per_shard for index, take in enumerate(takes)}
-    num_shards = math.ceil(len(takes) / takes_per_shard)
-    members: list[list[tuple[Video, int]]] = [[] for _ in range(num_shards)]
-    for video, size in zip(listing.videos, listing.num_bytes, strict=True):
-        members[shard_of_take[video.take]].append((video, size))
+    """Cuts the recordings, in order of their names, into shards; a function of the listing alone."""
+    recordings = _group(listing.videos, _recording)
+    by_size = round(RECORDS_PER_SHARD * len(recordings) / len(listing.videos))
+    per_shard = max(1, min(by_size, math.ceil(len(recordings) / MIN_SHARDS)))
+    groups = [recordings[first : first + per_shard] for first in range(0, len(recordings), per_shard)]
     return [
-        Job(shard=shard, num_shards=num_shards, videos=videos, num_bytes=sizes)
-        for shard, (videos, sizes) in enumerate(zip(*group, strict=True) for group in members)
+        Job(
+            shard=shard,
+            num_shards=len(groups),
+            videos=videos,
+            num_bytes=tuple(listing.num_bytes[video.path] for video in videos),
+        )
+        for shard, videos in enumerate(tuple(itertools.chain.from_iterable(group)) for group in groups)
     ]
 
 
@@ -122,12 +132,11 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
       OSError: the disk is full, or the folder cannot be written to.
     """
     file_name = job.file_name(settings.dataset)
-    temporary = output_dir / f".{file_name}.{os.getpid()}.tmp"
+    temporary = output_dir / f".{file_name}.{platform.node()}-{os.getpid()}.tmp"
     rows, quarantined = [], []
     try:
         writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-        for videos in _group_by_take(job.videos):
-            views, aside = _encode_take(videos, settings, input_dir, starting)
+        for views, aside in _encode_takes(job, settings, input_dir, starting):
             quarantined += aside
             for view in views:
                 record = _serialize(view)
@@ -167,7 +176,7 @@ def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file that appears whole or not at all, also when the power fails."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = path.parent / f".{path.name}.{platform.node()}-{os.getpid()}.tmp"
     temporary.write_bytes(content)
     _commit(temporary, path)
 
@@ -188,49 +197,103 @@ def _commit(temporary: Path, path: Path) -> None:
     os.close(directory)
 
 
-def _group_by_take(videos: Sequence[Video]) -> list[list[Video]]:
-    takes: dict[str, list[Video]] = {}
+def _recording(video: Video) -> str:
+    return video.recording or video.take
+
+
+def _group(videos: Sequence[Video], key: Callable[[Video], str]) -> list[list[Video]]:
+    groups: dict[str, list[Video]] = {}
     for video in videos:
-        takes.setdefault(video.take, []).append(video)
-    return list(takes.values())
+        groups.setdefault(key(video), []).append(video)
+    return list(groups.values())
 
 
-def _encode_take(
-    videos: Sequence[Video], settings: Settings, input_dir: Path, starting: Callable[[str], None]
-) -> tuple[list[EncodedVideo], list[dict]]:
-    """The views of a take that go in, and the quarantine entries of those that do not."""
-    encoded, reasons = [], {}
-    for video in videos:
-        starting(video.path)
-        try:
-            encoded.append(_encode(video, settings, input_dir))
-        except raw_video.BadVideo as error:
-            reasons[video] = str(error)
-    if settings.needs_pairs:
-        tolerance = settings.max_length_difference
-        encoded = _keep_agreeing(encoded, reasons, lambda view: view.fps, lambda fps: fps * FPS_TOLERANCE, "fps")
-        encoded = _keep_agreeing(encoded, reasons, lambda view: len(view.frames), lambda _: tolerance, "frames")
-        if len(encoded) == 1:
-            reasons[encoded[0].video] = (
-                f"the only view of its take ({len(videos)} file{'s' * (len(videos) > 1)} found); a pair needs two"
-            )
-            encoded = []
-    aside = [{"path": video.path, "take": video.take, "reason": reasons[video]} for video in videos if video in reasons]
-    return encoded, aside
+def _encode_takes(
+    job: Job, settings: Settings, input_dir: Path, starting: Callable[[str], None]
+) -> Iterator[tuple[list[EncodedVideo], list[dict]]]:
+    """For each take, the views that go in, and the quarantine entries of those that do not.
+
+    Holds the encoded frames of one recording at a time: each of its files is decoded once, and all its takes are cut
+    from that.
+    """
+    with archives.Reader(input_dir, [video.path for video in job.videos]) as files:
+        for recording in _group(job.videos, _recording):
+            encoded = {}
+            for videos in _group(recording, lambda video: video.path):
+                starting(videos[0].path)
+                encoded |= _encode_file(videos, settings, input_dir, files)
+            for take in _group(recording, lambda video: video.take):
+                yield _choose_views({video: encoded[video] for video in take}, settings)
 
 
-def _encode(video: Video, settings: Settings, input_dir: Path) -> EncodedVideo:
+def _encode_file(
+    videos: Sequence[Video], settings: Settings, input_dir: Path, files: archives.Reader
+) -> dict[Video, EncodedVideo | str]:
+    """The videos cut from one file, or the reasons why they cannot be had."""
+    path = videos[0].path
     try:
-        fps, frames = raw_video.read(input_dir / video.path, settings.short_side)
+        with files.open(path) as file:
+            fps, frames = raw_video.read(file, settings.short_side)
+            encoded = encode_frames(videos, frames, settings.quality)
+    except (raw_video.BadVideo, archives.BadArchive) as error:
+        return dict.fromkeys(videos, str(error))
     except FileNotFoundError as error:
-        raise PreparationError(f"{input_dir / video.path} has vanished since the input folder was listed") from error
+        raise PreparationError(f"{input_dir / path} has vanished since the input folder was listed") from error
     except OSError as error:
-        raise PreparationError(f"cannot read {input_dir / video.path}: {error.strerror}") from error
+        raise PreparationError(f"cannot read {input_dir / path}: {error.strerror or error}") from error
+    cut: dict[Video, EncodedVideo | str] = {}
+    for video in videos:
+        start, end = video.interval or (0, len(encoded.frames))
+        if end > len(encoded.frames):
+            cut[video] = (
+                f"the labelled interval [{start}, {end}) ends after the {len(encoded.frames)} frames of the file"
+            )
+            continue
+        stored = encoded.frames[start:end]
+        cut[video] = EncodedVideo(video=video, frames=stored, fps=fps, height=encoded.height, width=encoded.width)
+    return cut
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedFrames:
+    """The stored form of a file's frames; b'' for those outside of every interval."""
+
+    frames: list[bytes]
+    height: int
+    width: int
+
+
+def encode_frames(videos: Sequence[Video], frames: Iterable[np.ndarray], quality: int) -> EncodedFrames:
+    """Encodes what of a file goes into records.
+
+    Args:
+      videos: cut from the file.
+      frames: of the whole file, uint8[h, w, 3], at least one.
+      quality: of JPEG, 1 to 100.
+    """
+    intervals = [video.interval or (0, raw_video.MAX_FRAMES) for video in videos]
     stored = []
-    for frame in frames:
-        stored.append(codec.encode(frame, settings.quality))
+    for number, frame in enumerate(frames):
+        wanted = any(start <= number < end for start, end in intervals)
+        stored.append(codec.encode(frame, quality) if wanted else b"")
     height, width = frame.shape[:2]
-    return EncodedVideo(video=video, frames=stored, fps=fps, height=height, width=width)
+    return EncodedFrames(frames=stored, height=height, width=width)
+
+
+def _choose_views(take: dict[Video, EncodedVideo | str], settings: Settings) -> tuple[list[EncodedVideo], list[dict]]:
+    """The views of a take that go in, and the quarantine entries of those that do not."""
+    views = [view for view in take.values() if isinstance(view, EncodedVideo)]
+    reasons = {video: reason for video, reason in take.items() if isinstance(reason, str)}
+    if settings.synchronised:
+        tolerance = settings.max_length_difference
+        views = _keep_agreeing(views, reasons, lambda view: view.fps, lambda fps: fps * FPS_TOLERANCE, "fps")
+        views = _keep_agreeing(views, reasons, lambda view: len(view.frames), lambda _: tolerance, "frames")
+        if len(views) == 1:
+            found = f"{len(take)} file{'s' * (len(take) > 1)} found"
+            reasons[views[0].video] = f"the only view of its take ({found}); a pair needs two"
+            views = []
+    aside = [{"path": video.path, "take": video.take, "reason": reasons[video]} for video in take if video in reasons]
+    return views, aside
 
 
 def _serialize(view: EncodedVideo) -> bytes:
@@ -280,5 +343,6 @@ def _row(view: EncodedVideo, record: bytes) -> dict:
         "setup": video.setup,
         "camera": video.camera,
         "performance": video.performance,
+        "listed_split": video.listed_split,
         "checksum": zlib.crc32(record),
     }

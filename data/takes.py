@@ -12,6 +12,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data import catalog, codec
 
+FORMAT_VERSION = 2  # of a prepared set
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -22,13 +24,15 @@ class Prepared:
       name: of the data set, as in `data.catalog`.
       class_names: in the order of the labels.
       views: the manifest's columns, one entry per record, in the records' order: take, view (str), record, num_frames,
-        fps, height, width, label, subject, setup, camera, performance (-1 where unknown), checksum.
+        fps, height, width, label, subject, setup, camera, performance (-1 where unknown), listed_split (str), checksum.
+      not_synchronised: why the views of a take must not be paired frame by frame; '' where they may.
     """
 
     directory: str
     name: str
     class_names: tuple[str, ...]
     views: Mapping[str, np.ndarray]
+    not_synchronised: str
     records: ArrayRecordDataSource
 
     def read(self, record: int, frames: np.ndarray) -> np.ndarray:
@@ -63,7 +67,7 @@ class Prepared:
     def splits(self, protocol: str) -> np.ndarray:
         """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""
         names = catalog.get(self.name)
-        columns = ("take", "label", "subject", "setup", "camera", "performance")
+        columns = ("take", "label", "subject", "setup", "camera", "performance", "listed_split")
         rows = zip(*(self.views[column].tolist() for column in columns), strict=True)
         return np.array([names.split(protocol, _Row(*row)) or "" for row in rows], dtype="U5")
 
@@ -80,6 +84,7 @@ class _Row:
     setup: int
     camera: int
     performance: int
+    listed_split: str
 
 
 def open_prepared(directory: str | Path) -> Prepared:
@@ -100,6 +105,8 @@ def open_prepared(directory: str | Path) -> Prepared:
             raise ValueError(f"the preparation of {directory} is not finished: go on with `{command}`")
         raise ValueError(f"{directory} is not a prepared data set (no prepared.json). Make one with `{command}`")
     prepared = json.loads((directory / "prepared.json").read_bytes())
+    if prepared["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"{directory} was prepared by another version of this program: delete it and run `{command}`")
     paths = []
     for shard in prepared["shards"]:
         path = directory / shard["file"]
@@ -108,11 +115,12 @@ def open_prepared(directory: str | Path) -> Prepared:
         paths.append(f"{path}[0:{shard['records']}]")  # told the number of records, ArrayRecord opens nothing yet
     table = pq.read_table(directory / "manifest.parquet")
     views = {name: table.column(name).to_numpy() for name in table.column_names}
-    views |= {name: views[name].astype(np.str_) for name in ("take", "view")}
+    views |= {name: views[name].astype(np.str_) for name in ("take", "view", "listed_split")}
     return Prepared(
         directory=str(directory),
         name=prepared["dataset"],
         class_names=tuple(prepared["class_names"]),
         views=views,
+        not_synchronised=prepared["not_synchronised"],
         records=ArrayRecordDataSource(paths),
     )

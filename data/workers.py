@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -13,17 +14,21 @@ from pathlib import Path
 import cv2
 import tqdm
 
-from data import shards
+from data import raw_video, shards
 from data.listing import PreparationError
 
 _GO_ON = "Finished shards are kept: the same command goes on from here"
 _num_started = None  # videos, counted by all workers; set in each worker
 _at_work = None  # the file that names the video that this worker reads
+_began = 0.0  # seconds of processor time when it began with that
+# [ours] Beyond what `raw_video` allows a video: it looks between two frames, so only a decoder that never comes to the
+# next one is still at work then.
+_GRACE_CPU_SECONDS = 60
 
 
 def write_shards(
     jobs: Sequence[shards.Job],
-    num_videos: int,
+    num_files: int,
     settings: shards.Settings,
     input_dir: Path,
     output_dir: Path,
@@ -33,7 +38,7 @@ def write_shards(
 
     Args:
       jobs: the shards to make.
-      num_videos: of the whole data set, the finished shards included.
+      num_files: raw videos of the whole data set, those in finished shards included.
       settings: see `shards.write`, as for the folders.
       input_dir: with the raw videos.
       output_dir: of the prepared set.
@@ -45,9 +50,9 @@ def write_shards(
     context = multiprocessing.get_context("spawn")
     num_started = context.Value("q", 0)
     others = set(multiprocessing.active_children())
-    num_before = num_videos - sum(len(job.videos) for job in jobs)
+    num_before = num_files - sum(job.num_files for job in jobs)
     with (
-        tqdm.tqdm(total=num_videos, initial=num_before, unit="video", disable=not sys.stderr.isatty()) as progress,
+        tqdm.tqdm(total=num_files, initial=num_before, unit="video", disable=not sys.stderr.isatty()) as progress,
         concurrent.futures.ProcessPoolExecutor(
             min(num_workers, len(jobs)),
             mp_context=context,
@@ -75,7 +80,8 @@ def write_shards(
                 at_work = ", ".join(sorted(path.read_text() for path in output_dir.glob(".video.*.tmp")))
                 raise PreparationError(
                     "a worker process was killed: perhaps for memory (then give fewer --workers), perhaps by a video "
-                    f"that was being read (then move it away): {at_work}. {_GO_ON}"
+                    f"that was being read and crashed the decoder or held it for more than "
+                    f"{raw_video.MAX_CPU_SECONDS + _GRACE_CPU_SECONDS} s (then move it away): {at_work}. {_GO_ON}"
                 ) from error
             raise
 
@@ -86,11 +92,14 @@ def _start_worker(num_started: multiprocessing.Value, output_dir: Path) -> None:
     _at_work = output_dir / f".video.{os.getpid()}.tmp"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     cv2.setNumThreads(1)
-    threading.Thread(target=_exit_with_the_main_process, daemon=True).start()
+    threading.Thread(target=_watch, daemon=True).start()
 
 
-def _exit_with_the_main_process() -> None:
-    multiprocessing.parent_process().join()
+def _watch() -> None:
+    """Ends this process with the main process, or when a video holds it for ever."""
+    parent = multiprocessing.parent_process()
+    while parent.is_alive() and time.process_time() - _began < raw_video.MAX_CPU_SECONDS + _GRACE_CPU_SECONDS:
+        parent.join(timeout=1.0)
     os._exit(1)
 
 
@@ -100,6 +109,8 @@ def _write_shard(job: shards.Job, settings: shards.Settings, input_dir: Path, ou
 
 
 def _starting(path: str) -> None:
+    global _began
+    _began = time.process_time()
     _at_work.write_text(path)
     with _num_started.get_lock():
         _num_started.value += 1

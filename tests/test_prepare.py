@@ -253,8 +253,11 @@ def test_a_video_that_changes_its_size_is_refused(tmp_path):
     paths = [video_files.write_video(tmp_path / f"{i}.ts", f, container="mpegts") for i, f in enumerate((small, large))]
     both = tmp_path / "both.ts"
     both.write_bytes(b"".join(path.read_bytes() for path in paths))
-    with pytest.raises(raw_video.BadVideo, match=r"its size changes from 64x48 to 64x96 at frame \d"):
-        list(raw_video.read(both, 32)[1])
+    with (
+        open(both, "rb") as file,
+        pytest.raises(raw_video.BadVideo, match=r"size changes from 64x48 to 64x96 at frame \d"),
+    ):
+        list(raw_video.read(file, 32)[1])
 
 
 # --- refusals
@@ -310,7 +313,9 @@ def test_a_second_preparation_of_the_same_output_is_refused(raw, uninterrupted, 
         (["--dataset=ntu60", "--output=b"], "needs --input"),
         (["--dataset=ntu60", "--input=a", "--output=b", "--quality=101"], "101 is not 1 to 100"),
         (["--dataset=ntu60", "--input=a", "--output=b", "--short_side=0"], "0 is not 1 or more"),
-        (["--dataset=ntu60", "--input=a", "--output=b", "--pattern={take}{view}"], "--pattern is for --dataset=folder"),
+        (["--dataset=ntu60", "--input=a", "--output=b", "--pattern={take}{view}"], "--pattern is for folder"),
+        (["--dataset=ntu60", "--input=a", "--output=b", "--num_classes=51"], "--num_classes is for pkummd"),
+        (["--dataset=pkummd", "--input=a", "--output=b", "--num_classes=50"], "41 (those that occur in phase 2) or 51"),
         (["--dataset=folder", "--input=a", "--output=b", "--pattern={take}"], "lacks {view}"),
     ],
 )

@@ -1,27 +1,44 @@
-"""The data sets by name: `data.catalog.get('ntu60')`."""
+"""The data sets by name: `data.catalog.get('ntu60')`; `python -m data.catalog ntu60` prints what a copy holds."""
 
 import difflib
 import importlib
 
-from data.catalog.base import Catalog, Row, Split, Video
+from data.catalog.base import Catalog, Count, Row, Split, Video
 
-__all__ = ["NAMES", "Catalog", "Row", "Split", "Video", "get"]
+__all__ = ["NAMES", "OPTIONS", "Catalog", "Count", "Row", "Split", "Video", "get"]
 
 # name -> module and class; imported on demand
 _CATALOGS = {
     "synthetic": ("data.catalog.synthetic", "Synthetic"),
     "ntu60": ("data.catalog.ntu", "NTU60"),
     "ntu120": ("data.catalog.ntu", "NTU120"),
+    "etri": ("data.catalog.etri", "ETRI"),
+    "nucla": ("data.catalog.nucla", "NUCLA"),
+    "pkummd": ("data.catalog.pkummd", "PKUMMD"),
+    "rocog": ("data.catalog.rocog", "RoCoG"),
     "folder": ("data.catalog.folder", "Folder"),
 }
 NAMES = tuple(_CATALOGS)
+OPTIONS = {"pattern": "folder", "num_classes": "pkummd"}  # option -> the one data set that has it
 
 
 def get(name: str, **options: object) -> Catalog:
-    """The catalogue of a data set; `options` go to it (`pattern` for 'folder'). Raises ValueError if there is none."""
+    """The catalogue of a data set.
+
+    Args:
+      name: one of NAMES.
+      **options: `pattern` for 'folder', `num_classes` for 'pkummd'; None stands for the default.
+
+    Raises:
+      ValueError: no such data set, an option of another one, or a value that it refuses.
+    """
     if name not in _CATALOGS:
         near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), NAMES, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
+    options = {option: value for option, value in options.items() if value is not None}
+    for option in options:
+        if OPTIONS[option] != name:
+            raise ValueError(f"--{option} is for {OPTIONS[option]}, not for {name}")
     module, catalog_class = _CATALOGS[name]
     return getattr(importlib.import_module(module), catalog_class)(**options)

@@ -1,19 +1,19 @@
-"""What a data set tells by the names of its files: takes, views, labels, official splits."""
+"""What a data set tells by the names of its files: takes, views, labels, official splits, complete lists."""
 
 import abc
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, Protocol
 
 Split = Literal["train", "test"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
-    """One raw file: one view of a take. A number is -1 where the data set does not say."""
+    """One view of a take: a raw file, or an interval of one. A number is -1 where the data set does not say."""
 
-    path: str  # relative to the input folder, with forward slashes
+    path: str  # relative to the input folder, with forward slashes; through an archive as if it were a folder
     take: str  # what all synchronised views share
     view: str  # which of them this is
     label: int = -1  # zero-based, an index into class_names
@@ -21,6 +21,9 @@ class Video:
     setup: int = -1  # the room or place, with its own cameras
     camera: int = -1
     performance: int = -1  # which repetition; another take, never another view
+    listed_split: str = ""  # as the data set's own lists say, where the numbers above do not decide
+    interval: tuple[int, int] | None = None  # the frames [start, end) of the file; None is all of them
+    recording: str = ""  # what the takes cut from the same files share; '' where nothing is cut
 
 
 class Row(Protocol):
@@ -32,6 +35,18 @@ class Row(Protocol):
     setup: int
     camera: int
     performance: int
+    listed_split: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Count:
+    """So many raw videos of a protocol's split; of one camera or class only where that is given."""
+
+    protocol: str  # 'all' for the whole data set
+    split: str  # 'train', 'test', or 'all'
+    camera: int | None = None
+    label: int | None = None
+    videos: int
 
 
 def random_takes(row: Row) -> Split:
@@ -46,15 +61,25 @@ class Catalog(abc.ABC):
       name: as in `--dataset`.
       class_names: in the order of the labels.
       extensions: of the raw files, lower case, with the dot.
-      needs_pairs: a take with a single view is of no use (and goes to the quarantine).
+      not_synchronised: why the views of a take must not be paired frame by frame; '' where they may. Where they may, a
+        take with a single view is of no use (and goes to the quarantine).
       protocols: name -> function of a `Row` that says 'train', 'test' or None (in neither).
+      published: counts to compare a copy with, where `names` cannot rebuild the list.
+      remarks: what a reader of the counts must know, with its origin.
     """
 
     name: str
     class_names: tuple[str, ...] = ()
     extensions: tuple[str, ...]
-    needs_pairs: bool = True
+    not_synchronised: str = ""
     protocols: Mapping[str, Callable[[Row], Split | None]] = {"random": random_takes}
+    published: tuple[Count, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether frame i of one view shows the same instant as frame i of another."""
+        return not self.not_synchronised
 
     @abc.abstractmethod
     def parse(self, path: str) -> Video:
@@ -64,10 +89,28 @@ class Catalog(abc.ABC):
     def format(self, video: Video) -> str:
         """The inverse of `parse`: the file's name, without the folders that only the copy on disk knows."""
 
+    def names(self) -> Iterator[str]:
+        """Every raw file's name in the complete data set, as `format` gives it; none where that is not known."""
+        return iter(())
+
     def with_names_from(self, paths: Iterable[str]) -> "Catalog":
         """The catalogue completed with what only the listing of the files tells; itself where nothing is missing."""
         del paths
         return self
+
+    def is_annotation(self, path: str) -> bool:
+        """Whether the file is one of the lists or labels that `with_annotations` wants."""
+        del path
+        return False
+
+    def with_annotations(self, annotations: Mapping[str, str]) -> "Catalog":
+        """The catalogue completed with the text of the annotation files, by path."""
+        del annotations
+        return self
+
+    def cut(self, video: Video) -> tuple[list[Video], list[str]]:
+        """The labelled takes in a raw video, and what was wrong with others; the video itself where nothing is cut."""
+        return [video], []
 
     def split(self, protocol: str, row: Row) -> Split | None:
         """'train', 'test' or None (in neither) by the protocol's name. Raises ValueError for an unknown protocol."""

@@ -1,0 +1,228 @@
+"""What a data set holds, by its catalogue, and whether a copy of it is complete.
+
+`python -m data.catalog ntu60` prints the counts of the complete data set; with `--input=DIR` it compares the files
+there with them.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data import catalog
+from data.listing import PreparationError, matching_files
+
+SHOWN = 10  # of a list, as text
+UNOFFICIAL = {"random"}  # protocols left out unless asked for
+
+EXIT_INCOMPLETE = 3
+
+Counts = dict[tuple[str, str, int | None, int | None], int]  # by protocol, split, camera, label
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A copy of a data set against its catalogue."""
+
+    videos: tuple[catalog.Video, ...]  # raw files found
+    missing: tuple[str, ...]  # names of the complete list that were not found; none where the list is not known
+    unexpected: tuple[tuple[str, str], ...]  # (path, reason) of files that are none of the data set's
+    takes_by_views: dict[int, int]  # number of views -> takes with so many
+    incomplete_takes: dict[str, tuple[str, ...]]  # take -> missing views, where the list is known
+
+
+def expected_counts(names: catalog.Catalog, protocols: Sequence[str]) -> Counts:
+    """Counted in the complete list of names where that is known, else as published."""
+    complete = [names.parse(name) for name in names.names()]
+    if complete:
+        return count(names, complete, protocols)
+    wanted = {"all", *protocols}
+    return {(c.protocol, c.split, c.camera, c.label): c.videos for c in names.published if c.protocol in wanted}
+
+
+def count(names: catalog.Catalog, videos: Iterable[catalog.Video], protocols: Sequence[str]) -> Counts:
+    """Raw videos by protocol and split, in all, by camera and by class."""
+    counts = Counter()
+    for video in videos:
+        splits = {"all": "all"} | {protocol: names.split(protocol, video) for protocol in protocols}
+        for protocol, split in splits.items():
+            if split is not None:
+                counts[protocol, split, None, None] += 1
+                if video.camera >= 0:
+                    counts[protocol, split, video.camera, None] += 1
+                if video.label >= 0:
+                    counts[protocol, split, None, video.label] += 1
+    return dict(counts)
+
+
+def compare(names: catalog.Catalog, input_dir: Path) -> tuple[catalog.Catalog, Comparison]:
+    """Looks at the names of the files only. Raises PreparationError, as `list_videos` does."""
+    names, files, unexpected = matching_files(names, input_dir)
+    found = {names.format(video) for video in files}
+    missing = tuple(name for name in names.names() if name not in found)
+    views_of_take = Counter(video.take for video in files)
+    missing_views: dict[str, list[str]] = {}
+    for video in map(names.parse, missing):
+        missing_views.setdefault(video.take, []).append(video.view)
+    return names, Comparison(
+        videos=tuple(files),
+        missing=missing,
+        unexpected=tuple(unexpected),
+        takes_by_views=dict(sorted(Counter(views_of_take.values()).items())),
+        incomplete_takes={take: tuple(views) for take, views in missing_views.items() if take in views_of_take},
+    )
+
+
+def table(names: catalog.Catalog, expected: Counts, found: Counts | None) -> list[dict]:
+    """One row per count: protocol, split, camera, class, expected, found; '' where something is not given."""
+    keys = sorted(expected.keys() | (found or {}).keys(), key=lambda key: tuple(str(part) for part in key))
+    return [
+        {
+            "protocol": protocol,
+            "split": split,
+            "camera": "" if camera is None else camera,
+            "class": "" if label is None else names.class_names[label],
+            "expected": expected.get((protocol, split, camera, label), ""),
+            "found": "" if found is None else found.get((protocol, split, camera, label), 0),
+        }
+        for protocol, split, camera, label in keys
+    ]
+
+
+def as_text(names: catalog.Catalog, expected: Counts, found: Counts | None) -> str:
+    """The counts as a table: a column per protocol and split; where a copy was counted, found/expected."""
+    keys = expected.keys() | (found or {}).keys()
+    if not keys:
+        return f"of {names.name} nothing is known beforehand: give --input"
+    columns = sorted({key[:2] for key in keys}, key=_in_order)
+    rows = sorted({key[2:] for key in keys}, key=lambda row: tuple(-1 if n is None else n for n in reversed(row)))
+    lines = [("", *(protocol for protocol, _ in columns)), ("", *(split for _, split in columns))]
+    for camera, label in rows:
+        title = "all" if label is None else names.class_names[label]
+        title = title if camera is None else f"camera {camera}"
+        lines.append((title, *(_cell((*column, camera, label), expected, found) for column in columns)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+def _cell(key: tuple[str, str, int | None, int | None], expected: Counts, found: Counts | None) -> str:
+    if key not in expected and (found is None or key not in found):
+        return ""
+    wanted = str(expected.get(key, "?"))
+    return wanted if found is None else f"{found.get(key, 0)}/{wanted}"
+
+
+def _in_order(column: tuple[str, str]) -> tuple[bool, str, bool]:
+    protocol, split = column
+    return protocol != "all", protocol, split != "train"
+
+
+def report(comparison: Comparison, known: bool) -> str:
+    """What was found, in words."""
+    takes = sum(comparison.takes_by_views.values())
+    lines = [f"found: {len(comparison.videos)} videos of {takes} takes"]
+    lines += [f"  {n} takes with {views} view{'s' * (views > 1)}" for views, n in comparison.takes_by_views.items()]
+    if known:
+        incomplete = [f"{take}: lacks {', '.join(views)}" for take, views in comparison.incomplete_takes.items()]
+        lines += [f"complete takes: {takes - len(incomplete)}"]
+        lines += _shortened("takes with fewer views", incomplete)
+        lines += _shortened("missing files", comparison.missing)
+    else:
+        lines += ["missing files: not known, as no complete list of names is"]
+    lines += _shortened("unexpected files", [reason for _, reason in comparison.unexpected])
+    return "\n".join(lines)
+
+
+def _shortened(title: str, items: Sequence[str]) -> list[str]:
+    more = [f"  ... and {len(items) - SHOWN} more (--format=json lists all)"] if len(items) > SHOWN else []
+    return [f"{title}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *more]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parse_arguments(arguments)
+    names, comparison, found = options.names, None, None
+    if options.input is not None:
+        try:
+            names, comparison = compare(names, options.input)
+        except PreparationError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        found = count(names, comparison.videos, options.protocols)
+    expected = expected_counts(names, options.protocols)
+    _print(options.format, names, expected, found, comparison)
+    incomplete = comparison is not None and bool(comparison.missing or comparison.unexpected)
+    return EXIT_INCOMPLETE if incomplete else 0
+
+
+def _print(
+    form: str, names: catalog.Catalog, expected: Counts, found: Counts | None, comparison: Comparison | None
+) -> None:
+    rows = table(names, expected, found)
+    if form == "csv":
+        writer = csv.DictWriter(sys.stdout, ["protocol", "split", "camera", "class", "expected", "found"])
+        writer.writeheader()
+        writer.writerows(rows)
+    elif form == "json":
+        facts = {
+            "dataset": names.name,
+            "classes": names.class_names,
+            "not_synchronised": names.not_synchronised,
+            "remarks": names.remarks,
+            "counts": rows,
+        }
+        if comparison is not None:
+            facts["comparison"] = dataclasses.asdict(comparison) | {"videos": len(comparison.videos)}
+        print(json.dumps(facts, indent=1))
+    else:
+        known = any(True for _ in names.names())
+        if comparison is not None:
+            print(report(comparison, known))
+        print(as_text(names, expected, found))
+        for remark in (*names.remarks, *filter(None, [names.not_synchronised])):
+            print(f"- {remark}")
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.catalog",
+        description="Prints how many videos a data set has by protocol, split, camera and class, and compares a copy.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m data.catalog ntu120
+  python -m data.catalog ntu60 --protocol=xsub --input=nturgb+d_rgb
+  python -m data.catalog etri --input=ETRI-Activity3D --format=json > etri.json
+
+exit codes:
+  0  printed; with --input: nothing is missing or unexpected, as far as the names are known
+  1  the input cannot be read
+  2  wrong arguments
+  3  files are missing or unexpected""",
+    )
+    parser.add_argument("dataset", help=f"one of {', '.join(catalog.NAMES)}")
+    parser.add_argument("--protocol", help="only this one (default: all official ones)")
+    parser.add_argument("--input", type=Path, metavar="DIR", help="folder with the raw videos, to be compared")
+    parser.add_argument("--pattern", help="for folder: as for `python -m data.prepare`")
+    parser.add_argument("--num_classes", type=int, help="for pkummd: as for `python -m data.prepare`")
+    parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
+    options = parser.parse_args(arguments)
+    try:
+        options.names = catalog.get(options.dataset, pattern=options.pattern, num_classes=options.num_classes)
+    except ValueError as error:
+        parser.error(str(error))
+    known = options.names.protocols
+    if options.protocol is not None and options.protocol not in known:
+        parser.error(f"{options.dataset} has no protocol {options.protocol!r}; it has {', '.join(sorted(known))}")
+    options.protocols = [options.protocol] if options.protocol else [name for name in known if name not in UNOFFICIAL]
+    return options
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    sys.exit(main())

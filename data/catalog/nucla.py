@@ -1,0 +1,106 @@
+"""Northwestern-UCLA Multiview Action 3D (Wang et al., CVPR 2014): `a01/v01_s01_e00.avi`.
+
+a is the action, v the view, s the subject, e the performance. The views of a performance are not aligned frame by frame
+(of 433 performances with three skeleton files, 3 have equal lengths; the median difference is 18 frames), so this is
+transfer data: every view is a clip of its own.
+"""
+
+import re
+from collections.abc import Callable
+from typing import ClassVar
+
+from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
+
+# Code in the file names -> class. The codes are those of three public loaders; which name belongs to which code is
+# inferred from the order of the names there.
+CLASS_OF_CODE = {
+    1: "pick up with one hand",
+    2: "pick up with two hands",
+    3: "drop trash",
+    4: "walk around",
+    5: "sit down",
+    6: "stand up",
+    8: "donning",
+    9: "doffing",
+    11: "throw",
+    12: "carry",
+}
+CODES = tuple(CLASS_OF_CODE)
+NUM_VIEWS = 3
+NUM_SUBJECTS = 10
+TEST_SUBJECT = 10  # of xsub, as in DVANet's lists
+
+_NAME = re.compile(r"(?:.*/)?a(\d{2})/v(\d{2})_s(\d{2})_e(\d{2})\.avi", re.ASCII)
+
+
+def _xview(test_view: int) -> Callable[[Row], Split]:
+    def split(row: Row) -> Split:
+        return "test" if row.camera == test_view else "train"
+
+    return split
+
+
+def xsub(row: Row) -> Split:
+    """Cross-subject, as in DVANet's lists: subject 10 tests."""
+    return "test" if row.subject == TEST_SUBJECT else "train"
+
+
+class NUCLA(Catalog):
+    """NUCLA: about 1,480 videos of 10 classes, 10 subjects, 3 views."""
+
+    name = "nucla"
+    class_names = tuple(CLASS_OF_CODE.values())
+    extensions = (".avi",)
+    not_synchronised = (
+        "the views of NUCLA are not aligned frame by frame: the lengths of the views of one performance differ by a "
+        "median of 18 frames"
+    )
+    protocols: ClassVar = {
+        "xview": _xview(test_view=3),  # the usual one; the first two digits of the others are the training views
+        "xview_132": _xview(test_view=2),
+        "xview_231": _xview(test_view=1),
+        "xsub": xsub,
+        "random": random_takes,
+    }
+    # DVANet's master list of the videos. Other lists count 1,482 videos (VPN) or 1,484 skeletons (CTR-GCN), and papers
+    # say 1,494: a copy may differ by some videos.
+    published = (
+        Count(protocol="all", split="all", videos=1_475),
+        Count(protocol="all", split="all", camera=1, videos=514),
+        Count(protocol="all", split="all", camera=2, videos=501),
+        Count(protocol="all", split="all", camera=3, videos=460),
+        Count(protocol="xview", split="train", videos=1_015),
+        Count(protocol="xview", split="test", videos=460),
+    )
+    remarks = (
+        "counted in one public list (DVANet's); others count 1,482 or 1,484 and papers say 1,494, so a copy that "
+        "differs by a few videos is not necessarily incomplete",
+        "548 performances in that list, 418 of them with all three views",
+    )
+
+    def parse(self, path: str) -> Video:
+        """See `Catalog.parse`. The folder of the action belongs to the name; what lies above it does not."""
+        matched = _NAME.fullmatch(path)
+        if not matched:
+            raise ValueError(f"{path!r} is not of the form aAA/vVV_sSS_eEE.avi, as a01/v01_s01_e00.avi is")
+        code, view, subject, performance = map(int, matched.groups())
+        if code not in CLASS_OF_CODE:
+            raise ValueError(f"{path!r}: actions are {', '.join(map(str, CODES))}, not {code}")
+        if not 1 <= view <= NUM_VIEWS:
+            raise ValueError(f"{path!r}: views are 1 to {NUM_VIEWS}, not {view}")
+        if not 1 <= subject <= NUM_SUBJECTS:
+            raise ValueError(f"{path!r}: subjects are 1 to {NUM_SUBJECTS}, not {subject}")
+        return Video(
+            path=path,
+            take=f"a{code:02}_s{subject:02}_e{performance:02}",
+            view=f"v{view:02}",
+            label=CODES.index(code),
+            subject=subject,
+            camera=view,
+            performance=performance,
+        )
+
+    def format(self, video: Video) -> str:
+        """See `Catalog.format`."""
+        name = f"v{video.camera:02}_s{video.subject:02}_e{video.performance:02}.avi"
+        return f"a{CODES[video.label]:02}/{name}"

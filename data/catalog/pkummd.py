@@ -1,0 +1,209 @@
+"""PKU-MMD, phase 2 (Liu et al. 2017; the phase with view changes): `A01N01-L.avi`, labels in `A01N01-L.txt`.
+
+A is the sequence, N the subject, L, M and R the views. The videos are not trimmed: a label file holds one row per
+action, `label,start,end,confidence`, and each row becomes one record with the frames [start, end) of its video.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
+
+# Spelling of the authors' Actions.xlsx.
+CLASS_NAMES = (
+    "bow",  # 1
+    "brushing hair",  # 2
+    "brushing teeth",  # 3
+    "check time (from watch)",  # 4
+    "cheer up",  # 5
+    "clapping",  # 6
+    "cross hands in front (say stop)",  # 7
+    "drink water",  # 8
+    "drop",  # 9
+    "eat meal/snack",  # 10
+    "falling",  # 11
+    "giving something to other person",  # 12
+    "hand waving",  # 13
+    "handshaking",  # 14
+    "hopping (one foot jumping)",  # 15
+    "hugging other person",  # 16
+    "jump up",  # 17
+    "kicking other person",  # 18
+    "kicking something",  # 19
+    "make a phone call/answer phone",  # 20
+    "pat on back of other person",  # 21
+    "pickup",  # 22
+    "playing with phone/tablet",  # 23
+    "point finger at the other person",  # 24
+    "pointing to something with finger",  # 25
+    "punching/slapping other person",  # 26
+    "pushing other person",  # 27
+    "put on a hat/cap",  # 28
+    "put something inside pocket",  # 29
+    "reading",  # 30
+    "rub two hands together",  # 31
+    "salute",  # 32
+    "sitting down",  # 33
+    "standing up",  # 34
+    "take off a hat/cap",  # 35
+    "take off glasses",  # 36
+    "take off jacket",  # 37
+    "take out something from pocket",  # 38
+    "taking a selfie",  # 39
+    "tear up paper",  # 40
+    "throw",  # 41
+    "touch back (backache)",  # 42
+    "touch chest (stomachache/heart pain)",  # 43
+    "touch head (headache)",  # 44
+    "touch neck (neckache)",  # 45
+    "typing on a keyboard",  # 46
+    "use a fan (with hand or paper)/feeling warm",  # 47
+    "wear jacket",  # 48
+    "wear on glasses",  # 49
+    "wipe face",  # 50
+    "writing",  # 51
+)
+# Not in phase 2, by the shading of the authors' Actions_v2.xlsx; none occurs in a public list of phase 2's clips.
+ABSENT_LABELS = frozenset((12, 14, 16, 18, 21, 24, 26, 27, 29, 38))
+PRESENT_LABELS = tuple(label for label in range(1, len(CLASS_NAMES) + 1) if label not in ABSENT_LABELS)
+
+NUM_SEQUENCES = 26
+NUM_SUBJECTS = 13
+VIEWS = ("L", "M", "R")  # cameras 1, 2, 3
+# Not in the official split lists, from which these facts were computed, as were the two splits.
+MISSING = frozenset(("A05N04-M", "A07N12-M", "A08N12-M", "A14N12-M", "A20N01-M"))
+TEST_SUBJECTS = frozenset((2, 3, 7))
+TEST_CAMERA = 1
+
+MAX_ROWS = 1000  # [ours] of a label file; the project page speaks of about 7 per video, phase 1 has about 20
+
+_NAME = re.compile(r"A(\d{2})N(\d{2})-([LMR])\.avi", re.ASCII)
+# The skeletons' files have the same names, so the labels are told by their folder (or archive), `label` or alike.
+_LABEL_FILE = re.compile(r"(?:.*/)?[^/]*label[^/]*/(?:.*/)?(A\d{2}N\d{2}-[LMR])\.txt", re.ASCII | re.IGNORECASE)
+_ROW = re.compile(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*\d{1,9}\s*", re.ASCII)
+
+
+def xsub(row: Row) -> Split:
+    """Cross-subject: 3 of the 13 subjects test."""
+    return "test" if row.subject in TEST_SUBJECTS else "train"
+
+
+def xview(row: Row) -> Split:
+    """Cross-view: views M and R train, view L tests."""
+    return "test" if row.camera == TEST_CAMERA else "train"
+
+
+class PKUMMD(Catalog):
+    """PKU-MMD phase 2: 1,009 untrimmed videos of 13 subjects from 3 views, with actions of 41 classes in them."""
+
+    name = "pkummd"
+    extensions = (".avi",)
+    not_synchronised = (
+        "the actions of PKU-MMD are cut from each view by a label file of its own, and nothing published says that "
+        "these begin at the same instant"
+    )
+    protocols: ClassVar = {"xsub": xsub, "xview": xview, "random": random_takes}
+    published = (
+        Count(protocol="all", split="all", videos=1_009),
+        Count(protocol="xsub", split="train", videos=775),
+        Count(protocol="xsub", split="test", videos=234),
+        Count(protocol="xview", split="train", videos=671),
+        Count(protocol="xview", split="test", videos=338),
+    )
+    remarks = (
+        "counts are of untrimmed videos; how many labelled actions there are depends on the label files (a paper says "
+        "6,945, which could not be checked)",
+        "whether labels count frames from 0 or 1, and whether the end is included, is not published: [start, end) from "
+        "0 is used, as in MAMP's code, and may be off by one frame",
+    )
+
+    def __init__(self, num_classes: int = 41, labels: Mapping[str, str] | None = None):
+        """`num_classes`: 41 numbers the classes that occur, 51 keeps all; `labels` come by `with_annotations`."""
+        if num_classes not in (41, 51):
+            raise ValueError(
+                f"--num_classes is 41 (those that occur in phase 2) or 51 (all of the list), not {num_classes}"
+            )
+        self.labels_in_use = PRESENT_LABELS if num_classes == 41 else tuple(range(1, len(CLASS_NAMES) + 1))
+        self.num_classes = num_classes
+        self.class_names = tuple(CLASS_NAMES[label - 1] for label in self.labels_in_use)
+        self._labels = labels or {}
+
+    def parse(self, path: str) -> Video:
+        """See `Catalog.parse`; the whole video, without a label."""
+        matched = _NAME.fullmatch(path.rpartition("/")[2])
+        if not matched:
+            raise ValueError(
+                f"{path!r} is not of the form AaaNnn-V.avi, as A01N01-L.avi is (phase 1, 0001-L.avi, is another set)"
+            )
+        sequence, subject, view = int(matched[1]), int(matched[2]), matched[3]
+        if not 1 <= sequence <= NUM_SEQUENCES:
+            raise ValueError(f"{path!r}: sequences are 1 to {NUM_SEQUENCES}, not {sequence}")
+        if not 1 <= subject <= NUM_SUBJECTS:
+            raise ValueError(f"{path!r}: subjects are 1 to {NUM_SUBJECTS}, not {subject}")
+        recording = f"A{sequence:02}N{subject:02}"
+        return Video(
+            path=path,
+            take=recording,
+            view=view,
+            subject=subject,
+            camera=VIEWS.index(view) + 1,
+            performance=sequence,
+            recording=recording,
+        )
+
+    def format(self, video: Video) -> str:
+        """See `Catalog.format`."""
+        return f"A{video.performance:02}N{video.subject:02}-{VIEWS[video.camera - 1]}.avi"
+
+    def names(self) -> Iterator[str]:
+        """See `Catalog.names`."""
+        for a, n, view in itertools.product(range(1, NUM_SEQUENCES + 1), range(1, NUM_SUBJECTS + 1), VIEWS):
+            if f"A{a:02}N{n:02}-{view}" not in MISSING:
+                yield f"A{a:02}N{n:02}-{view}.avi"
+
+    def is_annotation(self, path: str) -> bool:
+        """See `Catalog.is_annotation`: AaaNnn-V.txt in a folder or archive whose name speaks of labels."""
+        return _LABEL_FILE.fullmatch(path) is not None
+
+    def with_annotations(self, annotations: Mapping[str, str]) -> "PKUMMD":
+        """See `Catalog.with_annotations`."""
+        return PKUMMD(self.num_classes, {_LABEL_FILE.fullmatch(path)[1]: text for path, text in annotations.items()})
+
+    def cut(self, video: Video) -> tuple[list[Video], list[str]]:
+        """See `Catalog.cut`: one take per row of the label file."""
+        name = f"{video.recording}-{video.view}"
+        if name not in self._labels:
+            return [], [f"{video.path!r} has no label file label/{name}.txt in the input folder"]
+        lines = [line for line in self._labels[name].splitlines() if line.strip()]
+        if len(lines) > MAX_ROWS:
+            return [], [f"label file {name}.txt has {len(lines)} rows, above the limit of {MAX_ROWS}"]
+        takes, problems = [], []
+        for number, line in enumerate(lines, start=1):
+            try:
+                takes.append(self._cut_row(video, number, line))
+            except ValueError as error:
+                problems.append(f"label file {name}.txt, row {number}, {line[:80]!r}: {error}")
+        return takes, problems
+
+    def _cut_row(self, video: Video, number: int, line: str) -> Video:
+        matched = _ROW.fullmatch(line)
+        if not matched:
+            raise ValueError("is not of the form label,start,end,confidence")
+        label, start, end = map(int, matched.groups())
+        if label not in self.labels_in_use:
+            raise ValueError(f"class {label} is not among the {self.num_classes} of phase 2")
+        if start >= end:
+            raise ValueError("starts at or after its end")
+        return Video(
+            path=video.path,
+            take=f"{video.recording}/{number:03}-{label:02}",
+            view=video.view,
+            label=self.labels_in_use.index(label),
+            subject=video.subject,
+            camera=video.camera,
+            performance=video.performance,
+            recording=video.recording,
+            interval=(start, end),
+        )
