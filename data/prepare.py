@@ -189,7 +189,7 @@ def _expected(
     ratio = sum(sizes.values()) / bytes_in
     free = shutil.disk_usage(_existing(output_dir)).free
     return [
-        f"expected, from {_count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.0f} MB, "
+        f"expected, from {_count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.1f} MB, "
         f"{tqdm.tqdm.format_interval(ratio * seconds / num_workers)} with {_count(num_workers, 'worker')}",
         *bad,
         *[f"warning: only {free / 1e6:.0f} MB are free where {output_dir} lies"] * (ratio * bytes_out > free),

@@ -224,3 +224,10 @@ def test_unknown_data_set_and_protocol_name_the_known_ones():
     video = catalog.get("ntu60").parse("S001C002P003R001A013_rgb.avi")
     with pytest.raises(ValueError, match="ntu60 has no protocol 'xset'; it has random, xsub, xview"):
         catalog.get("ntu60").split("xset", video)
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_every_data_set_says_whether_its_views_may_be_paired(name):
+    names = catalog.get(name)
+    assert names.synchronised == (name not in ("nucla", "pkummd", "rocog"))
+    assert names.synchronised == (not names.not_synchronised)
