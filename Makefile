@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
-	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=200 --seed=0 --resolution=128x72 --sheet
+	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=120 --seed=0 --resolution=128x72 --sheet
 	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(DEMO)/raw --output=$(DEMO)/prepared --short_side=64
 	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO)/run --config.data.dir=$(DEMO)/prepared
 

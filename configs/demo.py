@@ -1,32 +1,53 @@
-"""draft"""
+"""MV2MAE in minutes on two CPU cores, on the generated data set: what `make demo` runs.
+
+Command: make demo
+Hardware and time: see the table below; 2 CPU cores, 4 GiB.
+Result to expect: MEASURED
+
+What differs from the paper's setting, and why: the clips, the model and the masks are such that the effect of the second
+camera shows in minutes. With 70 % hidden in both views, the visible neighbours of a token tell so much that the decoder
+does not begin to use the other camera in this budget. So the target view hides 95 % and the source view 50 %, one fixed
+pair of cameras is used, and half of the hidden tokens are decoded.
+"""
 
 from configs import pretrain_base
 
 
 def get_config():
     config = pretrain_base.get_config()
-    config.total_steps = 1000
+    config.total_steps = 1400
+    config.warmup_epochs = 3.0
     config.global_batch_size = 8
+
     config.data.dir = "demo_output/prepared"
     config.data.num_frames = 8
     config.data.crop_size = (48, 48)
-    config.data.crop_scales = (1.0,)
+    config.data.crop_scales = (1.0,)  # the whole height: the actor stays in the picture
     config.data.same_crop_in_views = True
-    config.data.view_pairs = (("C002", "C001"),)
-    config.data.holdout_fraction = 0.2
-    config.data.num_workers = 0
+    config.data.view_pairs = (("C002", "C001"),)  # (target, source), 45 degrees apart
+    config.data.holdout_fraction = 0.3  # 36 takes of 120, for small standard errors
+    config.data.num_workers = 0  # so small frames are decoded in threads
+
     config.model.width = 96
     config.model.depth = 3
     config.model.num_heads = 3
     config.model.decoder_width = 96
-    config.model.decoder_depth = 3
+    config.model.decoder_depth = 2
     config.model.decoder_heads = 3
     config.model.tubelet_size = (2, 8, 8)
+    config.model.scan_layers = False  # with so few layers, faster and no slower to compile
+
     config.masking.target_mask_ratio = 0.95
     config.masking.source_mask_ratio = 0.5
-    config.loss.ess_fraction = 0.6
-    config.optimizer.name = "muon"
-    config.optimizer.base_learning_rate = 4e-3 * 256 / 8
+    config.masking.decode_ratio = 0.5
+
+    config.optimizer.name = "muon"  # in a run this short it is far ahead of AdamW
+    config.optimizer.base_learning_rate = 0.256  # 8e-3 at 8 samples
     config.optimizer.final_base_learning_rate = 0.0
-    config.eval.every_steps = 10000
+
+    config.checkpoint.every_steps = 500
+    config.eval.every_steps = 700
+    config.eval.clips_per_element = 4
+    config.eval.batch_size = 24
+    config.log.every_steps = 50
     return config

@@ -102,32 +102,51 @@ class Pretrain:
           inputs: from `randomize`; `motion` float32[B, V, N].
 
         Returns:
-          (loss, metrics), float32 scalars; means over the tokens of the batch.
+          (loss, metrics), float32 scalars. `loss_self` is the mean over the views, `loss` takes their sum.
         """
-        video, target_positions, source_positions = inputs["video"], inputs["decoded_target"], inputs["decoded_source"]
-        reconstruction = self.model.apply(
-            {"params": params}, video, inputs["target_mask"], inputs["source_mask"], target_positions, source_positions
-        )
-        weights = self.weights(inputs["motion"])  # (B, V, N)
-        target, target_weights = self._targets(video[:, 0], weights[:, 0], target_positions)
-        source, source_weights = self._targets(video[:, 1:], weights[:, 1:], source_positions)
-
-        def mean(sum_and_count):
-            return sum_and_count[0] / sum_and_count[1]
-
-        self_target = mean(losses.reconstruction_loss(reconstruction.self_target, target, target_weights))
-        self_source = mean(losses.reconstruction_loss(reconstruction.self_source, source, source_weights))
-        self_sum = self_target + self.num_source_views * self_source
-        metrics = {
-            "loss_self": self_sum / (1 + self.num_source_views),
-            "loss_mean_prediction": mean(losses.mean_prediction_loss(target, target_weights)),
-            "ess_fraction": losses.ess_fraction(weights).mean(),
-        }
-        total = self_sum
+        measured = self._measure(self._reconstruct(params, inputs), inputs)
+        metrics = {name: total.sum() / count.sum() for name, (total, count) in measured.items()}
+        loss = (1 + self.num_source_views) * metrics["loss_self"]  # the sum over views
         if self.model.cross_view:
-            metrics["loss_cross"] = mean(losses.reconstruction_loss(reconstruction.cross, target, target_weights))
-            total += self.cross_weight * metrics["loss_cross"]
-        return total, {"loss": total, **metrics}
+            loss += self.cross_weight * metrics["loss_cross"]
+        ess_fraction = losses.ess_fraction(self.weights(inputs["motion"])).mean()
+        return loss, {"loss": loss, **metrics, "ess_fraction": ess_fraction}
+
+    def _reconstruct(self, params: Any, inputs: Arrays) -> mv2mae.Reconstruction:
+        return self.model.apply(
+            {"params": params},
+            inputs["video"],
+            inputs["target_mask"],
+            inputs["source_mask"],
+            inputs["decoded_target"],
+            inputs["decoded_source"],
+        )
+
+    def _measure(self, reconstruction: mv2mae.Reconstruction, inputs: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """(sum, count) float32[B] of each loss; those over several views are averages over the views.
+
+        `loss_mean_prediction`, the loss of predicting every patch's mean colour, is what the losses are held against.
+        """
+        target = self._targets(inputs["video"][:, 0], inputs["motion"][:, 0], inputs["decoded_target"])
+        source = self._targets(inputs["video"][:, 1:], inputs["motion"][:, 1:], inputs["decoded_source"])
+        per_sample = jax.vmap(losses.reconstruction_loss)
+        baseline = jax.vmap(losses.mean_prediction_loss)
+
+        def over_views(of_target, of_source):
+            # The views may hide different numbers of tokens: each counts by its mean, at the target's count.
+            (target_sum, count), (source_sum, source_count) = of_target, of_source
+            sources = self.num_source_views * source_sum * count / source_count
+            return (target_sum + sources) / (1 + self.num_source_views), count
+
+        measured = {
+            "loss_self": over_views(
+                per_sample(reconstruction.self_target, *target), per_sample(reconstruction.self_source, *source)
+            ),
+            "loss_mean_prediction": over_views(baseline(*target), baseline(*source)),
+        }
+        if self.model.cross_view:
+            measured["loss_cross"] = per_sample(reconstruction.cross, *target)
+        return measured
 
     def weights(self, motion: jax.Array) -> jax.Array:
         """Motion energies float32[..., N] -> loss weights float32[..., N] of mean 1."""
@@ -138,45 +157,42 @@ class Pretrain:
             ess_fraction=self.ess_fraction,
         )
 
-    def _targets(self, video: jax.Array, weights: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Targets [..., M, P] and weights [..., M] at the decoded positions int32[..., M]."""
+    def _targets(self, video: jax.Array, motion: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Targets float32[..., M, P] and weights float32[..., M] at the decoded positions int32[..., M]."""
         patches = layers.gather_tokens(layers.patchify(video, self.model.tubelet_size), positions)  # (..., M, P)
-        return losses.targets(patches, self.target), jnp.take_along_axis(weights, positions, axis=-1)
+        weights = jnp.take_along_axis(self.weights(motion), positions, axis=-1)  # (..., M)
+        return losses.targets(patches, self.target), weights
 
     def evaluate(self, params: Any, inputs: Arrays) -> dict[str, jax.Array]:
-        """Per-sample measures on held-out samples, float32[B] each.
+        """Per-sample measures on held-out samples, float32[B] each, and what `summarize` needs to average them.
 
-        The cross-view reconstruction is repeated with the sources replaced by other takes' (same camera, same masks).
-        `summarize` turns the collected samples into metrics.
+        The losses are those of training. PSNR is that of the target's hidden pixels; predictions of normalised pixels
+        take each patch's true mean and contrast there. The cross-view reconstruction is repeated with the sources
+        replaced by other takes' (same camera, same masks).
         """
-        video, mask, source_mask, positions = (
-            inputs[key] for key in ("video", "target_mask", "source_mask", "decoded_target")
-        )
-        weights = self.weights(inputs["motion"][:, 0])  # (B, N)
-        target, weights = self._targets(video[:, 0], weights, positions)  # (B, M, P), (B, M)
-        pixels = layers.gather_tokens(layers.patchify(video[:, 0], self.model.tubelet_size), positions)
-        model = self._bind(params)
+        video, mask, positions = inputs["video"], inputs["target_mask"], inputs["decoded_target"]
+        reconstruction = self._reconstruct(params, inputs)
+        measured = {k: total / count for k, (total, count) in self._measure(reconstruction, inputs).items()}
+        pixels = layers.gather_tokens(layers.patchify(video[:, 0], self.model.tubelet_size), positions)  # (B, M, P)
 
-        def measure(name: str, prediction: jax.Array) -> dict[str, jax.Array]:
-            shown = losses.to_pixels(prediction, self.target, statistics_of=pixels)
-            total, count = jax.vmap(losses.reconstruction_loss)(prediction, target, weights)
-            return {f"loss_{name}": total / count, f"psnr_{name}": losses.psnr(shown, pixels / 255)}
+        def psnr(prediction: jax.Array) -> jax.Array:
+            return losses.psnr(losses.to_pixels(prediction, self.target, statistics_of=pixels), pixels / 255)
 
-        latents = model.encode(video[:, 0], mask.visible)
-        total, count = jax.vmap(losses.mean_prediction_loss)(target, weights)
-        measured = {
-            "loss_mean_prediction": total / count,
-            **measure("self", model.decode_self(latents, mask.visible, positions)),
-        }
+        measured["psnr_self"] = psnr(reconstruction.self_target)
         if self.model.cross_view:
-            sources = {"cross": video[:, 1:]}
-            sources |= {f"cross_{k}": inputs[k] for k in ("other_subject", "other_action") if k in inputs}
-            for name, source in sources.items():
-                source_latents = self._encode_sources(model, source, source_mask)
-                prediction = model.decode_cross(latents, mask.visible, positions, source_latents, source_mask.visible)
-                measured |= measure(name, prediction)
+            measured["psnr_cross"] = psnr(reconstruction.cross)
+            model = self._bind(params)
+            latents = model.encode(video[:, 0], mask.visible)
+            target = self._targets(video[:, 0], inputs["motion"][:, 0], positions)
+            for other in ("other_subject", "other_action"):
+                source_latents = self._encode_sources(model, inputs[other], inputs["source_mask"])
+                prediction = model.decode_cross(
+                    latents, mask.visible, positions, source_latents, inputs["source_mask"].visible
+                )
+                total, count = jax.vmap(losses.reconstruction_loss)(prediction, *target)
+                measured[f"loss_cross_{other}"] = total / count
         carried = ("take", "valid", "has_other_subject", "has_other_action")
-        return measured | {key: inputs[key] for key in carried if key in inputs}
+        return measured | {key: inputs[key] for key in carried}
 
     def _bind(self, params: Any) -> mv2mae.MV2MAE:
         return self.model.bind({"params": params})
@@ -207,7 +223,7 @@ class Pretrain:
             else:
                 filled = jnp.clip(losses.to_pixels(prediction, self.target, statistics_of=statistics), 0, 1)
             rows = jnp.arange(patches.shape[0])[:, None]
-            tokens = (patches / 255).at[rows, mask.masked].set(filled)  # (B, N, P)
+            tokens = jnp.asarray(patches / 255).at[rows, mask.masked].set(filled)  # (B, N, P)
             return layers.unpatchify(tokens, self.model.clip_size, self.model.tubelet_size)  # (B, T, H, W, 3)
 
         pictures = {

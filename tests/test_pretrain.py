@@ -1,0 +1,165 @@
+"""The pre-training task: its loss, its evaluation and its pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2mae_jax import losses
+from mv2mae_jax.models import layers
+from mv2mae_jax.tasks import pretrain
+from tests import tiny
+
+
+def make_task(**sections):
+    config = tiny.make_config(**sections)
+    task = pretrain.Pretrain.from_config(config)
+    batch = tiny.make_batch(config, 0)
+    count = len(batch["video"])
+    batch |= {
+        "other_subject": batch["video"][::-1, 1:].copy(),
+        "other_action": batch["video"][:, 1:].copy(),
+        "has_other_subject": np.ones(count, bool),
+        "has_other_action": np.ones(count, bool),
+        "valid": np.ones(count, bool),
+        "take": np.arange(count, dtype=np.int32),
+    }
+    return task, jax.jit(task.init)(jax.random.key(0)), task.randomize(batch, jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def task_and_inputs():
+    return make_task()
+
+
+def visible_pixels_changed(task, inputs):
+    """The same inputs with other pixels in every token that the encoder sees."""
+    patches = layers.patchify(inputs["video"][:, 0], task.model.tubelet_size)
+    rows = np.arange(len(patches))[:, None]
+    changed = np.array(patches)
+    changed[rows, inputs["target_mask"].visible] ^= 255
+    video = np.array(inputs["video"])
+    video[:, 0] = layers.unpatchify(changed, task.model.clip_size, task.model.tubelet_size)
+    return inputs | {"video": video}
+
+
+def test_visible_tokens_are_no_targets(task_and_inputs):
+    """With fixed predictions, nothing that the encoder sees can change a loss."""
+    task, params, inputs = task_and_inputs
+    reconstruction = jax.jit(task._reconstruct)(params, inputs)
+    before = task._measure(reconstruction, inputs)
+    after = task._measure(reconstruction, visible_pixels_changed(task, inputs))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_total_is_self_loss_of_both_views_plus_lambda_times_cross_loss(task_and_inputs):
+    """The loss written out from the model's predictions, token by token, in float64."""
+    task, params, inputs = make_task(loss=dict(cross_weight=0.5), masking=dict(source_mask_ratio=0.5))
+    total, metrics = jax.jit(task.loss)(params, inputs)
+    predicted = jax.jit(task._reconstruct)(params, inputs)
+    weights = np.asarray(losses.motion_weights(inputs["motion"], ess_fraction=0.6), np.float64)
+
+    def plain(prediction, view, masked):
+        patches = layers.patchify(inputs["video"][:, view], task.model.tubelet_size)
+        target = np.asarray(layers.normalize_pixels(patches), np.float64)
+        values = [
+            weights[row, view, token] * np.mean((np.asarray(prediction[row, i], np.float64) - target[row, token]) ** 2)
+            for row in range(len(masked))
+            for i, token in enumerate(np.asarray(masked[row]))
+        ]
+        return np.sum(values) / len(values)
+
+    of_target, of_source = inputs["target_mask"].masked, inputs["source_mask"].masked[:, 0]
+    self_target, self_source = (
+        plain(predicted.self_target, 0, of_target),
+        plain(predicted.self_source[:, 0], 1, of_source),
+    )
+    cross = plain(predicted.cross, 0, of_target)
+    assert float(metrics["loss_self"]) == pytest.approx((self_target + self_source) / 2, rel=1e-5)
+    assert float(metrics["loss_cross"]) == pytest.approx(cross, rel=1e-5)
+    assert float(total) == pytest.approx(self_target + self_source + 0.5 * cross, rel=1e-5)
+
+
+def test_evaluation_averages_to_the_training_losses(task_and_inputs):
+    task, params, inputs = task_and_inputs
+    _, metrics = jax.jit(task.loss)(params, inputs)
+    summary = task.summarize(jax.device_get(jax.jit(task.evaluate)(params, inputs)))
+    for name in ("loss_self", "loss_cross", "loss_mean_prediction"):
+        assert summary[name] == pytest.approx(float(metrics[name]), rel=1e-5)
+
+
+def test_the_same_source_gains_nothing_and_another_changes_the_cross_view_only(task_and_inputs):
+    task, params, inputs = task_and_inputs
+    measured = jax.device_get(jax.jit(task.evaluate)(params, inputs))
+    np.testing.assert_allclose(measured["loss_cross_other_action"], measured["loss_cross"], rtol=1e-6)
+    assert np.abs(measured["loss_cross_other_subject"] - measured["loss_cross"]).min() > 0
+    swapped = jnp.concatenate([inputs["video"][:, :1], inputs["other_subject"]], axis=1)
+    before, after = (
+        jax.jit(task._reconstruct)(params, inputs),
+        jax.jit(task._reconstruct)(params, inputs | {"video": swapped}),
+    )
+    np.testing.assert_array_equal(before.self_target, after.self_target)
+    assert np.abs(before.cross - after.cross).max() > 0
+
+
+def test_rows_that_only_fill_the_batch_are_left_out(task_and_inputs):
+    task, params, inputs = task_and_inputs
+    measured = jax.tree.map(np.array, jax.jit(task.evaluate)(params, inputs))
+    measured["loss_cross"][-1], measured["valid"] = np.nan, np.arange(len(measured["valid"])) < 7
+    assert np.isfinite(list(task.summarize(measured).values())).all()
+
+
+def test_takes_without_a_stand_in_are_left_out_of_the_gain(task_and_inputs):
+    task, params, inputs = task_and_inputs
+    measured = jax.tree.map(np.array, jax.jit(task.evaluate)(params, inputs))
+    some = np.arange(8) % 2 == 0
+    measured["has_other_subject"], measured["has_other_action"] = some, np.zeros(8, bool)
+    summary = task.summarize(measured)
+    expected = measured["loss_cross_other_subject"][some].sum() / measured["loss_cross"][some].sum() - 1
+    assert summary["cross_gain"] == pytest.approx(expected, abs=1e-6)
+    assert "cross_gain_pose" not in summary
+
+
+def test_standard_error_of_the_gain_is_that_of_a_resampling_of_takes():
+    rng = np.random.default_rng(0)
+    take = np.repeat(np.arange(60), 5)
+    before = rng.gamma(20, 0.01, 60)[take] * rng.uniform(0.9, 1.1, 300)
+    after = before * (1.2 + 0.3 * rng.standard_normal(60)[take])
+    gain, error = pretrain.relative_increase(before, after, take)
+    groups = before.reshape(60, 5).mean(1), after.reshape(60, 5).mean(1)
+    assert gain == pytest.approx(groups[1].sum() / groups[0].sum() - 1)
+    draws = rng.integers(60, size=(4000, 60))
+    bootstrap = groups[1][draws].sum(1) / groups[0][draws].sum(1) - 1
+    assert error == pytest.approx(bootstrap.std(), rel=0.1)
+
+
+@pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
+def test_pictures_show_the_input_where_it_is_visible_and_nothing_of_what_is_hidden(target):
+    task, params, inputs = make_task(loss=dict(target=target))
+    pictures = jax.jit(task.reconstruct)(params, inputs)
+    hidden = np.zeros((8, task.model.num_tokens), bool)
+    hidden[np.arange(8)[:, None], inputs["target_mask"].masked] = True
+    ones = np.ones((1, 1, task.model.patch_dim), bool)
+    hidden_pixels = layers.unpatchify(hidden[..., None] & ones, task.model.clip_size, task.model.tubelet_size)
+    for name in ("masked", "self_view", "cross_view"):
+        shown = np.where(hidden_pixels, 0, pictures[name])
+        np.testing.assert_allclose(shown, np.where(hidden_pixels, 0, pictures["target"]), atol=1e-6)
+
+    video = np.array(inputs["video"])
+    video[:, 0] = np.where(hidden_pixels, 255 - video[:, 0], video[:, 0])
+    other = jax.jit(task.reconstruct)(params, inputs | {"video": video})
+    for name in ("masked", "self_view", "cross_view"):
+        np.testing.assert_array_equal(pictures[name], other[name])
+
+
+def test_a_temperature_wins_over_the_automatic_one():
+    task, _, inputs = make_task(loss=dict(temperature=60.0, motion_pixel_range=1.0))
+    expected = losses.motion_weights(inputs["motion"], temperature=60.0, pixel_range=1.0)
+    np.testing.assert_array_equal(task.weights(inputs["motion"]), expected)
+
+
+def test_single_view_model_has_no_cross_loss():
+    task, params, inputs = make_task(model=dict(cross_view=False))
+    _, metrics = jax.jit(task.loss)(params, inputs)
+    assert "loss_cross" not in metrics and "cross_decoder" not in params
+    assert "cross_gain" not in task.summarize(jax.device_get(jax.jit(task.evaluate)(params, inputs)))
