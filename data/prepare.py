@@ -34,7 +34,7 @@ from data.catalog import folder
 from data.listing import PreparationError, list_videos
 
 SHOWN = 10  # of a list in the report
-SAMPLED_FILES = 8  # for the size and time to expect
+SAMPLED_FILES = 8  # at most, and one in so many at most, for the size and time to expect
 
 EXIT_ERROR = 1
 EXIT_QUARANTINED = 3
@@ -170,7 +170,7 @@ def _expected(
     """Size and time, from a few files; grows with their bytes."""
     cv2.setNumThreads(1)  # as in a worker
     sizes = {v.path: size for job in jobs for v, size in zip(job.videos, job.num_bytes, strict=True)}
-    sample = list(sizes)[:: math.ceil(len(sizes) / SAMPLED_FILES)]
+    sample = list(sizes)[:: max(SAMPLED_FILES, math.ceil(len(sizes) / SAMPLED_FILES))]
     videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
     bytes_in, bytes_out, seconds, bad = 0, 0, 0.0, []
     with archives.Reader(input_dir, sample) as files:

@@ -215,6 +215,11 @@ def test_too_many_labels_and_none_are_refused():
     assert "no label file label/A01N02-M.txt" in names.cut(names.parse("A01N02-M.avi"))[1][0]
 
 
+def test_two_label_files_for_one_video_are_refused():
+    with pytest.raises(ValueError, match=r"label/A01N02-M.txt and Label_v2/A01N02-M.txt are labels for the same video"):
+        catalog.get("pkummd").with_annotations({"label/A01N02-M.txt": "", "Label_v2/A01N02-M.txt": ""})
+
+
 def test_pkummd_labels_are_told_from_skeletons_by_their_folder():
     names = catalog.get("pkummd")
     for path in (

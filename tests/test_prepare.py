@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +332,19 @@ def test_dry_run_writes_nothing(raw, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "36 videos of 18 takes" in said and "into 9 shards" in said and "18 takes with 2 views" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_size_and_time_are_told_beforehand(raw, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    assert prepare.main(arguments(raw, tmp_path)) == 0
+    said = capsys.readouterr().out
+    told = re.search(r"expected, from 5 files of 36: ([\d.]+) MB", said)
+    assert said.index("expected") < said.index("out: ")
+    assert "warning: only 0 MB are free" in said
+    stored = sum(map(len, takes.open_prepared(tmp_path).records)) / 1e6
+    assert float(told[1]) == pytest.approx(stored, abs=0.05)  # told to 0.1 MB, from a sample
+    assert prepare.main(arguments(raw, tmp_path)) == 0
+    assert "expected" not in capsys.readouterr().out  # nothing is left to do
 
 
 # --- what is written

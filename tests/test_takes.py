@@ -149,6 +149,14 @@ def test_opening_finds_a_shard_that_has_lost_its_end(raw, tmp_path):
         takes.open_prepared(tmp_path)
 
 
+def test_opening_refuses_the_format_of_another_version(raw, tmp_path):
+    assert prepare.main(["--dataset=folder", f"--input={raw}", f"--output={tmp_path}"]) == 0
+    told = json.loads((tmp_path / "prepared.json").read_text())
+    (tmp_path / "prepared.json").write_text(json.dumps(told | {"format_version": told["format_version"] - 1}))
+    with pytest.raises(ValueError, match="prepared by another version of this program"):
+        takes.open_prepared(tmp_path)
+
+
 def test_splits_follow_the_protocol_of_the_catalogue(tmp_path):
     frames = video_files.moving_square(3, 24, 32, seed=0)
     for camera in (1, 2, 3):

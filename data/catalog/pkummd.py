@@ -1,4 +1,4 @@
-"""PKU-MMD, phase 2 (Liu et al. 2017; the phase with view changes): `A01N01-L.avi`, labels in `A01N01-L.txt`.
+"""PKU-MMD, phase 2 (Liu et al. 2017): `A01N01-L.avi`, labels in `A01N01-L.txt`.
 
 A is the sequence, N the subject, L, M and R the views. The videos are not trimmed: a label file holds one row per
 action, `label,start,end,confidence`, and each row becomes one record with the frames [start, end) of its video.
@@ -168,8 +168,13 @@ class PKUMMD(Catalog):
         return _LABEL_FILE.fullmatch(path) is not None
 
     def with_annotations(self, annotations: Mapping[str, str]) -> "PKUMMD":
-        """See `Catalog.with_annotations`."""
-        return PKUMMD(self.num_classes, {_LABEL_FILE.fullmatch(path)[1]: text for path, text in annotations.items()})
+        """See `Catalog.with_annotations`. Raises ValueError where two files have labels for the same video."""
+        paths: dict[str, str] = {}
+        for path in annotations:
+            other = paths.setdefault(_LABEL_FILE.fullmatch(path)[1], path)
+            if other != path:
+                raise ValueError(f"{other} and {path} are labels for the same video: move one away")
+        return PKUMMD(self.num_classes, {name: annotations[path] for name, path in paths.items()})
 
     def cut(self, video: Video) -> tuple[list[Video], list[str]]:
         """See `Catalog.cut`: one take per row of the label file."""
