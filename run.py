@@ -6,6 +6,7 @@ Light to import: the processes that read data import it again.
 import argparse
 import os
 import sys
+import traceback
 
 EPILOG = """\
 examples:
@@ -14,7 +15,7 @@ examples:
   python run.py --config=configs/folder.py --workdir=runs/mine --config.data.dir=/data/mine --config.total_steps=2000
 
 The same command goes on from the newest checkpoint in the workdir. Keys and their reasons: configs/pretrain_base.py.
-exit codes: 0 done, 2 the command, the config or the data do not fit, 1 anything else.
+exit codes: 0 done; 2 the command, the config, the data or the devices do not fit, or the loss is not finite; 1 else.
 """
 
 
@@ -33,31 +34,50 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str]) -> None:
     arguments, overrides = parse_arguments(argv)
-    # Everything that can be checked without JAX is checked before its import: mistakes show in a moment.
+    try:
+        run(arguments, overrides)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not _raised_here(error):
+            raise
+        print(f"run.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    # Mistakes show in a moment: what can be checked without JAX comes before its import, and the fit of the batch to
+    # the devices before the import of everything else.
     from mv2mae_jax import config as configs
 
-    try:
-        config = configs.load(arguments.config, overrides)
-        configs.validate(config)
-        from data.dataset import Dataset
+    config = configs.load(arguments.config, overrides)
+    configs.validate(config)
+    from data.dataset import Dataset
 
-        dataset = Dataset.from_config(config)
+    dataset = Dataset.from_config(config)
+    try:
         os.makedirs(arguments.workdir, exist_ok=True)
-    except (ValueError, OSError) as error:
-        sys.exit(_refusal(error))
+    except OSError as error:
+        raise ValueError(f"--workdir={arguments.workdir} cannot be made: {error}") from error
 
     import jax
 
-    from mv2mae_jax.train import train
-
     if arguments.distributed:
         jax.distributed.initialize()
-    train(config, dataset, arguments.workdir)
+    from mv2mae_jax import sharding
+
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
+    sharding.check_batch(mesh, config.eval.batch_size or config.global_batch_size)
+
+    from mv2mae_jax.train import train
+
+    train(config, dataset, mesh, arguments.workdir)
 
 
-def _refusal(error: Exception) -> int:
-    print(f"run.py: {error}", file=sys.stderr)
-    return 2
+def _raised_here(error: Exception) -> bool:
+    """Whether this project refused something, with a message for the user; others' errors keep their traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    root = os.path.dirname(os.path.abspath(__file__))
+    return any(last.startswith(os.path.join(root, part)) for part in ("run.py", "data", "mv2mae_jax", "configs"))
 
 
 if __name__ == "__main__":

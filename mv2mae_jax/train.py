@@ -24,23 +24,22 @@ from mv2mae_jax.tasks.pretrain import Pretrain
 TASKS = {"pretrain": Pretrain}
 
 
-def train(config: config_dict.ConfigDict, dataset: Dataset, workdir: str) -> dict[str, float]:
+def train(config: config_dict.ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh, workdir: str) -> dict[str, float]:
     """Trains until the last step, going on from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: a validated config.
       dataset: the opened data set.
+      mesh: all devices; see sharding.py.
       workdir: where checkpoints, metrics and pictures go.
 
     Returns:
       The metrics of the last evaluation.
 
     Raises:
-      ValueError: the config does not fit devices or data.
+      ValueError: `init_from` does not fit the model, or the schedule the run.
       FloatingPointError: the loss is not finite.
     """
-    mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
     task = TASKS[config.task].from_config(config)
     schedule = Schedule.from_config(config, dataset.samples_per_epoch / config.global_batch_size)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
@@ -213,7 +212,6 @@ def make_evaluation(
     """
     area = "eval" if dataset.held_out is not None else "eval_on_training_takes"
     batch_size = config.eval.batch_size or config.global_batch_size
-    sharding.check_batch(mesh, batch_size)
 
     def eval_step(params: Any, batch: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
         return task.evaluate(params, task.randomize(batch, jax.random.fold_in(eval_key, index)))

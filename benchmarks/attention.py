@@ -1,0 +1,67 @@
+"""Attention with one batch axis (mv2mae_jax.models.layers.attend) against jax.nn.dot_product_attention, with gradients.
+
+    python -m benchmarks.attention
+
+The two alternate in one process. Prints the median time of each in milliseconds and the median of the ratios (JAX's
+over ours) with its quartiles.
+
+Two cores of an AMD EPYC (AVX-512) shared with other work, jax 0.10.2: MEASURED
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.dense_2d import milliseconds
+from mv2mae_jax.models.layers import attend
+
+# name: (batch, tokens, width, heads)
+SHAPES = {
+    "ViT-S encoder": (8, 154, 384, 6),
+    "ViT-S decoder": (8, 512, 192, 3),
+    "demo decoder": (8, 76, 96, 3),
+}
+
+
+def jax_attention(query, key, value, *, num_heads):
+    """query, key, value [B, N, D] -> [B, N, D]."""
+    split = [x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)]  # (B, N, heads, head_dim)
+    return jax.nn.dot_product_attention(*split).reshape(query.shape)  # (B, N, D)
+
+
+def one_batch_axis(query, key, value, *, num_heads):
+    """query, key, value [B, N, D] -> [B, N, D]."""
+    return attend(query, key, value, num_heads=num_heads, implementation="xla")
+
+
+def gradients(attention, num_heads):
+    def loss(query, key, value):
+        return jnp.square(attention(query, key, value, num_heads=num_heads).astype(jnp.float32)).sum()
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=30)
+    repeats = parser.parse_args().repeats
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {repeats} repeats")
+    print(f"{'dtype':<10} {'shape':<14} {'JAX ms':>8} {'ours ms':>8} {'JAX / ours':>10}  quartiles")
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for name, (batch, num_tokens, width, num_heads) in SHAPES.items():
+            inputs = jax.random.normal(jax.random.key(0), (3, batch, num_tokens, width), dtype)
+            theirs, ours = gradients(jax_attention, num_heads), gradients(one_batch_axis, num_heads)
+            milliseconds(theirs, *inputs), milliseconds(ours, *inputs)  # compile
+            times = np.array([(milliseconds(theirs, *inputs), milliseconds(ours, *inputs)) for _ in range(repeats)])
+            medians = np.median(times, axis=0)
+            low, ratio, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
+            print(
+                f"{jnp.dtype(dtype).name:<10} {name:<14} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:10.2f}  "
+                f"{low:.2f} to {high:.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
