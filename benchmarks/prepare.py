@@ -5,9 +5,8 @@
 Prepares copies of a few 1080p videos under the names of NTU-60 (written here, of NTU's median length of 76 frames, or,
 with --input, videos of yours, as `--dataset=folder`), at sizes that differ by a factor of four, with the command line's
 defaults. Memory is that of the largest process; if it does not grow with the set, the videos stream through. The
-listing is measured by itself, with all 114,480 names of NTU-120 in an archive.
-
-Two cores of an AMD EPYC shared with other work, PyAV 18.1, OpenCV 5.0: see data/README.md.
+listing is measured by itself, with all 114,480 names of NTU-120 in an archive. Processor time counts all processes, and
+is what tells most on a machine with other work. Results: data/README.md.
 """
 
 import argparse
@@ -64,15 +63,18 @@ def copies(folder: Path, num_takes: int) -> Path:
     return raw
 
 
-def prepare(arguments: list[str], num_workers: int) -> tuple[float, float, dict]:
-    """Seconds, megabytes of the largest process so far, and prepared.json."""
+def prepare(arguments: list[str], num_workers: int) -> tuple[float, float, float, dict]:
+    """Seconds, seconds of processor time, megabytes of the largest process so far, and prepared.json."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-m", "data.prepare", *arguments, f"--output={output}", f"--workers={num_workers}"]
         began = time.perf_counter()
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
         prepared = json.loads((Path(output) / "prepared.json").read_text())
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, prepared
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu_seconds, after.ru_maxrss / 1024, prepared
 
 
 def listing(folder: Path) -> None:
@@ -104,16 +106,16 @@ def main() -> None:
         else:
             sizes = (SMALL, FACTOR * SMALL)
             sets = {f"{size} takes": ["--dataset=ntu60", f"--input={copies(folder, size)}"] for size in sizes}
-        print("set        workers  files       s  files/s  frames/s     MB  clip against source")
+        print("set        workers  files       s  files/s  CPU ms/frame     MB  clip against source")
         for workers in options.workers:
             for name, arguments in sets.items():
-                seconds, megabytes, prepared = prepare(arguments, workers)
+                seconds, cpu_seconds, megabytes, prepared = prepare(arguments, workers)
                 counts = prepared["counts"]
                 files, frames = counts["files_in"], counts["frames"]
                 sizes = [counts[key] / files / 1e6 for key in ("bytes", "bytes_in")]
                 print(
                     f"{name:<10} {workers:>7} {files:>6} {seconds:>7.1f} {files / seconds:>8.2f} "
-                    f"{frames / seconds:>9.0f} {megabytes:>6.0f}  {sizes[0]:.2f} MB / {sizes[1]:.2f} MB"
+                    f"{1e3 * cpu_seconds / frames:>13.2f} {megabytes:>6.0f}  {sizes[0]:.2f} MB / {sizes[1]:.2f} MB"
                 )
         (folder / "names").mkdir()
         listing(folder / "names")
