@@ -66,7 +66,12 @@ class Reader(contextlib.ExitStack):
         self._from_tar: dict[str, bytes] = {}
 
     def open(self, path: str) -> BinaryIO:
-        """The file, seekable; the caller closes it. Raises BadArchive; OSError as `open` does."""
+        """The file, seekable; the caller closes it.
+
+        Raises:
+          BadArchive: the file is damaged, or larger than MAX_MEMBER_BYTES.
+          OSError: as of `open`; a tar archive has changed, or holds too much to be read at once.
+        """
         archive, member = _split(self._folder, path)
         if archive is None:
             return open(self._folder / path, "rb")
@@ -95,12 +100,12 @@ class Reader(contextlib.ExitStack):
                 if entry.isfile() and entry.name in members:
                     num_bytes += entry.size
                     if entry.size > MAX_MEMBER_BYTES or num_bytes > MAX_TAR_BYTES_PER_SHARD:
-                        raise BadArchive(f"{archive} holds files too large to be read from a tar archive: unpack it")
+                        raise OSError("it is larger than what is read from a tar archive in one pass: unpack this")
                     self._from_tar[prefix + entry.name] = tar.extractfile(entry).read()
                     members.discard(entry.name)
                 if not members:
                     return
-        raise BadArchive(f"{archive} has changed since it was listed: {min(members)} is missing")
+        raise OSError(f"{archive} has changed since it was listed: {min(members)} is missing")
 
 
 def _split(folder: Path, path: str) -> tuple[Path | None, str]:

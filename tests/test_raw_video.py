@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import tarfile
 import time
 import zipfile
 
@@ -66,3 +67,17 @@ def test_files_in_archives_are_bounded(tmp_path, monkeypatch):
         pytest.raises(archives.BadArchive, match="larger than 9999 bytes, in an archive: unpack"),
     ):
         reader.open("a.zip/bomb.avi")
+
+
+def test_tar_archives_are_bounded(tmp_path, monkeypatch):
+    for name in ("a.avi", "b.avi"):
+        (tmp_path / name).write_bytes(bytes(6_000))
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as file:
+        for name in ("a.avi", "b.avi"):
+            file.add(tmp_path / name, name)
+    paths = ["a.tgz/a.avi", "a.tgz/b.avi"]
+    with archives.Reader(tmp_path, paths) as reader:
+        assert [len(reader.open(path).read()) for path in paths] == [6_000, 6_000]
+    monkeypatch.setattr(archives, "MAX_TAR_BYTES_PER_SHARD", 11_999)
+    with archives.Reader(tmp_path, paths) as reader, pytest.raises(OSError, match="unpack this"):
+        reader.open(paths[0])
