@@ -30,7 +30,8 @@ class Dataset:
         """Opens `config.data.dir`. Costs the manifest, not a scan of the shards; needs neither JAX nor grain.
 
         Raises:
-          ValueError: not a prepared set, an unknown protocol, or views that cannot form a sample.
+          ValueError: not a prepared set, an unknown protocol, or views that cannot form a sample, for instance because
+            they are not synchronised.
         """
         data = config.data
         spec = clips.ClipSpec(
@@ -45,6 +46,11 @@ class Dataset:
             repeats=data.repeats,
         )
         prepared = takes.open_prepared(data.dir)
+        if spec.num_source_views and prepared.not_synchronised:
+            raise ValueError(
+                f"The views of {prepared.name} cannot be trained on as pairs: {prepared.not_synchronised}. Use it for "
+                "transfer, or pre-train on single views with data.num_source_views=0 and model.cross_view=False."
+            )
         if data.protocol == "all":
             rows = np.ones(len(prepared.views["take"]), bool)
         else:

@@ -268,6 +268,8 @@ class ReadEvalSample(grain.transforms.RandomMap):
         frames = read_views(self.dataset, take_views, take, view, position=rng.random())
         sample = _sample(self.dataset, take_views, take, view, frames, [clips.CropDraw()] * len(view))
         sample["valid"] = np.bool_(row < len(self.elements))
+        if spec.num_source_views == 0:
+            return sample
         for name, partners in (("other_subject", self.others.subject), ("other_action", self.others.action)):
             usable = [other for other in partners[take].tolist() if (take_views.rows[other, view[1:]] >= 0).all()]
             source = np.zeros_like(sample["video"][1:])  # (S, T, H, W, 3)

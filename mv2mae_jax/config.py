@@ -124,7 +124,6 @@ _POSITIVE = (
     "global_batch_size",
     "data.num_frames",
     "data.frame_stride",
-    "data.num_source_views",
     "data.repeats",
     "optimizer.accumulation_steps",
     "optimizer.base_learning_rate",
@@ -161,6 +160,11 @@ def validate(config: config_dict.ConfigDict) -> None:
 def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
     data, model, masking, loss, optimizer = config.data, config.model, config.masking, config.loss, config.optimizer
 
+    if data.num_source_views < model.cross_view:
+        yield (
+            f"data.num_source_views = {data.num_source_views}: the cross-view decoder needs at least one source view; "
+            "set it to 1, or model.cross_view=False for a single-view masked autoencoder."
+        )
     clip = (data.num_frames, *data.crop_size)
     if len(data.crop_size) != 2 or len(model.tubelet_size) != 3:
         yield (

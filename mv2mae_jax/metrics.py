@@ -100,9 +100,9 @@ class Reporter:
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """One line: step, percent, time left, losses, rates."""
-        left = (self._total_steps - step) / max(values["perf/steps_per_second"], 1e-9)
+        rate, left = values["perf/steps_per_second"], self._total_steps - step
         parts = [f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", f"{step / self._total_steps:4.0%}"]
-        parts.append(f"{duration(left)} left")
+        parts += [f"{duration(left / rate)} left"] if rate > 0 else []  # unknown while only the first step is done
         parts += [
             f"{label} {values[key]:.4f}"
             for label, key in (

@@ -57,6 +57,9 @@ def train(config: config_dict.ConfigDict, dataset: Dataset, mesh: jax.sharding.M
     reporter.say(describe(config, run_facts(config, dataset, task, schedule, mesh, state)))
     if first_step:
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
+    if first_step >= schedule.total_steps:
+        reporter.say("Nothing is left to do: raise total_steps or num_epochs to go on, or choose another --workdir.")
+        return {}
     run_record = {"config": config.to_json(), "git_revision": git_revision()}
     clips_per_step = config.global_batch_size * (1 + dataset.spec.num_source_views)
 
@@ -98,6 +101,7 @@ def train(config: config_dict.ConfigDict, dataset: Dataset, mesh: jax.sharding.M
     reporter.close()
     if jax.process_index() == 0:
         write_results(workdir, config, schedule.total_steps, results)
+    reporter.say(f"Done. {workdir} holds metrics.json, pictures/, tensorboard/ and checkpoints/.")
     return results
 
 
@@ -272,13 +276,15 @@ def run_facts(
     seen = schedule.total_steps * config.global_batch_size
     held_out = "none" if dataset.held_out is None else len(np.unique(dataset.held_out.elements[:, 0]))
     inputs = jax.eval_shape(task.randomize, {"video": jax.ShapeDtypeStruct((1, views), np.uint8)}, jax.random.key(0))
+    visible = f"{inputs['target_mask'].visible.shape[-1]} in the target"
+    if dataset.spec.num_source_views:
+        visible += f" and {inputs['source_mask'].visible.shape[-1]} in a source view"
     return {
         "devices": f"{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items()) + ")",
         "compute": f"{jnp.dtype(model.dtype).name}, parameters float32",
-        "tokens per view": f"{model.num_tokens} {model.grid}, visible {inputs['target_mask'].visible.shape[-1]} in the "
-        f"target and {inputs['source_mask'].visible.shape[-1]} in a source view",
+        "tokens per view": f"{model.num_tokens} {model.grid}, visible {visible}",
         "data": f"{dataset.prepared.name} in {dataset.prepared.directory}: {len(dataset.train.take_names)} takes, "
         f"{len(dataset.train.elements)} (take, target view) elements; {held_out} takes held out",
         "a step": f"{config.global_batch_size} samples x {views} views = {config.global_batch_size * views} clips",

@@ -116,6 +116,7 @@ def test_wrong_overrides_are_refused_by_name(override, message):
         (["mesh.data=-1", "mesh.fsdp=-1"], "at most one is -1"),
         (["data.dir=/nowhere/at/all"], "python -m data.prepare .*--output=/nowhere/at/all"),
         (["data.dir="], "data.dir is not set"),
+        (["data.num_source_views=0"], "model.cross_view=False"),
         (["total_steps=0"], "must be at least 1"),
     ],
 )

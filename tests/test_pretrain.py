@@ -16,7 +16,7 @@ def make_task(**sections):
     task = pretrain.Pretrain.from_config(config)
     batch = tiny.make_batch(config, 0)
     count = len(batch["video"])
-    batch |= {
+    batch |= {  # what evaluation adds; without source views nothing stands in for one
         "other_subject": batch["video"][::-1, 1:].copy(),
         "other_action": batch["video"][:, 1:].copy(),
         "has_other_subject": np.ones(count, bool),
@@ -158,8 +158,22 @@ def test_a_temperature_wins_over_the_automatic_one():
     np.testing.assert_array_equal(task.weights(inputs["motion"]), expected)
 
 
-def test_single_view_model_has_no_cross_loss():
-    task, params, inputs = make_task(model=dict(cross_view=False))
+@pytest.mark.parametrize("num_source_views", [0, 1])
+def test_single_view_model_has_no_cross_loss(num_source_views):
+    task, params, inputs = make_task(model=dict(cross_view=False), data=dict(num_source_views=num_source_views))
     _, metrics = jax.jit(task.loss)(params, inputs)
     assert "loss_cross" not in metrics and "cross_decoder" not in params
     assert "cross_gain" not in task.summarize(jax.device_get(jax.jit(task.evaluate)(params, inputs)))
+    assert "cross_view" not in jax.jit(task.reconstruct)(params, inputs)
+
+
+def test_tubes_partial_decoding_and_several_sources_go_together():
+    task, params, inputs = make_task(
+        data=dict(num_source_views=2), masking=dict(kind="tube", decode_ratio=0.5, source_mask_ratio=0.5)
+    )
+    loss, metrics = jax.jit(task.loss)(params, inputs)
+    assert inputs["decoded_target"].shape[-1] == inputs["target_mask"].masked.shape[-1] // 2
+    assert inputs["decoded_source"].shape[:2] == (8, 2)
+    expected = 3 * metrics["loss_self"] + metrics["loss_cross"]  # the target and two sources
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert np.isfinite(float(loss))

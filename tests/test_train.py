@@ -190,7 +190,9 @@ run.main(sys.argv[1:])
     assert list((whole / "pictures").glob("*.png"))
 
     # A finished run has nothing left to do; a new run can start from its parameters.
-    assert run(parts, synthetic_set, *options).returncode == 0
+    results = (parts / "metrics.json").read_bytes()
+    assert "Nothing is left to do" in run(parts, synthetic_set, *options).stdout
+    assert (parts / "metrics.json").read_bytes() == results
     started = run(
         tmp_path / "from", synthetic_set, f"init_from={parts}", "total_steps=1", "optimizer.base_learning_rate=1e-9"
     )

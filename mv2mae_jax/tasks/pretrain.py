@@ -78,21 +78,23 @@ class Pretrain:
         """
         batch_size = batch["video"].shape[0]
         target_key, source_key, decode_key = jax.random.split(key, 3)
-        grid = self.model.grid
-        draw = {"grid": grid, "kind": self.mask_kind}
-        sources = (batch_size, self.num_source_views)
+        draw = {"grid": self.model.grid, "kind": self.mask_kind}
+        decode = {"decode_ratio": self.decode_ratio, "grid": self.model.grid}
         target_mask = masking.draw_mask(
             target_key, batch_shape=(batch_size,), mask_ratio=self.target_mask_ratio, **draw
         )
-        source_mask = masking.draw_mask(source_key, batch_shape=sources, mask_ratio=self.source_mask_ratio, **draw)
-        decode = {"decode_ratio": self.decode_ratio, "grid": grid}
-        return {
-            **batch,
+        drawn = {
             "target_mask": target_mask,
-            "source_mask": source_mask,
             "decoded_target": masking.choose_decoded(decode_key, target_mask.masked, **decode),
-            "decoded_source": masking.choose_decoded(jax.random.fold_in(decode_key, 1), source_mask.masked, **decode),
+            "source_mask": None,
+            "decoded_source": None,
         }
+        if self.num_source_views:
+            shape = (batch_size, self.num_source_views)
+            mask = masking.draw_mask(source_key, batch_shape=shape, mask_ratio=self.source_mask_ratio, **draw)
+            decoded = masking.choose_decoded(jax.random.fold_in(decode_key, 1), mask.masked, **decode)
+            drawn |= {"source_mask": mask, "decoded_source": decoded}
+        return {**batch, **drawn}
 
     def loss(self, params: Any, inputs: Arrays) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Self-view loss of every view + cross_weight * cross-view loss of the target.
@@ -127,26 +129,28 @@ class Pretrain:
 
         `loss_mean_prediction`, the loss of predicting every patch's mean colour, is what the losses are held against.
         """
+        per_sample, baseline = jax.vmap(losses.reconstruction_loss), jax.vmap(losses.mean_prediction_loss)
         target = self._targets(inputs["video"][:, 0], inputs["motion"][:, 0], inputs["decoded_target"])
-        source = self._targets(inputs["video"][:, 1:], inputs["motion"][:, 1:], inputs["decoded_source"])
-        per_sample = jax.vmap(losses.reconstruction_loss)
-        baseline = jax.vmap(losses.mean_prediction_loss)
-
-        def over_views(of_target, of_source):
-            # The views may hide different numbers of tokens: each counts by its mean, at the target's count.
-            (target_sum, count), (source_sum, source_count) = of_target, of_source
-            sources = self.num_source_views * source_sum * count / source_count
-            return (target_sum + sources) / (1 + self.num_source_views), count
-
         measured = {
-            "loss_self": over_views(
-                per_sample(reconstruction.self_target, *target), per_sample(reconstruction.self_source, *source)
-            ),
-            "loss_mean_prediction": over_views(baseline(*target), baseline(*source)),
+            "loss_self": per_sample(reconstruction.self_target, *target),
+            "loss_mean_prediction": baseline(*target),
         }
+        if self.num_source_views:
+            source = self._targets(inputs["video"][:, 1:], inputs["motion"][:, 1:], inputs["decoded_source"])
+            of_source = {
+                "loss_self": per_sample(reconstruction.self_source, *source),
+                "loss_mean_prediction": baseline(*source),
+            }
+            measured = {name: self._mean_over_views(measured[name], of_source[name]) for name in measured}
         if self.model.cross_view:
             measured["loss_cross"] = per_sample(reconstruction.cross, *target)
         return measured
+
+    def _mean_over_views(self, target: tuple[jax.Array, jax.Array], sources: tuple[jax.Array, jax.Array]):
+        """The views may hide different numbers of tokens: each enters by its mean, expressed at the target's count."""
+        (target_sum, count), (source_sum, source_count) = target, sources
+        total = target_sum + self.num_source_views * source_sum * count / source_count
+        return total / (1 + self.num_source_views), count
 
     def weights(self, motion: jax.Array) -> jax.Array:
         """Motion energies float32[..., N] -> loss weights float32[..., N] of mean 1."""
@@ -192,7 +196,7 @@ class Pretrain:
                 total, count = jax.vmap(losses.reconstruction_loss)(prediction, *target)
                 measured[f"loss_cross_{other}"] = total / count
         carried = ("take", "valid", "has_other_subject", "has_other_action")
-        return measured | {key: inputs[key] for key in carried}
+        return measured | {key: inputs[key] for key in carried if key in inputs}
 
     def _bind(self, params: Any) -> mv2mae.MV2MAE:
         return self.model.bind({"params": params})
@@ -228,11 +232,12 @@ class Pretrain:
 
         pictures = {
             "target": video[:, 0] / 255,
-            "source": video[:, 1] / 255,
             "masked": complete(None),
             "self_view": complete(model.decode_self(latents, mask.visible, mask.masked)),
             "weights": self.weights(inputs["motion"][:, 0]).reshape(-1, *self.model.grid),  # (B, nt, nh, nw)
         }
+        if self.num_source_views:
+            pictures["source"] = video[:, 1] / 255
         if self.model.cross_view:
             source_latents = self._encode_sources(model, video[:, 1:], source_mask)
             prediction = model.decode_cross(latents, mask.visible, mask.masked, source_latents, source_mask.visible)
