@@ -4,11 +4,11 @@ VENV ?= .venv
 DEMO ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow test-beam lint format bench clean
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
-	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=120 --seed=0 --resolution=128x72 --sheet
+	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=240 --seed=0 --resolution=128x72 --sheet
 	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(DEMO)/raw --output=$(DEMO)/prepared --short_side=64
 	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO)/run --config.data.dir=$(DEMO)/prepared
 
@@ -17,6 +17,12 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# Apache Beam decides the versions of numpy and protobuf, so it lives in an environment of its own.
+test-beam:
+	$(MAKE) VENV=.venv-beam .venv-beam/created
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt
+	.venv-beam/bin/python -m pytest tests/test_beam.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -27,7 +33,9 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.dense_2d
+	$(BIN)/python -m benchmarks.attention
 
 clean:
 	rm -rf $(VENV) $(DEMO)

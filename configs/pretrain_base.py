@@ -118,6 +118,7 @@ def get_config() -> config_dict.ConfigDict:
             clips_per_element=1,  # [ours] clips per (take, target view); more lower the standard errors over takes
             batch_size=config_dict.placeholder(int),  # [ours] default: global_batch_size
             num_pictures=4,  # [ours] samples drawn by mv2mae_jax/visualize.py at each evaluation
+            picture_blur_sigma=0.0,  # [ours] pixels; blurs the pictures where a licence wants faces unrecognisable
         )
     )
 

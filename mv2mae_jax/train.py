@@ -247,7 +247,10 @@ def make_evaluation(
             if index == 0 and config.eval.num_pictures:
                 pictures = jax.device_get(reconstruct(state.eval_params, batch))
                 if jax.process_index() == 0:
-                    for name, image in visualize.write(pictures, os.path.join(workdir, "pictures"), step).items():
+                    stills = visualize.write(
+                        pictures, os.path.join(workdir, "pictures"), step, config.eval.picture_blur_sigma
+                    )
+                    for name, image in stills.items():
                         reporter.picture(step, f"{area}/{name}", image)
         measured = jax.device_get(measured)
         samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}

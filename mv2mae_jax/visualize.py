@@ -19,18 +19,24 @@ _LABEL_HEIGHT = 22
 _BACKGROUND = 255
 
 
-def write(pictures: dict[str, np.ndarray], directory: str, step: int) -> dict[str, np.ndarray]:
+def write(pictures: dict[str, np.ndarray], directory: str, step: int, blur_sigma: float = 0.0) -> dict[str, np.ndarray]:
     """Writes `step_XXXXXXX_sample_K.png` (rows over time) and `.gif` (the same, moving) into `directory`.
 
     Args:
       pictures: float32[B, T, H, W, 3] in [0, 1] under the names of ROWS, and `weights` float32[B, nt, nh, nw].
       directory: made if it is missing.
       step: for the names.
+      blur_sigma: standard deviation in pixels of a Gaussian blur of all videos shown, for data sets whose licence wants
+        faces unrecognisable in figures; 0 for none. Everything is blurred, so no face detector can miss one.
 
     Returns:
       {'sample_0': uint8[h, w, 3], ...}, the still pictures.
     """
     os.makedirs(directory, exist_ok=True)
+    if blur_sigma:
+        pictures = {
+            name: video if name == "weights" else _blurred(video, blur_sigma) for name, video in pictures.items()
+        }
     stills = {}
     for index in range(len(pictures["target"])):
         rows = {name: sample_row(pictures, name, index) for name, _ in ROWS if name in pictures}
@@ -82,6 +88,11 @@ def write_animation(path: str, frames: list[np.ndarray], frames_per_second: floa
     animation.frames = [np.ascontiguousarray(frame[..., ::-1]) for frame in frames]
     animation.durations = np.full(len(frames), round(1000 / frames_per_second))
     _check(cv2.imwriteanimation(path, animation), path)
+
+
+def _blurred(videos: np.ndarray, sigma: float) -> np.ndarray:
+    frames = videos.reshape(-1, *videos.shape[-3:])  # (B * T, H, W, 3)
+    return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames]).reshape(videos.shape)
 
 
 def _tile(frame: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ def test_each_room_has_several_people_doing_several_things(num_takes):
 
 
 def test_people_act_in_several_rooms_and_rooms_differ_in_people():
-    cast = subjects_by_setup(1000)
+    cast = subjects_by_setup(2000)
     assert len({tuple(subjects) for subjects in cast.values()}) == len(cast) == 10
     rooms_of = collections.Counter(subject for subjects in cast.values() for subject in subjects)
     assert min(rooms_of.values()) >= 2

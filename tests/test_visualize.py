@@ -44,3 +44,14 @@ def test_the_weighted_token_is_the_bright_one():
     brightness = visualize.weight_map(shown["weights"][0], black).sum(-1)
     assert (brightness[2:, :8, 8:] > 3 * brightness[0].max()).all()
     assert brightness[2:, 8:].max() == brightness[0].max()
+
+
+def test_blurring_removes_fine_detail_from_every_video(tmp_path):
+    shown = pictures(num_samples=1)
+    sharp = visualize.write(shown, str(tmp_path / "sharp"), step=1)["sample_0"]
+    blurred = visualize.write(shown, str(tmp_path / "blurred"), step=1, blur_sigma=3.0)["sample_0"]
+    row_height = sharp.shape[0] // 6
+    for row in range(5):  # noise in, nearly grey out
+        rows = slice(row * row_height + visualize._LABEL_HEIGHT, (row + 1) * row_height - 4)
+        tile = slice(0, 112)
+        assert blurred[rows, tile].std() < 0.25 * sharp[rows, tile].std()

@@ -9,9 +9,8 @@ import numpy as np
 from data.synthetic.actions import ACTIONS
 from data.synthetic.rooms import FACED_CAMERA
 
-TAKES_PER_SETUP_AND_SUBJECT = (
-    10  # [ours]: five of each performance, so that a subject does several things in the same room
-)
+# [ours]: ten of each performance, so that a subject does several things in the same room
+TAKES_PER_SETUP_AND_SUBJECT = 20
 MAX_SETUPS = 300  # names hold three digits, and the pool of subjects is larger than the number of setups
 
 
@@ -32,8 +31,8 @@ class Take:
 def subjects_by_setup(num_takes: int) -> dict[int, list[int]]:
     """Who acts in which setup.
 
-    As many setups as subjects per setup, both about sqrt(takes / 10), so that both grow with the data set: 4 setups
-    of 4 subjects at 160 takes, 10 of 10 at 1,000; at least 1 setup and 2 subjects per setup. Subjects come from a
+    As many setups as subjects per setup, both about sqrt(takes / 20), so that both grow with the data set: 3 setups
+    of 3 subjects at 160 takes, 7 of 7 at 1,000; at least 1 setup and 2 subjects per setup. Subjects come from a
     pool about one and a half times that size and each setup takes the next ones in turn, so that subjects act in
     several setups and no two setups have the same people.
     """
