@@ -1,0 +1,239 @@
+"""Writes a run's weights in a PyTorch layout, with a model card, and checks what it wrote."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+from safetensors.numpy import save_file
+
+from mv2mae_jax import checkpoint
+from mv2mae_jax.models import layers, mv2mae
+from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.torch_export import model_card, names
+
+FORMATS = ("videomae", "hf", "port")
+PORT_FILE = pathlib.Path(__file__).with_name("mv2mae_torch.py")
+_NEEDED_FOR_CHECK = {"videomae": ("torch",), "hf": ("torch", "transformers"), "port": ("torch",)}
+
+
+class Mismatch(Exception):
+    """What PyTorch computes from the exported files is not what JAX computes; the message names the first layer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A checkpoint of a run as the exporter needs it."""
+
+    workdir: str
+    step: int
+    config: config_dict.ConfigDict
+    git_revision: str
+    metrics: dict[str, float]  # reported at this step
+    model: mv2mae.MV2MAE  # float32, blocks unrolled
+    params: Any  # NumPy, blocks unrolled; the average where the run kept one
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """The arguments of the port's MV2MAE, and what any reader must know of the architecture."""
+        sizes = (
+            *("clip_size", "tubelet_size", "width", "depth", "num_heads"),
+            *("decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio", "cross_view"),
+        )
+        return {name: getattr(self.model, name) for name in sizes}
+
+
+def read_run(workdir: str, step: int | None = None) -> Run:
+    """Reads a checkpoint of a run, the newest by default.
+
+    Raises:
+      ValueError: there is no such run or step.
+    """
+    folder = os.path.join(workdir, "checkpoints")
+    steps = sorted(int(name) for name in os.listdir(folder) if name.isdecimal()) if os.path.isdir(folder) else []
+    if not steps or step not in (None, *steps):
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        there = f"it has steps {', '.join(map(str, steps))}" if steps else f"{folder} is missing or empty"
+        raise ValueError(f"{workdir} holds {wanted}: {there}. --workdir is the folder that run.py wrote to.")
+    step = steps[-1] if step is None else step
+    checkpointer = checkpoint.Checkpointer(workdir)
+    with contextlib.closing(checkpointer):
+        record = checkpointer.read_run(step)
+    config = config_dict.ConfigDict(json.loads(record["config"]))
+    task = Pretrain.from_config(config)
+
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shapes)
+    params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
+    if task.model.scan_layers:
+        params = layers.unstack_blocks(params)
+    return Run(
+        workdir=workdir,
+        step=step,
+        config=config,
+        git_revision=record["git_revision"],
+        metrics=_metrics_at(workdir, step),
+        model=task.model.clone(dtype=jnp.float32, scan_layers=False, remat="none", attention="xla"),
+        params=params,
+    )
+
+
+def _metrics_at(workdir: str, step: int) -> dict[str, float]:
+    path = pathlib.Path(workdir) / "history.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    reported = {name: value for row in rows if row["step"] == step for name, value in row.items()}
+    return {name: value for name, value in reported.items() if name.startswith(("train/", "eval"))}
+
+
+def export(run: Run, layout: str, output: str) -> str:
+    """Writes the folder `output` in one of FORMATS, checks it, and says in one line how far it was compared.
+
+    The folder takes its name only once it has passed; what did not pass stays in `output`.rejected to be looked at.
+
+    Raises:
+      ValueError: the run cannot be written in this layout, or `output` exists.
+      Mismatch: what PyTorch computes from the files differs from JAX.
+    """
+    output = pathlib.Path(output)
+    if output.exists():
+        raise ValueError(f"{output} exists already. Remove it or choose another --output.")
+    if layout == "hf" and run.model.tubelet_size[1] != run.model.tubelet_size[2]:
+        raise ValueError(
+            f"transformers knows square patches only, this model's tubelet is {run.model.tubelet_size} (frames, "
+            "height, width). Use --format=videomae or --format=port."
+        )
+    if layout == "videomae" and not _installed("torch"):
+        raise ValueError(
+            "--format=videomae writes a .pth file, which takes PyTorch: pip install -r requirements-torch.txt. "
+            "--format=hf and --format=port can be written without."
+        )
+    rejected = output.with_name(f"{output.name}.rejected")
+    shutil.rmtree(rejected, ignore_errors=True)
+    rejected.mkdir(parents=True)
+    state = names.to_videomae(run.params, run.model.tubelet_size)
+    {"videomae": write_videomae, "hf": write_hugging_face, "port": write_port}[layout](run, state, rejected)
+    verdict = verify(run, layout, rejected)
+    (rejected / "README.md").write_text(model_card.text(run, layout, verdict))
+    rejected.rename(output)
+    return verdict
+
+
+def write_videomae(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
+    """{'model': state dict}, tensors only, as MCG-NJU/VideoMAE's scripts read it."""
+    import torch
+
+    torch.save({"model": {name: torch.from_numpy(array) for name, array in state.items()}}, folder / "videomae.pth")
+
+
+def write_hugging_face(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
+    """A folder for transformers' `from_pretrained`."""
+    save_file(names.to_hugging_face(state), folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", hugging_face_config(run))
+    _, height, width = run.model.clip_size
+    preprocessor = {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": min(height, width)},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [round(float(value), 3) for value in layers.IMAGENET_MEAN],
+        "image_std": [round(float(value), 3) for value in layers.IMAGENET_STD],
+    }
+    _write_json(folder / "preprocessor_config.json", preprocessor)
+
+
+def hugging_face_config(run: Run) -> dict[str, Any]:
+    """config.json; nothing is left to transformers' defaults, which are ViT-B's."""
+    model = run.model
+    frames, height, width = model.clip_size
+    return {
+        "architectures": ["VideoMAEForPreTraining"],
+        "model_type": "videomae",
+        "image_size": height if height == width else [height, width],
+        "patch_size": model.tubelet_size[1],
+        "num_channels": 3,
+        "num_frames": frames,
+        "tubelet_size": model.tubelet_size[0],
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": int(model.width * model.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+        "use_mean_pooling": False,
+        "decoder_hidden_size": model.decoder_width,
+        "decoder_num_hidden_layers": model.decoder_depth,
+        "decoder_num_attention_heads": model.decoder_heads,
+        "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio),
+        "norm_pix_loss": run.config.loss.target == "normalized_pixels",
+    }
+
+
+def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
+    """The weights, the PyTorch module that runs them, and its configuration."""
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(PORT_FILE, folder / PORT_FILE.name)
+    settings = run.config.loss
+    loss = {
+        "target": settings.target,
+        "cross_weight": settings.cross_weight,
+        "temperature": settings.temperature,
+        "ess_fraction": None if settings.temperature is not None else settings.ess_fraction,
+        "pixel_range": settings.motion_pixel_range,
+    }
+    _write_json(folder / "config.json", {"model": run.model_config, "loss": loss})
+
+
+def verify(run: Run, layout: str, folder: pathlib.Path) -> str:
+    """Reads the folder back with PyTorch and compares it with JAX; says so, or why it could not.
+
+    Raises:
+      Mismatch: the outputs differ.
+    """
+    absent = [package for package in _NEEDED_FOR_CHECK[layout] if not _installed(package)]
+    if absent:
+        return (
+            f"NOT compared with JAX: {' and '.join(absent)} is not installed here. Run the export again after "
+            "`pip install -r requirements-torch.txt`."
+        )
+    import torch
+
+    from mv2mae_jax.torch_export import check
+
+    inputs = check.FixedInput.of(run.model)
+    expected = check.jax_outputs(run.model, run.params, inputs)
+    if layout == "videomae":
+        worst = check.check_written_videomae(folder / "videomae.pth", run.model_config, expected, inputs)
+    elif layout == "hf":
+        worst = check.check_written_hugging_face(folder, expected, inputs)
+    else:
+        worst = check.check_written_port(folder, expected, inputs)
+    decoders = "encoder and self-view decoder" if layout == "hf" else "encoder and every decoder"
+    return (
+        f"Compared with JAX on a fixed input, {decoders}, layer by layer: differences up to {worst:.1g} of a layer's "
+        f"largest output (torch {torch.__version__})."
+    )
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,119 @@
+"""The README.md of an export: what the weights are, where they come from, and what loads them."""
+
+from typing import Any
+
+import jax
+
+from mv2mae_jax.config import flatten
+
+_USE = {
+    "videomae": """\
+`videomae.pth` holds `{"model": state_dict}`, tensors only, in the layout of
+[MCG-NJU/VideoMAE](https://github.com/MCG-NJU/VideoMAE), for a `vit_*_patch16` model of the sizes below:
+`run_class_finetuning.py --finetune videomae.pth --num_frames FRAMES`. Its loader reports the decoders as not used.
+
+The file holds no number of heads: encoder HEADS, decoder DECODER_HEADS.""",
+    "hf": """\
+```python
+from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEImageProcessor, VideoMAEModel
+
+processor = VideoMAEImageProcessor.from_pretrained("THIS_FOLDER")  # ImageNet's mean and deviation
+encoder = VideoMAEModel.from_pretrained("THIS_FOLDER")             # the decoders are reported as unexpected keys
+pretraining = VideoMAEForPreTraining.from_pretrained("THIS_FOLDER")  # only `cross_decoder.` is
+classifier = VideoMAEForVideoClassification.from_pretrained("THIS_FOLDER", num_labels=60, use_mean_pooling=True)
+```
+
+`use_mean_pooling=True` belongs to fine-tuning: without it the classifier reads the first token alone. The encoder's
+final norm is then left out and `fc_norm` starts fresh, as in VideoMAE.
+
+**Versions of transformers.** The biases of queries and values have their published names, `q_bias` and `v_bias`.
+5.0.0 reads these; 5.22.0 and 5.23.0 rename them on loading; **5.12.0 does neither: it leaves these biases out.**
+Look at what `from_pretrained(..., output_loading_info=True)` lists as missing: nothing should be.
+
+transformers' `decoder.norm` has an eps of 1e-5 whatever config.json says; the model was trained with 1e-6. For the same
+reconstructions set `pretraining.decoder.norm.eps = 1e-6`.""",
+    "port": """\
+```python
+import mv2mae_torch  # the file beside this one; needs nothing but torch
+
+model = mv2mae_torch.load("THIS_FOLDER")
+features = model.features(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> float32[B, TOKENS, DIM]
+```
+
+`model(video, target_visible, source_visible)` runs both decoders, `model.loss(..., **config["loss"])` the
+motion-weighted loss with the settings of `config.json`.""",
+}
+
+
+def text(run: Any, layout: str, verdict: str) -> str:
+    """Markdown with the Hub's front matter.
+
+    Args:
+      run: exporter.Run.
+      layout: one of exporter.FORMATS.
+      verdict: how far the files were compared with JAX.
+    """
+    model, config = run.model, run.config
+    frames, height, width = model.clip_size
+    use = _USE[layout]
+    values = {
+        "DECODER_HEADS": model.decoder_heads,
+        "FRAMES": frames,
+        "HEIGHT": height,
+        "WIDTH": width,
+        "TOKENS": model.num_tokens,
+        "HEADS": model.num_heads,
+        "DIM": model.width,
+    }
+    for name, value in values.items():
+        use = use.replace(name, str(value))
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
+    metrics = "\n".join(f"| {name} | {value:.5g} |" for name, value in sorted(run.metrics.items()))
+    settings = "\n".join(f"{key} = {value!r}" for key, value in flatten(config))
+    return f"""\
+---
+license: other
+license_name: see-readme
+library_name: {"transformers" if layout == "hf" else "pytorch"}
+tags: [video, multi-view, masked-autoencoder, mv2mae]
+---
+# MV2MAE ViT-{config.model.variant}, {frames} x {height} x {width}
+
+Masked autoencoder pre-trained on synchronised multi-view video (arXiv 2401.15900) with mv2mae-jax, exported to PyTorch.
+
+{use}
+
+## Check
+
+{verdict}
+
+## Model
+
+{num_parameters:,} parameters: encoder {model.depth} blocks of width {model.width} with {model.num_heads} heads; \
+{"self-view and cross-view decoder" if model.cross_view else "self-view decoder"} with {model.decoder_depth} blocks of \
+width {model.decoder_width} and {model.decoder_heads} heads. Tubelets of {" x ".join(map(str, model.tubelet_size))} \
+pixels (frames, height, width), {model.num_tokens} tokens. LayerNorm eps 1e-6, exact GELU, fixed sinusoidal positions.
+
+Input: RGB in [0, 1], normalised by ImageNet's mean and deviation{" (inside the module)" if layout == "port" else ""}; \
+{frames} frames, {config.data.frame_stride} stored frames apart.
+
+## Training
+
+- Data: `{config.data.dir}`, protocol `{config.data.protocol}`
+- Step: {run.step} of the run `{run.workdir}`, code revision `{run.git_revision}`
+
+| metric at this step | |
+|---|---|
+{metrics or "| none was reported | |"}
+
+## Licence
+
+The code, `mv2mae_torch.py` included, is Apache-2.0. The weights were trained on the data named above and are subject to
+the terms of that data set; many allow academic research only.
+
+## Config
+
+```
+{settings}
+```
+"""

@@ -1,0 +1,327 @@
+# ruff: noqa: E402  (the imports need torch, which is optional)
+"""Exports and imports of a small run: nothing is lost, and what is wrong does not pass."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from mv2mae_jax import checkpoint
+from mv2mae_jax.models import layers
+from mv2mae_jax.state import TrainState
+from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.torch_export import __main__ as command
+from mv2mae_jax.torch_export import exporter, importer, mv2mae_torch, names
+from tests import tiny, torch_runs
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run: a checkpoint of random weights at step 4 and another at step 6, and a history."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny.make_config()
+    config.model.tubelet_size = (2, 8, 8)
+    checkpointer = checkpoint.Checkpointer(folder)
+    record = {"config": config.to_json(), "git_revision": "0123abc"}
+    for step in (4, 6):
+        checkpointer.save(
+            step, TrainState.create(tiny_params(step), optax.sgd(0.1), with_ema=False), record, force=True
+        )
+    checkpointer.close()
+    (folder / "history.jsonl").write_text('{"step": 4, "eval/loss_self": 1.5}\n{"step": 6, "eval/loss_self": 1.25}\n')
+    return folder
+
+
+def tiny_task():
+    return Pretrain.from_config(tiny.make_config())
+
+
+def tiny_params(seed):
+    return torch_runs.random_like(jax.eval_shape(tiny_task().init, jax.random.key(0)), seed)
+
+
+def run_command(workdir, layout, output, *more):
+    return command.main([f"--workdir={workdir}", f"--format={layout}", f"--output={output}", *more])
+
+
+@pytest.mark.parametrize("layout", exporter.FORMATS)
+def test_export_and_import_are_inverse_to_the_last_bit(workdir, tmp_path, layout, capsys):
+    assert run_command(workdir, layout, tmp_path / "out", "--step=4") == 0
+    said = capsys.readouterr().out
+    assert "Compared with JAX" in said
+    card = (tmp_path / "out/README.md").read_text()
+    for fact in ("Step: 4", "1.5", "0123abc", "total_steps = 6", "Licence", "Compared with JAX"):
+        assert fact in card
+    path = tmp_path / "out" / ("videomae.pth" if layout == "videomae" else "")
+    task = tiny_task()
+    params = jax.tree.map(jnp.asarray, tiny_params(99))
+    assert importer.is_torch_checkpoint(path) and not importer.is_torch_checkpoint(workdir)
+    jax.tree.map(np.testing.assert_array_equal, importer.load_videomae(path, params, task.model), tiny_params(4))
+
+
+def test_without_a_step_the_newest_is_exported(workdir, tmp_path):
+    assert run_command(workdir, "port", tmp_path / "out") == 0
+    head = mv2mae_torch.load(tmp_path / "out").decoder.head.weight.detach()
+    np.testing.assert_array_equal(head, tiny_params(6)["decoder"]["head"]["kernel"].T)
+
+
+def test_the_average_is_exported_where_there_is_one(tmp_path):
+    state = TrainState.create(tiny_params(0), optax.sgd(0.1), with_ema=True).replace(ema_params=tiny_params(1))
+    checkpointer = checkpoint.Checkpointer(tmp_path / "run")
+    checkpointer.save(1, state, {"config": tiny.make_config().to_json(), "git_revision": ""}, force=True)
+    checkpointer.close()
+    head = exporter.read_run(tmp_path / "run").params["decoder"]["head"]["kernel"]
+    np.testing.assert_array_equal(head, tiny_params(1)["decoder"]["head"]["kernel"])
+
+
+def test_what_does_not_fit_is_refused(workdir, tmp_path, capsys):
+    assert run_command(workdir, "port", tmp_path / "out", "--step=5") == 2
+    assert "no checkpoint of step 5: it has steps 4, 6" in capsys.readouterr().err
+    assert run_command(tmp_path, "port", tmp_path / "out") == 2
+    assert "missing or empty" in capsys.readouterr().err
+    (tmp_path / "taken").mkdir()
+    assert run_command(workdir, "port", tmp_path / "taken") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_the_port_needs_nothing_but_torch_and_computes_both_decoders(workdir, tmp_path):
+    """In an interpreter that sees neither this package nor JAX; two source views, other masks than the target's."""
+    run_command(workdir, "port", tmp_path / "out")
+    task = dataclasses.replace(tiny_task(), num_source_views=2, source_mask_ratio=0.5)
+    rng = np.random.default_rng(5)
+    video = rng.integers(0, 256, (2, 3, *task.model.clip_size, 3), dtype=np.uint8)
+    motion = np.sqrt(np.square(layers.patchify(first_differences(video), (2, 8, 8))).sum(-1))
+    inputs = task.randomize({"video": video, "motion": motion}, jax.random.key(1))
+    np.savez(
+        tmp_path / "in.npz", video=video, target=inputs["target_mask"].visible, source=inputs["source_mask"].visible
+    )
+    code = """
+import json, sys, numpy, torch
+sys.path.insert(0, sys.argv[1] + "/out")
+import mv2mae_torch
+assert not {"jax", "flax", "mv2mae_jax", "transformers", "safetensors"} & set(sys.modules)
+model = mv2mae_torch.load(sys.argv[1] + "/out")
+inputs = numpy.load(sys.argv[1] + "/in.npz")
+views = [torch.from_numpy(inputs["video"]), *(torch.from_numpy(inputs[k]).long() for k in ("target", "source"))]
+settings = json.load(open(sys.argv[1] + "/out/config.json"))["loss"]
+with torch.no_grad():
+    outputs = {name: x.numpy() for name, x in model(*views).items()}
+    outputs["loss_ess"] = model.loss(*views, **settings)
+    outputs["loss_60"] = model.loss(*views, **settings | {"ess_fraction": None, "temperature": 60.0})
+    settings |= {"target": "normalized_pixels", "temperature": float("inf"), "ess_fraction": None, "cross_weight": 0.5}
+    outputs["loss_plain"] = model.loss(*views, **settings)
+numpy.savez(sys.argv[1] + "/result.npz", **outputs)
+"""
+    subprocess.run([sys.executable, "-I", "-c", code, str(tmp_path)], check=True)
+    found = np.load(tmp_path / "result.npz")
+    params = tiny_params(6)
+    expected = torch_runs.jit(task.model.apply)({"params": params}, video, inputs["target_mask"], inputs["source_mask"])
+    for name in ("self_target", "self_source", "cross"):
+        np.testing.assert_allclose(found[name], getattr(expected, name), atol=1e-4, err_msg=name)
+    plain = {"temperature": math.inf, "ess_fraction": None, "target": "normalized_pixels", "cross_weight": 0.5}
+    for name, changes in (("ess", {}), ("60", {"ess_fraction": None, "temperature": 60.0}), ("plain", plain)):
+        loss, _ = torch_runs.jit(dataclasses.replace(task, **changes).loss)(params, inputs)
+        assert float(found[f"loss_{name}"]) == pytest.approx(float(loss), rel=1e-4), name
+
+
+def first_differences(video: np.ndarray) -> np.ndarray:
+    difference = np.abs(np.diff(video.astype(np.float32), axis=2))
+    return np.concatenate([difference[:, :, :1], difference], axis=2)
+
+
+# --- The exporter's own check ----------------------------------------------------------------------------------------
+
+
+def exchange_heads(state):
+    """The first two heads of one projection's input."""
+    weight = state["decoder.blocks.1.attn.proj.weight"]
+    head = weight.shape[1] // 3
+    weight[:, : 2 * head] = np.roll(weight[:, : 2 * head], head, axis=1)
+    return state
+
+
+def zero_bias(state):
+    state["encoder.blocks.1.attn.v_bias"] = np.zeros_like(state["encoder.blocks.1.attn.v_bias"])
+    return state
+
+
+def drop_bias(state):
+    del state["encoder.blocks.1.attn.v_bias"]
+    return state
+
+
+def exchange_axes(state):
+    state["encoder.patch_embed.proj.weight"] = state["encoder.patch_embed.proj.weight"].swapaxes(-1, -2).copy()
+    return state
+
+
+@pytest.mark.parametrize("layout", exporter.FORMATS)
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (exchange_heads, r"decoder\.blocks\.1\.attn\.proj is the first layer"),
+        (zero_bias, r"encoder\.blocks\.1\.attn\.proj is the first layer"),
+        (drop_bias, r"blocks\.1\.attn\.v_bias|layer\.1\.attention\.attention\.(v_bias|value\.bias)"),
+        (exchange_axes, r"encoder\.(patch_embed\.proj|blocks\.0\.norm1) is the first layer"),
+    ],
+)
+def test_a_wrong_export_is_caught_and_its_first_layer_named(
+    workdir, tmp_path, capsys, monkeypatch, layout, damage, named
+):
+    right = names.to_videomae
+    monkeypatch.setattr(names, "to_videomae", lambda *args: damage(right(*args)))
+    assert run_command(workdir, layout, tmp_path / "out") == 1
+    assert re.search(named, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.rejected").exists()
+
+
+def test_a_wrong_eps_is_caught(workdir, tmp_path, capsys, monkeypatch):
+    right = exporter.hugging_face_config
+    monkeypatch.setattr(exporter, "hugging_face_config", lambda run: right(run) | {"layer_norm_eps": 1e-12})
+    assert run_command(workdir, "hf", tmp_path / "out") == 1
+    assert "encoder.blocks.0.norm1 is a LayerNorm with eps 1e-12" in capsys.readouterr().err
+
+
+def test_without_torch_nothing_is_claimed(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exporter, "_installed", lambda package: False)
+    assert run_command(workdir, "hf", tmp_path / "hf") == 0
+    assert "NOT compared with JAX: torch and transformers" in capsys.readouterr().out
+    assert "NOT compared with JAX" in (tmp_path / "hf/README.md").read_text()
+    assert run_command(workdir, "videomae", tmp_path / "videomae") == 2
+    assert "requirements-torch.txt" in capsys.readouterr().err
+
+
+def test_the_processor_normalises_as_the_model_was_trained(workdir, tmp_path):
+    run_command(workdir, "hf", tmp_path / "out")
+    content = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
+    processor = transformers.VideoMAEImageProcessorPil.from_pretrained(tmp_path / "out")
+    assert content["image_processor_type"] == "VideoMAEImageProcessor"
+    video = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    found = processor(list(video), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(found, torch_runs.pixel_values(video[None]), atol=1e-5)
+
+
+# --- Import ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_state():
+    """VideoMAE's state dict of the tiny model without its cross-view decoder."""
+    state = names.to_videomae(layers.unstack_blocks(tiny_params(4)), (2, 8, 8))
+    return {name: torch.from_numpy(array) for name, array in state.items() if not name.startswith("cross_decoder.")}
+
+
+def load_tiny(path):
+    params = jax.tree.map(jnp.asarray, tiny_params(99))
+    return importer.load_videomae(str(path), params, tiny_task().model)
+
+
+def assert_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"model": state}, lambda state: {"module": state, "epoch": 3}])
+def test_every_container_is_read_and_other_parts_stay(tiny_state, tmp_path, caplog, wrap):
+    torch.save(wrap(tiny_state | {"head.weight": torch.ones(5, 24)}), tmp_path / "x.pth")
+    with caplog.at_level("INFO"):
+        loaded = load_tiny(tmp_path / "x.pth")
+    for part, seed in (("encoder", 4), ("decoder", 4), ("cross_decoder", 99)):
+        assert_equal(loaded[part], tiny_params(seed)[part])
+    assert "Left over in the file:\n  head.weight (5, 24)" in caplog.text
+    assert "cross_decoder/blocks/0/cross_attn/projq/kernel: here (12, 12), in the file nothing" in caplog.text
+
+
+def test_a_fine_tuned_file_gives_the_encoder(tiny_state, tmp_path, caplog):
+    encoder = {k.removeprefix("encoder."): v for k, v in tiny_state.items() if k.startswith(("encoder.b", "encoder.p"))}
+    torch.save({"module": encoder | {"fc_norm.weight": torch.ones(24)}}, tmp_path / "x.pth")
+    loaded = load_tiny(tmp_path / "x.pth")
+    assert_equal(loaded["encoder"]["blocks"], tiny_params(4)["encoder"]["blocks"])
+    assert_equal(loaded["encoder"]["norm"], tiny_params(99)["encoder"]["norm"])
+    assert_equal(loaded["decoder"], tiny_params(99)["decoder"])
+    assert "encoder/norm/scale: here (24,), in the file nothing" in caplog.text
+    assert "fc_norm.weight (24,)" in caplog.text
+
+
+def test_a_decoder_is_loaded_whole_or_not_at_all(tiny_state, tmp_path, caplog):
+    tiny_state["decoder.head.weight"] = torch.ones(7, 12)
+    torch.save(tiny_state, tmp_path / "x.pth")
+    assert_equal(load_tiny(tmp_path / "x.pth")["decoder"], tiny_params(99)["decoder"])
+    assert "decoder/head/kernel: here (12, 384), in the file (12, 7)" in caplog.text
+    assert "decoder/norm/bias: fits, but the rest of its part does not" in caplog.text
+
+
+def test_positions_follow_the_model_that_imports(workdir, tmp_path):
+    """More frames and another resolution: the weights fit, and the table is the larger clip's."""
+    run_command(workdir, "videomae", tmp_path / "out")
+    config = tiny.make_config()
+    config.data.num_frames, config.data.crop_size = 8, (48, 32)
+    task = Pretrain.from_config(config)
+    params = importer.load_videomae(
+        tmp_path / "out/videomae.pth", jax.tree.map(jnp.asarray, tiny_params(99)), task.model
+    )
+    assert_equal(params, tiny_params(6))
+    video = np.random.default_rng(0).integers(0, 256, (1, 8, 48, 32, 3), dtype=np.uint8)
+    everything = np.arange(task.model.num_tokens, dtype=np.int32)[None]
+    features = task.model.apply({"params": params}, video, everything, method="encode")
+    folder = tmp_path / "port"
+    run_command(workdir, "port", folder)
+    settings = json.loads((folder / "config.json").read_text())["model"] | {"clip_size": (8, 48, 32)}
+    port = mv2mae_torch.MV2MAE(**settings)
+    port.load_state_dict(mv2mae_torch.read_safetensors(folder / "model.safetensors"))
+    np.testing.assert_allclose(port.features(torch.from_numpy(video)).detach(), features, atol=1e-4)
+
+
+def test_an_encoder_that_does_not_fit_is_refused_with_every_name(tiny_state, tmp_path):
+    del tiny_state["encoder.blocks.1.mlp.fc1.bias"]
+    tiny_state["encoder.blocks.0.norm1.weight"] = torch.ones(3)
+    torch.save(tiny_state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="does not fit") as error:
+        load_tiny(tmp_path / "x.pth")
+    assert "encoder/blocks/1/mlp/fc1/bias: here (96,), in the file nothing" in str(error.value)
+    assert "encoder/blocks/0/norm1/scale: here (24,), in the file (3,)" in str(error.value)
+
+
+def test_tubelets_of_the_same_volume_are_not_confused(tiny_state, tmp_path):
+    kernel = tiny_state["encoder.patch_embed.proj.weight"]
+    tiny_state["encoder.patch_embed.proj.weight"] = kernel.reshape(*kernel.shape[:2], 8, 4, 4)
+    torch.save(tiny_state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"tubelets of \(8, 4, 4\).*this model of \(2, 8, 8\)"):
+        load_tiny(tmp_path / "x.pth")
+
+
+def test_another_number_of_heads_is_refused(workdir, tmp_path):
+    run_command(workdir, "hf", tmp_path / "out")
+    path = tmp_path / "out/config.json"
+    path.write_text(path.read_text().replace('"num_attention_heads": 3', '"num_attention_heads": 6'))
+    with pytest.raises(ValueError, match="6 attention heads, this model 3"):
+        load_tiny(tmp_path / "out")
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (pathlib.Path.touch, (self.path,))
+
+
+def test_an_unsafe_pickle_is_refused(tiny_state, tmp_path):
+    torch.save({"model": tiny_state, "args": Payload(tmp_path / "was_run")}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="refused"):
+        load_tiny(tmp_path / "x.pth")
+    assert not (tmp_path / "was_run").exists()

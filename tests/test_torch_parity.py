@@ -1,0 +1,203 @@
+# ruff: noqa: E402  (the imports need torch, which is optional)
+"""Exported and imported models against an independent implementation: transformers' VideoMAE, in float32."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from mv2mae_jax import losses, optim
+from mv2mae_jax.masking import Mask
+from mv2mae_jax.models import layers
+from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.torch_export import exporter, importer, names
+from tests import tiny, torch_runs
+
+CLIP, TUBELET = (4, 32, 48), (2, 16, 16)  # grid (2, 2, 3): no two axes alike but one
+NUM_TOKENS = 12
+VISIBLE = np.array([[0, 3, 4, 8, 11], [1, 2, 5, 7, 9]], np.int32)
+HIDDEN = np.array([[i for i in range(NUM_TOKENS) if i not in row] for row in VISIBLE], np.int32)
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+@functools.cache
+def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None) -> exporter.Run:
+    """A run as `read_run` returns it, of random weights: full widths, a short clip."""
+    config = tiny.make_config()
+    config.model.update(variant=variant, cross_view=cross_view, tubelet_size=TUBELET)
+    for name in ("width", "num_heads", "decoder_width", "decoder_depth", "decoder_heads"):
+        config.model[name] = None
+    config.model.depth = depth
+    config.data.crop_size = CLIP[1:]
+    task = Pretrain.from_config(config)
+    params = torch_runs.random_like(jax.eval_shape(task.init, jax.random.key(0)))
+    return exporter.Run(
+        workdir="run",
+        step=7,
+        config=config,
+        git_revision="none",
+        metrics={"eval/loss_self": 0.5},
+        model=task.model.clone(scan_layers=False),
+        params=layers.unstack_blocks(params),
+    )
+
+
+def export(run: exporter.Run, folder) -> None:
+    """The files alone; the exporter's own check has its own tests."""
+    folder.mkdir()
+    exporter.write_hugging_face(run, names.to_videomae(run.params, TUBELET), folder)
+
+
+def random_video(*batch: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (*batch, *CLIP, 3), dtype=np.uint8)
+
+
+def masked_positions() -> torch.Tensor:
+    masked = torch.ones(len(VISIBLE), NUM_TOKENS, dtype=torch.bool)
+    return masked.scatter_(1, torch.from_numpy(VISIBLE).long(), False)
+
+
+def jax_reconstruction(model, params, video):
+    """Encoder features of every token, and the self-view prediction of the hidden ones."""
+    everything = np.broadcast_to(np.arange(NUM_TOKENS, dtype=np.int32), (len(video), NUM_TOKENS))
+
+    def run(module, video):
+        return module.encode(video, everything), module.decode_self(module.encode(video, VISIBLE), VISIBLE, HIDDEN)
+
+    scanned = model.clone(scan_layers=True)  # compiles faster
+    return scanned.apply({"params": params}, video, method=run)
+
+
+def reconstruct(model, params, video):
+    return torch_runs.jit(functools.partial(jax_reconstruction, model))(params, video)
+
+
+def hugging_face(folder, **config):
+    """VideoMAEForPreTraining from a folder: (model with VideoMAE's own eps in the decoder's last norm, report)."""
+    model, report = transformers.VideoMAEForPreTraining.from_pretrained(folder, output_loading_info=True, **config)
+    model.decoder.norm.eps = 1e-6
+    return model.eval(), report
+
+
+@pytest.mark.parametrize("variant", ["Ti", "S", "B"])
+def test_transformers_computes_what_jax_computes(variant, tmp_path):
+    run, video = make_run(variant), random_video(2)
+    export(run, tmp_path / "hf")
+    model, report = hugging_face(tmp_path / "hf")
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert report["unexpected_keys"] and all(name.startswith("cross_decoder.") for name in report["unexpected_keys"])
+
+    features, prediction = reconstruct(run.model, layers.stack_blocks(run.params), video)
+    with torch.no_grad():
+        found = model.videomae(torch_runs.pixel_values(video)).last_hidden_state
+        logits = model(torch_runs.pixel_values(video), bool_masked_pos=masked_positions()).logits
+    np.testing.assert_allclose(found, features, atol=1e-4)
+    np.testing.assert_allclose(logits, prediction, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["Ti", "S", "B"])
+def test_jax_computes_what_transformers_computes(variant, tmp_path):
+    run, video = make_run(variant, cross_view=False), random_video(2)
+    torch.manual_seed(0)
+    theirs = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**exporter.hugging_face_config(run)))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.abs().mean().clamp(min=0.1))
+    theirs.decoder.norm.eps = 1e-6
+    theirs.eval().save_pretrained(tmp_path)
+
+    model = run.model.clone(scan_layers=True)
+    params = importer.load_videomae(str(tmp_path), fresh_params(model), model)
+    features, prediction = reconstruct(model, params, video)
+    with torch.no_grad():
+        expected = theirs.videomae(torch_runs.pixel_values(video)).last_hidden_state
+        logits = theirs(torch_runs.pixel_values(video), bool_masked_pos=masked_positions()).logits
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+    np.testing.assert_allclose(prediction, logits, atol=1e-4)
+
+
+def fresh_params(model):
+    """Zeros on the device, in the place of an initialisation."""
+    shapes = jax.eval_shape(
+        functools.partial(model.init, jax.random.key(0)),
+        np.zeros((1, 1 + model.cross_view, *model.clip_size, 3), np.uint8),
+        Mask(visible=VISIBLE[:1], masked=HIDDEN[:1]),
+        Mask(visible=VISIBLE[:1, None], masked=HIDDEN[:1, None]) if model.cross_view else None,
+    )["params"]
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def test_a_training_step_agrees_with_transformers(tmp_path):
+    """The loss with normalised targets, its gradients, and AdamW's step, from the same weights on the same batch."""
+    run, video = make_run("Ti", cross_view=False), random_video(2)
+    exporter.export(
+        dataclasses.replace(run, config=with_target(run.config, "normalized_pixels")), "hf", tmp_path / "hf"
+    )
+    theirs, _ = hugging_face(tmp_path / "hf", attn_implementation="eager")
+    before = {name: parameter.detach().clone() for name, parameter in theirs.named_parameters()}
+    output = theirs(torch_runs.pixel_values(video), bool_masked_pos=masked_positions())
+    output.loss.backward()
+    decayed = [parameter for parameter in theirs.parameters() if parameter.ndim > 1 and parameter.shape[0] > 1]
+    others = [parameter for parameter in theirs.parameters() if not (parameter.ndim > 1 and parameter.shape[0] > 1)]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8).step()
+
+    def loss(params):
+        _, prediction = jax_reconstruction(run.model, params, video)
+        patches = layers.gather_tokens(layers.patchify(video, TUBELET), HIDDEN)
+        target = losses.targets(patches, "normalized_pixels")
+        total, count = losses.reconstruction_loss(prediction, target, jnp.ones(HIDDEN.shape))
+        return total / count
+
+    params = layers.stack_blocks(run.params)
+    value, gradient = torch_runs.jit(jax.value_and_grad(loss))(params)
+    assert float(value) == pytest.approx(output.loss.item(), rel=1e-4)
+    optimizer = optax.adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.05, mask=optim.decayed)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    after = to_hugging_face(optax.apply_updates(params, updates))
+    gradient = to_hugging_face(gradient)
+    for name, parameter in theirs.named_parameters():
+        name = name.replace("query.bias", "q_bias").replace("value.bias", "v_bias")
+        assert relative_difference(gradient[name], parameter.grad) < 1e-4, name
+        assert relative_difference(after[name], parameter.detach()) < 1e-4, name
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in theirs.named_parameters())
+
+
+def with_target(config, target):
+    config = config.copy_and_resolve_references()
+    config.loss.target = target
+    return config
+
+
+def to_hugging_face(params):
+    return names.to_hugging_face(names.to_videomae(jax.device_get(layers.unstack_blocks(params)), TUBELET))
+
+
+def relative_difference(first, second) -> float:
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    return float(np.linalg.norm(first - second) / np.linalg.norm(second))
+
+
+def test_the_state_dict_of_vit_s_is_videomaes():
+    """218 tensors, 24,029,376 parameters: counted in VideoMAE's pretrain_videomae_small_patch16_224."""
+    state = names.to_videomae(make_run("S", cross_view=False).params, TUBELET)
+    assert len(state) == 218
+    assert sum(array.size for array in state.values()) == 24_029_376
+    assert state["encoder.patch_embed.proj.weight"].shape == (384, 3, 2, 16, 16)
+    assert state["decoder.head.weight"].shape == (1536, 192)
+    assert state["mask_token"].shape == (1, 1, 192) and state["encoder_to_decoder.weight"].shape == (192, 384)
+    block = {name.removeprefix("encoder.blocks.3.") for name in state if name.startswith("encoder.blocks.3.")}
+    assert block == {
+        *("norm1.weight", "norm1.bias", "attn.q_bias", "attn.v_bias", "attn.qkv.weight", "attn.proj.weight"),
+        *("attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight"),
+        "mlp.fc2.bias",
+    }
