@@ -15,7 +15,7 @@ from configs import pretrain_base
 
 def get_config():
     config = pretrain_base.get_config()
-    config.total_steps = 1300
+    config.total_steps = 1700
     config.warmup_epochs = 3.0
     config.global_batch_size = 8
 
@@ -45,8 +45,8 @@ def get_config():
     config.optimizer.base_learning_rate = 0.256  # 8e-3 at 8 samples
     config.optimizer.final_base_learning_rate = 0.0
 
-    config.checkpoint.every_steps = 650
-    config.eval.every_steps = 1300
+    config.checkpoint.every_steps = 850
+    config.eval.every_steps = 1700
     config.eval.clips_per_element = 4
     config.eval.batch_size = 24
     config.log.every_steps = 50
