@@ -139,9 +139,7 @@ def fresh_params(model):
 def test_a_training_step_agrees_with_transformers(tmp_path):
     """The loss with normalised targets, its gradients, and AdamW's step, from the same weights on the same batch."""
     run, video = make_run("Ti", cross_view=False), random_video(2)
-    exporter.export(
-        dataclasses.replace(run, config=with_target(run.config, "normalized_pixels")), "hf", tmp_path / "hf"
-    )
+    export(dataclasses.replace(run, config=with_target(run.config, "normalized_pixels")), tmp_path / "hf")
     theirs, _ = hugging_face(tmp_path / "hf", attn_implementation="eager")
     before = {name: parameter.detach().clone() for name, parameter in theirs.named_parameters()}
     output = theirs(torch_runs.pixel_values(video), bool_masked_pos=masked_positions())
@@ -162,8 +160,12 @@ def test_a_training_step_agrees_with_transformers(tmp_path):
     value, gradient = torch_runs.jit(jax.value_and_grad(loss))(params)
     assert float(value) == pytest.approx(output.loss.item(), rel=1e-4)
     optimizer = optax.adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.05, mask=optim.decayed)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    after = to_hugging_face(optax.apply_updates(params, updates))
+
+    def step(gradient, params):
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    after = to_hugging_face(torch_runs.jit(step)(gradient, params))
     gradient = to_hugging_face(gradient)
     for name, parameter in theirs.named_parameters():
         name = name.replace("query.bias", "q_bias").replace("value.bias", "v_bias")
