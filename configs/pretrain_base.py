@@ -23,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
             # `auto` computes in bfloat16 on TPU and GPU and in float32 on CPU; parameters are always float32.
             compute_dtype="auto",  # [ours] auto | float32 | bfloat16
             # A trained run to take parameters from; a fresh optimiser. Automatic resume of --workdir is separate.
-            init_from="",  # [ours] a workdir of another run
+            init_from="",  # [ours] the workdir of another run, a VideoMAE .pth, or a Hugging Face folder
         )
     )
 

@@ -20,6 +20,7 @@ from mv2mae_jax.config import describe
 from mv2mae_jax.optim import Schedule
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.torch_export import importer
 
 TASKS = {"pretrain": Pretrain}
 
@@ -126,10 +127,17 @@ def init_state(
         return state
     state = jax.jit(create, out_shardings=placement)(key)
     if config.init_from:
-        params = checkpoint.load_params(config.init_from, abstract.params)
+        params = load_params(config.init_from, state.params, abstract.params, task.model)
         ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, ema_params=ema_params)
     return state
+
+
+def load_params(path: str, params: Any, abstract_params: Any, model: Any) -> Any:
+    """Parameters for `init_from`: another run's, or a PyTorch checkpoint's."""
+    if importer.is_torch_checkpoint(path):
+        return importer.load_videomae(path, params, model)
+    return checkpoint.load_params(path, abstract_params)
 
 
 def make_train_step(
