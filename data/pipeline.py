@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from data import clips
 from data.dataset import Dataset
@@ -110,6 +111,8 @@ def _prefetch(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
     threads = 2 if num_workers == 0 else 1
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if num_workers:
+        if not flags.FLAGS.is_parsed():  # grain's worker processes look at absl's flags, which we do not use
+            flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
     return stream
 

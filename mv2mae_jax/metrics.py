@@ -14,8 +14,8 @@ from tensorboardX import SummaryWriter
 class StepMetrics:
     """Collects the metrics of steps as device arrays and averages them over a log interval.
 
-    Values stay on the device until an interval is complete: the host waits once per interval, not once per step. At most
-    `max_in_flight` steps are queued, since a batch that waits occupies device memory.
+    Values stay on the device until an interval is complete: the host waits once per interval, not once per step. At
+    most `max_in_flight` steps are queued, since a batch that waits occupies device memory.
     """
 
     def __init__(self, max_in_flight: int = 2):

@@ -15,10 +15,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest
-from absl import flags
-
-# grain's worker processes look at absl's flags, which nobody parses in a test session.
-flags.FLAGS.mark_as_parsed()
 
 
 @pytest.fixture(scope="session")

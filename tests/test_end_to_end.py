@@ -44,6 +44,7 @@ def test_generated_videos_to_pictures(tmp_path):
     command("-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", f"--output={prepared}", "--short_side=40")
     shrunk = [f"--config.{key}" for key in (f"data.dir={prepared}", "total_steps=3", "data.crop_size=(32,32)")]
     shrunk += ["--config.eval.num_pictures=1", "--config.eval.batch_size=8", "--config.eval.clips_per_element=1"]
+    shrunk += ["--config.data.num_workers=1"]
     started = command("run.py", "--config=configs/demo.py", f"--workdir={workdir}", *shrunk)
     assert_is_a_finished_run(workdir, "eval")
     for words in ("devices", "parameters", "visible", "held out", "epochs", "learning rate", "stated by the paper"):
