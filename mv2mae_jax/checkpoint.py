@@ -72,7 +72,9 @@ def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
     directory = os.path.join(os.path.abspath(workdir), "checkpoints")
     if not os.path.isdir(directory):
         raise ValueError(f"init_from = {workdir}: there is no run with checkpoints there ({directory} is missing).")
-    with ocp.CheckpointManager(directory, item_names=("state", "run")) as manager:
+    # The metadata of an item is known only to a manager that was told the item's handler.
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:
         step = manager.latest_step() if step is None else step
         if step is None:
             raise ValueError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
