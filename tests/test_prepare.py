@@ -109,9 +109,9 @@ def test_a_killed_worker_is_told_with_the_video_it_read(tmp_path):
     raw_dir = write_takes(tmp_path / "raw", num_takes=2, num_frames=400)
     output = tmp_path / "prepared"
     process = start(raw_dir, output)
-    wait_for(lambda: list(output.glob(".video.*.tmp")) if output.exists() else False)
-    (at_work,) = output.glob(".video.*.tmp")
-    os.kill(int(at_work.name.split(".")[2]), signal.SIGKILL)
+    at_work: list[Path] = []
+    wait_for(lambda: at_work.extend(output.glob(".video.*.tmp")) or at_work)
+    os.kill(int(at_work[0].name.split(".")[2]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == prepare.EXIT_ERROR
     assert re.search(r"a worker process was killed.*t0\d_cam\d\.(avi|mp4|mov).*the same command goes on", errors)
@@ -175,14 +175,14 @@ def with_bad_videos(tmp_path_factory):
     def scramble(path: Path) -> None:
         data = bytearray(path.read_bytes())
         middle = data.index(b"movi") + len(data) // 4
-        data[middle : middle + 40] = bytes(range(40))
+        data[middle : middle + 400] = bytes(range(200)) * 2
         path.write_bytes(data)
 
     add("empty", "empty file", damage=lambda path: path.write_bytes(b""))
     add("text", "not a readable video", damage=lambda path: path.write_text("this is no video\n" * 100))
     add("sound", "no video in the file, or its index is lost", damage=video_files.write_sound)
     add("cut_avi", r"truncated: \d+ frames of the 24|frame \d+ is damaged", damage=cut(0.8), codec="mpeg4")
-    add("cut_mp4", "its index is lost", "mp4", damage=cut(0.8))
+    add("cut_mp4", "its index is lost|not a readable video", "mp4", damage=cut(0.8))
     add("cut_mkv", r"truncated: ends after 0\.\d+ s of the 0\.80 s", "mkv", damage=cut(0.5))
     add("scrambled", r"frame \d+ is damaged|cannot be decoded after \d+ frames", damage=scramble)
     add("claims", "truncated: 24 frames of the 30", damage=lambda path: video_files.claim_in_avi(path, num_frames=30))

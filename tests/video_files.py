@@ -33,9 +33,9 @@ def write_video(
 ) -> Path:
     """Writes uint8[T, h, w, 3] RGB frames at a quality without visible loss; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"libx264": {"crf": "10", "g": "8"}, "libvpx-vp9": {"crf": "10", "b": "0", "cpu-used": "8"}}.get(
-        codec, {}
-    )
+    # Without mbtree=0, x264's bytes differ from run to run, and with them what a damage does.
+    x264 = {"crf": "10", "g": "8", "x264-params": "mbtree=0"}
+    options = {"libx264": x264, "libvpx-vp9": {"crf": "10", "b": "0", "cpu-used": "8"}}.get(codec, {})
     with av.open(str(path), "w", format=container) as output:
         stream = output.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
