@@ -5,7 +5,8 @@
 The two alternate in one process. Prints the median time of each in milliseconds and the median of the ratios (JAX's
 over ours) with its quartiles.
 
-Two cores of an AMD EPYC (AVX-512) shared with other work, jax 0.10.2: MEASURED
+Two cores of an AMD EPYC (AVX-512) shared with other work, jax 0.10.2: float32 1.12 to 1.52,
+bfloat16 1.12 to 1.42.
 """
 
 import argparse
