@@ -30,7 +30,7 @@ def get_config():
     config.model.scan_layers = False
     config.masking.decode_ratio = 0.5
 
-    config.optimizer.name = "muon"  # reaches the same loss in fewer steps than AdamW when there are few
+    config.optimizer.name = "muon"  # as in the demo
     config.optimizer.base_learning_rate = 0.256  # 8e-3 at 8 samples
     config.optimizer.final_base_learning_rate = 0.0
     config.eval.every_steps = 500
