@@ -1,0 +1,74 @@
+"""Classification metrics, on the host in NumPy: for fine-tuning and for probes alike."""
+
+import numpy as np
+
+
+def summarize(scores: np.ndarray, label: np.ndarray, view: np.ndarray | None = None) -> dict[str, float]:
+    """Accuracies in [0, 1].
+
+    Args:
+      scores: float[M, K], higher for likelier classes (logits, probabilities or votes); of equal scores the lower class
+        comes first.
+      label: int[M], 0 to K - 1.
+      view: str[M], what camera saw each row; None where that is of no interest.
+
+    Returns:
+      `top_1`; `top_5` where there are more than five classes; `mean_class`, the mean over the classes that occur in
+      `label` of the accuracy on their rows; and with `view`, `top_1/<view>` for every view.
+
+    Raises:
+      ValueError: no rows, scores that are not finite, or labels that are not among the classes.
+    """
+    scores, label = np.asarray(scores), np.asarray(label)
+    _check(scores, label)
+    order = np.argsort(-scores, axis=1, kind="stable")  # (M, K)
+    hit = order[:, 0] == label  # (M,)
+    results = {"top_1": float(hit.mean())}
+    if scores.shape[1] > 5:
+        results["top_5"] = float((order[:, :5] == label[:, None]).any(axis=1).mean())
+    results["mean_class"] = float(np.mean([hit[label == k].mean() for k in np.unique(label)]))
+    if view is not None:
+        view = np.asarray(view)
+        results |= {f"top_1/{name}": float(hit[view == name].mean()) for name in np.unique(view).tolist()}
+    return results
+
+
+def confusion_matrix(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    """int64[K, K]: [i, j] counts rows of class i that were taken for class j; from int[M] and int[M]."""
+    counts = np.bincount(np.asarray(label) * num_classes + prediction, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)  # (K, K)
+
+
+def average_clips(scores: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Averages the class probabilities of all clips and crops of a row, as VideoMAE tests (`engine_for_finetuning.py`).
+
+    Args:
+      scores: float[R, K], logits of single clips.
+      row: int[R], the manifest row that each clip is of, in any order.
+
+    Returns:
+      (float64[M, K], probabilities that sum to one; int[M], the rows, ascending).
+    """
+    scores = np.asarray(scores, np.float64)
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))  # (R, K)
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    rows, clip_row, count = np.unique(row, return_inverse=True, return_counts=True)
+    total = np.zeros((len(rows), scores.shape[1]))
+    np.add.at(total, clip_row, probabilities)
+    return total / count[:, None], rows
+
+
+def _check(scores: np.ndarray, label: np.ndarray) -> None:
+    if len(scores) == 0 or len(scores) != len(label):
+        raise ValueError(
+            f"Accuracies need one label per row of scores, got {len(scores)} rows and {len(label)} labels."
+        )
+    if not np.isfinite(scores).all():
+        bad = int((~np.isfinite(scores)).any(axis=1).sum())
+        raise ValueError(f"Scores of {bad} of {len(scores)} rows are not finite: the classifier has diverged.")
+    num_classes = scores.shape[1]
+    if label.min() < 0 or label.max() >= num_classes:
+        raise ValueError(
+            f"Labels from {label.min()} to {label.max()} do not fit scores of {num_classes} classes (0 to "
+            f"{num_classes - 1}). Leave out unlabelled rows (-1); a head must have as many outputs as there are classes."
+        )
