@@ -68,6 +68,19 @@ def frame_indices(video_length: int, num_frames: int, frame_stride: int, positio
     return np.minimum(start + stride * np.arange(num_frames), video_length - 1)
 
 
+def spread_positions(clips_per_view: int) -> list[float]:
+    """Positions for `frame_indices`: evenly from the first to the last possible start, a single one in the middle.
+
+    Raises:
+      ValueError: less than one clip.
+    """
+    if clips_per_view < 1:
+        raise ValueError(f"clips_per_view={clips_per_view}: at least 1.")
+    if clips_per_view == 1:
+        return [0.5]
+    return np.linspace(0, np.nextafter(1, 0), clips_per_view).tolist()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropDraw:
     """A crop in relative terms, so that it means the same in views of different sizes.
@@ -90,6 +103,18 @@ def draw_crop(rng: np.random.Generator, crop_scales: tuple[float, ...]) -> CropD
     neighbours = [i for i in (first - 1, first, first + 1) if 0 <= i < len(crop_scales)]
     second = int(rng.choice(neighbours))
     return CropDraw(scale=(crop_scales[first], crop_scales[second]), offset=(float(rng.random()), float(rng.random())))
+
+
+def spread_crops(crops_per_clip: int) -> list[CropDraw]:
+    """The largest crops at test: 1 is the centre; 3 are the start, the middle and the end of the longer side.
+
+    Raises:
+      ValueError: another number.
+    """
+    if crops_per_clip not in (1, 3):
+        raise ValueError(f"crops_per_clip={crops_per_clip}: 1 (centre) or 3 (start, middle, end of the longer side).")
+    offsets = (0.5,) if crops_per_clip == 1 else (0.0, 0.5, 1.0)
+    return [CropDraw(offset=(offset, offset)) for offset in offsets]
 
 
 def crop_box(draw: CropDraw, frame_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -7,6 +7,7 @@ global element index, before the stream is cut by process.
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import cv2
@@ -14,8 +15,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from data import clips
+from data import clips, takes
 from data.dataset import Dataset
+from data.labelled import LabelledDataset
 from data.motion import motion_energy
 
 Batch = dict[str, np.ndarray]
@@ -48,20 +50,68 @@ def train_batches(
       `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
       `view` int32[B, V]; `label` int32[B], -1 where unknown.
     """
-    repeats = dataset.spec.repeats
+    return _training_stream(
+        ReadSample(dataset=dataset),
+        len(dataset.train.elements),
+        repeats=dataset.spec.repeats,
+        seed=seed,
+        start_step=start_step,
+        global_batch_size=global_batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        num_workers=num_workers,
+    )
+
+
+def labelled_batches(
+    dataset: LabelledDataset,
+    *,
+    seed: int,
+    start_step: int,
+    global_batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Endless batches of labelled views from `start_step` on; arguments as in `train_batches`.
+
+    One epoch is one pass over the training rows in a fresh order; start frames, crops and augmentations are drawn.
+
+    Yields:
+      `video` uint8[B, T, H, W, 3]; `label` int32[B]; `row` int32[B], of the manifest.
+    """
+    return _training_stream(
+        ReadLabelledSample(dataset=dataset),
+        len(dataset.train),
+        repeats=dataset.spec.repeats,
+        seed=seed,
+        start_step=start_step,
+        global_batch_size=global_batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        num_workers=num_workers,
+    )
+
+
+def _training_stream(
+    read: grain.transforms.RandomMap,
+    num_elements: int,
+    *,
+    repeats: int,
+    seed: int,
+    start_step: int,
+    global_batch_size: int,
+    process_index: int,
+    process_count: int,
+    num_workers: int,
+) -> Iterator[Batch]:
     if global_batch_size % (process_count * repeats):
         raise ValueError(
             f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es) * "
             f"data.repeats = {repeats}."
         )
     elements_per_step = global_batch_size // repeats
-    elements = (
-        grain.MapDataset.range(len(dataset.train.elements))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(ReadSample(dataset=dataset))
-    )
+    elements = grain.MapDataset.range(num_elements).seed(seed).shuffle().repeat().random_map(read)
     rows = elements_per_step // process_count
     own = _ProcessRows(elements, start_step, elements_per_step, process_index * rows, rows)
     batches = own.batch(rows).map(_merge_repeats)
@@ -105,6 +155,54 @@ def eval_batches(
     padded = grain.MapDataset.range(num_batches * global_batch_size).seed(seed).random_map(read)
     own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
     return iter(_prefetch(own.batch(rows), num_workers))
+
+
+def clip_batches(
+    prepared: takes.Prepared,
+    spec: clips.ClipSpec,
+    rows: np.ndarray,
+    *,
+    global_batch_size: int,
+    clips_per_view: int = 1,
+    crops_per_clip: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """One pass over `rows` without augmentation: every clip of every view in every crop, the same each time.
+
+    The samples of a view are neighbours, and the crops of a clip are within them.
+
+    Args:
+      prepared: the data set.
+      spec: `num_frames`, `frame_stride` and `crop_size` are used.
+      rows: int[...], manifest rows, in the order wanted.
+      global_batch_size: samples per batch over all processes; divisible by process_count.
+      clips_per_view: temporal clips, evenly from the first to the last possible start; 1 is the middle.
+      crops_per_clip: 1 is the centre; 3 are the start, the middle and the end of the longer side.
+      process_index, process_count, num_workers: as in `train_batches`.
+
+    Yields:
+      `video` uint8[B, T, H, W, 3]; `label` int32[B], -1 where unknown; `row` int32[B]; `valid` bool[B], False for
+      samples that only fill the last batch.
+
+    Raises:
+      ValueError: an uneven share, no clips, or another number of crops than 1 or 3.
+    """
+    if global_batch_size % process_count:
+        raise ValueError(f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es).")
+    own = global_batch_size // process_count
+    read = ReadClips(
+        prepared=prepared,
+        spec=spec,
+        rows=np.asarray(rows),
+        positions=clips.spread_positions(clips_per_view),
+        crops=clips.spread_crops(crops_per_clip),
+        own=own,
+    )
+    num_batches = -(-read.num_samples // global_batch_size)
+    starts = [step * global_batch_size + process_index * own for step in range(num_batches)]
+    return iter(_prefetch(grain.MapDataset.source(starts).map(read), num_workers))
 
 
 def _prefetch(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
@@ -194,11 +292,13 @@ def read_views(
     Raises:
       ValueError: a view cannot be read; names the take and the view.
     """
-    views, spec = dataset.prepared.views, dataset.spec
-    rows = take_views.rows[take, view]
-    shortest = int(views["num_frames"][rows].min())
+    return _read_rows(dataset.prepared, dataset.spec, take_views.rows[take, view], position)
+
+
+def _read_rows(prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, position: float) -> list[np.ndarray]:
+    shortest = int(prepared.views["num_frames"][rows].min())
     indices = clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, position)
-    return [dataset.prepared.read(int(views["record"][row]), indices) for row in rows]
+    return [prepared.read(int(prepared.views["record"][row]), indices) for row in rows]
 
 
 def crop_clip(frames: np.ndarray, draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
@@ -210,6 +310,62 @@ def crop_clip(frames: np.ndarray, draw: clips.CropDraw, crop_size: tuple[int, in
     shrinks = height > crop_size[0] or width > crop_size[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.stack([cv2.resize(frame, crop_size[::-1], interpolation=interpolation) for frame in box])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadLabelledSample(grain.transforms.RandomMap):
+    """Element index -> `repeats` augmented crops of one clip of one labelled view."""
+
+    dataset: LabelledDataset
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+        spec, prepared = self.dataset.spec, self.dataset.prepared
+        row = self.dataset.train[element]
+        (frames,) = _read_rows(prepared, spec, [row], position=rng.random())
+        return {
+            "video": np.stack([self._augmented(frames, rng) for _ in range(spec.repeats)]),  # (repeats, T, H, W, 3)
+            "label": np.full(spec.repeats, prepared.views["label"][row], np.int32),
+            "row": np.full(spec.repeats, row, np.int32),
+        }
+
+    def _augmented(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        spec = self.dataset.spec
+        return crop_clip(frames, clips.draw_crop(rng, spec.crop_scales), spec.crop_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadClips(grain.transforms.Map):
+    """Number of a sample -> the batch of `own` samples from there on; a clip is decoded once for all its crops.
+
+    Samples are numbered (row, clip, crop), the last fastest; those after the end start over and are not valid.
+    """
+
+    prepared: takes.Prepared
+    spec: clips.ClipSpec
+    rows: np.ndarray
+    positions: list[float]
+    crops: list[clips.CropDraw]
+    own: int
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.rows) * len(self.positions) * len(self.crops)
+
+    def map(self, first: int) -> Batch:
+        numbers = np.arange(first, first + self.own)
+        shape = (len(self.rows), len(self.positions), len(self.crops))
+        view, clip, crop = np.unravel_index(numbers % self.num_samples, shape)
+        rows = self.rows[view]
+        video = []
+        for (i, j), same_clip in itertools.groupby(range(self.own), key=lambda sample: (view[sample], clip[sample])):
+            (frames,) = _read_rows(self.prepared, self.spec, self.rows[[i]], self.positions[j])
+            video += [crop_clip(frames, self.crops[crop[sample]], self.spec.crop_size) for sample in same_clip]
+        return {
+            "video": np.stack(video),  # (B, T, H, W, 3)
+            "label": self.prepared.views["label"][rows].astype(np.int32),
+            "row": rows.astype(np.int32),
+            "valid": numbers < self.num_samples,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,186 @@
+"""Labelled views as separate clips: what fine-tuning and probes train on, validate on and test on."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import config_dict
+
+from data import augment, catalog, clips, takes
+from data.dataset import hold_out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledDataset:
+    """Single views as separate clips, with labels.
+
+    Attributes:
+      prepared: the shards and the manifest.
+      spec: what a sample looks like; `num_source_views` is 0.
+      train: int64[...], ascending manifest rows to train on.
+      held_out: int64[...], rows of whole takes cut off the training split, for validation; may be empty.
+      test: int64[...], rows of the protocol's test split.
+      class_names: in the order of the labels.
+      augmentation: of the training clips.
+      clips_per_view: temporal clips of a view at test.
+      crops_per_clip: spatial crops of a clip at test, 1 or 3.
+    """
+
+    prepared: takes.Prepared
+    spec: clips.ClipSpec
+    train: np.ndarray
+    held_out: np.ndarray
+    test: np.ndarray
+    class_names: tuple[str, ...]
+    augmentation: augment.Augmentation = dataclasses.field(default_factory=augment.Augmentation)
+    clips_per_view: int = 1
+    crops_per_clip: int = 1
+
+    @classmethod
+    def from_config(cls, config: config_dict.ConfigDict) -> "LabelledDataset":
+        """Opens `config.data.dir` and splits it by `config.data.protocol`. Costs the manifest; needs no JAX.
+
+        Takes are held out before anything else is left out, so with the same protocol and fraction they are those that
+        pre-training held out too. Rows without a label are left out.
+
+        Raises:
+          ValueError: not a prepared set, an unknown protocol, a protocol without a test split, no labels, views that
+            the training split lacks, more labels asked for than there are, or flips where left and right matter.
+        """
+        data = config.data
+        spec = clips.ClipSpec(
+            num_frames=data.num_frames,
+            frame_stride=data.frame_stride,
+            crop_size=tuple(data.crop_size),
+            crop_scales=tuple(data.crop_scales),
+            tubelet_size=tuple(config.model.tubelet_size),
+            num_source_views=0,
+            repeats=data.repeats,
+        )
+        augmentation = augment.Augmentation(**config.augment)
+        prepared = takes.open_prepared(data.dir)
+        mirrored = augment.has_left_right(prepared.class_names)
+        if augmentation.flip > 0 and mirrored:
+            raise ValueError(
+                f"augment.flip={augmentation.flip}, but a mirror image changes the class of {len(mirrored)} of the "
+                f"{len(prepared.class_names)} classes of {prepared.name}, e.g. {', '.join(map(repr, mirrored[:3]))}. "
+                "Set augment.flip=0."
+            )
+        train, held_out, test = split_rows(prepared, data.protocol, data.holdout_fraction, tuple(data.train_views))
+        if data.labels_per_class is not None:
+            train = choose_labels(
+                prepared.views, train, data.labels_per_class, seed=data.label_seed, class_names=prepared.class_names
+            )
+        return cls(
+            prepared=prepared,
+            spec=spec,
+            train=train,
+            held_out=held_out,
+            test=test,
+            class_names=prepared.class_names,
+            augmentation=augmentation,
+            clips_per_view=config.eval.clips_per_view,
+            crops_per_clip=config.eval.crops_per_clip,
+        )
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of an epoch: one pass over the training views, `repeats` crops of each."""
+        return len(self.train) * self.spec.repeats
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data set, whether or not all of them occur in a split."""
+        return len(self.class_names)
+
+
+def split_rows(
+    prepared: takes.Prepared, protocol: str, holdout_fraction: float, train_views: tuple[str, ...] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labelled manifest rows to train on, to validate on (whole takes of the training split), and to test on.
+
+    Args:
+      prepared: the data set.
+      protocol: of its catalogue.
+      holdout_fraction: share of the training split's takes to validate on, of all takes, labelled or not.
+      train_views: the views to train and validate on; empty means all that the training split has.
+
+    Returns:
+      Three int64[...], ascending.
+
+    Raises:
+      ValueError: an unknown protocol, one without a test split, no labels, or views that the training split lacks.
+    """
+    split = np.full(len(prepared.views["take"]), "train") if protocol == "all" else prepared.splits(protocol)
+    if not (split == "test").any():
+        raise ValueError(
+            f"data.protocol={protocol!r} leaves nothing of {prepared.directory} to test on: of {len(split)} views "
+            f"{np.sum(split == 'train')} are for training. Choose another protocol of {prepared.name} "
+            f"({', '.join(sorted(catalog.get(prepared.name).protocols))}), or prepare the missing part of the set."
+        )
+    labelled = prepared.views["label"] >= 0
+    for name in ("train", "test"):
+        if not (labelled & (split == name)).any():
+            raise ValueError(
+                f"{prepared.directory} has no labels: none of the {np.sum(split == name)} views in the {name} split of "
+                f"{prepared.name}'s protocol {protocol!r} has a class. Prepare a set whose file names or annotations "
+                "tell the class (for --dataset=folder: a pattern with {label})."
+            )
+    view = prepared.views["view"]
+    _check_views(view[split == "train"], train_views)
+    seen = labelled & (np.isin(view, train_views) if train_views else True)
+    train, held_out = hold_out(prepared, split == "train", holdout_fraction)
+    train_rows = np.flatnonzero(train & seen)
+    if len(train_rows) == 0:
+        raise ValueError(
+            f"nothing is left to train on: data.holdout_fraction={holdout_fraction} and data.train_views={train_views} "
+            f"take all {np.sum(labelled & (split == 'train'))} labelled views of the training split. Hold out less."
+        )
+    return train_rows, np.flatnonzero(held_out & seen), np.flatnonzero((split == "test") & labelled)
+
+
+def _check_views(view: np.ndarray, wanted: tuple[str, ...]) -> None:
+    missing = sorted(set(wanted) - set(view.tolist()))
+    if missing:
+        raise ValueError(
+            f"data.train_views names {', '.join(missing)}, but the views of the training split are "
+            f"{', '.join(np.unique(view).tolist())}."
+        )
+
+
+def choose_labels(
+    views: Mapping[str, np.ndarray], rows: np.ndarray, labels_per_class: int, *, seed: int, class_names: tuple[str, ...]
+) -> np.ndarray:
+    """The rows of `labels_per_class` takes of each class: the few-label setting.
+
+    A take counts as one label, however many views of it there are, because it was labelled once. Takes are ranked by a
+    digest of seed and name: the choice for k lies within that for k + 1 and does not depend on the manifest's order.
+
+    Args:
+      views: the manifest's columns; `take` and `label` are used.
+      rows: int64[...], ascending, all with a label.
+      labels_per_class: takes to keep of each class that occurs in `rows`.
+      seed: another seed is another choice.
+      class_names: for the message.
+
+    Returns:
+      int64[...], ascending, among `rows`.
+
+    Raises:
+      ValueError: fewer than one take asked for, or more than a class has.
+    """
+    if labels_per_class < 1:
+        raise ValueError(f"data.labels_per_class={labels_per_class}: at least 1, or None for all.")
+    take, label = views["take"][rows], views["label"][rows]
+    chosen = []
+    for index in np.unique(label).tolist():
+        names = np.unique(take[label == index]).tolist()
+        if len(names) < labels_per_class:
+            raise ValueError(
+                f"data.labels_per_class={labels_per_class}, but class {class_names[index]!r} has only {len(names)} "
+                "take(s) to train on (held-out takes not counted). Ask for fewer."
+            )
+        ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+        chosen += ranked[:labels_per_class]
+    return rows[np.isin(take, chosen)]
