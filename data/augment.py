@@ -1,7 +1,25 @@
-"""Augmentation of labelled clips."""
+"""Augmentation of labelled clips: drawn once per clip, done to every frame.
+
+The operations and their ranges are VideoMAE's for fine-tuning, `rand-m7-n4-mstd0.5-inc1` and random erasing, which
+come from timm's auto_augment.py and random_erasing.py; the pixels are Pillow's work. VideoMAE's order is kept as well:
+RandAugment on the whole stored frames, crop, flip, erasing.
+"""
 
 import dataclasses
+import math
 import re
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+MAX_MAGNITUDE = 10.0  # timm's scale of magnitudes
+OPERATION_PROBABILITY = 0.5  # timm's: a drawn operation is carried out in half of the cases
+FILL = (128, 128, 128)  # timm's: grey, where a geometric operation looks outside the frame
+ERASED_AREA = (0.02, 1 / 3)  # VideoMAE's: share of the frame
+ERASED_ASPECT = (0.3, 1 / 0.3)  # VideoMAE's: height by width, drawn evenly in its logarithm
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # RGB on [0, 1]; what the model normalises by
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -9,11 +27,14 @@ class Augmentation:
     """What a training clip goes through besides its random crop; everything is off by default.
 
     Attributes:
-      randaugment_num_ops: operations drawn per clip.
-      randaugment_magnitude: their mean strength, of 10.
+      randaugment_num_ops: operations drawn per clip; each is carried out with probability 0.5.
+      randaugment_magnitude: their mean strength, 0 to 10.
       randaugment_magnitude_std: its standard deviation from operation to operation.
       random_erasing: probability that a box is overwritten by noise.
       flip: probability of a mirror image.
+
+    Raises:
+      ValueError: a value out of its range.
     """
 
     randaugment_num_ops: int = 0
@@ -21,6 +42,119 @@ class Augmentation:
     randaugment_magnitude_std: float = 0.5
     random_erasing: float = 0.0
     flip: float = 0.0
+
+    def __post_init__(self):
+        for name, largest in (("randaugment_magnitude", MAX_MAGNITUDE), ("random_erasing", 1.0), ("flip", 1.0)):
+            if not 0 <= getattr(self, name) <= largest:
+                raise ValueError(f"augment.{name}={getattr(self, name)} must lie between 0 and {largest:g}.")
+        for name in ("randaugment_num_ops", "randaugment_magnitude_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"augment.{name}={getattr(self, name)} must not be negative.")
+
+
+def _transform(frame: Image.Image, *matrix: float) -> Image.Image:
+    return frame.transform(
+        frame.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC, fillcolor=FILL
+    )
+
+
+def _rotate(frame: Image.Image, degrees: float) -> Image.Image:
+    return frame.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
+
+
+def _lighten_dark(frame: Image.Image, grey_levels: int) -> Image.Image:
+    lookup = [min(255, level + grey_levels) if level < 128 else level for level in range(256)]
+    return frame.point(lookup * 3)
+
+
+# Frame and strength (magnitude / 10) -> frame. timm's increasing set: the stronger, the further from the original.
+# Strength 0 changes nothing, except for the first three, which have none, and `posterize`, which starts at 4 bits.
+_ONE_SIDED: dict[str, Callable[[Image.Image, float], Image.Image]] = {  # strength in [0, 1]
+    "auto_contrast": lambda frame, _: ImageOps.autocontrast(frame),
+    "equalize": lambda frame, _: ImageOps.equalize(frame),
+    "invert": lambda frame, _: ImageOps.invert(frame),
+    "posterize": lambda frame, strength: ImageOps.posterize(frame, bits=4 - int(4 * strength)),
+    "solarize": lambda frame, strength: ImageOps.solarize(frame, threshold=256 - int(256 * strength)),
+    "solarize_add": lambda frame, strength: _lighten_dark(frame, int(110 * strength)),
+}
+_TWO_SIDED: dict[str, Callable[[Image.Image, float], Image.Image]] = {  # strength in [-1, 1], either sign as likely
+    "color": lambda frame, strength: ImageEnhance.Color(frame).enhance(1 + 0.9 * strength),
+    "contrast": lambda frame, strength: ImageEnhance.Contrast(frame).enhance(1 + 0.9 * strength),
+    "brightness": lambda frame, strength: ImageEnhance.Brightness(frame).enhance(1 + 0.9 * strength),
+    "sharpness": lambda frame, strength: ImageEnhance.Sharpness(frame).enhance(1 + 0.9 * strength),
+    "rotate": lambda frame, strength: _rotate(frame, 30 * strength),
+    "shear_x": lambda frame, strength: _transform(frame, 1, 0.3 * strength, 0, 0, 1, 0),
+    "shear_y": lambda frame, strength: _transform(frame, 1, 0, 0, 0.3 * strength, 1, 0),
+    "translate_x": lambda frame, strength: _transform(frame, 1, 0, 0.45 * strength * frame.width, 0, 1, 0),
+    "translate_y": lambda frame, strength: _transform(frame, 1, 0, 0, 0, 1, 0.45 * strength * frame.height),
+}
+OPERATIONS = tuple(_ONE_SIDED | _TWO_SIDED)
+
+
+def rand_augment(video: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """RandAugment (Cubuk et al. 2020): a few operations in a row, drawn with replacement.
+
+    Args:
+      video: uint8[T, h, w, 3], RGB.
+      augmentation: the `randaugment_...` values are used.
+      rng: draws operations, whether they are carried out, magnitudes and signs.
+
+    Returns:
+      uint8[T, h, w, 3].
+    """
+    for name in rng.choice(OPERATIONS, size=augmentation.randaugment_num_ops).tolist():
+        if rng.random() >= OPERATION_PROBABILITY:
+            continue
+        magnitude = rng.normal(augmentation.randaugment_magnitude, augmentation.randaugment_magnitude_std)
+        strength = float(np.clip(magnitude / MAX_MAGNITUDE, 0, 1))
+        if name in _TWO_SIDED and rng.random() < 0.5:
+            strength = -strength
+        video = apply(name, video, strength)
+    return video
+
+
+def apply(name: str, video: np.ndarray, strength: float) -> np.ndarray:
+    """One of OPERATIONS on every frame of uint8[T, h, w, 3]; `strength` in [-1, 1], or [0, 1] for one without sides.
+
+    As in VideoMAE, statistics such as the histogram of `equalize` are those of the single frame.
+    """
+    operation = (_ONE_SIDED | _TWO_SIDED)[name]
+    return np.stack([np.asarray(operation(Image.fromarray(frame), strength)) for frame in video])
+
+
+def random_flip(video: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """The mirror image (left for right) of uint8[T, H, W, 3], or the clip itself."""
+    return video[:, :, ::-1] if rng.random() < probability else video
+
+
+def random_erasing(video: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """Overwrites one box, the same in all frames, by noise that differs from frame to frame (Zhong et al. 2020).
+
+    The noise is standard normal after the model's normalisation, up to the limits of uint8 at about two deviations.
+
+    Args:
+      video: uint8[T, H, W, 3], RGB.
+      probability: of erasing at all.
+      rng: draws whether, where and the noise.
+
+    Returns:
+      uint8[T, H, W, 3]; `video` is left as it is.
+    """
+    if rng.random() >= probability:
+        return video
+    num_frames, height, width, _ = video.shape
+    while True:
+        area = rng.uniform(*ERASED_AREA) * height * width
+        aspect = math.exp(rng.uniform(*np.log(ERASED_ASPECT)))
+        box_height, box_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if box_height < height and box_width < width:
+            break
+    top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+    noise = rng.standard_normal((num_frames, box_height, box_width, 3), np.float32)
+    erased = video.copy()
+    pixels = np.rint(255 * (IMAGENET_MEAN + IMAGENET_STD * noise))
+    erased[:, top : top + box_height, left : left + box_width] = np.clip(pixels, 0, 255).astype(np.uint8)
+    return erased
 
 
 _SIDES = {"left", "right", "leftward", "rightward", "leftwards", "rightwards"}

@@ -41,6 +41,8 @@ class LabelledDataset:
     def from_config(cls, config: config_dict.ConfigDict) -> "LabelledDataset":
         """Opens `config.data.dir` and splits it by `config.data.protocol`. Costs the manifest; needs no JAX.
 
+        A probe's config has no augmentation; the keys that it lacks are switched off.
+
         Takes are held out before anything else is left out, so with the same protocol and fraction they are those that
         pre-training held out too. Rows without a label are left out.
 
@@ -53,12 +55,12 @@ class LabelledDataset:
             num_frames=data.num_frames,
             frame_stride=data.frame_stride,
             crop_size=tuple(data.crop_size),
-            crop_scales=tuple(data.crop_scales),
+            crop_scales=tuple(data.get("crop_scales", (1.0,))),
             tubelet_size=tuple(config.model.tubelet_size),
             num_source_views=0,
-            repeats=data.repeats,
+            repeats=data.get("repeats", 1),
         )
-        augmentation = augment.Augmentation(**config.augment)
+        augmentation = augment.Augmentation(**config.get("augment", {}))
         prepared = takes.open_prepared(data.dir)
         mirrored = augment.has_left_right(prepared.class_names)
         if augmentation.flip > 0 and mirrored:
@@ -67,7 +69,9 @@ class LabelledDataset:
                 f"{len(prepared.class_names)} classes of {prepared.name}, e.g. {', '.join(map(repr, mirrored[:3]))}. "
                 "Set augment.flip=0."
             )
-        train, held_out, test = split_rows(prepared, data.protocol, data.holdout_fraction, tuple(data.train_views))
+        train, held_out, test = split_rows(
+            prepared, data.protocol, data.get("holdout_fraction", 0.0), tuple(data.train_views)
+        )
         if data.labels_per_class is not None:
             train = choose_labels(
                 prepared.views, train, data.labels_per_class, seed=data.label_seed, class_names=prepared.class_names
@@ -81,7 +85,7 @@ class LabelledDataset:
             class_names=prepared.class_names,
             augmentation=augmentation,
             clips_per_view=config.eval.clips_per_view,
-            crops_per_clip=config.eval.crops_per_clip,
+            crops_per_clip=config.eval.get("crops_per_clip", 1),
         )
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import pretrain_base
-from data import clips, pipeline
+from data import clips, pipeline, samples
 from data.dataset import Dataset, hold_out
 from tests.test_motion import direct as direct_motion_energy
 
@@ -153,15 +153,15 @@ def test_repeats_are_crops_of_one_clip(synthetic_set):
 @pytest.mark.parametrize("same", [True, False])
 def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same, monkeypatch):
     dataset, seen = make_dataset(synthetic_set, same_crop_in_views=same), []
-    crop_clip = pipeline.crop_clip
+    crop_clip = samples.crop_clip
 
     def recorded(frames, draw, crop_size):
         if threading.current_thread() is threading.main_thread():  # streams of other tests still read ahead in theirs
             seen.append(draw)
         return crop_clip(frames, draw, crop_size)
 
-    monkeypatch.setattr(pipeline, "crop_clip", recorded)
-    reader = pipeline.ReadSample(dataset=dataset)
+    monkeypatch.setattr(samples, "crop_clip", recorded)
+    reader = samples.ReadSample(dataset=dataset)
     for element in range(10):
         reader.random_map(element, np.random.default_rng(element))
     pairs = np.array(seen, dtype=object).reshape(10, 2)
@@ -209,7 +209,7 @@ def test_evaluation_is_the_same_every_time_and_for_every_number_of_processes(dat
 def test_stand_in_takes_share_the_room_and_differ_as_promised(synthetic_set):
     dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
     takes, views = dataset.held_out, dataset.prepared.views
-    others = pipeline.OtherTakes.find(views, takes)
+    others = samples.OtherTakes.find(views, takes)
     facts = {key: views[key][takes.rows.max(axis=1)] for key in ("setup", "subject", "label", "performance")}
     assert any(len(found) for found in others.subject.values()) and any(len(f) for f in others.action.values())
     for take in range(len(takes.take_names)):
