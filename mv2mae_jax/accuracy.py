@@ -60,9 +60,7 @@ def average_clips(scores: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _check(scores: np.ndarray, label: np.ndarray) -> None:
     if len(scores) == 0 or len(scores) != len(label):
-        raise ValueError(
-            f"Accuracies need one label per row of scores, got {len(scores)} rows and {len(label)} labels."
-        )
+        raise ValueError(f"Accuracies need one label per row of scores, got {len(scores)} and {len(label)}.")
     if not np.isfinite(scores).all():
         bad = int((~np.isfinite(scores)).any(axis=1).sum())
         raise ValueError(f"Scores of {bad} of {len(scores)} rows are not finite: the classifier has diverged.")
@@ -70,5 +68,5 @@ def _check(scores: np.ndarray, label: np.ndarray) -> None:
     if label.min() < 0 or label.max() >= num_classes:
         raise ValueError(
             f"Labels from {label.min()} to {label.max()} do not fit scores of {num_classes} classes (0 to "
-            f"{num_classes - 1}). Leave out unlabelled rows (-1); a head must have as many outputs as there are classes."
+            f"{num_classes - 1}). Leave out unlabelled rows (-1); a head needs one output per class."
         )

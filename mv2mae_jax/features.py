@@ -1,0 +1,274 @@
+"""Features of a frozen encoder: extracted once from whole clips, pooled, and kept on disk."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from data import clips, pipeline, takes
+from mv2mae_jax import accuracy, probes, retrieval, sharding
+from mv2mae_jax.models import mv2mae
+
+POOLINGS = ("mean", "slices")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """What an encoder makes of M clips.
+
+    Attributes:
+      row: int64[M], the manifest row that each clip is of.
+      label: int32[M], -1 where unknown.
+      slices: float32[M, nt, D], the mean token of each temporal slice.
+      tokens: float16[M, N, D], or None where only pooled features were asked for. May be mapped from a file.
+    """
+
+    row: np.ndarray
+    label: np.ndarray
+    slices: np.ndarray
+    tokens: np.ndarray | None = None
+
+    def pooled(self, pooling: str) -> np.ndarray:
+        """'mean': float32[M, D], the mean token. 'slices': float32[M, nt * D], which keeps the order in time.
+
+        Raises:
+          ValueError: unknown pooling.
+        """
+        if pooling == "mean":
+            return self.slices.mean(axis=1)
+        if pooling == "slices":
+            return self.slices.reshape(len(self.slices), -1)  # (M, nt * D)
+        raise ValueError(f"Unknown pooling {pooling!r}. Choose one of {', '.join(POOLINGS)}.")
+
+    def per_row(self) -> "Features":
+        """One entry per manifest row, ascending: the mean of its clips' slices. Tokens are not averaged: None."""
+        rows, first, inverse, count = np.unique(self.row, return_index=True, return_inverse=True, return_counts=True)
+        total = np.zeros((len(rows), *self.slices.shape[1:]), np.float32)
+        np.add.at(total, inverse, self.slices)
+        return Features(row=rows, label=self.label[first], slices=total / count[:, None, None].astype(np.float32))
+
+
+def extract(
+    model: mv2mae.MV2MAE,
+    params: Any,
+    batches: Iterator[dict[str, np.ndarray]],
+    mesh: jax.sharding.Mesh,
+    *,
+    tokens: np.ndarray | None = None,
+) -> Features:
+    """One pass over `batches` with nothing masked.
+
+    Args:
+      model: its encoder is used.
+      params: the encoder's parameters, replicated or sharded over `mesh`; neither changed nor donated.
+      batches: `video` uint8[B, T, H, W, 3], `label` int32[B], `row` int32[B], `valid` bool[B]; rows that are not valid
+        are dropped. Of several processes each brings its own rows and receives all features.
+      mesh: all devices.
+      tokens: float16[M, N, D] that receives the tokens, M the number of valid rows to come; None if not wanted.
+
+    Raises:
+      ValueError: `batches` hold more or fewer valid clips than `tokens`.
+    """
+    collected, count = [], 0
+    for batch in batches:
+        output = jax.device_get(
+            _encode_batch(model, params, sharding.put_batch(mesh, batch), mesh=mesh, with_tokens=tokens is not None)
+        )
+        valid = output.pop("valid")
+        output = {name: value[valid] for name, value in output.items()}
+        if tokens is not None:
+            found = output.pop("tokens")
+            if count + len(found) > len(tokens):
+                raise ValueError(f"Room for the tokens of {len(tokens)} clips is too small: more have come.")
+            tokens[count : count + len(found)] = found
+        count += int(valid.sum())
+        collected.append(output)
+    if tokens is not None and count != len(tokens):
+        raise ValueError(f"Tokens of {len(tokens)} clips were expected, {count} clips have come.")
+    pooled = {name: np.concatenate([output[name] for output in collected]) for name in collected[0]}
+    return Features(row=pooled["row"].astype(np.int64), label=pooled["label"], slices=pooled["slices"], tokens=tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh", "with_tokens"))
+def _encode_batch(
+    model: mv2mae.MV2MAE, params: Any, batch: dict[str, jax.Array], *, mesh: jax.sharding.Mesh, with_tokens: bool
+) -> dict[str, jax.Array]:
+    tokens = encode(model, params, batch["video"])
+    batch_size, num_tokens, width = tokens.shape
+    slices = model.grid[0]
+    by_time = tokens.astype(jnp.float32).reshape(batch_size, slices, num_tokens // slices, width)  # (B, nt, nh * nw, D)
+    output = {name: batch[name] for name in ("row", "label", "valid")} | {"slices": by_time.mean(axis=2)}
+    if with_tokens:
+        output["tokens"] = tokens.astype(jnp.float16)
+    return jax.lax.with_sharding_constraint(output, sharding.replicated(mesh))  # every process receives all rows
+
+
+def encode(model: mv2mae.MV2MAE, params: Any, video: jax.Array) -> jax.Array:
+    """The encoder's parameters and uint8[B, T, H, W, 3] -> tokens [B, N, D] of the whole clip, in raster order."""
+    everything = jnp.broadcast_to(jnp.arange(model.num_tokens), (video.shape[0], model.num_tokens))
+    return model.apply({"params": {"encoder": params}}, video, everything, method="encode")
+
+
+def init_encoder(model: mv2mae.MV2MAE, key: jax.Array) -> Any:
+    """Fresh parameters of the encoder alone, float32: what probes of a random initialisation start from."""
+    video = jnp.zeros((1, *model.clip_size, 3), jnp.uint8)
+    everything = jnp.arange(model.num_tokens)[None]
+    return model.init(key, video, everything, method="encode")["params"]["encoder"]
+
+
+def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features]) -> Features:
+    """Features from `directory`, made first if they are not there or not whole.
+
+    Args:
+      directory: holds one folder per digest of `facts`.
+      facts: all that the features depend on, as JSON; see `facts_of`.
+      make: `make(folder) -> Features`. Tokens may be mapped from `folder` (see `map_tokens`); all else is written here.
+
+    Returns:
+      The features; tokens are mapped from their file, not read.
+    """
+    text = json.dumps(facts, sort_keys=True)
+    folder = os.path.join(directory, hashlib.sha256(text.encode()).hexdigest()[:16])
+    if os.path.isdir(folder):
+        try:
+            return _load(folder)
+        except (OSError, ValueError) as error:  # json.JSONDecodeError is a ValueError
+            logging.warning("Features in %s are not whole (%s): extracted anew.", folder, error)
+            shutil.rmtree(folder)
+    unfinished = f"{folder}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.makedirs(unfinished)
+    features = make(unfinished)
+    sizes = {}
+    for name in ("row", "label", "slices", "tokens"):
+        array, path = getattr(features, name), os.path.join(unfinished, f"{name}.npy")
+        if array is None:
+            continue
+        if isinstance(array, np.memmap):
+            array.flush()
+        else:
+            np.save(path, array)
+        sizes[name] = os.path.getsize(path)
+    with open(os.path.join(unfinished, "features.json"), "w") as file:
+        json.dump({"bytes": sizes, "facts": facts}, file, indent=2)
+    os.rename(unfinished, folder)
+    return _load(folder)
+
+
+def _load(folder: str) -> Features:
+    with open(os.path.join(folder, "features.json")) as file:
+        sizes = json.load(file)["bytes"]
+    arrays = {}
+    for name, size in sizes.items():
+        path = os.path.join(folder, f"{name}.npy")
+        if os.path.getsize(path) != size:
+            raise ValueError(f"{name}.npy has {os.path.getsize(path)} bytes, {size} were written")
+        arrays[name] = np.load(path, mmap_mode="r" if name == "tokens" else None)
+    return Features(**arrays)
+
+
+def map_tokens(folder: str, num_clips: int, model: mv2mae.MV2MAE) -> np.ndarray:
+    """`folder`/tokens.npy as a writable float16[num_clips, N, D] that need not fit into memory."""
+    shape = (num_clips, model.num_tokens, model.width)
+    return np.lib.format.open_memmap(os.path.join(folder, "tokens.npy"), mode="w+", dtype=np.float16, shape=shape)
+
+
+def facts_of(
+    model: mv2mae.MV2MAE, params: Any, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, **more: Any
+) -> dict[str, Any]:
+    """What features depend on: the encoder and its parameters, the data set, the clips, and `more`.
+
+    Parameters enter by a digest of their values, so another step or another run at the same path is another entry.
+    """
+    values = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(jax.device_get(params))[0]:
+        values.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
+    with open(os.path.join(prepared.directory, "prepared.json"), "rb") as file:
+        data = hashlib.sha256(file.read()).hexdigest()
+    encoder = {name: getattr(model, name) for name in ("clip_size", "tubelet_size", "width", "depth", "num_heads")}
+    return {
+        "parameters": values.hexdigest(),
+        "encoder": {**encoder, "dtype": jnp.dtype(model.dtype).name},
+        "data": data,
+        "rows": hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest(),
+        "num_frames": spec.num_frames,
+        "frame_stride": spec.frame_stride,
+        "crop_size": list(spec.crop_size),
+        **more,
+    }
+
+
+def measure_pretraining(
+    model: mv2mae.MV2MAE,
+    params: Any,
+    prepared: takes.Prepared,
+    spec: clips.ClipSpec,
+    mesh: jax.sharding.Mesh,
+    *,
+    train_rows: np.ndarray,
+    test_rows: np.ndarray,
+    global_batch_size: int,
+    pooling: str = "slices",
+    knn_k: int = 20,
+) -> dict[str, float]:
+    """How good the features are right now, one central clip of each view: for evaluations during pre-training.
+
+    Args:
+      model: the model that is pre-trained.
+      params: the encoder's parameters.
+      prepared: the data set.
+      spec: its frames and crop size are used.
+      mesh: all devices.
+      train_rows, test_rows: int[...], manifest rows of different takes.
+      global_batch_size: clips encoded at once; divisible by the devices.
+      pooling: one of POOLINGS.
+      knn_k: neighbours [paper-independent convention of kNN evaluation].
+
+    Returns:
+      `knn_top_1`, `knn_mean_class`: neighbours among the training takes; absent where either side has no labels.
+      `retrieval_*`: see retrieval.py, among the test takes; absent where no take has two views or views are not
+      synchronised. May be empty.
+    """
+
+    def features_of(rows: np.ndarray) -> Features:
+        batches = pipeline.clip_batches(
+            prepared,
+            spec,
+            rows,
+            global_batch_size=global_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return extract(model, params, batches, mesh)
+
+    views = prepared.views
+    train_rows, labelled = train_rows[views["label"][train_rows] >= 0], views["label"][test_rows] >= 0
+    with_knn = len(train_rows) > 0 and labelled.any()
+    take, view, label = (views[name][test_rows] for name in ("take", "view", "label"))
+    with_retrieval = not prepared.not_synchronised and retrieval.camera_pairs(take, view)
+    if not (with_knn or with_retrieval):
+        return {}
+
+    test, results = features_of(test_rows), {}
+    assert np.array_equal(test.row, test_rows), "features follow the order of the rows"
+    if with_knn:
+        train = features_of(train_rows)
+        num_classes = len(prepared.class_names)
+        scores = probes.knn_scores(
+            train.pooled(pooling), train.label, test.pooled(pooling)[labelled], num_classes, k=knn_k
+        )
+        knn = accuracy.summarize(scores, test.label[labelled])
+        results |= {"knn_top_1": knn["top_1"], "knn_mean_class": knn["mean_class"]}
+    if with_retrieval:
+        found = retrieval.measure(test.pooled(pooling), take, view, label)
+        results |= {f"retrieval_{name}": value for name, value in found.items()}
+    return results
