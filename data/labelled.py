@@ -37,6 +37,10 @@ class LabelledDataset:
     clips_per_view: int = 1
     crops_per_clip: int = 1
 
+    def __post_init__(self):
+        clips.spread_positions(self.clips_per_view)  # refused now rather than after the training
+        clips.spread_crops(self.crops_per_clip)
+
     @classmethod
     def from_config(cls, config: config_dict.ConfigDict) -> "LabelledDataset":
         """Opens `config.data.dir` and splits it by `config.data.protocol`. Costs the manifest; needs no JAX.
@@ -48,7 +52,8 @@ class LabelledDataset:
 
         Raises:
           ValueError: not a prepared set, an unknown protocol, a protocol without a test split, no labels, views that
-            the training split lacks, more labels asked for than there are, or flips where left and right matter.
+            the training split lacks, more labels asked for than there are, flips where left and right matter, or an
+            impossible augmentation, number of clips or number of crops.
         """
         data = config.data
         spec = clips.ClipSpec(

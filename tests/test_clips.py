@@ -57,6 +57,38 @@ def test_crop_sides_differ_by_at_most_one_scale():
     assert draws == {(a, b) for i, a in enumerate(scales) for j, b in enumerate(scales) if abs(i - j) <= 1}
 
 
+@given(st.integers(1, 300), st.integers(1, 10), st.integers(2, 12))
+def test_clips_are_spread_from_the_first_to_the_last_start(length, num_frames, clips_per_view):
+    positions = clips.spread_positions(clips_per_view)
+    found = [clips.frame_indices(length, num_frames, 2, position) for position in positions]
+    starts = np.array([indices[0] for indices in found])
+    even = np.linspace(0, starts[-1], clips_per_view)
+    assert starts[0] == 0 and (np.abs(starts - even) <= 1).all(), "evenly, to a frame"
+    if length >= num_frames:
+        assert found[-1][-1] == length - 1, "the last clip ends with the video"
+
+
+def test_a_single_clip_is_taken_from_the_middle():
+    (position,) = clips.spread_positions(1)
+    assert clips.frame_indices(101, 11, 1, position)[[0, -1]].tolist() == [45, 55]
+
+
+@pytest.mark.parametrize("frame_size", [(40, 100), (100, 40)])
+def test_three_crops_cover_the_longer_side(frame_size):
+    boxes = [clips.crop_box(draw, frame_size, (32, 32)) for draw in clips.spread_crops(3)]
+    longer = int(np.argmax(frame_size))
+    assert all(box[2:] == (40, 40) and box[1 - longer] == 0 for box in boxes)
+    assert [box[longer] for box in boxes] == [0, 30, 60]
+    assert [clips.crop_box(draw, frame_size, (32, 32)) for draw in clips.spread_crops(1)] == boxes[1:2]
+
+
+def test_impossible_tests_are_refused():
+    with pytest.raises(ValueError, match="crops_per_clip=2: 1"):
+        clips.spread_crops(2)
+    with pytest.raises(ValueError, match="clips_per_view=0: at least 1"):
+        clips.spread_positions(0)
+
+
 def test_every_view_with_a_partner_is_a_target():
     takes = pair(manifest(("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("c", "2"), ("c", "3")))
     names = [(takes.take_names[t], takes.view_names[v]) for t, v in takes.elements]
