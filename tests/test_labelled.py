@@ -1,5 +1,6 @@
 """Labelled views: which rows are trained and tested on, and what the batches show of them."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,8 +8,13 @@ import pytest
 from ml_collections import config_dict
 
 from configs import pretrain_base
-from data import pipeline
-from data.labelled import LabelledDataset
+from data import augment, pipeline
+from data.dataset import Dataset
+from data.labelled import LabelledDataset, choose_labels, split_rows
+
+NUM_TRAIN = 27
+PINNED_ORDER = [21, 2, 13, 14, 9, 7, 25, 6]  # grain 0.2.18: MapDataset.range(27).seed(0).shuffle()
+ALL_ON = augment.Augmentation(randaugment_num_ops=4, random_erasing=0.25, flip=0.5)
 
 
 def make_dataset(directory, *, eval=(), augment=(), **data) -> LabelledDataset:
@@ -47,6 +53,17 @@ def batches(dataset, count=3, **options):
     return list(itertools.islice(pipeline.labelled_batches(dataset, **options), count))
 
 
+def clips_of(dataset, rows, **options):
+    options = dict(global_batch_size=8, clips_per_view=2, crops_per_clip=3) | options
+    return list(pipeline.clip_batches(dataset.prepared, dataset.spec, rows, **options))
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+
+
 def test_shapes_and_types(dataset):
     (batch,) = batches(dataset, 1)
     assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
@@ -56,11 +73,244 @@ def test_shapes_and_types(dataset):
     }
 
 
-def test_every_clip_and_crop_comes_once(dataset):
+def test_an_epoch_visits_every_training_row_once(dataset):
+    count = len(dataset.train)
+    epochs = np.concatenate([batch["row"] for batch in batches(dataset, 2, global_batch_size=count)]).reshape(2, count)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), dataset.train)
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_the_order_is_pinned(dataset):
+    """Changed by an upgrade or a refactoring, this would silently change the data of runs that are resumed."""
+    assert len(dataset.train) == NUM_TRAIN
+    (batch,) = batches(dataset, 1)
+    np.testing.assert_array_equal(batch["row"], dataset.train[PINNED_ORDER])
+
+
+def test_a_later_start_continues_the_same_stream(dataset):
+    augmented = dataclasses.replace(dataset, augmentation=ALL_ON)
+    from_the_start = batches(augmented, 8)  # beyond an epoch
+    assert NUM_TRAIN < 8 * 8
+    assert_equal(from_the_start[7], batches(augmented, 1, start_step=7)[0])
+    assert not np.array_equal(from_the_start[7]["video"], batches(augmented, 1, start_step=7, seed=1)[0]["video"])
+
+
+def test_workers_change_nothing(dataset):
+    augmented = dataclasses.replace(dataset, augmentation=ALL_ON)
+    for alone, by_workers in zip(batches(augmented, 2), batches(augmented, 2, num_workers=2), strict=True):
+        assert_equal(alone, by_workers)
+    alone, by_workers = (clips_of(dataset, dataset.test[:5], num_workers=n) for n in (0, 1))
+    for first, second in zip(alone, by_workers, strict=True):
+        assert_equal(first, second)
+
+
+def test_processes_read_shares_of_one_batch(dataset):
+    shares = [batches(dataset, process_index=i, process_count=4) for i in range(4)]
+    for step, batch in enumerate(batches(dataset)):
+        assert_equal(batch, {key: np.concatenate([share[step][key] for share in shares]) for key in batch})
+    shares = [clips_of(dataset, dataset.test, process_index=i, process_count=4) for i in range(4)]
+    for step, batch in enumerate(clips_of(dataset, dataset.test)):
+        assert_equal(batch, {key: np.concatenate([share[step][key] for share in shares]) for key in batch})
+
+
+def test_uneven_shares_are_refused(synthetic_set, dataset):
+    with pytest.raises(ValueError, match=r"not divisible by 2 process\(es\) \* data.repeats = 3"):
+        batches(make_dataset(synthetic_set, repeats=3), 1, process_count=2)
+    with pytest.raises(ValueError, match="global_batch_size = 8 is not divisible by 3 process"):
+        clips_of(dataset, dataset.test, process_count=3)
+
+
+def test_labels_are_those_of_the_rows(dataset):
+    for batch in [*batches(dataset), *clips_of(dataset, dataset.test)]:
+        np.testing.assert_array_equal(batch["label"], dataset.prepared.views["label"][batch["row"]])
+
+
+def test_training_clips_show_their_row(synthetic_set):
+    """At full scale and stored size, a clip must equal frames read directly."""
+    dataset = make_dataset(synthetic_set, crop_size=(40, 48), crop_scales=(1.0,))
+    (batch,) = batches(dataset, 1)
+    for video, row in zip(batch["video"], batch["row"], strict=True):
+        stored = dataset.prepared.read(int(row), np.arange(dataset.prepared.views["num_frames"][row]))
+        candidates = [
+            stored[start : start + 13 : 4, :, left : left + 48]
+            for start in range(len(stored) - 12)
+            for left in range(stored.shape[2] - 48 + 1)
+        ]
+        assert any(np.array_equal(video, candidate) for candidate in candidates)
+
+
+def test_repeats_are_crops_of_one_clip(synthetic_set):
+    dataset = make_dataset(synthetic_set, repeats=4)
+    (batch,) = batches(dataset, 1)
+    rows = batch["row"].reshape(2, 4)
+    assert (rows == rows[:, :1]).all() and rows[0, 0] != rows[1, 0]
+    crops = batch["video"].reshape(2, 4, -1)
+    assert not any(np.array_equal(crops[0, 0], crops[0, i]) for i in range(1, 4))
+    assert dataset.samples_per_epoch == 4 * len(dataset.train)
+
+
+def test_augmentation_reaches_the_training_clips(dataset):
+    (plain,) = batches(dataset, 1)
+    mirrored, erased, recoloured = (
+        batches(dataclasses.replace(dataset, augmentation=augment.Augmentation(**setting)), 1)[0]["video"]
+        for setting in ({"flip": 1.0}, {"random_erasing": 1.0}, {"randaugment_num_ops": 20})
+    )
+    np.testing.assert_array_equal(mirrored, plain["video"][..., ::-1, :])
+    changed = (erased != plain["video"]).any(axis=(1, -1))  # (B, H, W)
+    assert (changed.mean(axis=(1, 2)) > 0.01).all() and (changed.mean(axis=(1, 2)) < 0.35).all()
+    assert all((a != b).any() for a, b in zip(recoloured, plain["video"], strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 100])
+def test_every_clip_and_crop_comes_once(synthetic_set, batch_size):
+    """Whatever the size of a batch: also where the crops of a clip fall into two."""
+    dataset = make_dataset(synthetic_set, crop_size=(40, 40))
+    rows = dataset.test[[3, 0, 5]]  # in this order
     found = list(
         pipeline.clip_batches(
-            dataset.prepared, dataset.spec, dataset.test, global_batch_size=8, clips_per_view=2, crops_per_clip=3
+            dataset.prepared, dataset.spec, rows, global_batch_size=batch_size, clips_per_view=2, crops_per_clip=3
         )
     )
-    rows = np.concatenate([batch["row"][batch["valid"]] for batch in found])
-    np.testing.assert_array_equal(rows, np.repeat(dataset.test, 6))
+    assert all(len(batch["video"]) == batch_size for batch in found)
+    joined = {key: np.concatenate([batch[key] for batch in found]) for key in found[0]}
+    np.testing.assert_array_equal(joined["valid"], np.arange(len(joined["valid"])) < 18)
+    np.testing.assert_array_equal(joined["row"][:18], np.repeat(rows, 6))
+    expected = []
+    for row in rows:
+        length = dataset.prepared.views["num_frames"][row]
+        stored = dataset.prepared.read(int(row), np.arange(length))
+        for start in (0, length - 13):  # four frames at stride 4 span 13
+            for left in (0, (stored.shape[2] - 40) / 2, stored.shape[2] - 40):
+                expected.append(stored[start : start + 13 : 4, :, round(left) : round(left) + 40])
+    np.testing.assert_array_equal(joined["video"][:18], np.stack(expected))
+
+
+def test_rows_to_feature_need_no_labels(dataset):
+    views = dict(dataset.prepared.views) | {"label": np.full(len(dataset.prepared.views["label"]), -1)}
+    prepared = dataclasses.replace(dataset.prepared, views=views)
+    (batch,) = pipeline.clip_batches(prepared, dataset.spec, np.arange(4), global_batch_size=4)
+    assert batch["label"].tolist() == [-1] * 4 and batch["valid"].all()
+
+
+def test_splits_are_those_of_the_protocol(dataset):
+    views = dataset.prepared.views
+    train, held_out, test = dataset.train, dataset.held_out, dataset.test
+    assert (views["subject"][np.concatenate([train, held_out])] % 2 == 1).all()
+    assert (views["subject"][test] % 2 == 0).all()
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, held_out, test])), np.arange(len(views["take"])))
+    assert len(held_out) and not set(views["take"][train]) & set(views["take"][held_out])
+    assert all((np.diff(rows) > 0).all() for rows in (train, held_out, test))
+    assert dataset.num_classes == len(dataset.class_names) == 16
+
+
+def test_held_out_takes_are_those_of_pre_training(synthetic_set, dataset):
+    config = pretrain_base.get_config()
+    config.data.update(dict(dir=str(synthetic_set), protocol="xsub", holdout_fraction=0.25))
+    held_out = Dataset.from_config(config).held_out
+    assert set(held_out.take_names) == set(dataset.prepared.views["take"][dataset.held_out])
+
+
+def test_training_views_may_be_chosen(synthetic_set, dataset):
+    two = make_dataset(synthetic_set, train_views=("C002", "C003"))
+    views = dataset.prepared.views
+    for chosen, everything in ((two.train, dataset.train), (two.held_out, dataset.held_out)):
+        np.testing.assert_array_equal(chosen, everything[views["view"][everything] != "C001"])
+    np.testing.assert_array_equal(two.test, dataset.test)
+    with pytest.raises(ValueError, match=r"data.train_views names C001, but the views .* are C002, C003"):
+        make_dataset(synthetic_set, protocol="xview", train_views=("C001", "C002"))
+
+
+def few(views, k, seed=0, rows=None):
+    rows = np.arange(len(views["take"])) if rows is None else rows
+    return choose_labels(views, rows, k, seed=seed, class_names=("walk", "run"))
+
+
+@pytest.fixture
+def manifest():
+    """Two classes of 6 and 4 takes, two views each."""
+    take = np.repeat([f"take{i}" for i in range(10)], 2)
+    return {"take": take, "view": np.tile(["1", "2"], 10), "label": np.repeat([0, 0, 0, 0, 0, 0, 1, 1, 1, 1], 2)}
+
+
+def test_few_labels_are_whole_takes_of_each_class(manifest):
+    for k in (1, 2, 3, 4):
+        chosen = few(manifest, k)
+        takes, counts = np.unique(manifest["take"][chosen], return_counts=True)
+        assert (counts == 2).all(), "a labelled take is labelled in all its views"
+        labels = manifest["label"][chosen][::2]
+        assert len(takes) == 2 * k and labels.tolist() == [0] * k + [1] * k
+
+
+def test_few_labels_are_nested(manifest):
+    chosen = [set(few(manifest, k).tolist()) for k in (1, 2, 3, 4)]
+    assert all(less < more for less, more in itertools.pairwise(chosen))
+
+
+def test_few_labels_do_not_depend_on_the_order_of_the_manifest(manifest):
+    order = np.random.default_rng(0).permutation(20)
+    shuffled = {key: column[order] for key, column in manifest.items()}
+    assert set(manifest["take"][few(manifest, 2)]) == set(shuffled["take"][few(shuffled, 2)])
+
+
+def test_the_label_seed_makes_another_choice(manifest):
+    chosen = {tuple(few(manifest, 2, seed=seed)) for seed in range(10)}
+    assert len(chosen) > 5
+
+
+def test_few_labels_reach_the_training_set_alone(synthetic_set, dataset):
+    one = make_dataset(synthetic_set, labels_per_class=1)
+    views = dataset.prepared.views
+    assert set(one.train) <= set(dataset.train)
+    labels = sorted(views["label"][row] for row in one.train)
+    assert labels == sorted(3 * np.unique(views["label"][dataset.train]).tolist())  # one take, three views
+    np.testing.assert_array_equal(one.test, dataset.test)
+    np.testing.assert_array_equal(one.held_out, dataset.held_out)
+
+
+def test_more_labels_than_there_are_are_refused(manifest):
+    with pytest.raises(ValueError, match=r"labels_per_class=5, but class 'run' has only 4 take"):
+        few(manifest, 5)
+    with pytest.raises(ValueError, match="labels_per_class=0: at least 1"):
+        few(manifest, 0)
+
+
+def relabelled(dataset, label):
+    return dataclasses.replace(dataset.prepared, views=dict(dataset.prepared.views) | {"label": label})
+
+
+def test_rows_without_a_label_are_left_out(dataset):
+    label = dataset.prepared.views["label"].copy()
+    unknown = np.array([dataset.train[0], dataset.test[0]])
+    label[unknown] = -1
+    train, held_out, test = split_rows(relabelled(dataset, label), "xsub", 0.25)
+    np.testing.assert_array_equal(train, dataset.train[1:])
+    np.testing.assert_array_equal(held_out, dataset.held_out)
+    np.testing.assert_array_equal(test, dataset.test[1:])
+
+
+def test_a_set_without_labels_is_refused(dataset):
+    label = dataset.prepared.views["label"]
+    with pytest.raises(ValueError, match=r"has no labels: none of the .* views in the train split"):
+        split_rows(relabelled(dataset, np.full_like(label, -1)), "xsub", 0.0)
+    test_unknown = np.where(np.isin(np.arange(len(label)), dataset.test), -1, label)
+    with pytest.raises(ValueError, match=r"has no labels: none of the .* views in the test split"):
+        split_rows(relabelled(dataset, test_unknown), "xsub", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"protocol": "all"}, "data.protocol='all' leaves nothing .* to test on.*random, xsub, xview"),
+        ({"protocol": "xset"}, "synthetic has no protocol 'xset'; it has random, xsub, xview"),
+        ({"holdout_fraction": 1.0}, "nothing is left to train on"),
+        ({"labels_per_class": 100}, "labels_per_class=100, but class '.*' has only [0-9]+ take"),
+        ({"augment": {"flip": 0.5}}, "mirror image changes the class of 6 of the 16 .*'wave with the left hand'"),
+        ({"augment": {"flip": 1.5}}, "must lie between 0 and 1"),
+        ({"eval": {"crops_per_clip": 2}}, "crops_per_clip=2"),
+        ({"eval": {"clips_per_view": 0}}, "clips_per_view=0"),
+    ],
+)
+def test_impossible_settings_are_refused(synthetic_set, setting, message):
+    with pytest.raises(ValueError, match=message):
+        make_dataset(synthetic_set, **setting)
