@@ -50,9 +50,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     config = configs.load(arguments.config, overrides)
     configs.validate(config)
-    from data.dataset import Dataset
-
-    dataset = Dataset.from_config(config)
+    dataset = open_dataset(config)
     try:
         os.makedirs(arguments.workdir, exist_ok=True)
     except OSError as error:
@@ -65,12 +63,25 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from mv2mae_jax import sharding
 
     mesh = sharding.make_mesh(**config.mesh)
+    if config.task == "probe":
+        sharding.check_batch(mesh, config.global_batch_size)
+        from mv2mae_jax.tasks import probe
+
+        probe.run(config, dataset, mesh, arguments.workdir)
+        return
     sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
     sharding.check_batch(mesh, config.eval.batch_size or config.global_batch_size)
-
     from mv2mae_jax.train import train
 
     train(config, dataset, mesh, arguments.workdir)
+
+
+def open_dataset(config):
+    """The data set in the form that the task reads."""
+    from data.dataset import Dataset
+    from data.labelled import LabelledDataset
+
+    return (Dataset if config.task == "pretrain" else LabelledDataset).from_config(config)
 
 
 def _raised_here(error: Exception) -> bool:

@@ -1,11 +1,15 @@
 """Checkpoints: one directory per step in WORKDIR/checkpoints, written by Orbax."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+
+from mv2mae_jax import sharding
+from mv2mae_jax.models import layers
 
 
 class Checkpointer:
@@ -61,6 +65,8 @@ class Checkpointer:
 def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
     """Parameters of another run (its average, where it kept one), for `init_from`.
 
+    Scanned and unrolled layers are converted into each other where the runs differ in that.
+
     Args:
       workdir: the other run's directory.
       params: a pytree of `jax.ShapeDtypeStruct` with shardings that the result must match.
@@ -69,28 +75,64 @@ def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
     Raises:
       ValueError: there is no checkpoint, or names or shapes differ; lists them.
     """
+    directory, step = _find(workdir, step)
+    return _load(workdir, directory, step, params, lambda saved: saved)
+
+
+def load_encoder(workdir: str, encoder: Any, step: int | None = None) -> Any:
+    """The encoder's parameters alone, of a pre-trained or fine-tuned run; otherwise as `load_params`.
+
+    The number of frames and the resolution may differ: positions are computed, not stored. What the run has and
+    `encoder` lacks is left out (a classifier has no last norm).
+    """
+    directory, step = _find(workdir, step)
+    return _load(workdir, directory, step, encoder, lambda saved: {k: saved["encoder"].get(k, {}) for k in encoder})
+
+
+def _find(workdir: str, step: int | None) -> tuple[str, int]:
     directory = os.path.join(os.path.abspath(workdir), "checkpoints")
     if not os.path.isdir(directory):
         raise ValueError(f"init_from = {workdir}: there is no run with checkpoints there ({directory} is missing).")
+    with ocp.CheckpointManager(directory) as manager:
+        step = manager.latest_step() if step is None else step
+    if step is None:
+        raise ValueError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
+    return directory, step
+
+
+def _load(workdir: str, directory: str, step: int, wanted: Any, select: Callable[[Any], Any]) -> Any:
+    """Restores `select(saved parameters)` and gives it the structure and the shardings of `wanted`."""
     # The metadata of an item is known only to a manager that was told the item's handler.
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None:
-            raise ValueError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
         saved = manager.item_metadata(step)["state"].tree
         source = "ema_params" if saved.get("ema_params") is not None else "params"
-        problems = _mismatches(saved[source], params)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved[source])
+        convert = _layer_conversion(shapes, wanted)
+        problems = _mismatches(jax.eval_shape(lambda tree: convert(select(tree)), shapes), wanted)
         if problems:
             raise ValueError(
                 f"init_from = {workdir}, step {step}, does not fit this model:\n  " + "\n  ".join(problems)
             )
-        target = {source: params}
+        placement = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+        restored_to = sharding.state_sharding(jax.tree.leaves(placement)[0].mesh, shapes)
+        target = {source: sharding.abstract(shapes, restored_to)}
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         items = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
         restored = manager.restore(step, args=ocp.args.Composite(state=items))["state"]
     logging.info("Parameters taken from %s, step %d (%s).", workdir, step, source)
-    return restored[source]
+    return jax.jit(lambda tree: convert(select(tree)), out_shardings=placement)(restored[source])
+
+
+def _layer_conversion(saved: Any, wanted: Any) -> Callable[[Any], Any]:
+    """Stacks or unstacks blocks, if the saved parameters are unrolled and the wanted ones scanned or the reverse."""
+
+    def unrolled(tree: Any) -> bool:
+        return any(any(getattr(key, "key", "") == "0" for key in path) for path, _ in jax.tree.leaves_with_path(tree))
+
+    if unrolled(saved) == unrolled(wanted):
+        return lambda tree: tree
+    return layers.stack_blocks if unrolled(saved) else layers.unstack_blocks
 
 
 def _mismatches(saved: Any, wanted: Any) -> list[str]:

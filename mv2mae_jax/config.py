@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ml_collections import config_dict
 
-TASKS = ("pretrain",)
+TASKS = ("pretrain", "finetune", "probe")
 
 
 def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
@@ -100,6 +100,7 @@ OPTIONAL_KEYS = frozenset(
         "model.decoder_width",
         "model.decoder_depth",
         "model.decoder_heads",
+        "data.labels_per_class",
         "loss.temperature",
         "loss.ess_fraction",
         "optimizer.clip_norm",
@@ -118,7 +119,11 @@ _CHOICES = {
     "masking.kind": ("random", "tube"),
     "loss.target": ("pixels", "normalized_pixels"),
     "optimizer.name": ("adamw", "muon"),
+    "eval.split": ("test", "held_out"),
+    "probe.pooling": ("mean", "slices"),
 }
+
+PROBES = ("knn", "linear", "attentive", "retrieval")
 
 _POSITIVE = (
     "global_batch_size",
@@ -133,6 +138,20 @@ _POSITIVE = (
     "eval.clips_per_element",
     "log.every_steps",
     "loss.motion_pixel_range",
+    "eval.clips_per_view",
+    "eval.crops_per_clip",
+    "probe.knn_k",
+    "probe.epochs",
+    "probe.batch_size",
+)
+
+# Keys that are probabilities or shares, 0 and 1 included.
+_SHARES = (
+    "augment.random_erasing",
+    "augment.flip",
+    "mix.mix_probability",
+    "mix.cutmix_probability",
+    "loss.label_smoothing",
 )
 
 
@@ -151,6 +170,9 @@ def validate(config: config_dict.ConfigDict) -> None:
     wrong += [
         f"{key} = {values[key]} must be greater than 0." for key in _POSITIVE if key in values and not values[key] > 0
     ]
+    wrong += [
+        f"{key} = {values[key]} must lie in [0, 1]." for key in _SHARES if key in values and not 0 <= values[key] <= 1
+    ]
     if not wrong:  # the rest divides by these numbers
         wrong += [problem for problem in _combinations(config) if problem]
     if wrong:
@@ -158,28 +180,62 @@ def validate(config: config_dict.ConfigDict) -> None:
 
 
 def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
-    data, model, masking, loss, optimizer = config.data, config.model, config.masking, config.loss, config.optimizer
-
-    if data.num_source_views < model.cross_view:
+    grid = yield from _clip(config)
+    if grid and config.task == "pretrain":
+        yield from _pretraining(config, grid)
+    if config.task == "finetune":
+        yield from _fine_tuning(config)
+    if config.task == "probe":
+        yield from _probing(config)
+    if "optimizer" in config:
+        yield from _optimization(config)
+    if 0 in (config.mesh.data, config.mesh.fsdp) or (config.mesh.data, config.mesh.fsdp) == (-1, -1):
+        yield f"mesh = {config.mesh.to_dict()}: axes are positive, and at most one is -1 (the devices that are left)."
+    directory = config.data.dir
+    if not directory:
         yield (
-            f"data.num_source_views = {data.num_source_views}: the cross-view decoder needs at least one source view; "
-            "set it to 1, or model.cross_view=False for a single-view masked autoencoder."
+            "data.dir is not set. Prepare a data set (`python -m data.prepare --help`) and pass "
+            "--config.data.dir=DIR; `make demo` makes one to try."
         )
-    clip = (data.num_frames, *data.crop_size)
+    elif not os.path.isfile(os.path.join(directory, "prepared.json")):
+        state = "is not a finished prepared data set" if os.path.isdir(directory) else "does not exist"
+        yield (
+            f"data.dir = {directory} {state} (no prepared.json in it). Make it with "
+            f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={directory}`."
+        )
+
+
+def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
+    """Problems of clips and crops; returns the grid of tokens, None where there is none."""
+    data, model = config.data, config.model
     if len(data.crop_size) != 2 or len(model.tubelet_size) != 3:
         yield (
             f"data.crop_size = {data.crop_size} must be (height, width) and model.tubelet_size = {model.tubelet_size} "
             "(frames, height, width)."
         )
-        return
-    grid = []
+        return None
+    clip, grid = (data.num_frames, *data.crop_size), []
     for axis, size, step in zip(("frames", "height", "width"), clip, model.tubelet_size, strict=True):
         if step < 1 or size % step:
             nearest = max(step, round(size / max(step, 1)) * max(step, 1))
             yield f"The clip's {axis} ({size}) is not a multiple of the tubelet's ({step}); {nearest} would be."
         grid.append(size // max(step, 1))
-    num_tokens = math.prod(grid)
+    crop_scales = data.get("crop_scales", (1.0,))
+    if not all(0 < scale <= 1 for scale in crop_scales) or not crop_scales:
+        yield f"data.crop_scales = {crop_scales} must be fractions in (0, 1]."
+    if not 0 <= data.get("holdout_fraction", 0.0) < 1:
+        yield f"data.holdout_fraction = {data.holdout_fraction} must lie in [0, 1)."
+    return grid
 
+
+def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[str]:
+    data, model, masking, loss = config.data, config.model, config.masking, config.loss
+    if data.num_source_views < model.cross_view:
+        yield (
+            f"data.num_source_views = {data.num_source_views}: the cross-view decoder needs at least one source view; "
+            "set it to 1, or model.cross_view=False for a single-view masked autoencoder."
+        )
+    num_tokens = math.prod(grid)
     for name in ("target_mask_ratio", "source_mask_ratio"):
         ratio = masking[name]
         cell = grid[1] * grid[2] if masking.kind == "tube" else num_tokens
@@ -198,10 +254,50 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
         yield f"loss.temperature = {loss.temperature} must be greater than 0; inf is the plain MAE loss."
     if loss.ess_fraction is not None and not 0 < loss.ess_fraction <= 1:
         yield f"loss.ess_fraction = {loss.ess_fraction} must lie in (0, 1]; 1 weights all tokens alike."
-    if not all(0 < scale <= 1 for scale in data.crop_scales) or not data.crop_scales:
-        yield f"data.crop_scales = {data.crop_scales} must be fractions in (0, 1]."
-    if not 0 <= data.holdout_fraction < 1:
-        yield f"data.holdout_fraction = {data.holdout_fraction} must lie in [0, 1)."
+
+
+def _fine_tuning(config: config_dict.ConfigDict) -> Iterator[str]:
+    yield from _labels(config)
+    if config.data.protocol == "all":
+        yield "data.protocol = 'all' has no test split; `python -m data.catalog DATASET` lists the protocols."
+    if config.eval.split == "held_out" and not config.data.holdout_fraction:
+        yield "eval.split = 'held_out' takes takes off the training split: set data.holdout_fraction, e.g. to 0.1."
+    if config.eval.crops_per_clip not in (1, 3):
+        yield f"eval.crops_per_clip = {config.eval.crops_per_clip} must be 1 (the centre) or 3 (start, middle, end)."
+    if not 0 <= config.model.drop_path < 1:
+        yield f"model.drop_path = {config.model.drop_path} must lie in [0, 1)."
+    if not 0 < config.optimizer.layer_decay <= 1:
+        yield f"optimizer.layer_decay = {config.optimizer.layer_decay} must lie in (0, 1]; 1 switches it off."
+    if min(config.mix.mixup_alpha, config.mix.cutmix_alpha) < 0:
+        yield f"mix = {config.mix.to_dict()}: alphas are positive, or 0 to switch mixup or CutMix off."
+
+
+def _probing(config: config_dict.ConfigDict) -> Iterator[str]:
+    yield from _labels(config)
+    probe = config.probe
+    if not probe.kinds:
+        yield f"probe.kinds is empty: name some of {', '.join(PROBES)}."
+    for kind in set(probe.kinds) - set(PROBES):
+        yield f"probe.kinds holds {kind!r}, which is not one of {', '.join(PROBES)}.{_did_you_mean(kind, PROBES)}"
+    if not config.init_from:
+        yield (
+            "init_from is not set: probes look at a trained encoder. Pass --config.init_from=RUN, or `random` for an "
+            "encoder as initialised."
+        )
+    if not 0 < probe.validation_fraction < 1:
+        yield f"probe.validation_fraction = {probe.validation_fraction} must lie in (0, 1)."
+    if not probe.learning_rates or not probe.weight_decays:
+        yield "probe.learning_rates and probe.weight_decays must each hold at least one value."
+
+
+def _labels(config: config_dict.ConfigDict) -> Iterator[str]:
+    labels_per_class = config.data.labels_per_class
+    if labels_per_class is not None and labels_per_class < 1:
+        yield f"data.labels_per_class = {labels_per_class} must be at least 1, or None for all labels."
+
+
+def _optimization(config: config_dict.ConfigDict) -> Iterator[str]:
+    data, optimizer = config.data, config.optimizer
     if config.global_batch_size % (data.repeats * optimizer.accumulation_steps):
         yield (
             f"global_batch_size = {config.global_batch_size} is not divisible by data.repeats ({data.repeats}) * "
@@ -211,19 +307,6 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
         yield f"total_steps = {config.total_steps} must be at least 1."
     if optimizer.ema_decay is not None and not 0 < optimizer.ema_decay < 1:
         yield f"optimizer.ema_decay = {optimizer.ema_decay} must lie in (0, 1)."
-    if 0 in (config.mesh.data, config.mesh.fsdp) or (config.mesh.data, config.mesh.fsdp) == (-1, -1):
-        yield f"mesh = {config.mesh.to_dict()}: axes are positive, and at most one is -1 (the devices that are left)."
-    if not data.dir:
-        yield (
-            "data.dir is not set. Prepare a data set (`python -m data.prepare --help`) and pass "
-            "--config.data.dir=DIR; `make demo` makes one to try."
-        )
-    elif not os.path.isfile(os.path.join(data.dir, "prepared.json")):
-        state = "is not a finished prepared data set" if os.path.isdir(data.dir) else "does not exist"
-        yield (
-            f"data.dir = {data.dir} {state} (no prepared.json in it). Make it with "
-            f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={data.dir}`."
-        )
 
 
 def origins(base_file: str) -> dict[str, str]:
@@ -251,12 +334,16 @@ def origins(base_file: str) -> dict[str, str]:
     return found
 
 
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+
+
 def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
     """The block that a run starts with: what follows from the config, then every value with where it comes from."""
-    base_file = os.path.join(
-        os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", f"{_base(config)}.py"
-    )
-    base, tags = load(base_file), origins(base_file)
+    values, tags = dict(flatten(config)), {}
+    for task in TASKS:  # a base may take sections from another
+        tags |= {key: tag for key, tag in origins(os.path.join(CONFIGS, f"{task}_base.py")).items() if key in values}
+    base_file = os.path.join(CONFIGS, f"{config.task}_base.py")
+    base, tags = load(base_file), tags | origins(base_file)
     changed = differences(config, base)
     width = max(len(name) for name in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts.items()]
@@ -265,15 +352,10 @@ def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
         ("stated by the paper", [k for k, tag in tags.items() if tag == "paper" and k not in changed]),
         ("chosen by this project", [k for k, tag in tags.items() if tag == "ours" and k not in changed]),
     ):
-        values = dict(flatten(config))
         text = ", ".join(f"{key}={values[key]!r}" for key in keys if values[key] is not None)
         lines += textwrap.wrap(f"{title}: {text}", 118, subsequent_indent="  ", break_long_words=False)
     rule = "-" * 118
     return "\n".join([rule, *lines, rule])
-
-
-def _base(config: config_dict.ConfigDict) -> str:
-    return f"{config.task}_base"
 
 
 def differences(config: config_dict.ConfigDict, base: config_dict.ConfigDict) -> dict[str, tuple[object, object]]:
@@ -300,7 +382,6 @@ def _explain(error: BaseException) -> str:
     text = str(error.args[0] if error.args else error).strip().splitlines()[0]
     key = re.search(r'Key "(\w+)" does not exist', text)
     if key:
-        from configs import pretrain_base
-
-        return f"there is no key {key[1]!r}.{_did_you_mean(key[1], dict(flatten(pretrain_base.get_config())))}"
+        known = [k for task in TASKS for k, _ in flatten(load(os.path.join(CONFIGS, f"{task}_base.py")))]
+        return f"there is no key {key[1]!r}.{_did_you_mean(key[1], known)}"
     return text

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import config_dict
 
@@ -73,6 +74,38 @@ def _matrix_axes(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
+def layer_scales(params: Any, layer_decay: float) -> Any:
+    """Layer-wise learning-rate decay: what each parameter's update is multiplied with (BEiT, VideoMAE).
+
+    decay^(depth + 1 - id): id 0 is the patch embedding, i + 1 block i of the encoder, depth + 1 all that stands above
+    (norms, head). Scalars; float32[depth, 1, ...] for the stacked parameters of scanned blocks.
+    """
+    blocks = params["encoder"]["blocks"]
+    scanned = "0" not in blocks
+    depth = jax.tree.leaves(blocks)[0].shape[0] if scanned else len(blocks)
+
+    def scale(path, leaf):
+        names = [key.key for key in path]
+        if names[:2] == ["encoder", "patch_embed"]:
+            layer = 0
+        elif names[:2] == ["encoder", "blocks"]:
+            layer = 1 + (np.arange(depth).reshape(-1, *[1] * (leaf.ndim - 1)) if scanned else int(names[2]))
+        else:
+            layer = depth + 1
+        return np.float32(layer_decay ** (depth + 1 - layer))
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
+    """Scales updates by `layer_scales`; it comes last, so that learning rate and weight decay are scaled alike."""
+
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u, s: u * s, updates, layer_scales(params, layer_decay))
+
+    return optax.stateless(update)
+
+
 def make_optimizer(config: config_dict.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
     """AdamW as VideoMAE's, or Muon on the kernels with its update scaled to AdamW's usual size (RMS 0.2)."""
     if config.name == "muon":
@@ -90,6 +123,7 @@ def make_optimizer(config: config_dict.ConfigDict, schedule: Schedule) -> optax.
         optimizer = optax.adamw(
             schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
         )
-    if config.clip_norm is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    layer_decay = config.get("layer_decay")
+    scale = [] if layer_decay is None else [scale_by_layer(layer_decay)]
+    return optax.chain(*clip, optimizer, *scale) if clip or scale else optimizer

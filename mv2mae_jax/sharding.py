@@ -68,6 +68,11 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(place, state)
 
 
+def abstract(tree: Any, placement: Any) -> Any:
+    """Shapes and dtypes of `tree` with the shardings of `placement`: what a checkpoint is restored as."""
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), tree, placement)
+
+
 def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int = 1) -> None:
     """Raises ValueError where a batch cannot be cut evenly over the devices."""
     devices = mesh.size * accumulation_steps

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,24 +13,27 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
-from data import pipeline
 from data.dataset import Dataset
+from data.labelled import LabelledDataset
 from mv2mae_jax import checkpoint, metrics, optim, sharding, visualize
 from mv2mae_jax.config import describe
 from mv2mae_jax.optim import Schedule
 from mv2mae_jax.state import TrainState
+from mv2mae_jax.tasks.finetune import Finetune
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import importer
 
-TASKS = {"pretrain": Pretrain}
+TASKS = {"pretrain": Pretrain, "finetune": Finetune}
 
 
-def train(config: config_dict.ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh, workdir: str) -> dict[str, float]:
+def train(
+    config: config_dict.ConfigDict, dataset: Dataset | LabelledDataset, mesh: jax.sharding.Mesh, workdir: str
+) -> dict[str, float]:
     """Trains until the last step, going on from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: a validated config.
-      dataset: the opened data set.
+      dataset: the opened data set; labelled for fine-tuning.
       mesh: all devices; see sharding.py.
       workdir: where checkpoints, metrics and pictures go.
 
@@ -41,7 +44,7 @@ def train(config: config_dict.ConfigDict, dataset: Dataset, mesh: jax.sharding.M
       ValueError: `init_from` does not fit the model, or the schedule the run.
       FloatingPointError: the loss is not finite.
     """
-    task = TASKS[config.task].from_config(config)
+    task = TASKS[config.task].from_config(config, dataset)
     schedule = Schedule.from_config(config, dataset.samples_per_epoch / config.global_batch_size)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -50,22 +53,21 @@ def train(config: config_dict.ConfigDict, dataset: Dataset, mesh: jax.sharding.M
     state = init_state(config, task, optimizer, mesh, init_key, checkpointer)
     first_step = int(state.step)
     train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, step_key)
-    evaluate = make_evaluation(config, dataset, task, mesh, eval_key, workdir)
+    evaluate = make_evaluation(config, task, mesh, eval_key, workdir)
 
     reporter = metrics.Reporter(
         workdir, first_step=first_step, total_steps=schedule.total_steps, tensorboard=config.log.tensorboard
     )
-    reporter.say(describe(config, run_facts(config, dataset, task, schedule, mesh, state)))
+    reporter.say(describe(config, run_facts(config, task, schedule, mesh, state)))
     if first_step:
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
     if first_step >= schedule.total_steps:
         reporter.say("Nothing is left to do: raise total_steps or num_epochs to go on, or choose another --workdir.")
         return {}
     run_record = {"config": config.to_json(), "git_revision": git_revision()}
-    clips_per_step = config.global_batch_size * (1 + dataset.spec.num_source_views)
+    clips_per_step = config.global_batch_size * task.views_per_sample
 
-    batches = pipeline.train_batches(
-        dataset,
+    batches = task.train_batches(
         seed=config.seed,
         start_step=first_step,
         global_batch_size=config.global_batch_size,
@@ -73,7 +75,7 @@ def train(config: config_dict.ConfigDict, dataset: Dataset, mesh: jax.sharding.M
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,
     )
-    step_metrics, clock, last_logged, results = metrics.StepMetrics(), metrics.Clock(), first_step, {}
+    step_metrics, clock, last_logged, results, tables = metrics.StepMetrics(), metrics.Clock(), first_step, {}, {}
     for step in range(first_step + 1, schedule.total_steps + 1):
         batch = sharding.put_batch(mesh, clock.wait_for(batches))
         state, new_metrics = train_step(state, batch)
@@ -94,14 +96,14 @@ def train(config: config_dict.ConfigDict, dataset: Dataset, mesh: jax.sharding.M
             check_finite(values["train/loss"], last_logged + 1, step, checkpointer)
             last_logged = step
         if step % config.eval.every_steps == 0 or is_last:
-            results = evaluate(state, step, reporter)
+            results, tables = evaluate(state, step, reporter)
             clock.restart()
         if checkpointer.save(step, state, run_record, force=is_last):
             clock.restart()
     checkpointer.close()
     reporter.close()
     if jax.process_index() == 0:
-        write_results(workdir, config, schedule.total_steps, results)
+        write_results(workdir, config, schedule.total_steps, results, tables)
     reporter.say(f"Done. {workdir} holds metrics.json, pictures/, tensorboard/ and checkpoints/.")
     return results
 
@@ -121,23 +123,25 @@ def init_state(
 
     shapes = jax.eval_shape(create, key)
     placement = sharding.state_sharding(mesh, shapes)
-    abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
+    abstract = sharding.abstract(shapes, placement)
     if checkpointer.latest_step() is not None:
         state, _ = checkpointer.restore(abstract)
         return state
     state = jax.jit(create, out_shardings=placement)(key)
     if config.init_from:
-        params = load_params(config.init_from, state.params, abstract.params, task.model)
+        params = load_params(config, state.params, abstract.params, task.model)
         ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, ema_params=ema_params)
     return state
 
 
-def load_params(path: str, params: Any, abstract_params: Any, model: Any) -> Any:
-    """Parameters for `init_from`: another run's, or a PyTorch checkpoint's."""
-    if importer.is_torch_checkpoint(path):
-        return importer.load_videomae(path, params, model)
-    return checkpoint.load_params(path, abstract_params)
+def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: Any, model: Any) -> Any:
+    """Parameters for `init_from`: another run's, or a PyTorch checkpoint's. Fine-tuning takes the encoder alone."""
+    if importer.is_torch_checkpoint(config.init_from):
+        return importer.load_videomae(config.init_from, params, model)
+    if config.task == "pretrain":
+        return checkpoint.load_params(config.init_from, abstract_params)
+    return {**params, "encoder": checkpoint.load_encoder(config.init_from, abstract_params["encoder"])}
 
 
 def make_train_step(
@@ -211,94 +215,63 @@ def jit_train_step(
 
 
 def make_evaluation(
-    config: config_dict.ConfigDict,
-    dataset: Dataset,
-    task: Any,
-    mesh: jax.sharding.Mesh,
-    eval_key: jax.Array,
-    workdir: str,
-) -> Callable[[TrainState, int, metrics.Reporter], dict[str, float]]:
-    """Makes `evaluate(state, step, reporter) -> metrics`: one pass over the held-out takes, and pictures.
-
-    Where no take is held out (a set of one take), the training takes stand in, and the metrics say so by their names.
-    """
-    area = "eval" if dataset.held_out is not None else "eval_on_training_takes"
-    batch_size = config.eval.batch_size or config.global_batch_size
+    config: config_dict.ConfigDict, task: Any, mesh: jax.sharding.Mesh, eval_key: jax.Array, workdir: str
+) -> Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float], dict[str, Any]]]:
+    """Makes `evaluate(state, step, reporter) -> (metrics, tables)`: one pass over what is evaluated, and pictures."""
+    area, num_pictures = task.eval_area(config), config.eval.get("num_pictures", 0)
 
     def eval_step(params: Any, batch: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
-        return task.evaluate(params, task.randomize(batch, jax.random.fold_in(eval_key, index)))
+        return task.evaluate(params, task.eval_inputs(batch, jax.random.fold_in(eval_key, index)))
 
     def reconstruct(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        pictures = task.reconstruct(params, task.randomize(batch, jax.random.fold_in(eval_key, 0)))
-        return {name: images[: config.eval.num_pictures] for name, images in pictures.items()}
+        pictures = task.reconstruct(params, task.eval_inputs(batch, jax.random.fold_in(eval_key, 0)))
+        return {name: images[:num_pictures] for name, images in pictures.items()}
 
     everywhere = sharding.replicated(mesh)  # every process receives all rows
     eval_step = jax.jit(eval_step, out_shardings=everywhere)
     reconstruct = jax.jit(reconstruct, out_shardings=everywhere)
 
-    def batches() -> Iterator[dict[str, np.ndarray]]:
-        return pipeline.eval_batches(
-            dataset,
-            seed=config.seed,
-            global_batch_size=batch_size,
-            max_takes=config.eval.max_takes,
-            clips_per_element=config.eval.clips_per_element,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+    def draw(params: Any, batch: dict[str, jax.Array], step: int, reporter: metrics.Reporter) -> None:
+        pictures = jax.device_get(reconstruct(params, batch))
+        if jax.process_index() == 0:
+            folder = os.path.join(workdir, "pictures")
+            for name, image in visualize.write(pictures, folder, step, config.eval.picture_blur_sigma).items():
+                reporter.picture(step, f"{area}/{name}", image)
 
-    def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> dict[str, float]:
+    def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> tuple[dict[str, float], dict[str, Any]]:
         measured = []
-        for index, batch in enumerate(batches()):
+        batches = task.eval_batches(config, process_index=jax.process_index(), process_count=jax.process_count())
+        for index, batch in enumerate(batches):
             batch = sharding.put_batch(mesh, batch)
             measured.append(eval_step(state.eval_params, batch, index))
-            if index == 0 and config.eval.num_pictures:
-                pictures = jax.device_get(reconstruct(state.eval_params, batch))
-                if jax.process_index() == 0:
-                    stills = visualize.write(
-                        pictures, os.path.join(workdir, "pictures"), step, config.eval.picture_blur_sigma
-                    )
-                    for name, image in stills.items():
-                        reporter.picture(step, f"{area}/{name}", image)
+            if index == 0 and num_pictures:
+                draw(state.eval_params, batch, step, reporter)
         measured = jax.device_get(measured)
         samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
         summary = task.summarize(samples)
         results = {f"{area}/{name}": value for name, value in summary.items()}
         reporter.scalars(step, results)
         reporter.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))
-        return results
+        return results, task.tables(samples)
 
     return evaluate
 
 
 def run_facts(
-    config: config_dict.ConfigDict,
-    dataset: Dataset,
-    task: Any,
-    schedule: Schedule,
-    mesh: jax.sharding.Mesh,
-    state: TrainState,
+    config: config_dict.ConfigDict, task: Any, schedule: Schedule, mesh: jax.sharding.Mesh, state: TrainState
 ) -> dict[str, str]:
     """What the start of a run says beside the config: the actual sizes and rates that follow from it."""
-    device = mesh.devices.flat[0]
-    model, views = task.model, 1 + dataset.spec.num_source_views
+    device, views = mesh.devices.flat[0], task.views_per_sample
     parts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()}
-    epoch = dataset.samples_per_epoch
+    epoch = task.dataset.samples_per_epoch
     seen = schedule.total_steps * config.global_batch_size
-    held_out = "none" if dataset.held_out is None else len(np.unique(dataset.held_out.elements[:, 0]))
-    inputs = jax.eval_shape(task.randomize, {"video": jax.ShapeDtypeStruct((1, views), np.uint8)}, jax.random.key(0))
-    visible = f"{inputs['target_mask'].visible.shape[-1]} in the target"
-    if dataset.spec.num_source_views:
-        visible += f" and {inputs['source_mask'].visible.shape[-1]} in a source view"
     return {
         "devices": f"{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items()) + ")",
-        "compute": f"{jnp.dtype(model.dtype).name}, parameters float32",
-        "tokens per view": f"{model.num_tokens} {model.grid}, visible {visible}",
-        "data": f"{dataset.prepared.name} in {dataset.prepared.directory}: {len(dataset.train.take_names)} takes, "
-        f"{len(dataset.train.elements)} (take, target view) elements; {held_out} takes held out",
-        "a step": f"{config.global_batch_size} samples x {views} views = {config.global_batch_size * views} clips",
+        "compute": f"{jnp.dtype(task.model.dtype).name}, parameters float32",
+        **task.describe(),
+        "a step": f"{config.global_batch_size} samples x {views} view(s) = {config.global_batch_size * views} clips",
         "length": f"{schedule.total_steps} steps = {seen / epoch:.1f} epochs of {epoch} samples",
         "learning rate": f"{schedule.peak_learning_rate:.3g} after {schedule.warmup_steps} steps of warm-up, "
         f"then a cosine to {schedule.final_learning_rate:.3g}",
@@ -315,10 +288,13 @@ def check_finite(loss: float, first: int, last: int, checkpointer: checkpoint.Ch
         )
 
 
-def write_results(workdir: str, config: config_dict.ConfigDict, step: int, results: dict[str, float]) -> None:
-    """WORKDIR/metrics.json: the final metrics with what is needed to trace them."""
+def write_results(
+    workdir: str, config: config_dict.ConfigDict, step: int, results: dict[str, float], tables: dict[str, Any]
+) -> None:
+    """WORKDIR/metrics.json: the final metrics, tables such as a confusion matrix, and what is needed to trace them."""
     record = {
         "metrics": results,
+        **tables,
         "step": step,
         "seed": config.seed,
         "protocol": config.data.protocol,

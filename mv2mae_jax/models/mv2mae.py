@@ -13,6 +13,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 
 from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import layers
@@ -54,7 +55,10 @@ class Reconstruction:
 
 
 class Encoder(nn.Module):
-    """ViT over the given tokens of a clip: pixels uint8[B, K, P] and flat positions int32[B, K] -> [B, K, width]."""
+    """ViT over the given tokens of a clip: pixels uint8[B, K, P] and flat positions int32[B, K] -> [B, K, width].
+
+    `final_norm=False` leaves the last norm to whoever pools the tokens, as in VideoMAE's classifier.
+    """
 
     num_tokens: int
     width: int
@@ -62,6 +66,7 @@ class Encoder(nn.Module):
     num_heads: int
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
+    final_norm: bool = True
     dtype: Any = jnp.float32
     scan_layers: bool = True
     remat: str = "none"
@@ -82,7 +87,7 @@ class Encoder(nn.Module):
             remat=self.remat,
             drop_path=0.0 if deterministic else self.drop_path,
         )
-        return layers.LayerNorm(self.dtype, name="norm")(x)
+        return layers.LayerNorm(self.dtype, name="norm")(x) if self.final_norm else x
 
 
 class PatchEmbed(nn.Module):
@@ -355,6 +360,26 @@ def build(
     model = MV2MAE(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
     _check_sizes(model)
     return model
+
+
+def from_config(config: config_dict.ConfigDict) -> MV2MAE:
+    """The model of a config's `model` and `data` sections; `auto` computes in bfloat16 except on CPU."""
+    sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
+    overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
+    dtype = config.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return build(
+        config.model.variant,
+        clip_size=(config.data.num_frames, *config.data.crop_size),
+        tubelet_size=tuple(config.model.tubelet_size),
+        cross_view=config.model.get("cross_view", False),
+        dtype=jnp.dtype(dtype),
+        scan_layers=config.model.scan_layers,
+        remat=config.model.remat,
+        attention=config.model.attention,
+        **overrides,
+    )
 
 
 def _check_sizes(model: MV2MAE) -> None:

@@ -1,6 +1,7 @@
 """MV2MAE pre-training: masks, the forward pass, the loss, and what evaluation measures."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
+from data import pipeline
+from data.dataset import Dataset
 from mv2mae_jax import losses, masking
 from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import layers, mv2mae
@@ -30,27 +33,12 @@ class Pretrain:
     temperature: float | None
     ess_fraction: float | None
     motion_pixel_range: float
+    dataset: Dataset | None = None  # None where batches come from elsewhere
 
     @classmethod
-    def from_config(cls, config: config_dict.ConfigDict) -> "Pretrain":
-        sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
-        overrides = {name: config.model[name] for name in sizes if config.model[name] is not None}
-        dtype = config.compute_dtype
-        if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        model = mv2mae.build(
-            config.model.variant,
-            clip_size=(config.data.num_frames, *config.data.crop_size),
-            tubelet_size=tuple(config.model.tubelet_size),
-            cross_view=config.model.cross_view,
-            dtype=jnp.dtype(dtype),
-            scan_layers=config.model.scan_layers,
-            remat=config.model.remat,
-            attention=config.model.attention,
-            **overrides,
-        )
+    def from_config(cls, config: config_dict.ConfigDict, dataset: Dataset | None = None) -> "Pretrain":
         return cls(
-            model=model,
+            model=mv2mae.from_config(config),
             num_source_views=config.data.num_source_views,
             mask_kind=config.masking.kind,
             target_mask_ratio=config.masking.target_mask_ratio,
@@ -61,13 +49,22 @@ class Pretrain:
             temperature=config.loss.temperature,
             ess_fraction=None if config.loss.temperature is not None else config.loss.ess_fraction,
             motion_pixel_range=config.loss.motion_pixel_range,
+            dataset=dataset,
         )
+
+    @property
+    def views_per_sample(self) -> int:
+        return 1 + self.num_source_views
 
     def init(self, key: jax.Array) -> Any:
         """Parameters, float32."""
         video = jnp.zeros((1, 1 + self.num_source_views, *self.model.clip_size, 3), jnp.uint8)
         inputs = self.randomize({"video": video}, key)
         return self.model.init(key, video, inputs["target_mask"], inputs["source_mask"])["params"]
+
+    def train_batches(self, **position: Any) -> Iterator[Arrays]:
+        """See `pipeline.train_batches`."""
+        return pipeline.train_batches(self.dataset, **position)
 
     def randomize(self, batch: Arrays, key: jax.Array) -> Arrays:
         """Adds what is drawn for a step: the masks of every view, independently, and the tokens to decode.
@@ -167,6 +164,26 @@ class Pretrain:
         weights = jnp.take_along_axis(self.weights(motion), positions, axis=-1)  # (..., M)
         return losses.targets(patches, self.target), weights
 
+    def eval_batches(self, config: config_dict.ConfigDict, **share: Any) -> Iterator[Arrays]:
+        """Held-out takes; see `pipeline.eval_batches`."""
+        return pipeline.eval_batches(
+            self.dataset,
+            seed=config.seed,
+            global_batch_size=config.eval.batch_size or config.global_batch_size,
+            max_takes=config.eval.max_takes,
+            clips_per_element=config.eval.clips_per_element,
+            **share,
+        )
+
+    def eval_area(self, config: config_dict.ConfigDict) -> str:
+        """First part of the metrics' names. Where no take is held out, they say that training takes stand in."""
+        del config
+        return "eval" if self.dataset.held_out is not None else "eval_on_training_takes"
+
+    def eval_inputs(self, batch: Arrays, key: jax.Array) -> Arrays:
+        """An evaluation draws masks as training does."""
+        return self.randomize(batch, key)
+
     def evaluate(self, params: Any, inputs: Arrays) -> dict[str, jax.Array]:
         """Per-sample measures on held-out samples, float32[B] each, and what `summarize` needs to average them.
 
@@ -262,6 +279,26 @@ class Pretrain:
                 )
                 metrics |= {name: gain, f"{name}_standard_error": error}
         return metrics
+
+    def tables(self, samples: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What metrics.json holds beside the numbers: nothing."""
+        del samples
+        return {}
+
+    def describe(self) -> dict[str, str]:
+        """What the start of a run says about the task."""
+        data, views, model = self.dataset, self.views_per_sample, self.model
+        held_out = "none" if data.held_out is None else len(np.unique(data.held_out.elements[:, 0]))
+        shapes = {"video": jax.ShapeDtypeStruct((1, views), np.uint8)}
+        inputs = jax.eval_shape(self.randomize, shapes, jax.random.key(0))
+        visible = f"{inputs['target_mask'].visible.shape[-1]} in the target"
+        if self.num_source_views:
+            visible += f" and {inputs['source_mask'].visible.shape[-1]} in a source view"
+        return {
+            "tokens per view": f"{model.num_tokens} {model.grid}, visible {visible}",
+            "data": f"{data.prepared.name} in {data.prepared.directory}: {len(data.train.take_names)} takes, "
+            f"{len(data.train.elements)} (take, target view) elements; {held_out} takes held out",
+        }
 
 
 _AVERAGED = ("loss_self", "loss_cross", "loss_mean_prediction", "psnr_self", "psnr_cross")

@@ -1,0 +1,17 @@
+"""Probes of the demo's frozen encoder on the generated data set, cross-subject: kNN, linear, attentive, retrieval.
+
+Command: python run.py --config=configs/probe.py --workdir=demo_output/probe (after `make demo`)
+Another run: --config.init_from=RUN --config.data.dir=PREPARED, and its sizes (--config.model.variant=S, ...).
+"""
+
+from configs import demo, probe_base
+
+
+def get_config():
+    config, demo_config = probe_base.get_config(), demo.get_config()
+    config.init_from = "demo_output/run"
+    for key in ("dir", "num_frames", "crop_size", "num_workers"):
+        config.data[key] = demo_config.data[key]
+    for key in ("width", "depth", "num_heads", "tubelet_size", "scan_layers"):
+        config.model[key] = demo_config.model[key]
+    return config

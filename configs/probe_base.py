@@ -1,0 +1,72 @@
+"""Every key of a probe of frozen features, once, with its reason: kNN, linear and attentive probes, retrieval.
+
+Features of every view are extracted once and kept in WORKDIR/features. Settings of the probes are chosen on takes cut
+off the training split, never on the test split.
+
+Command: this file is a base; see configs/probe.py and configs/retrieval.py.
+"""
+
+from ml_collections import config_dict
+
+from configs import finetune_base
+
+
+def get_config() -> config_dict.ConfigDict:
+    base = finetune_base.get_config()
+    config = config_dict.ConfigDict(
+        dict(
+            task="probe",  # [ours] which of mv2mae_jax/tasks runs
+            seed=0,  # [ours] decides the probes' initialisation and batches
+            global_batch_size=64,  # [ours] clips per step of the feature extraction, over all devices
+            compute_dtype="auto",  # [ours] auto | float32 | bfloat16
+            init_from="",  # [ours] as for fine-tuning, or `random` for an encoder as initialised
+        )
+    )
+
+    config.data = config_dict.ConfigDict(
+        dict(
+            dir="",  # [ours] a directory made by `python -m data.prepare`
+            protocol="xsub",  # [ours] the catalogue's protocol; its training split trains, its test split tests
+            train_views=(),  # [ours] e.g. ("C002", "C003"); empty = all views of the training split
+            labels_per_class=config_dict.placeholder(int),  # [ours] takes per class; none = the full training split
+            label_seed=0,  # [ours] which takes those are
+            num_frames=16,  # [paper] frames per clip
+            frame_stride=4,  # [paper] in stored frames
+            crop_size=(128, 128),  # [paper] (height, width) in pixels
+            num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process
+        )
+    )
+
+    config.model = config_dict.ConfigDict(
+        dict(
+            variant="S",  # [paper] as pre-trained, like the next four
+            width=config_dict.placeholder(int),  # [ours]
+            depth=config_dict.placeholder(int),  # [ours]
+            num_heads=config_dict.placeholder(int),  # [ours]
+            tubelet_size=(2, 16, 16),  # [paper] (frames, height, width) of one token
+            scan_layers=True,  # [ours] compiles one block instead of all; the numbers are the same
+            remat="none",  # [ours] nothing is differentiated here
+            attention="xla",  # [ours] xla | cudnn
+        )
+    )
+
+    config.probe = config_dict.ConfigDict(
+        dict(
+            kinds=("knn", "linear", "attentive", "retrieval"),  # [ours] any of these
+            pooling="mean",  # [ours] mean | slices (the mean of each temporal slice): what kNN, linear, retrieval see
+            knn_k=20,  # [ours] neighbours by cosine similarity
+            learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),  # [ours] tried by the linear and the attentive probe
+            weight_decays=(0.0, 0.01, 0.1),  # [ours] tried with each learning rate
+            epochs=50,  # [ours] passes of a probe over the training features
+            batch_size=256,  # [ours] clips per step of a probe
+            validation_fraction=0.2,  # [ours] share of the training takes on which settings are chosen
+        )
+    )
+
+    config.eval = config_dict.ConfigDict(
+        dict(
+            clips_per_view=1,  # [ours] temporal clips per view; the probabilities of several are averaged
+        )
+    )
+    config.mesh = base.mesh
+    return config.lock()

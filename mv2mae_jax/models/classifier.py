@@ -1,0 +1,75 @@
+"""The encoder with a linear head over the mean of its tokens: what is fine-tuned (VideoMAE `modeling_finetune.py`)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from mv2mae_jax.models import layers, mv2mae
+
+
+def scaled_normal(scale: float) -> Callable:
+    """VideoMAE's initialisation of the head: truncated normal of std 0.02, times `scale`."""
+    normal = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
+    return lambda key, shape, dtype=jnp.float32: scale * normal(key, shape, dtype)
+
+
+class Classifier(nn.Module):
+    """Video clip -> class logits: encoder over all tokens, their mean, a fresh norm, a linear head.
+
+    Attributes:
+      encoder: without its last norm; its parameters have the names that pre-training gives them.
+      num_classes: K.
+      clip_size: (frames, height, width) in pixels.
+      tubelet_size: (frames, height, width) of one token.
+      head_init_scale: multiplies the initial weights of the head [ours: VideoMAE's 0.001].
+      dtype: of the computation.
+    """
+
+    encoder: mv2mae.Encoder
+    num_classes: int
+    clip_size: tuple[int, int, int]
+    tubelet_size: tuple[int, int, int]
+    head_init_scale: float = 0.001
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, video: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """uint8[B, T, H, W, 3] -> logits float32[B, K].
+
+        Without `deterministic`, residual branches are dropped (stochastic depth); takes an rng `drop_path`.
+        """
+        patches = layers.patchify(video, self.tubelet_size)  # (B, N, P)
+        positions = jnp.broadcast_to(jnp.arange(patches.shape[1], dtype=jnp.int32), patches.shape[:2])  # (B, N)
+        tokens = self.encoder(patches, positions, deterministic=deterministic)  # (B, N, D)
+        pooled = layers.LayerNorm(name="fc_norm")(tokens.astype(jnp.float32).mean(axis=1))  # (B, D)
+        return layers.Dense(self.num_classes, kernel_init=scaled_normal(self.head_init_scale), name="head")(pooled)
+
+
+def from_config(config: config_dict.ConfigDict, num_classes: int) -> Classifier:
+    """The classifier of a config's `model` and `data` sections."""
+    sizes = mv2mae.from_config(config)
+    encoder = mv2mae.Encoder(
+        num_tokens=sizes.num_tokens,
+        width=sizes.width,
+        depth=sizes.depth,
+        num_heads=sizes.num_heads,
+        mlp_ratio=sizes.mlp_ratio,
+        drop_path=config.model.drop_path,
+        final_norm=False,
+        dtype=sizes.dtype,
+        scan_layers=sizes.scan_layers,
+        remat=sizes.remat,
+        attention=sizes.attention,
+    )
+    return Classifier(
+        encoder=encoder,
+        num_classes=num_classes,
+        clip_size=sizes.clip_size,
+        tubelet_size=sizes.tubelet_size,
+        head_init_scale=config.model.head_init_scale,
+        dtype=sizes.dtype,
+    )
