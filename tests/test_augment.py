@@ -24,9 +24,9 @@ def disc(y: float, x: float, size=81) -> np.ndarray:
 
 
 def centroid(frame: np.ndarray) -> tuple[float, float]:
-    """(y, x) of what is brighter than the grey that fills, relative to the centre."""
+    """(y, x) of what is clearly brighter than the grey that fills, relative to the centre."""
     rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]] - frame.shape[0] // 2
-    weight = np.maximum(frame[..., 0].astype(float) - 128, 0)
+    weight = np.maximum(frame[..., 0].astype(float) - 192, 0)  # interpolation overshoots at the edge of the grey
     return float((rows * weight).sum() / weight.sum()), float((columns * weight).sum() / weight.sum())
 
 
