@@ -1,0 +1,200 @@
+"""Probes of a frozen encoder: features are extracted once, then read by kNN, linear and attentive probes, retrieval."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import config_dict
+
+from data import pipeline
+from data.labelled import LabelledDataset
+from mv2mae_jax import accuracy, checkpoint, features, probes, retrieval, sharding, train
+from mv2mae_jax.features import Features
+from mv2mae_jax.models import mv2mae
+from mv2mae_jax.torch_export import importer
+
+
+def run(
+    config: config_dict.ConfigDict, dataset: LabelledDataset, mesh: jax.sharding.Mesh, workdir: str
+) -> dict[str, float]:
+    """Measures the encoder `config.init_from` by each of `config.probe.kinds` and writes WORKDIR/metrics.json.
+
+    Probes train on `dataset.train` and are tested on `dataset.test`; takes held out are left alone. Retrieval searches
+    all views of the tested takes, also those that a cross-view protocol trains on: it trains nothing. Pooled features
+    of several clips of a view are averaged; the attentive probe trains on every clip and averages probabilities.
+
+    Args:
+      config: a validated config of a probe.
+      dataset: the labelled views.
+      mesh: all devices of this process.
+      workdir: features are kept in WORKDIR/features.
+
+    Returns:
+      `<kind>/<metric>`: see accuracy.py and retrieval.py; of trained probes also the chosen setting.
+
+    Raises:
+      ValueError: the encoder does not fit, the data cannot answer what is asked, or there are several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"Probes run in one process (with all its devices), not in {jax.process_count()}.")
+    kinds = config.probe.kinds
+    searched = _searched_rows(dataset) if "retrieval" in kinds else np.array([], np.int64)
+    model = mv2mae.from_config(config)
+    params, step = load_encoder(config, model, mesh)
+    extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)
+    with_tokens = "attentive" in kinds
+
+    results: dict[str, float] = {}
+    tables: dict[str, Any] = {"class_names": list(dataset.class_names)}
+    test = extract(dataset.test, with_tokens)
+    if set(kinds) != {"retrieval"}:
+        train_features = extract(dataset.train, with_tokens)
+        for kind in (kind for kind in ("knn", "linear", "attentive") if kind in kinds):
+            scores, chosen, validation = _classify(kind, config, dataset, train_features, test, model)
+            label, view = (dataset.prepared.views[name][dataset.test] for name in ("label", "view"))
+            measured = accuracy.summarize(scores, label, view) | chosen
+            results |= {f"{kind}/{name}": value for name, value in measured.items()}
+            confusion = accuracy.confusion_matrix(scores.argmax(axis=1), label, dataset.num_classes)
+            tables[kind] = {"confusion_matrix": confusion.tolist(), **validation}
+    if len(searched):
+        others = np.setdiff1d(searched, dataset.test)
+        parts = [test.per_row()] + ([extract(others, False).per_row()] if len(others) else [])
+        rows = np.concatenate([part.row for part in parts])
+        pooled = np.concatenate([part.pooled(config.probe.pooling) for part in parts])
+        found = retrieval.measure(pooled, *(dataset.prepared.views[name][rows] for name in ("take", "view", "label")))
+        results |= {f"retrieval/{name}": value for name, value in found.items()}
+    for name, value in results.items():
+        print(f"{name:<32} {value:.4g}", flush=True)
+    train.write_results(workdir, config, step, results, tables)
+    return results
+
+
+def load_encoder(config: config_dict.ConfigDict, model: mv2mae.MV2MAE, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
+    """(parameters of the encoder, the step of the run they are from), by `init_from`: a run, PyTorch, or `random`."""
+    create = functools.partial(features.init_encoder, model)
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    placement = sharding.state_sharding(mesh, shapes)
+    if config.init_from == "random" or importer.is_torch_checkpoint(config.init_from):
+        params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
+        if config.init_from != "random":
+            params = importer.load_videomae(config.init_from, {"encoder": params}, model)["encoder"]
+        return params, 0
+    params = checkpoint.load_encoder(config.init_from, sharding.abstract(shapes, placement))
+    checkpointer = checkpoint.Checkpointer(config.init_from)
+    step = checkpointer.latest_step()
+    checkpointer.close()
+    return params, step
+
+
+def _searched_rows(dataset: LabelledDataset) -> np.ndarray:
+    """All views of the tested takes, labelled or not: int64[...], ascending."""
+    prepared = dataset.prepared
+    if prepared.not_synchronised:
+        raise ValueError(
+            f"Retrieval of the same take is not defined on {prepared.name}: {prepared.not_synchronised}. Leave "
+            "'retrieval' out of probe.kinds."
+        )
+    take, view = prepared.views["take"], prepared.views["view"]
+    rows = np.flatnonzero(np.isin(take, take[dataset.test]))
+    if not retrieval.camera_pairs(take[rows], view[rows]):
+        raise ValueError(
+            f"Retrieval needs takes that two cameras have seen; {prepared.directory} holds one view of each of the "
+            f"{len(np.unique(take[rows]))} tested takes. Leave 'retrieval' out of probe.kinds."
+        )
+    return rows
+
+
+def _extract(
+    config: config_dict.ConfigDict,
+    dataset: LabelledDataset,
+    mesh: jax.sharding.Mesh,
+    workdir: str,
+    model: mv2mae.MV2MAE,
+    params: Any,
+    rows: np.ndarray,
+    with_tokens: bool,
+) -> Features:
+    clips_per_view = dataset.clips_per_view
+    num_clips = len(rows) * clips_per_view
+
+    def make(folder: str) -> Features:
+        logging.info("Extracting features of %d clips into %s.", num_clips, folder)
+        batches = pipeline.clip_batches(
+            dataset.prepared,
+            dataset.spec,
+            rows,
+            global_batch_size=config.global_batch_size,
+            clips_per_view=clips_per_view,
+            num_workers=config.data.num_workers,
+        )
+        tokens = features.map_tokens(folder, num_clips, model) if with_tokens else None
+        return features.extract(model, params, batches, mesh, tokens=tokens)
+
+    facts = features.facts_of(
+        model, params, dataset.prepared, dataset.spec, rows, clips_per_view=clips_per_view, with_tokens=with_tokens
+    )
+    return features.cached(os.path.join(workdir, "features"), facts, make)
+
+
+def _classify(
+    kind: str,
+    config: config_dict.ConfigDict,
+    dataset: LabelledDataset,
+    train_features: Features,
+    test: Features,
+    model: mv2mae.MV2MAE,
+) -> tuple[np.ndarray, dict[str, float], dict[str, Any]]:
+    """(scores float[M, K] of `dataset.test`, the chosen setting, the validation table)."""
+    probe, num_classes = config.probe, dataset.num_classes
+    if kind == "attentive":
+        train_x, train_row, train_y, test_x = (
+            train_features.tokens,
+            train_features.row,
+            train_features.label,
+            test.tokens,
+        )
+    else:
+        train_features, per_row = train_features.per_row(), test.per_row()
+        train_x, test_x = train_features.pooled(probe.pooling), per_row.pooled(probe.pooling)
+        train_row, train_y = train_features.row, train_features.label
+    if kind == "knn":
+        return probes.knn_scores(train_x, train_y, test_x, num_classes, k=probe.knn_k), {}, {}
+    fit = probes.linear_probe
+    if kind == "attentive":
+        fit = functools.partial(probes.attentive_probe, num_heads=model.num_heads)
+    probed = fit(
+        train_x,
+        train_y,
+        test_x,
+        num_classes,
+        group=validation_groups(dataset, probe.validation_fraction)[np.searchsorted(dataset.train, train_row)],
+        learning_rates=probe.learning_rates,
+        weight_decays=probe.weight_decays,
+        epochs=probe.epochs,
+        batch_size=probe.batch_size,
+        validation_fraction=probe.validation_fraction,
+        seed=config.seed,
+    )
+    scores = probed.scores
+    if kind == "attentive":
+        scores, rows = accuracy.average_clips(scores, test.row)
+        assert np.array_equal(rows, dataset.test), "one row of scores per tested view"
+    chosen = {"learning_rate": probed.learning_rate, "weight_decay": probed.weight_decay}
+    return scores, chosen, {"validation_accuracy": probed.validation_accuracy.tolist()}
+
+
+def validation_groups(dataset: LabelledDataset, validation_fraction: float) -> np.ndarray:
+    """What validation must not tear apart, one name per row of `dataset.train`.
+
+    Subjects where the test is on other subjects, so that the settings are chosen for what is tested; else, and where
+    there are too few subjects for the fraction, takes.
+    """
+    views = dataset.prepared.views
+    subject = views["subject"][dataset.train]
+    other_subjects = not np.isin(subject, views["subject"][dataset.test]).any()
+    if (subject >= 0).all() and other_subjects and len(np.unique(subject)) * validation_fraction >= 1:
+        return subject
+    return views["take"][dataset.train]

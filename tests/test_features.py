@@ -1,0 +1,292 @@
+"""Features of a frozen encoder: what is extracted, how it is kept, and the probe task from end to end."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from configs import probe_base
+from data.labelled import LabelledDataset
+from mv2mae_jax import config as configs
+from mv2mae_jax import features, retrieval, sharding
+from mv2mae_jax.features import Features
+from mv2mae_jax.models import mv2mae
+from mv2mae_jax.tasks import probe
+
+OVERRIDES = (
+    "init_from=random",
+    "global_batch_size=8",
+    "compute_dtype=float32",
+    "data.num_frames=4",
+    "data.crop_size=(32,32)",
+    "data.num_workers=0",
+    "model.width=24",
+    "model.depth=2",
+    "model.num_heads=3",
+    "model.tubelet_size=(2,8,8)",
+    "probe.learning_rates=(1e-3,1e-2)",
+    "probe.weight_decays=(0.0,)",
+    "probe.epochs=3",
+    "probe.batch_size=16",
+    "probe.knn_k=5",
+    "eval.clips_per_view=2",
+)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh()
+
+
+def make_config(directory, *overrides):
+    return configs.load(probe_base.__file__, (*OVERRIDES, f"data.dir={directory}", *overrides))
+
+
+@pytest.fixture(scope="module")
+def config(synthetic_set):
+    return make_config(synthetic_set)
+
+
+@pytest.fixture(scope="module")
+def dataset(config):
+    return LabelledDataset.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return mv2mae.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return features.init_encoder(model, jax.random.key(0))
+
+
+def batches_of(video, batch_size=4):
+    """The last batch is filled up with rows that are not valid."""
+    rows, padding = np.arange(100, 100 + len(video)), -len(video) % batch_size
+    filled = np.concatenate([video, np.full_like(video[:padding], 99)])
+    for start in range(0, len(filled), batch_size):
+        part = np.arange(start, start + batch_size)
+        yield {
+            "video": filled[part],
+            "row": rows[part % len(video)].astype(np.int32),
+            "label": (part % 3).astype(np.int32),
+            "valid": part < len(video),
+        }
+
+
+def random_video(num_clips):
+    return np.random.default_rng(0).integers(0, 256, (num_clips, 4, 32, 32, 3)).astype(np.uint8)
+
+
+def test_features_are_those_of_the_encoder_clip_by_clip(model, params, mesh):
+    video = random_video(6)
+    tokens = np.zeros((6, model.num_tokens, model.width), np.float16)
+    before = jax.tree.map(np.array, params)
+    extracted = features.extract(model, params, batches_of(video), mesh, tokens=tokens)
+    assert extracted.row.tolist() == list(range(100, 106)) and extracted.label.tolist() == [0, 1, 2, 0, 1, 2]
+    everything = np.arange(model.num_tokens)[None]
+    for i, clip in enumerate(video):
+        alone = np.asarray(model.apply({"params": {"encoder": params}}, clip[None], everything, method="encode"))[0]
+        np.testing.assert_allclose(extracted.tokens[i], alone, atol=5e-3)  # float16
+        by_time = alone.reshape(2, 16, 24)  # (nt, nh * nw, D)
+        np.testing.assert_allclose(extracted.pooled("slices")[i], by_time.mean(1).ravel(), atol=1e-5)
+        np.testing.assert_allclose(extracted.pooled("mean")[i], alone.mean(0), atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, before, params)
+
+
+def test_pretrained_parameters_of_the_whole_model_hold_the_same_encoder(model):
+    """The encoder initialised alone has the structure of the encoder inside the pre-trained model."""
+    video, everything = np.zeros((1, 1, 4, 32, 32, 3), np.uint8), np.arange(model.num_tokens)[None]
+    mask = mv2mae.Mask(visible=everything[:, :16], masked=everything[:, 16:])
+    whole = jax.eval_shape(model.init, jax.random.key(0), video, mask)["params"]["encoder"]
+    alone = jax.eval_shape(lambda key: features.init_encoder(model, key), jax.random.key(0))
+    assert jax.tree.map(np.shape, whole) == jax.tree.map(np.shape, alone)
+
+
+def test_clips_of_a_row_are_averaged():
+    rng = np.random.default_rng(0)
+    slices = rng.normal(size=(5, 2, 3)).astype(np.float32)
+    clips = Features(row=np.array([4, 4, 2, 2, 4]), label=np.array([1, 1, 0, 0, 1]), slices=slices)
+    per_row = clips.per_row()
+    assert per_row.row.tolist() == [2, 4] and per_row.label.tolist() == [0, 1] and per_row.tokens is None
+    np.testing.assert_allclose(per_row.slices, [slices[[2, 3]].mean(0), slices[[0, 1, 4]].mean(0)], rtol=1e-5)
+
+
+def test_extraction_refuses_another_number_of_clips(model, params, mesh):
+    for room in (5, 7):
+        tokens = np.zeros((room, model.num_tokens, model.width), np.float16)
+        with pytest.raises(ValueError, match=f"{room} clips"):
+            features.extract(model, params, batches_of(random_video(6)), mesh, tokens=tokens)
+    with pytest.raises(ValueError, match="'max'"):
+        Features(row=np.zeros(1), label=np.zeros(1), slices=np.zeros((1, 2, 3))).pooled("max")
+
+
+class Extraction:
+    """Counts how often features are made."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, folder: str) -> Features:
+        self.count += 1
+        rng = np.random.default_rng(self.count)
+        tokens = np.lib.format.open_memmap(f"{folder}/tokens.npy", mode="w+", dtype=np.float16, shape=(3, 4, 5))
+        tokens[:] = rng.normal(size=tokens.shape)
+        slices = rng.normal(size=(3, 2, 5)).astype(np.float32)
+        return Features(row=np.arange(3), label=np.arange(3, dtype=np.int32), slices=slices, tokens=tokens)
+
+
+def same(a: Features, b: Features) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("row", "label", "slices", "tokens"))
+
+
+def test_cached_features_are_read_again(tmp_path):
+    make = Extraction()
+    first = features.cached(str(tmp_path), {"step": 1}, make)
+    assert same(first, features.cached(str(tmp_path), {"step": 1}, make)) and make.count == 1
+    assert isinstance(first.tokens, np.memmap)  # not read into memory
+    other = features.cached(str(tmp_path), {"step": 2}, make)
+    assert make.count == 2 and not same(first, other)
+    assert same(first, features.cached(str(tmp_path), {"step": 1}, make)) and make.count == 2
+
+
+@pytest.mark.parametrize("name", ["slices.npy", "tokens.npy", "features.json"])
+def test_truncated_caches_are_made_anew(tmp_path, name):
+    make = Extraction()
+    features.cached(str(tmp_path), {}, make)
+    (path,) = tmp_path.glob(f"*/{name}")
+    os.truncate(path, path.stat().st_size - 7)
+    again = features.cached(str(tmp_path), {}, make)
+    assert make.count == 2
+    assert same(again, features.cached(str(tmp_path), {}, make)) and make.count == 2
+
+
+def test_interrupted_extractions_leave_nothing_to_be_read(tmp_path):
+    def broken(folder):
+        Extraction()(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        features.cached(str(tmp_path), {}, broken)
+    make = Extraction()
+    features.cached(str(tmp_path), {}, make)
+    assert make.count == 1
+
+
+def test_what_features_depend_on(model, params, dataset):
+    def facts(params=params, rows=dataset.test, **more):
+        return features.facts_of(model, params, dataset.prepared, dataset.spec, rows, **more)
+
+    assert facts() == facts(jax.tree.map(np.array, params))  # wherever the arrays are
+    trained = jax.tree.map(lambda leaf: leaf + 1e-6, params)
+    assert len({json.dumps(f, sort_keys=True) for f in (facts(), facts(trained), facts(rows=dataset.train))}) == 3
+    assert facts(clips_per_view=1) != facts(clips_per_view=2)
+
+
+@pytest.fixture(scope="module")
+def probed(config, dataset, mesh, tmp_path_factory):
+    workdir = str(tmp_path_factory.mktemp("probe"))
+    return workdir, probe.run(config, dataset, mesh, workdir)
+
+
+def test_every_probe_of_a_run_is_measured_and_written(probed, dataset):
+    workdir, results = probed
+    with open(os.path.join(workdir, "metrics.json")) as file:
+        record = json.load(file)
+    assert record["metrics"] == results and record["protocol"] == "xsub"
+    label = dataset.prepared.views["label"][dataset.test]
+    for kind in ("knn", "linear", "attentive"):
+        confusion = np.array(record[kind]["confusion_matrix"])
+        np.testing.assert_array_equal(confusion.sum(1), np.bincount(label, minlength=dataset.num_classes))
+        assert results[f"{kind}/top_1"] == pytest.approx(np.trace(confusion) / len(label))
+        for view in np.unique(dataset.prepared.views["view"][dataset.test]):
+            assert f"{kind}/top_1/{view}" in results
+    assert results["linear/learning_rate"] in (1e-3, 1e-2)
+    assert 1 <= results["retrieval/mean_rank"] <= results["retrieval/gallery_size"]
+
+
+def test_a_second_run_reads_the_features_and_finds_the_same(probed, config, dataset, mesh, monkeypatch):
+    workdir, results = probed
+    monkeypatch.setattr(features, "extract", lambda *args, **kwargs: pytest.fail("extracted again"))
+    assert probe.run(config, dataset, mesh, workdir) == results
+
+
+def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh):
+    workdir, results = probed
+    other = probe.run(make_config(synthetic_set, "seed=1", "probe.kinds=('retrieval',)"), dataset, mesh, workdir)
+    assert set(other) == {name for name in results if name.startswith("retrieval")}
+    assert other["retrieval/mean_rank"] != results["retrieval/mean_rank"]
+
+
+def test_retrieval_under_a_cross_view_protocol_searches_the_other_cameras(synthetic_set, mesh, tmp_path):
+    config = make_config(synthetic_set, "data.protocol=xview", "probe.kinds=('retrieval',)", "eval.clips_per_view=1")
+    dataset = LabelledDataset.from_config(config)
+    views = dataset.prepared.views
+    assert len(np.unique(views["view"][dataset.test])) == 1  # the protocol tests one camera
+    results = probe.run(config, dataset, mesh, str(tmp_path))
+    assert results["retrieval/gallery_size"] == len(np.unique(views["take"][dataset.test]))
+
+
+def with_subjects(dataset, subject) -> LabelledDataset:
+    views = dataset.prepared.views | {"subject": subject}
+    return dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, views=views))
+
+
+def test_validation_leaves_out_what_the_test_leaves_out(dataset):
+    views = dataset.prepared.views
+    take = np.unique(views["take"], return_inverse=True)[1]
+    subject = take % 4 + np.where(np.isin(np.arange(len(take)), dataset.test), 10, 0)  # the tested ones are others
+    others = with_subjects(dataset, subject)
+    np.testing.assert_array_equal(probe.validation_groups(others, 0.25), subject[dataset.train])
+    in_both = with_subjects(dataset, take % 4)
+    too_few, unknown = (others, 0.2), (with_subjects(dataset, np.full_like(take, -1)), 0.25)
+    for case, fraction in ((in_both, 0.25), too_few, unknown):
+        np.testing.assert_array_equal(probe.validation_groups(case, fraction), views["take"][dataset.train])
+
+
+def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
+    """They find what the features hold: here, by a planted encoder, which take and class a clip is of."""
+    prepared, views = dataset.prepared, dataset.prepared.views
+    rows = {"train_rows": dataset.train, "test_rows": dataset.test}
+    measured = features.measure_pretraining(
+        model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=3, **rows
+    )
+    assert set(measured) >= {"knn_top_1", "knn_mean_class", "retrieval_recall_1", "retrieval_mean_rank"}
+
+    def planted(model, params, batches, mesh):
+        row = np.concatenate([batch["row"][batch["valid"]] for batch in batches]).astype(np.int64)
+        label = views["label"][row]
+        take = np.unique(views["take"], return_inverse=True)[1][row]
+        content = np.concatenate([5 * np.eye(200)[label], np.eye(200)[take]], axis=1)
+        return Features(row=row, label=label, slices=content[:, None].astype(np.float32))
+
+    monkeypatch.setattr(features, "extract", planted)
+    measured = features.measure_pretraining(
+        model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=1, **rows
+    )
+    known = np.isin(views["label"][dataset.test], views["label"][dataset.train])
+    assert measured["knn_top_1"] >= known.mean() and measured["retrieval_recall_1"] == 1
+    # Without labels, or with one camera, what cannot be measured is left out.
+    without = prepared.views | {"label": np.full_like(views["label"], -1)}
+    unlabelled = dataclasses.replace(prepared, views=without)
+    measured = features.measure_pretraining(
+        model, params, unlabelled, dataset.spec, mesh, global_batch_size=8, knn_k=1, **rows
+    )
+    assert set(measured) == {f"retrieval_{name}" for name in ("recall_1", "recall_5", "mean_rank", "gallery_size")}
+    one_camera = {name: part[views["view"][part] == "C001"] for name, part in rows.items()}
+    measured = features.measure_pretraining(
+        model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=1, **one_camera
+    )
+    assert set(measured) == {"knn_top_1", "knn_mean_class"}
+    assert not retrieval.camera_pairs(*(views[name][one_camera["test_rows"]] for name in ("take", "view")))
+
+
+def test_the_probe_task_refuses(synthetic_set, dataset, mesh, tmp_path):
+    missing = make_config(synthetic_set, "init_from=/nowhere/at/all")
+    with pytest.raises(ValueError, match="no run with checkpoints"):
+        probe.run(missing, dataset, mesh, str(tmp_path))

@@ -1,0 +1,330 @@
+"""Accuracies, probes and retrieval: planted features are found, noise is not, and others' programs agree."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from mv2mae_jax import accuracy, probes, retrieval
+
+SWEEP = dict(learning_rates=(1e-3, 1e-2), weight_decays=(0.0, 0.1))
+
+
+def gaussian_classes(*, num_rows, num_classes=4, width=16, distance=1.0, seed=0):
+    """Rows around one random centre per class, (x, y): `distance` is the centres' spread in standard deviations."""
+    rng = np.random.default_rng(seed)
+    centres = distance * rng.normal(size=(num_classes, width))
+    y = rng.integers(0, num_classes, num_rows)
+    return (centres[y] + rng.normal(size=(num_rows, width))).astype(np.float32), y
+
+
+def within_chance(hits: float, num_rows: int, num_classes: int) -> bool:
+    """Whether an accuracy lies within four standard deviations of guessing."""
+    chance = 1 / num_classes
+    return abs(hits - chance) < 4 * np.sqrt(chance * (1 - chance) / num_rows)
+
+
+# Accuracies
+
+
+def test_accuracies_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 8, 200)
+    scores = rng.normal(size=(200, 8)) + 1.5 * np.eye(8)[label]
+    view = rng.choice(["C001", "C002"], 200)
+    results = accuracy.summarize(scores, label, view)
+    prediction = scores.argmax(1)
+    assert results["top_1"] == pytest.approx(np.mean(prediction == label))
+    assert results["top_5"] == pytest.approx(top_k_accuracy_score(label, scores, k=5))
+    assert results["mean_class"] == pytest.approx(balanced_accuracy_score(label, prediction))
+    for name in ("C001", "C002"):
+        expected = np.mean(prediction[view == name] == label[view == name])
+        assert results[f"top_1/{name}"] == pytest.approx(expected)
+    np.testing.assert_array_equal(accuracy.confusion_matrix(prediction, label, 8), confusion_matrix(label, prediction))
+
+
+def test_a_class_that_does_not_occur_does_not_count():
+    results = accuracy.summarize(np.eye(3)[[0, 0, 0, 1]], np.array([0, 0, 1, 1]))
+    assert results["mean_class"] == pytest.approx((1 + 0.5) / 2)
+    assert "top_5" not in results  # there are but three classes
+
+
+def test_equal_scores_are_no_hit_in_disguise():
+    results = accuracy.summarize(np.zeros((8, 8)), np.arange(8))
+    assert results["top_1"] == 1 / 8 and results["top_5"] == 5 / 8
+
+
+@pytest.mark.parametrize(
+    ("scores", "label", "reason"),
+    [
+        (np.zeros((2, 3)), [0, 3], "classes"),
+        (np.zeros((2, 3)), [0, -1], "unlabelled"),
+        (np.full((2, 3), np.nan), [0, 1], "diverged"),
+        (np.zeros((2, 3)), [0], "one label per row"),
+    ],
+)
+def test_accuracy_refuses(scores, label, reason):
+    with pytest.raises(ValueError, match=reason):
+        accuracy.summarize(scores, np.array(label))
+
+
+def test_average_clips_equals_a_direct_computation():
+    rng = np.random.default_rng(0)
+    row = np.array([7, 3, 7, 9, 3, 7])
+    logits = 100 * rng.normal(size=(6, 5))  # large: a softmax that is not shifted would overflow
+    probabilities, rows = accuracy.average_clips(logits, row)
+    assert rows.tolist() == [3, 7, 9]
+    for i, name in enumerate(rows):
+        clips = [np.exp(z - np.logaddexp.reduce(z)) for z in logits[row == name]]
+        np.testing.assert_allclose(probabilities[i], sum(clips) / len(clips), atol=1e-12)
+
+
+# Nearest neighbours
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_knn_equals_scikit_learn(k):
+    x, y = gaussian_classes(num_rows=500, distance=0.5)
+    scores = probes.knn_scores(x[:300], y[:300], x[300:], 4, k=k)
+    reference = KNeighborsClassifier(n_neighbors=k, metric="cosine").fit(x[:300], y[:300])
+    np.testing.assert_array_equal(scores.argmax(1), reference.predict(x[300:]))
+    np.testing.assert_allclose(scores, reference.predict_proba(x[300:]), atol=1e-6)
+
+
+def test_knn_votes_weighted_by_similarity_equal_a_direct_computation():
+    x, y = gaussian_classes(num_rows=60)
+    scores = probes.knn_scores(x[:50], y[:50], x[50:], 4, k=5, temperature=0.07)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for query, row in zip(unit[50:], scores, strict=True):
+        similarity = unit[:50] @ query
+        votes = np.zeros(4)
+        for neighbour in np.argsort(-similarity)[:5]:
+            votes[y[neighbour]] += np.exp(similarity[neighbour] / 0.07)
+        np.testing.assert_allclose(row, votes / votes.sum(), rtol=1e-4, atol=1e-6)
+
+
+# Trained probes
+
+
+def planted_tokens(num_rows, *, num_classes=4, num_tokens=12, width=16, seed=0):
+    """One token anywhere in the clip carries the class; the others are noise."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, num_classes, num_rows)
+    tokens = rng.normal(size=(num_rows, num_tokens, width))
+    codes = np.linalg.qr(rng.normal(size=(width, width)))[0][:num_classes] * 20
+    tokens[np.arange(num_rows), rng.integers(0, num_tokens, num_rows)] += codes[y]
+    return tokens.astype(np.float16), y
+
+
+def run_linear(x, y, num_train, num_classes=4, **options):
+    options = SWEEP | dict(group=np.arange(num_train) // 2, epochs=30, batch_size=64) | options
+    return probes.linear_probe(x[:num_train], y[:num_train], x[num_train:], num_classes, **options)
+
+
+def run_attentive(x, y, num_train, num_classes=4, **options):
+    options = SWEEP | dict(group=np.arange(num_train) // 2, epochs=15, batch_size=64, num_heads=4) | options
+    return probes.attentive_probe(x[:num_train], y[:num_train], x[num_train:], num_classes, **options)
+
+
+def test_planted_features_are_read_perfectly():
+    x, y = gaussian_classes(num_rows=400, distance=5.0)
+    assert accuracy.summarize(run_linear(x, y, 300).scores, y[300:])["top_1"] == 1
+    assert accuracy.summarize(probes.knn_scores(x[:300], y[:300], x[300:], 4), y[300:])["top_1"] == 1
+
+
+def test_attention_finds_the_token_that_carries_the_class():
+    tokens, y = planted_tokens(500)
+    assert accuracy.summarize(run_attentive(tokens, y, 400).scores, y[400:])["top_1"] == 1
+
+
+def test_noise_stays_at_chance():
+    rng = np.random.default_rng(1)
+    tokens, y = rng.normal(size=(700, 6, 16)).astype(np.float16), rng.integers(0, 4, 700)
+    pooled = tokens.astype(np.float32).mean(1)
+    for scores in (
+        probes.knn_scores(pooled[:300], y[:300], pooled[300:], 4),
+        run_linear(pooled, y, 300).scores,
+        run_attentive(tokens, y, 300, epochs=4).scores,
+    ):
+        assert within_chance(np.mean(scores.argmax(1) == y[300:]), 400, 4)
+
+
+def test_linear_probe_is_as_good_as_scikit_learns_logistic_regression():
+    x, y = gaussian_classes(num_rows=3000, width=20, distance=0.4)
+    train, test = slice(0, 1000), slice(1000, 3000)
+    mean, std = x[train].mean(0), x[train].std(0)
+    reference = LogisticRegression(C=np.inf).fit((x[train] - mean) / std, y[train])
+    expected = reference.score((x[test] - mean) / std, y[test])
+    assert 0.5 < expected < 0.95  # a problem on which classifiers can differ
+    probed = run_linear(x, y, 1000, learning_rates=(1e-2,), weight_decays=(0.0,))
+    assert np.mean(probed.scores.argmax(1) == y[test]) == pytest.approx(expected, abs=0.015)
+    units = np.logspace(-1, 1, 20)
+    scaled = run_linear(units * x + 100, y, 1000, learning_rates=(1e-2,), weight_decays=(0.0,))
+    np.testing.assert_allclose(scaled.scores, probed.scores, atol=2e-2)  # units and offsets do not matter
+
+
+def test_test_rows_decide_nothing():
+    """What is predicted for a row, and which setting is chosen, does not depend on the other rows tested."""
+    x, y = gaussian_classes(num_rows=200)
+    all_rows, few_rows = run_linear(x, y, 150), run_linear(x[:160], y[:160], 150)
+    np.testing.assert_allclose(all_rows.scores[:10], few_rows.scores, atol=1e-4)
+    assert all_rows.learning_rate == few_rows.learning_rate
+
+
+def test_the_setting_with_the_best_validation_accuracy_is_chosen():
+    x, y = gaussian_classes(num_rows=400, distance=1.0)
+    # At 1e-9 nothing is learned, and a decay that large shrinks the weights to nothing.
+    probed = run_linear(x, y, 300, learning_rates=(1e-9, 1e-2), weight_decays=(0.0, 50.0))
+    assert probed.learning_rate == 1e-2
+    assert probed.validation_accuracy.shape == (2, 2)
+    chosen = probed.validation_accuracy[1, (0.0, 50.0).index(probed.weight_decay)]
+    assert chosen == probed.validation_accuracy.max()
+
+
+def test_every_setting_trains_as_if_it_were_alone():
+    tokens, y = planted_tokens(200)
+    x = tokens.astype(np.float32).mean(1)
+    for run, data in ((run_linear, x), (run_attentive, tokens)):
+        together = run(data, y, 150).validation_accuracy
+        for i, lr in enumerate(SWEEP["learning_rates"]):
+            for j, wd in enumerate(SWEEP["weight_decays"]):
+                alone = run(data, y, 150, learning_rates=(lr,), weight_decays=(wd,)).validation_accuracy
+                assert abs(alone[0, 0] - together[i, j]) <= 1 / 30  # at most one of 30 rows by rounding
+
+
+def test_attentive_probe_equals_multi_head_attention_written_out():
+    """Folded keys and late values are what a multi-head cross-attention with a learned query computes."""
+    rng = np.random.default_rng(0)
+    heads, width, size, num_tokens = 2, 8, 4, 5
+    x = rng.normal(size=(3, num_tokens, width)).astype(np.float32)
+    query = rng.normal(size=(heads, size))
+    key, value = rng.normal(size=(2, heads, width, size))
+    kernel, bias = rng.normal(size=(width, 6)), rng.normal(size=6)
+    expected = []
+    for clip in x:
+        pooled = []
+        for h in range(heads):
+            logits = (clip @ key[h]) @ query[h] * size**-0.5
+            weight = np.exp(logits - logits.max())
+            pooled.append(weight / weight.sum() @ (clip @ value[h]))
+        expected.append(np.concatenate(pooled) @ kernel + bias)
+    folded = np.einsum("hde,he->hd", key, query) * (width / size) ** 0.5
+    params = {"queries": folded, "values": value, "kernel": kernel, "bias": bias}
+    actual = probes._attend({k: v.astype(np.float32) for k, v in params.items()}, x, np.zeros(width), np.ones(width))
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_groups_are_not_torn_apart():
+    group = np.random.default_rng(0).permutation(np.repeat([f"S{i:03}" for i in range(10)], 3))
+    kept, held_out = probes.split_groups(group, 0.2, seed=0)
+    assert sorted([*kept, *held_out]) == list(range(30))
+    assert set(group[kept]).isdisjoint(group[held_out])
+    assert len(set(group[held_out])) == 2
+    kept, held_out = probes.split_groups(group[:3] == group[0], 0.99, seed=0)
+    assert len(kept) and len(held_out)
+
+
+def test_channels_that_do_not_vary_do_no_harm():
+    x, y = gaussian_classes(num_rows=300, distance=5.0)
+    x = np.concatenate([x, np.zeros((300, 1), np.float32)], axis=1)
+    x[250:, -1] = 1e-3  # in the test rows alone
+    assert np.mean(run_linear(x, y, 250).scores.argmax(1) == y[250:]) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "group", "sweep", "reason"),
+    [
+        ([0, 1, -1, 2], [0, 1, 2, 3], {}, "no label"),
+        ([0, 1, 4, 2], [0, 1, 2, 3], {}, "num_classes=4"),
+        ([0, 1, 2], [0, 1, 2, 3], {}, "one label per training row"),
+        ([0, 1, 2, 3], [5, 5, 5, 5], {}, "1 group"),
+        ([0, 1, 2, 3], [0, 1, 2, 3], {"learning_rates": ()}, "sweep is empty"),
+    ],
+)
+def test_probes_refuse(label, group, sweep, reason):
+    x, options = np.zeros((4, 3, 8), np.float32), SWEEP | sweep | {"group": np.array(group)}
+    for probe, data in ((probes.linear_probe, x[:, 0]), (probes.attentive_probe, x)):
+        with pytest.raises(ValueError, match=reason):
+            probe(data, np.array(label), data, 4, **options)
+
+
+def test_knn_and_attention_refuse():
+    x = np.zeros((4, 3, 8), np.float32)
+    with pytest.raises(ValueError, match="no label"):
+        probes.knn_scores(x[:, 0], np.array([0, 1, -1, 2]), x[:, 0], 3)
+    with pytest.raises(ValueError, match="num_heads=3"):
+        run_attentive(x, np.zeros(4, int), 2, num_heads=3)
+
+
+# Retrieval
+
+
+def clips_of_takes(*, num_takes=20, num_views=3, num_classes=4, noise=1.0, seed=0):
+    """(features, take, view, label): what a take looks like, the same in every view, and noise; rows shuffled."""
+    rng = np.random.default_rng(seed)
+    content, label = rng.normal(size=(num_takes, 8)), rng.integers(0, num_classes, num_takes)
+    take, view = (a.ravel() for a in np.meshgrid(np.arange(num_takes), np.arange(num_views), indexing="ij"))
+    order = rng.permutation(len(take))[:-4]  # some takes lack a view
+    take, view = take[order], view[order]
+    features = content[take] + noise * rng.normal(size=(len(take), 8))
+    return features, np.array([f"T{t:03}" for t in take]), np.array([f"C{v:03}" for v in view]), label[take]
+
+
+def test_planted_pairs_are_found():
+    features, take, view, _ = clips_of_takes(noise=0.0)
+    found = retrieval.measure(features, take, view)
+    assert found["recall_1"] == found["recall_5"] == found["mean_rank"] == 1
+    assert not any(name.startswith("class") for name in found)  # no labels, no classes
+
+
+def test_retrieval_equals_brute_force():
+    features, take, view, label = clips_of_takes()
+    label[take == "T003"] = -1
+    found = retrieval.measure(features, take, view, label)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    of_pairs = []
+    for a in np.unique(view):
+        for b in set(np.unique(view)) - {a}:
+            ranks, nearest, precisions = [], [], []
+            gallery = [i for i in range(len(take)) if view[i] == b]
+            for q in (i for i in range(len(take)) if view[i] == a):
+                ranked = sorted(gallery, key=lambda g, q=q: -(unit[g] @ unit[q]))
+                ranks += [1 + r for r, g in enumerate(ranked) if take[g] == take[q]]
+                others = [g for g in ranked if take[g] != take[q]]
+                same = np.array([label[g] == label[q] and label[q] >= 0 for g in others])
+                if same.any():
+                    nearest.append(same[0])
+                    precisions.append(average_precision_score(same, unit[others] @ unit[q]))
+            ranks = np.array(ranks)
+            means = [np.mean(ranks == 1), np.mean(ranks <= 5), ranks.mean(), len(gallery)]
+            of_pairs.append([*means, np.mean(nearest), np.mean(precisions)])
+    names = ("recall_1", "recall_5", "mean_rank", "gallery_size", "class_recall_1", "class_map")
+    assert found == pytest.approx(dict(zip(names, np.mean(of_pairs, axis=0), strict=True)), rel=1e-5)
+    assert 0.1 < found["recall_1"] < 0.9  # neither trivial nor hopeless
+
+
+def test_constant_features_find_nothing():
+    _, take, view, label = clips_of_takes()
+    found = retrieval.measure(np.ones((len(take), 4)), take, view, label)
+    assert found["recall_1"] == found["class_recall_1"] == 0
+    assert found["mean_rank"] == found["gallery_size"]
+
+
+def test_unrelated_features_are_at_chance():
+    _, take, view, _ = clips_of_takes(num_takes=200)
+    features = np.random.default_rng(5).normal(size=(len(take), 8))
+    found = retrieval.measure(features, take, view)
+    assert found["mean_rank"] == pytest.approx((found["gallery_size"] + 1) / 2, rel=0.15)
+
+
+def test_retrieval_refuses():
+    features, take, view, _ = clips_of_takes()
+    one = view == "C001"
+    with pytest.raises(ValueError, match=r"two cameras.*C001 \("):
+        retrieval.measure(features[one], take[one], view[one])
+    with pytest.raises(ValueError, match="two cameras"):
+        retrieval.measure(features, np.arange(len(take)), view)  # every take was seen once
+    twice = np.arange(len(take)).repeat(2)
+    with pytest.raises(ValueError, match="twice"):
+        retrieval.measure(features[twice], take[twice], view[twice])
