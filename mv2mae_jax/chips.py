@@ -1,0 +1,65 @@
+"""Published peak rates of accelerator chips, each with its source; nothing here was measured."""
+
+import dataclasses
+from typing import Final
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+      flops_per_second: peak of dense bfloat16 products.
+      hbm_bytes: capacity of the main memory.
+      hbm_bytes_per_second: its bandwidth.
+      ici_bytes_per_second: what a chip can send to its neighbours over all its links, one way.
+      clock_hz: of the matrix units; None where sources contradict each other.
+      source: where these numbers stand.
+    """
+
+    flops_per_second: float
+    hbm_bytes: int
+    hbm_bytes_per_second: float
+    ici_bytes_per_second: float
+    clock_hz: float | None
+    source: str
+
+
+# Google states the interconnect of a chip in both directions together; half of it is what a chip can send.
+# Clocks of v5e and v5p follow from the peak: 2 flops * 128 * 128 multiply-adds * MXUs per chip (4, 8) * clock.
+CHIPS: Final[dict[str, Chip]] = {
+    "v4": Chip(
+        flops_per_second=275e12,
+        hbm_bytes=32 * GIB,
+        hbm_bytes_per_second=1200e9,
+        ici_bytes_per_second=6 * 50e9,
+        clock_hz=1.05e9,
+        source="https://docs.cloud.google.com/tpu/docs/v4; links and clock: Jouppi et al. 2023, arXiv 2304.01433",
+    ),
+    "v5e": Chip(
+        flops_per_second=197e12,
+        hbm_bytes=16 * GIB,
+        hbm_bytes_per_second=819e9,
+        ici_bytes_per_second=400e9 / 2,
+        clock_hz=197e12 / (2 * 128 * 128 * 4),
+        source="https://docs.cloud.google.com/tpu/docs/v5e",
+    ),
+    "v5p": Chip(
+        flops_per_second=459e12,
+        hbm_bytes=95 * GIB,
+        hbm_bytes_per_second=2765e9,
+        ici_bytes_per_second=1200e9 / 2,
+        clock_hz=459e12 / (2 * 128 * 128 * 8),
+        source="https://docs.cloud.google.com/tpu/docs/v5p",
+    ),
+    "v6e": Chip(
+        flops_per_second=918e12,
+        hbm_bytes=32 * GIB,
+        hbm_bytes_per_second=1638e9,
+        ici_bytes_per_second=800e9 / 2,
+        clock_hz=None,  # its pages name two MXUs of 256x256 or four: the clock that follows differs by a factor of two
+        source="https://docs.cloud.google.com/tpu/docs/v6e",
+    ),
+}

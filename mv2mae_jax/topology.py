@@ -1,0 +1,442 @@
+"""Compiles the training step for a TPU slice that is not there: what it needs, how fast it could be.
+
+    python -m mv2mae_jax.topology --config=configs/ntu120.py --topology=v5e:16x16 --batch_per_chip=16
+    python -m mv2mae_jax.topology --config=configs/ntu120.py --topology=v4:4x4x4,v5p:4x4x4,v6e:8x8 --largest_batch
+
+Needs libtpu (requirements-tpu-aot.txt), whose compiler runs on a CPU, and no TPU. All figures are read off the compiled
+program or follow from it and from published peak rates (chips.py): bounds, not measurements. docs/scaling.md explains.
+"""
+
+import argparse
+import collections
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+from ml_collections import config_dict
+
+from mv2mae_jax import config as configs
+from mv2mae_jax import hlo, optim, sharding
+from mv2mae_jax.chips import CHIPS, Chip
+from mv2mae_jax.state import TrainState
+from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.train import jit_train_step
+
+GB = 1e9
+RESULTS = "benchmarks/results/topology"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slice:
+    """A TPU slice known to the compiler.
+
+    Attributes:
+      name: e.g. 'v5e:16x16'.
+      devices: what JAX calls devices: chips, or on v4 the two cores of each.
+      num_chips: chips.
+      num_hosts: processes that a run on it would have.
+      chip: published rates.
+    """
+
+    name: str
+    devices: list[Any]
+    num_chips: int
+    num_hosts: int
+    chip: Chip
+
+    @property
+    def devices_per_chip(self) -> int:
+        return len(self.devices) // self.num_chips
+
+
+def find_slice(name: str) -> Slice:
+    """Asks libtpu for the devices of 'GENERATION:AxB' or 'GENERATION:AxBxC'.
+
+    Raises:
+      ValueError: libtpu is not installed, or does not know such a slice.
+    """
+    generation = name.partition(":")[0]
+    if generation not in CHIPS:
+        raise ValueError(f"--topology={name}: peak rates are known for {', '.join(CHIPS)}; write e.g. v5e:4x4.")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "The TPU compiler is missing. Install it into an environment of its own, since `import jax` then looks "
+            "for a TPU: python -m venv .venv-tpu && .venv-tpu/bin/pip install -r requirements-tpu-aot.txt"
+        )
+    # No metadata server to ask, no TPU to hold a lock for; only errors are logged.
+    for variable, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"--topology={name} is unknown to libtpu: {error}. Examples: v5e:4x4, v4:2x2x4.") from error
+    return Slice(
+        name=name,
+        devices=list(devices),
+        num_chips=len({tuple(device.coords) for device in devices}),
+        num_hosts=len({device.process_index for device in devices}),
+        chip=CHIPS[generation],
+    )
+
+
+def batch_shapes(config: config_dict.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """A training batch as data/pipeline.py makes it, as far as the step reads it."""
+    model, views = Pretrain.from_config(config).model, 1 + config.data.num_source_views
+    batch = config.global_batch_size
+    return {
+        "video": jax.ShapeDtypeStruct((batch, views, *model.clip_size, 3), np.uint8),
+        "motion": jax.ShapeDtypeStruct((batch, views, model.num_tokens), np.float32),
+    }
+
+
+def lower_train_step(config: config_dict.ConfigDict, devices: list[Any]) -> jax.stages.Lowered:
+    """The step that `run.py` would run on these devices, up to the compiler.
+
+    Raises:
+      ValueError: the batch cannot be cut over the devices, or another task than pre-training.
+    """
+    if config.task != "pretrain":
+        raise ValueError(f"task = {config.task!r}: the step of pre-training is compiled here; choose such a config.")
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
+    task = Pretrain.from_config(config)
+    # Only constants of the program depend on the length of an epoch.
+    schedule = optim.Schedule.from_config(config, steps_per_epoch=1000.0)
+    optimizer = optim.make_optimizer(config.optimizer, schedule)
+    with_ema = config.optimizer.ema_decay is not None
+    state = jax.eval_shape(lambda key: TrainState.create(task.init(key), optimizer, with_ema), jax.random.key(0))
+    batch = batch_shapes(config)
+    step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
+    rows = {name: sharding.batch_sharding(mesh) for name in batch}
+    return step.lower(sharding.abstract(state, sharding.state_sharding(mesh, state)), sharding.abstract(batch, rows))
+
+
+def model_flops(config: config_dict.ConfigDict) -> float:
+    """Floating-point operations that a step needs: three times the products of the forward pass, over all chips.
+
+    The usual count of MFU (Chowdhery et al. 2022, PaLM, appendix B): a backward pass costs two forward passes; norms,
+    softmax, optimiser and recomputation do not count.
+    """
+    task = Pretrain.from_config(config)
+    sample = {k: jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype) for k, s in batch_shapes(config).items()}
+    inputs = jax.eval_shape(task.randomize, sample, jax.random.key(0))
+    forward = jax.make_jaxpr(task.loss)(jax.eval_shape(task.init, jax.random.key(0)), inputs)
+    return 3 * _matmul_flops(forward.jaxpr) * config.global_batch_size
+
+
+def _matmul_flops(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (axes, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * equation.outvars[0].aval.size * np.prod([shape[axis] for axis in axes])
+        inner = sum(_matmul_flops(sub) for sub in jaxprs_in_params(equation.params))
+        total += inner * equation.params.get("length", 1)
+    return total
+
+
+def read_program(text: str) -> dict[str, Any]:
+    """What one device does in a step, from the text of the compiled program; loops counted as often as they run."""
+    module = hlo.parse(text)
+    collectives: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for one in module.collectives():
+        collectives[one.kind] += collections.Counter(
+            runs=one.runs,
+            runs_in_loops=one.runs if one.runs > 1 else 0,
+            bytes=one.runs * one.bytes,
+            wire_bytes=one.runs * one.wire_bytes,
+        )
+    cycles = module.estimated_cycles()
+    return {
+        "matmul_flops": module.matmul_flops(),
+        "bytes_accessed": module.bytes_moved(lambda array: array.bytes),
+        "hbm_bytes": module.bytes_moved(hlo.hbm_bytes),
+        "collectives": {kind: dict(counts) for kind, counts in sorted(collectives.items())},
+        "compiler_cycles": sum(cycles.values()),
+        "compiler_cycles_of": dict(list(cycles.items())[:20]),
+    }
+
+
+def bounds(
+    program: dict[str, Any], chip: Chip, *, devices_per_chip: int, flops_needed: float
+) -> dict[str, float | str | None]:
+    """Times below which no chip of this kind can run the program, in seconds, and what follows.
+
+    Args:
+      program: from `read_program`.
+      chip: published rates.
+      devices_per_chip: programs that share a chip.
+      flops_needed: of the model, per chip and step.
+    """
+    wire_bytes = sum(kind["wire_bytes"] for kind in program["collectives"].values())
+    seconds = {
+        "compute": devices_per_chip * program["matmul_flops"] / chip.flops_per_second,
+        "memory": devices_per_chip * program["hbm_bytes"] / chip.hbm_bytes_per_second,
+        "interconnect": devices_per_chip * wire_bytes / chip.ici_bytes_per_second,
+    }
+    bound_by = max(seconds, key=seconds.get)
+    step = seconds[bound_by]
+    on_chip = devices_per_chip * program["bytes_accessed"] / chip.hbm_bytes_per_second
+    compiler = program["compiler_cycles"] / chip.clock_hz if chip.clock_hz and program["compiler_cycles"] else None
+    return {
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "step_seconds": step,
+        "bound_by": bound_by,
+        "mfu": flops_needed / (step * chip.flops_per_second),
+        "flops_per_hbm_byte": program["matmul_flops"] / program["hbm_bytes"],
+        "flops_per_byte_accessed": program["matmul_flops"] / program["bytes_accessed"],
+        "mfu_if_all_bytes_were_hbm": flops_needed / (max(step, on_chip) * chip.flops_per_second),
+        "compiler_seconds": compiler,
+        "mfu_by_compiler": flops_needed / (compiler * chip.flops_per_second) if compiler else None,
+    }
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes per device as the compiler assigned them; donated arguments are not counted twice."""
+    stats = compiled.memory_analysis()
+    parts = {
+        "arguments": stats.argument_size_in_bytes,
+        "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "program": stats.generated_code_size_in_bytes,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def report(config: config_dict.ConfigDict, where: Slice, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Compiles one config for one slice.
+
+    Args:
+      config: with `global_batch_size` over the whole slice.
+      where: from `find_slice`.
+      known: an earlier report; returned as it is when it is of the same program and compiler.
+
+    Returns:
+      JSON-ready figures; `fits` is False, and little else is there, where the program does not fit the memory.
+    """
+    lowered = lower_train_step(config, where.devices)
+    identity = {
+        "topology": where.name,
+        "program_sha256": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
+        "libtpu": importlib.metadata.version("libtpu"),
+    }
+    if known and all(known.get(key) == value for key, value in identity.items()):
+        return known
+    record = {
+        **identity,
+        "jax": jax.__version__,
+        "chips": where.num_chips,
+        "devices_per_chip": where.devices_per_chip,
+        "hosts": where.num_hosts,
+        "batch_per_chip": config.global_batch_size / where.num_chips,
+        "views_per_sample": 1 + config.data.num_source_views,
+    }
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+            raise
+        return {**record, "fits": False, "memory_used": used[1], "memory_available": used[2].rstrip(".")}
+    program = read_program(compiled.as_text())
+    cost = compiled.cost_analysis()
+    needed = model_flops(config) / where.num_chips
+    bound = bounds(program, where.chip, devices_per_chip=where.devices_per_chip, flops_needed=needed)
+    return {
+        **record,
+        "fits": True,
+        "compile_seconds": round(time.monotonic() - start, 1),
+        "memory_per_device": memory(compiled),
+        "chip_memory_bytes": where.chip.hbm_bytes,
+        "program": program,
+        "cost_analysis_loops_once": {key: cost.get(key) for key in ("flops", "bytes accessed", "transcendentals")},
+        "model_flops_per_chip": needed,
+        "bound": bound,
+        "input": input_rate(config, where, bound["step_seconds"]),
+        "rates": dataclasses.asdict(where.chip),
+    }
+
+
+def input_rate(config: config_dict.ConfigDict, where: Slice, step_seconds: float) -> dict[str, float]:
+    """What the hosts must deliver for a step of this length; `video` as uint8."""
+    clips = config.global_batch_size * (1 + config.data.num_source_views) / step_seconds
+    clip_bytes = 3 * config.data.num_frames * config.data.crop_size[0] * config.data.crop_size[1]
+    return {
+        "clips_per_second": clips,
+        "clips_per_second_per_host": clips / where.num_hosts,
+        "bytes_per_second_per_host": clips * clip_bytes / where.num_hosts,
+    }
+
+
+def largest_batch(
+    config: config_dict.ConfigDict, where: Slice, first: dict[str, Any], *, multiple: int = 8, max_compiles: int = 4
+) -> dict[str, Any]:
+    """The largest batch per chip that compiles, to `multiple` samples [ours] or as near as `max_compiles` allow [ours].
+
+    The compiler is the judge; what it assigned before says where to try next, memory being linear in the batch.
+
+    Returns:
+      `fits`: the largest batch that compiled; `fails`: the smallest that did not, None if none was tried; `tried`.
+    """
+    total = first["memory_per_device"]["total"] * where.devices_per_chip
+    fixed = total - first["memory_per_device"]["temporaries"] * where.devices_per_chip
+    fits, fails = int(first["batch_per_chip"]), None
+    slope = (total - fixed) / fits
+    tried = {}
+    for _ in range(max_compiles):
+        batch = next_batch(fits, fails, int((where.chip.hbm_bytes - fixed) / slope), multiple)
+        if batch is None:
+            break
+        trial = config.copy_and_resolve_references()
+        trial.global_batch_size = batch * where.num_chips
+        record = report(trial, where)
+        tried[batch] = record["memory_per_device"]["total"] if record["fits"] else record["memory_used"]
+        if record["fits"]:
+            fits = batch
+            slope = (tried[batch] * where.devices_per_chip - fixed) / batch
+        else:
+            fails = batch
+    return {"fits": fits, "fails": fails, "tried": tried}
+
+
+def next_batch(fits: int, fails: int | None, predicted: int, multiple: int) -> int | None:
+    """The prediction if it lies between what fits and what fails, else their middle; None where they are neighbours."""
+    lowest = fits // multiple * multiple + multiple
+    highest = None if fails is None else (fails - 1) // multiple * multiple
+    if highest is not None and lowest > highest:
+        return None
+    guess = max(predicted // multiple * multiple, lowest)
+    if highest is None:
+        return guess
+    return guess if guess <= highest else (lowest + highest) // 2 // multiple * multiple or lowest
+
+
+COLUMNS = (
+    "program",
+    "slice",
+    "chips",
+    "batch/chip",
+    "memory GB/chip",
+    "TFLOP/chip",
+    "HBM GB/chip",
+    "flop/byte",
+    "sent MB/chip",
+    "compute ms",
+    "memory ms",
+    "links ms",
+    "MFU at most",
+    "clips/s at most",
+    "clips/s per host",
+)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """A Markdown table of reports in the order given."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for record in records:
+        cells = [record["title"], record["topology"], str(record["chips"]), f"{record['batch_per_chip']:g}"]
+        if record["fits"]:
+            cells += _figures(record)
+        else:
+            cells += [f"{record['memory_used']} of {record['memory_available']}: does not fit"]
+            cells += [""] * (len(COLUMNS) - len(cells))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _figures(record: dict[str, Any]) -> list[str]:
+    bound, program = record["bound"], record["program"]
+    devices = record["devices_per_chip"]
+    sent = sum(kind["wire_bytes"] for kind in program["collectives"].values())
+    return [
+        f"{record['memory_per_device']['total'] * devices / GB:.1f} of {record['chip_memory_bytes'] / GB:.1f}",
+        f"{program['matmul_flops'] * devices / 1e12:.2f}",
+        f"{program['hbm_bytes'] * devices / GB:.1f}",
+        f"{bound['flops_per_hbm_byte']:.0f}",
+        f"{sent * devices / 1e6:.0f}",
+        *(f"{1e3 * bound[f'{name}_seconds']:.1f}" for name in ("compute", "memory", "interconnect")),
+        f"{bound['mfu']:.0%}",
+        f"{record['input']['clips_per_second']:,.0f}",
+        f"{record['input']['clips_per_second_per_host']:,.0f}",
+    ]
+
+
+def title_of(config_path: str, overrides: list[str]) -> str:
+    """'ntu120 model.variant=B': the config's name and what was changed of it."""
+    return " ".join([os.path.splitext(os.path.basename(config_path))[0], *overrides])
+
+
+def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m mv2mae_jax.topology", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a file of configs/; --config.KEY=VALUE sets a key")
+    parser.add_argument("--topology", required=True, help="slices, e.g. v5e:16x16 or v4:2x2x1,v5p:2x2x1,v6e:2x2")
+    parser.add_argument(
+        "--batch_per_chip", type=int, help="samples; without it global_batch_size is cut over the chips"
+    )
+    parser.add_argument("--largest_batch", action="store_true", help="also search for the largest batch that fits")
+    parser.add_argument("--output", default=RESULTS, help=f"where one JSON file per compilation goes ({RESULTS})")
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    return parser.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
+
+
+def main(argv: list[str]) -> None:
+    arguments, overrides = parse_arguments(argv)
+    jax.config.update("jax_platforms", "cpu")
+    title, records = title_of(arguments.config, overrides), []
+    for name in arguments.topology.split(","):
+        where = find_slice(name)
+        config = configs.load(arguments.config, overrides)
+        if config.compute_dtype == "auto":
+            config.compute_dtype = "bfloat16"  # what `auto` is on a TPU
+        if arguments.batch_per_chip:
+            config.global_batch_size = arguments.batch_per_chip * where.num_chips
+        batch = f"b{config.global_batch_size / where.num_chips:g}"
+        file_name = re.sub(r"[^\w.=-]+", "_", f"{title} {batch} {name}") + ".json"
+        path = os.path.join(arguments.output, file_name)
+        record = {"title": title, **report(config, where, load_record(path))}
+        if arguments.largest_batch and record["fits"] and "largest_batch" not in record:
+            record["largest_batch"] = largest_batch(config, where, record)
+        os.makedirs(arguments.output, exist_ok=True)
+        with open(path, "w") as file:
+            json.dump(record, file, indent=1)
+        print(f"{path}: {'fits' if record['fits'] else 'does not fit'}", flush=True)
+        records.append(record)
+    print(table(records))
+
+
+def load_record(path: str) -> dict[str, Any] | None:
+    """An earlier report, None if there is none."""
+    if not os.path.isfile(path):
+        return None
+    with open(path) as file:
+        return json.load(file)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"mv2mae_jax.topology: {error}", file=sys.stderr)
+        sys.exit(2)
