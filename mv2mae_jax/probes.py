@@ -6,6 +6,7 @@ the training rows, and what comes back are scores, to be measured by accuracy.py
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -161,7 +162,7 @@ def attentive_probe(
     group: np.ndarray,
     learning_rates: Sequence[float],
     weight_decays: Sequence[float],
-    num_heads: int = 8,
+    num_heads: int | None = None,
     epochs: int = 20,
     batch_size: int = 64,
     validation_fraction: float = 0.2,
@@ -175,7 +176,7 @@ def attentive_probe(
 
     Args:
       train_tokens: float16 or float32[M, N, D], may be mapped from a file; test_tokens: the same of M' clips.
-      num_heads: queries; D is divisible by it. 8 [ours].
+      num_heads: queries; D is divisible by it. None: 16 [ours], or the largest power of two below that divides D.
       Others: see `linear_probe`.
 
     Raises:
@@ -183,6 +184,7 @@ def attentive_probe(
     """
     _check_labels(train_y, num_classes, len(train_tokens))
     width = train_tokens.shape[-1]
+    num_heads = math.gcd(16, width) if num_heads is None else num_heads
     if width % num_heads:
         raise ValueError(f"Tokens of width {width} cannot be shared among num_heads={num_heads}: choose a divisor.")
     schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed}

@@ -10,8 +10,8 @@ import pytest
 
 from configs import probe_base
 from data.labelled import LabelledDataset
+from mv2mae_jax import checkpoint, features, retrieval, sharding
 from mv2mae_jax import config as configs
-from mv2mae_jax import features, retrieval, sharding
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.tasks import probe
@@ -223,6 +223,21 @@ def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh)
     assert other["retrieval/mean_rank"] != results["retrieval/mean_rank"]
 
 
+def test_the_newest_checkpoint_of_a_run_is_probed(synthetic_set, dataset, model, params, mesh, tmp_path):
+    config = make_config(synthetic_set, f"init_from={tmp_path}")
+    facts = {}
+    for step, scale in ((3, 1.0), (7, 2.0)):
+        saved = jax.tree.map(lambda leaf, scale=scale: scale * leaf, params)
+        checkpointer = checkpoint.Checkpointer(str(tmp_path))
+        checkpointer.save(step, {"params": {"encoder": saved, "decoder": {"bias": jax.numpy.ones(3)}}}, {}, force=True)
+        checkpointer.close()
+        found, loaded_step = probe.load_encoder(config, model, mesh)
+        assert loaded_step == step
+        jax.tree.map(np.testing.assert_array_equal, found, saved)
+        facts[step] = features.facts_of(model, found, dataset.prepared, dataset.spec, dataset.test)
+    assert facts[3] != facts[7]  # so features are extracted anew
+
+
 def test_retrieval_under_a_cross_view_protocol_searches_the_other_cameras(synthetic_set, mesh, tmp_path):
     config = make_config(synthetic_set, "data.protocol=xview", "probe.kinds=('retrieval',)", "eval.clips_per_view=1")
     dataset = LabelledDataset.from_config(config)
@@ -240,13 +255,15 @@ def with_subjects(dataset, subject) -> LabelledDataset:
 def test_validation_leaves_out_what_the_test_leaves_out(dataset):
     views = dataset.prepared.views
     take = np.unique(views["take"], return_inverse=True)[1]
-    subject = take % 4 + np.where(np.isin(np.arange(len(take)), dataset.test), 10, 0)  # the tested ones are others
-    others = with_subjects(dataset, subject)
-    np.testing.assert_array_equal(probe.validation_groups(others, 0.25), subject[dataset.train])
-    in_both = with_subjects(dataset, take % 4)
-    too_few, unknown = (others, 0.2), (with_subjects(dataset, np.full_like(take, -1)), 0.25)
-    for case, fraction in ((in_both, 0.25), too_few, unknown):
-        np.testing.assert_array_equal(probe.validation_groups(case, fraction), views["take"][dataset.train])
+    is_test = np.isin(np.arange(len(take)), dataset.test)
+    for num_subjects, by_subject in ((3, True), (2, False)):
+        subject = take % num_subjects + np.where(is_test, 10, 0)  # the tested ones are others
+        groups = probe.validation_groups(with_subjects(dataset, subject))
+        expected = subject if by_subject else views["take"]
+        np.testing.assert_array_equal(groups, expected[dataset.train])
+    for subject in (take % 3, np.full_like(take, -1)):  # the same subjects are tested; subjects are unknown
+        groups = probe.validation_groups(with_subjects(dataset, subject))
+        np.testing.assert_array_equal(groups, views["take"][dataset.train])
 
 
 def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):

@@ -134,8 +134,8 @@ def test_planted_features_are_read_perfectly():
 
 
 def test_attention_finds_the_token_that_carries_the_class():
-    tokens, y = planted_tokens(500)
-    assert accuracy.summarize(run_attentive(tokens, y, 400).scores, y[400:])["top_1"] == 1
+    tokens, y = planted_tokens(400)
+    assert accuracy.summarize(run_attentive(tokens, y, 300).scores, y[300:])["top_1"] == 1
 
 
 def test_noise_stays_at_chance():

@@ -53,7 +53,7 @@ def run(
     if set(kinds) != {"retrieval"}:
         train_features = extract(dataset.train, with_tokens)
         for kind in (kind for kind in ("knn", "linear", "attentive") if kind in kinds):
-            scores, chosen, validation = _classify(kind, config, dataset, train_features, test, model)
+            scores, chosen, validation = _classify(kind, config, dataset, train_features, test)
             label, view = (dataset.prepared.views[name][dataset.test] for name in ("label", "view"))
             measured = accuracy.summarize(scores, label, view) | chosen
             results |= {f"{kind}/{name}": value for name, value in measured.items()}
@@ -145,7 +145,6 @@ def _classify(
     dataset: LabelledDataset,
     train_features: Features,
     test: Features,
-    model: mv2mae.MV2MAE,
 ) -> tuple[np.ndarray, dict[str, float], dict[str, Any]]:
     """(scores float[M, K] of `dataset.test`, the chosen setting, the validation table)."""
     probe, num_classes = config.probe, dataset.num_classes
@@ -162,15 +161,13 @@ def _classify(
         train_row, train_y = train_features.row, train_features.label
     if kind == "knn":
         return probes.knn_scores(train_x, train_y, test_x, num_classes, k=probe.knn_k), {}, {}
-    fit = probes.linear_probe
-    if kind == "attentive":
-        fit = functools.partial(probes.attentive_probe, num_heads=model.num_heads)
+    fit = probes.attentive_probe if kind == "attentive" else probes.linear_probe
     probed = fit(
         train_x,
         train_y,
         test_x,
         num_classes,
-        group=validation_groups(dataset, probe.validation_fraction)[np.searchsorted(dataset.train, train_row)],
+        group=validation_groups(dataset)[np.searchsorted(dataset.train, train_row)],
         learning_rates=probe.learning_rates,
         weight_decays=probe.weight_decays,
         epochs=probe.epochs,
@@ -186,15 +183,16 @@ def _classify(
     return scores, chosen, {"validation_accuracy": probed.validation_accuracy.tolist()}
 
 
-def validation_groups(dataset: LabelledDataset, validation_fraction: float) -> np.ndarray:
+def validation_groups(dataset: LabelledDataset) -> np.ndarray:
     """What validation must not tear apart, one name per row of `dataset.train`.
 
-    Subjects where the test is on other subjects, so that the settings are chosen for what is tested; else, and where
-    there are too few subjects for the fraction, takes.
+    Subjects where the test is on other subjects and three or more train, so that the settings are chosen for what is
+    tested; else takes. Where every subject does every action as often, a take that is cut off leaves its class the
+    rarest of its subject, and what recognises subjects scores below chance.
     """
     views = dataset.prepared.views
     subject = views["subject"][dataset.train]
     other_subjects = not np.isin(subject, views["subject"][dataset.test]).any()
-    if (subject >= 0).all() and other_subjects and len(np.unique(subject)) * validation_fraction >= 1:
+    if (subject >= 0).all() and other_subjects and len(np.unique(subject)) >= 3:
         return subject
     return views["take"][dataset.train]
