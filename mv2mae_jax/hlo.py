@@ -169,10 +169,9 @@ class Module:
         if root.opcode == "fusion":  # the comparison alone; its operands are those of the fusion
             inner = self.computations[root.called[0]]
             root = next(i for i in inner.values() if i.is_root)
-        bounds = [inner[name] for name in root.operands]
-        bounds = [_argument_of(b, inner, condition) for b in bounds]
-        bounds = [int(b.argument) for b in bounds if b.opcode == "constant" and b.argument.isdigit()]
-        if "direction=LT" not in root.attributes or len(bounds) != 1:
+        sides = [_argument_of(inner[name], inner, condition) for name in root.operands]
+        bounds = [int(side.argument) for side in sides if side.opcode == "constant" and _is_integer(side)]
+        if "direction=LT" not in root.attributes or sides[0].opcode != "get-tuple-element" or len(bounds) != 1:
             raise ValueError(
                 f"How often the loop {loop.name} runs cannot be read from its condition ({root.opcode}, "
                 f"{root.attributes[:40]!r}); write it as a scan or a fori_loop of fixed length."
@@ -344,6 +343,10 @@ def _argument_of(value: Instruction, inner: Computation, outer: Computation) -> 
         return value
     fusion = next(i for i in outer.values() if i.is_root)
     return outer[fusion.operands[int(value.argument)]]
+
+
+def _is_integer(value: Instruction) -> bool:
+    return value.arrays[0].dtype[0] in "su" and not value.arrays[0].dims
 
 
 def _product_flops(instruction: Instruction, computation: Computation) -> float:

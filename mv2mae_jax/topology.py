@@ -159,7 +159,7 @@ def read_program(text: str) -> dict[str, Any]:
     module = hlo.parse(text)
     collectives: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for one in module.collectives():
-        collectives[one.kind] += collections.Counter(
+        collectives[one.kind].update(
             runs=one.runs,
             runs_in_loops=one.runs if one.runs > 1 else 0,
             bytes=one.runs * one.bytes,

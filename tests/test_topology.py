@@ -1,0 +1,318 @@
+"""Reports for absent hardware: loops, products, traffic and communication are counted right, and what follows."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mv2mae_jax import config as configs
+from mv2mae_jax import hlo, topology
+from mv2mae_jax.chips import CHIPS
+
+TINY = [
+    "compute_dtype=float32",
+    "global_batch_size=4",
+    "data.num_frames=4",
+    "data.crop_size=(32, 32)",
+    "model.width=24",
+    "model.depth=2",
+    "model.num_heads=2",
+    "model.decoder_width=16",
+    "model.decoder_depth=2",
+    "model.decoder_heads=2",
+    "model.tubelet_size=(2, 8, 8)",
+    "loss.temperature=inf",  # no search for a temperature: quicker to compile
+]
+NUM_TOKENS, VISIBLE, PATCH = 32, 10, 2 * 8 * 8 * 3  # int(0.7 * 32) = 22 tokens are masked
+
+# Compiled much, run never.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def tiny_config(*overrides: str):
+    return configs.load("configs/ntu120.py", [*TINY, *overrides])
+
+
+def compile_here(config) -> jax.stages.Compiled:
+    return topology.lower_train_step(config, jax.devices()[:1]).compile(compiler_options=QUICK)
+
+
+@pytest.fixture(scope="module")
+def scanned():
+    return compile_here(tiny_config("model.scan_layers=True"))
+
+
+@pytest.fixture(scope="module")
+def unrolled():
+    return compile_here(tiny_config("model.scan_layers=False"))
+
+
+def test_scanned_layers_count_as_often_as_they_run(scanned, unrolled):
+    looped, flat = (hlo.parse(program.as_text()).matmul_flops() for program in (scanned, unrolled))
+    assert looped == pytest.approx(flat, rel=1e-6)
+    # XLA's own count takes each of three stacks of two layers for one layer: that is why there is another one.
+    assert scanned.cost_analysis()["flops"] < 0.8 * unrolled.cost_analysis()["flops"]
+
+
+def test_traffic_agrees_with_xla_where_nothing_loops(unrolled):
+    moved = hlo.parse(unrolled.as_text()).bytes_moved(lambda array: array.bytes, count_loops=False)
+    assert moved == pytest.approx(unrolled.cost_analysis()["bytes accessed"], rel=0.1)
+
+
+def forward_flops(*, width: int, depth: int, decoder_width: int, decoder_depth: int) -> float:
+    """Products of one sample's forward pass, counted by hand: two views encoded and decoded, and one cross-decoded."""
+
+    def block(tokens: int, width: int, source: int = 0) -> float:
+        dense = 2 * tokens * 12 * width**2  # qkv 3, projection 1, MLP 8
+        attention = 2 * 2 * tokens**2 * width
+        if source:
+            dense += 2 * (2 * tokens + 2 * source) * width**2  # queries and projection; keys and values
+            attention += 2 * 2 * tokens * source * width
+        return dense + attention
+
+    masked = NUM_TOKENS - VISIBLE
+    encoder = 2 * VISIBLE * PATCH * width + depth * block(VISIBLE, width)
+    project, head = 2 * VISIBLE * width * decoder_width, 2 * masked * decoder_width * PATCH
+    decoder = project + decoder_depth * block(NUM_TOKENS, decoder_width) + head
+    cross = 2 * project + decoder_depth * block(NUM_TOKENS, decoder_width, source=VISIBLE) + head
+    return 2 * (encoder + decoder) + cross
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_model_flops_are_three_forward_passes(scan_layers):
+    config = tiny_config(f"model.scan_layers={scan_layers}", "model.remat=block")
+    expected = 3 * 4 * forward_flops(width=24, depth=2, decoder_width=16, decoder_depth=2)
+    assert topology.model_flops(config) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_program_computes_what_the_model_needs(scanned):
+    executed = hlo.parse(scanned.as_text()).matmul_flops()
+    needed = topology.model_flops(tiny_config())
+    # The pixels have no gradient: the patch embedding saves one of its three products.
+    saved = 4 * 2 * 2 * VISIBLE * PATCH * 24
+    assert executed == pytest.approx(needed - saved, rel=1e-6)
+
+
+COLLECTIVES = """
+import jax, jax.numpy as jnp, json
+from jax.sharding import NamedSharding, PartitionSpec as P
+from mv2mae_jax import sharding, topology
+mesh = sharding.make_mesh(data=2, fsdp=4)
+
+def loss(weights, x):  # weights f32[3, 64, 64], cut along fsdp; x f32[16, 64], rows cut over all devices
+    return jnp.square(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]).mean()
+
+cut, batch = NamedSharding(mesh, P(None, "fsdp")), sharding.batch_sharding(mesh)
+fsdp = jax.jit(jax.grad(loss), in_shardings=(cut, batch), out_shardings=cut)
+data = jax.jit(lambda w, x: (x @ w).sum(0), in_shardings=(sharding.replicated(mesh), batch),
+               out_shardings=sharding.replicated(mesh))
+looped = jax.jit(jax.shard_map(
+    lambda x: jax.lax.fori_loop(0, 5, lambda i, t: jax.lax.psum(t * x.sum(), "fsdp") / 4, jnp.ones(16)),
+    mesh=mesh, in_specs=P(("data", "fsdp")), out_specs=P(), check_vma=False))
+weights, x = jnp.zeros((3, 64, 64)), jnp.zeros((16, 64))
+programs = {"fsdp": fsdp.lower(weights, x), "data": data.lower(weights[0], x), "looped": looped.lower(jnp.zeros(8))}
+print(json.dumps({k: topology.read_program(p.compile().as_text())["collectives"] for k, p in programs.items()}))
+"""
+
+
+def test_collectives_of_eight_devices():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-c", COLLECTIVES], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    # One sum of f32[64] over eight devices; a ring sends each element twice, less its own share.
+    assert found["data"] == {
+        "all-reduce": {"runs": 1, "runs_in_loops": 0, "bytes": 256.0, "wire_bytes": 2 * 7 / 8 * 256}
+    }
+    # f32[16] summed over the four devices of an axis, five times in a loop.
+    assert found["looped"] == {
+        "all-reduce": {"runs": 5, "runs_in_loops": 5, "bytes": 5 * 64.0, "wire_bytes": 5 * 2 * 3 / 4 * 64}
+    }
+    # Each of three layers' f32[64, 64] is gathered over fsdp in a loop, at least once.
+    gathered = found["fsdp"]["all-gather"]
+    assert gathered["bytes"] >= 3 * 64 * 64 * 4
+    assert gathered["runs"] >= 1
+
+
+# Three ways in which the TPU compiler writes a product as a convolution, from compiled training steps.
+CONVOLUTIONS = {
+    "bf16[192,154,64] a b0[192,154,154] b1[192,154,64] window={size=192 stride=191 lhs_dilate=192}, "
+    "dim_labels=0bf_0io->0bf": 2 * 192 * 154 * 154 * 64,
+    "f32[48,512,512] a b0[48,512,64] b1[48,512,64] window={size=48 stride=48 pad=47_47 lhs_dilate=47 rhs_reversal=1}, "
+    "dim_labels=0bf_0oi->0fb": 2 * 48 * 512 * 512 * 64,
+    "bf16[32,154,6,64] a b0[32,154,384,1] b1[6,64,384,1] window={size=1x6 pad=0_0x5_5 rhs_reversal=0x1}, "
+    "dim_labels=0bf1_1oi0->0b1f": 2 * 32 * 154 * 384 * 384,
+    "bf16[1536,384] a b0[4928,1536] b1[4928,384] dim_labels=fb_io->bf": 2 * 4928 * 1536 * 384,
+}
+
+
+@pytest.mark.parametrize("written", CONVOLUTIONS)
+def test_products_written_as_convolutions(written):
+    out, _, lhs, rhs, rest = written.split(" ", 4)
+    text = f"""HloModule m
+
+ENTRY %main (a: bf16[1], b: bf16[1]) -> bf16[1] {{
+  %a = bf16{lhs[2:]} parameter(0)
+  %b = bf16{rhs[2:]} parameter(1)
+  ROOT %c = {out} convolution(%a, %b), {rest}
+}}
+"""
+    assert hlo.parse(text).matmul_flops() == CONVOLUTIONS[written]
+
+
+TRAFFIC = """HloModule m, num_partitions=4
+
+%fused (p0: f32[12,8,128], p1: s32[], p2: f32[12,8,128]) -> f32[12,8,128] {
+  %p0 = f32[12,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  %p2 = f32[12,8,128]{2,1,0:T(8,128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %layer = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,128}
+  %twice = f32[1,8,128]{2,1,0:T(8,128)} add(%layer, %layer)
+  ROOT %new = f32[12,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%p2, %twice, %p1, %zero, %zero)
+}
+
+%condition (c: (s32[], f32[12,8,128], f32[12,8,128])) -> pred[] {
+  %c = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}, f32[12,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %bound = s32[]{:T(128)} constant(12)
+  %counter = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %less = pred[]{:T(512)} compare(%counter, %bound), direction=LT
+}
+
+%body (t: (s32[], f32[12,8,128], f32[12,8,128])) -> (s32[], f32[12,8,128], f32[12,8,128]) {
+  %t = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}, f32[12,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%t), index=0
+  %old = f32[12,8,128]{2,1,0:T(8,128)} get-tuple-element(%t), index=1
+  %into = f32[12,8,128]{2,1,0:T(8,128)} get-tuple-element(%t), index=2
+  %written = f32[12,8,128]{2,1,0:T(8,128)} fusion(%old, %i, %into), kind=kLoop, calls=%fused
+  ROOT %next = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}, f32[12,8,128]{2,1,0:T(8,128)}) tuple(%i, %old, %written)
+}
+
+ENTRY %main (x: (s32[], f32[12,8,128], f32[12,8,128]), y: bf16[100,64]) -> bf16[100,64] {
+  %x = (s32[]{:T(128)}, f32[12,8,128]{2,1,0:T(8,128)}, f32[12,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %y = bf16[100,64]{1,0:T(8,128)(2,1)} parameter(1)
+  %loop = (s32[], f32[12,8,128]{2,1,0}, f32[12,8,128]{2,1,0}) while(%x), condition=%condition, body=%body
+  %near = bf16[100,64]{1,0:T(8,128)(2,1)S(1)} copy(%y)
+  ROOT %double = bf16[100,64]{1,0:T(8,128)(2,1)S(1)} add(%near, %near)
+}
+"""
+
+
+def test_main_memory_traffic_of_slices_loops_and_fast_memory():
+    module = hlo.parse(TRAFFIC)
+    layer = 8 * 128 * 4  # one layer is read and one written in each of 12 rounds; the stacks are not
+    padded = 104 * 128 * 2  # rows to a multiple of 8, columns to 128; the copy and the sum lie in VMEM
+    assert module.bytes_moved(hlo.hbm_bytes) == pytest.approx(12 * 2 * layer + padded, rel=0.1)
+    scalars = module.bytes_moved(hlo.hbm_bytes) - 12 * 2 * layer - padded
+    assert 0 <= scalars <= 12 * 128 * 4  # the loop counter, where it is not in SMEM
+
+
+@pytest.mark.parametrize(
+    ("shape", "padded"),
+    [
+        ("f32[12,192,154,64]{2,3,1,0:T(8,128)}", 12 * 192 * 64 * 256 * 4),  # 154 is the minor one
+        ("bf16[4,154]{1,0:T(4,128)(2,1)}", 4 * 256 * 2),
+        ("f32[192]{0:T(256)}", 256 * 4),
+        ("f32[10,10]{1,0}", 400),
+        ("pred[]", 1),
+    ],
+)
+def test_padding(shape, padded):
+    dtype, dims, layout = hlo.ARRAY.findall(shape)[0]
+    array = hlo.Array(dtype=dtype, dims=tuple(int(d) for d in dims.split(",") if d), layout=layout)
+    assert array.padded_bytes == padded
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x * 2, x))
+    module = hlo.parse(endless.lower(jnp.ones(3)).compile().as_text())
+    with pytest.raises(ValueError, match="fixed length"):
+        module.matmul_flops()
+
+
+def test_bounds_come_from_the_slowest_of_three():
+    chip = dataclasses.replace(
+        CHIPS["v5e"],
+        flops_per_second=100.0,
+        hbm_bytes_per_second=10.0,
+        ici_bytes_per_second=1.0,
+        clock_hz=5.0,
+    )
+    program = {
+        "matmul_flops": 400.0,
+        "hbm_bytes": 80.0,
+        "bytes_accessed": 160.0,
+        "collectives": {"all-reduce": {"wire_bytes": 2.0}, "all-gather": {"wire_bytes": 1.0}},
+        "compiler_cycles": 100,
+    }
+    bound = topology.bounds(program, chip, devices_per_chip=1, flops_needed=300.0)
+    assert (bound["compute_seconds"], bound["memory_seconds"], bound["interconnect_seconds"]) == (4.0, 8.0, 3.0)
+    assert (bound["step_seconds"], bound["bound_by"]) == (8.0, "memory")
+    assert bound["mfu"] == 300 / (8 * 100)
+    assert bound["mfu_if_all_bytes_were_hbm"] == 300 / (16 * 100)
+    assert (bound["compiler_seconds"], bound["mfu_by_compiler"]) == (20.0, 300 / (20 * 100))
+    # Two devices on a chip share all it has.
+    assert topology.bounds(program, chip, devices_per_chip=2, flops_needed=600.0)["mfu"] == 600 / (16 * 100)
+
+
+def test_clocks_of_the_published_peaks():
+    """v4's clock is published, so that the rule by which the others' follow can be held against it."""
+    assert CHIPS["v4"].flops_per_second / (2 * 128 * 128 * 8) == pytest.approx(CHIPS["v4"].clock_hz, rel=0.01)
+
+
+@pytest.mark.parametrize("limit", [16, 23, 40, 100, 1000])
+@pytest.mark.parametrize("optimism", [0.5, 1.0, 1.7])
+def test_search_ends_at_the_largest_batch(limit, optimism):
+    fits, fails, compiles = 16, None, 0
+    while (batch := topology.next_batch(fits, fails, int(limit * optimism), multiple=8)) is not None:
+        assert fits < batch and (fails is None or batch < fails)
+        fits, fails = (batch, fails) if batch <= limit else (fits, batch)
+        compiles += 1
+        assert compiles < 200
+    assert fits == max(16, limit // 8 * 8) and fails == fits + 8
+
+
+def test_input_rate_of_the_hosts():
+    where = topology.Slice(name="v5e:4x4", devices=[None] * 16, num_chips=16, num_hosts=4, chip=CHIPS["v5e"])
+    rate = topology.input_rate(tiny_config("global_batch_size=64"), where, step_seconds=0.5)
+    assert rate["clips_per_second"] == 64 * 2 / 0.5
+    assert rate["clips_per_second_per_host"] == 64
+    assert rate["bytes_per_second_per_host"] == 64 * 4 * 32 * 32 * 3
+
+
+def test_errors_say_what_to_do(monkeypatch):
+    with pytest.raises(ValueError, match="v4, v5e, v5p, v6e"):
+        topology.find_slice("v9:2x2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"requirements-tpu-aot\.txt"):
+        topology.find_slice("v5e:2x2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed in this environment"
+)
+def test_a_tpu_program_of_scanned_layers_counts_like_the_unrolled_one():
+    where = topology.find_slice("v5e:2x2")
+    reports = [
+        topology.report(tiny_config("compute_dtype=bfloat16", f"model.scan_layers={scan}"), where)
+        for scan in (True, False)
+    ]
+    looped, flat = (report["program"]["matmul_flops"] for report in reports)
+    assert looped == pytest.approx(flat, rel=0.02)
+    needed = topology.model_flops(tiny_config()) / 4
+    assert flat == pytest.approx(needed, rel=0.1)
+    for report in reports:
+        assert report["fits"] and 0 < report["memory_per_device"]["total"] < where.chip.hbm_bytes
+        assert report["program"]["collectives"]["all-reduce"]["bytes"] > 0
+        assert math.isfinite(report["bound"]["step_seconds"])
+    assert topology.report(tiny_config("compute_dtype=bfloat16"), where, reports[0]) is reports[0]
