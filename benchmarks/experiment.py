@@ -1,0 +1,130 @@
+"""What method.py and ablations.py share: the data, pre-training runs, what is measured of them, and intervals.
+
+Every part of an experiment is a run of the project itself in a directory of its own, with its `metrics.json`; a part
+whose file is there is not done again, so a stopped benchmark goes on where it was.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+RESULTS = Path(__file__).parent / "results"
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom (number of seeds - 1).
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def prepare_data(folder: Path, takes: int, seed: int = 0) -> Path:
+    """Generates and prepares the data set of `takes` takes under `folder`, unless it is there: the prepared folder."""
+    prepared = folder / "prepared"
+    if (prepared / "prepared.json").exists():
+        return prepared
+    for arguments in (
+        ["data.synthetic", f"--output={folder}/raw", f"--takes={takes}", f"--seed={seed}", "--resolution=128x72"],
+        ["data.prepare", "--dataset=synthetic", f"--input={folder}/raw", f"--output={prepared}", "--short_side=64"],
+    ):
+        subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True)
+    return prepared
+
+
+def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """One run of the project, in this process: the content of its metrics.json, with `seconds` of wall time.
+
+    Args:
+      config_name: of a file in configs/, without its ending.
+      overrides: config keys and values.
+      workdir: of the run; its output goes to log.txt there.
+    """
+    path = workdir / "metrics.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True)
+    import jax
+
+    import run as program
+    from mv2mae_jax import config as configs
+    from mv2mae_jax import sharding
+    from mv2mae_jax.tasks import probe
+    from mv2mae_jax.train import train
+
+    config = configs.load(str(CONFIGS / f"{config_name}.py"), [f"{key}={value}" for key, value in overrides.items()])
+    configs.validate(config)
+    start = time.perf_counter()
+    with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
+        execute = probe.run if config.task == "probe" else train
+        execute(config, program.open_dataset(config), sharding.make_mesh(), str(workdir))
+    jax.clear_caches()  # a process does many runs; the programs of this one are not used again
+    record = json.loads(path.read_text()) | {"seconds": round(time.perf_counter() - start, 1), "hardware": hardware()}
+    shutil.rmtree(workdir / "features", ignore_errors=True)
+    path.write_text(json.dumps(record, indent=2))
+    return record
+
+
+def hardware() -> str:
+    """The devices that this process computes on."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    with open("/proc/cpuinfo") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} core(s) of {names[0]}"
+
+
+def run_jobs(function: Callable, jobs: Sequence[Any], workers: int, cache: Path) -> Iterable[Any]:
+    """`function(job)` for every job in `workers` processes, each with its share of the cores: results as they come.
+
+    A result comes with the job: (job, result). The first failure is raised, after the jobs under way.
+    """
+    if not jobs:
+        return
+    context = multiprocessing.get_context("spawn")
+    cores = sorted(os.sched_getaffinity(0))
+    shares = context.Queue()
+    for worker in range(workers):
+        shares.put(cores[worker::workers] or cores)
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(shares, str(cache))
+    ) as pool:
+        futures = {pool.submit(function, job): job for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _start_worker(shares: multiprocessing.Queue, cache: str) -> None:
+    os.sched_setaffinity(0, shares.get())
+    # The same few programs are compiled for every seed.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    sys.path.insert(0, str(ROOT))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of its 95 % interval by Student's t over the seeds)."""
+    mean, n = sum(values) / len(values), len(values)
+    if n < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, T95[n - 1] * math.sqrt(variance / n)
+
+
+def compare(lower: Sequence[float], upper: Sequence[float]) -> str:
+    """'holds' if the interval of `upper` lies above that of `lower`, 'reversed' if below, 'null' if they overlap."""
+    (low_mean, low_half), (up_mean, up_half) = interval(lower), interval(upper)
+    if up_mean - up_half > low_mean + low_half:
+        return "holds"
+    return "reversed" if up_mean + up_half < low_mean - low_half else "null"
