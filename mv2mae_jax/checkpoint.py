@@ -24,7 +24,8 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-            item_names=("state", "run"),
+            # With handlers rather than names, so that shapes can be read before any array.
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
 
     def latest_step(self) -> int | None:
@@ -46,8 +47,20 @@ class Checkpointer:
 
         Returns:
           (state, run record).
+
+        Raises:
+          ValueError: names or shapes of the saved state differ from the wanted ones; lists them.
         """
         step = self.latest_step() if step is None else step
+        problems = _mismatches(self._manager.item_metadata(step)["state"].tree, state)
+        if problems:
+            # What is kept per parameter (moments, averages) repeats the differences of the parameters.
+            shown = [line for line in problems if line.startswith("params/")] or problems
+            raise ValueError(
+                f"{self.directory}, step {step}, cannot be gone on with, because this config makes another model or "
+                "another state of the optimizer:\n  " + "\n  ".join(shown[:8] + ["..."] * (len(shown) > 8)) + "\n"
+                "Go on with the config of that run, or choose another --workdir; init_from takes parameters alone."
+            )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(state), run=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         return restored["state"], restored["run"]
@@ -138,7 +151,7 @@ def _layer_conversion(saved: Any, wanted: Any) -> Callable[[Any], Any]:
 def _mismatches(saved: Any, wanted: Any) -> list[str]:
     def shapes(tree):
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
     saved, wanted = shapes(saved), shapes(wanted)
     return [

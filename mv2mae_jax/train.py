@@ -41,7 +41,7 @@ def train(
       The metrics of the last evaluation.
 
     Raises:
-      ValueError: `init_from` does not fit the model, or the schedule the run.
+      ValueError: `init_from` or what `workdir` holds does not fit the model, or the schedule the run.
       FloatingPointError: the loss is not finite.
     """
     task = TASKS[config.task].from_config(config, dataset)
@@ -64,7 +64,12 @@ def train(
     if first_step >= schedule.total_steps:
         reporter.say("Nothing is left to do: raise total_steps or num_epochs to go on, or choose another --workdir.")
         return {}
-    run_record = {"config": config.to_json(), "git_revision": git_revision()}
+    run_record = {
+        "config": config.to_json(),
+        "git_revision": git_revision(),
+        "dataset": dataset.prepared.name,
+        "class_names": list(dataset.prepared.class_names),
+    }
     clips_per_step = config.global_batch_size * task.views_per_sample
 
     batches = task.train_batches(
@@ -104,7 +109,7 @@ def train(
     reporter.close()
     if jax.process_index() == 0:
         write_results(workdir, config, schedule.total_steps, results, tables)
-    reporter.say(f"Done. {workdir} holds metrics.json, pictures/, tensorboard/ and checkpoints/.")
+    reporter.say(f"Done. The metrics of the last evaluation are in {os.path.join(workdir, 'metrics.json')}.")
     return results
 
 
@@ -125,6 +130,7 @@ def init_state(
     placement = sharding.state_sharding(mesh, shapes)
     abstract = sharding.abstract(shapes, placement)
     if checkpointer.latest_step() is not None:
+        check_same_task(config, task, checkpointer)
         state, _ = checkpointer.restore(abstract)
         return state
     state = jax.jit(create, out_shardings=placement)(key)
@@ -133,6 +139,22 @@ def init_state(
         ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, ema_params=ema_params)
     return state
+
+
+def check_same_task(config: config_dict.ConfigDict, task: Any, checkpointer: checkpoint.Checkpointer) -> None:
+    """Refuses to go on with a run of another task, or with a classifier whose outputs mean other classes."""
+    saved = checkpointer.read_run()
+    saved_task, advice = json.loads(saved["config"])["task"], "Choose another --workdir; init_from takes its encoder."
+    if saved_task != config.task:
+        raise ValueError(f"{checkpointer.directory} holds a run of task {saved_task!r}, not {config.task!r}. {advice}")
+    prepared = task.dataset.prepared
+    if config.task == "finetune" and tuple(saved["class_names"]) != prepared.class_names:
+        raise ValueError(
+            f"{checkpointer.directory} holds a head for the {len(saved['class_names'])} classes of {saved['dataset']} "
+            f"({', '.join(saved['class_names'][:3])}, ...), but data.dir = {prepared.directory} holds the "
+            f"{len(prepared.class_names)} classes of {prepared.name} ({', '.join(prepared.class_names[:3])}, ...). "
+            f"{advice}"
+        )
 
 
 def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: Any, model: Any) -> Any:

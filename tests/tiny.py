@@ -1,9 +1,9 @@
-"""A pre-training run small enough for tests: its config, and its steps without files around it."""
+"""Runs small enough for tests: their configs, and pre-training's steps without files around them."""
 
 import jax
 import numpy as np
 
-from configs import pretrain_base
+from configs import finetune_base, pretrain_base
 from mv2mae_jax import optim, sharding
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
@@ -31,6 +31,16 @@ OVERRIDES = (
     "log.every_steps=2",
 )
 
+# The same encoder, fine-tuned with every part of the recipe on.
+FINETUNE_OVERRIDES = (
+    *(override for override in OVERRIDES if not override.startswith(("model.decoder", "eval.", "data.holdout"))),
+    "data.repeats=2",
+    "model.drop_path=0.2",
+    "eval.every_steps=1000",
+    "eval.clips_per_view=2",
+    "eval.crops_per_clip=3",
+)
+
 
 def make_config(**sections):
     """The tiny config; `optimizer=dict(name="muon")` and so on change sections."""
@@ -40,6 +50,13 @@ def make_config(**sections):
     with config.ignore_type():
         config.update(sections)
     return config
+
+
+def make_finetune_config(*overrides: str):
+    """The tiny config of fine-tuning, with further overrides."""
+    from mv2mae_jax import config as configs
+
+    return configs.load(finetune_base.__file__, [*FINETUNE_OVERRIDES, *overrides])
 
 
 def make_batch(config, step: int) -> dict[str, np.ndarray]:

@@ -42,6 +42,12 @@ class Finetune:
 
     @classmethod
     def from_config(cls, config: config_dict.ConfigDict, dataset: LabelledDataset) -> "Finetune":
+        if config.eval.split == "held_out" and len(dataset.held_out) == 0:
+            raise ValueError(
+                f"eval.split = 'held_out', but data.holdout_fraction = {config.data.holdout_fraction} and "
+                f"data.train_views = {tuple(config.data.train_views)} hold out no labelled view of "
+                f"{dataset.prepared.directory}. Hold out more, or measure eval.split=test."
+            )
         return cls(
             model=classifier.from_config(config, dataset.num_classes),
             dataset=dataset,
