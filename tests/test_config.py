@@ -129,6 +129,45 @@ def test_impossible_combinations_are_refused_with_the_fix(data_dir, overrides, m
         check(data_dir, *overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eval.split=held_out"], "set data.holdout_fraction, e.g. to 0.1"),
+        (["eval.split=validation"], "not one of test, held_out"),
+        (["eval.crops_per_clip=2"], r"must be 1 \(the centre\) or 3"),
+        (["eval.clips_per_view=0"], "must be greater than 0"),
+        (["data.protocol=all"], "has no test split"),
+        (["data.labels_per_class=0"], "must be at least 1, or None"),
+        (["model.drop_path=1.0"], r"must lie in \[0, 1\)"),
+        (["optimizer.layer_decay=0.0"], "1 switches it off"),
+        (["optimizer.layer_decay=75.0"], r"must lie in \(0, 1\]"),
+        (["mix.mixup_alpha=-0.8"], "or 0 to switch mixup or CutMix off"),
+        (["mix.mix_probability=2.0"], r"must lie in \[0, 1\]"),
+        (["loss.label_smoothing=-0.1"], r"must lie in \[0, 1\]"),
+        (["global_batch_size=6", "data.repeats=4"], "not divisible by data.repeats"),
+        (["data.num_frames=15"], r"frames \(15\) is not a multiple of the tubelet's \(2\); 16 would be"),
+    ],
+)
+def test_impossible_fine_tuning_is_refused_with_the_fix(data_dir, overrides, message):
+    config = configs.load(str(ROOT / "configs" / "finetune_base.py"), [f"data.dir={data_dir}", *overrides])
+    with pytest.raises(ValueError, match=message):
+        configs.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("masking.target_mask_ratio=0.9", "masking"),  # pre-training's
+        ("optimizer.layerwise_decay=0.7", "Did you mean layer_decay|Did you mean optimizer.layer_decay"),
+        ("data.label_per_class=5", "Did you mean data.labels_per_class"),
+        ("optimizer.layer_decay=None", "not a value of type float"),
+    ],
+)
+def test_wrong_overrides_of_fine_tuning_are_refused_by_name(override, message):
+    with pytest.raises(ValueError, match=message):
+        configs.load(str(ROOT / "configs" / "finetune_base.py"), [override])
+
+
 def test_one_visible_token_is_enough(data_dir):
     check(data_dir, "masking.target_mask_ratio=0.999")  # int(0.999 * 512) = 511
 

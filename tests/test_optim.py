@@ -1,4 +1,4 @@
-"""Schedule, weight-decay mask and optimisers."""
+"""Schedule, weight-decay mask, optimisers, and the learning rates of fine-tuned layers."""
 
 import math
 
@@ -9,7 +9,8 @@ import pytest
 
 from configs import pretrain_base
 from mv2mae_jax import optim
-from mv2mae_jax.models import mv2mae
+from mv2mae_jax.models import classifier, layers, mv2mae
+from tests import tiny
 
 
 def config(**changes):
@@ -94,3 +95,76 @@ def test_muon_orthogonalises_every_layer_of_a_stack(params):
         # Newton-Schulz with 5 steps brings singular values into about [0.7, 1.2] of each other; a random matrix of
         # this size spans more than two orders of magnitude.
         assert singular[0] / singular[-1] < 5
+
+
+# Layer-wise decay of the learning rate: depth 3, decay 0.5. Written out, since it is what the recipe says.
+LAYER_TABLE = {
+    "encoder/patch_embed": 0.0625,
+    "encoder/blocks/0": 0.125,
+    "encoder/blocks/1": 0.25,
+    "encoder/blocks/2": 0.5,
+    "fc_norm": 1.0,
+    "head": 1.0,
+}
+
+
+def classifier_params(scan_layers: bool):
+    config = tiny.make_finetune_config("model.depth=3", f"model.scan_layers={scan_layers}")
+    model = classifier.from_config(config, num_classes=5)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *model.clip_size, 3), jnp.uint8))["params"]
+    # Biases that are not zero, so that it shows whether they decay.
+    return jax.tree.map(lambda leaf: jnp.where(leaf == 0, 0.3, leaf), params)
+
+
+def unrolled_leaves(tree, scan_layers: bool) -> dict[str, np.ndarray]:
+    tree = layers.unstack_blocks(tree) if scan_layers else tree
+    return {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def table_value(name: str) -> float:
+    (value,) = [scale for part, scale in LAYER_TABLE.items() if name.startswith(part + "/")]
+    return value
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_layer_decay_follows_the_table(scan_layers):
+    params = classifier_params(scan_layers)
+    scales = optim.layer_scales(params, 0.5)
+    spread = jax.tree.map(lambda scale, leaf: jnp.broadcast_to(scale, leaf.shape), scales, params)
+    found = unrolled_leaves(spread, scan_layers)
+    assert {part for part in LAYER_TABLE for name in found if name.startswith(part + "/")} == LAYER_TABLE.keys()
+    for name, scale in found.items():
+        np.testing.assert_array_equal(scale, table_value(name), err_msg=name)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_a_step_moves_every_parameter_by_its_layers_share(scan_layers, weight_decay):
+    """Adam's first step is the learning rate times the gradient's sign, plus the decay, in each layer's proportion."""
+    params = classifier_params(scan_layers)
+    optimizer_config = tiny.make_finetune_config("optimizer.layer_decay=0.5").optimizer
+    optimizer_config.weight_decay = weight_decay
+    schedule = optim.Schedule(peak_learning_rate=0.01, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
+    optimizer = optim.make_optimizer(optimizer_config, schedule)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda leaf: rng.choice([-2.0, 3.0], leaf.shape).astype(np.float32), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    before, gradient, moved = (unrolled_leaves(tree, scan_layers) for tree in (params, grads, updates))
+    for name, update in moved.items():
+        decay = weight_decay * before[name] if name.endswith("kernel") else 0.0
+        expected = -0.01 * table_value(name) * (np.sign(gradient[name]) + decay)
+        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-9, err_msg=name)
+
+
+def test_muons_update_is_scaled_by_the_same_table():
+    params = classifier_params(True)
+    schedule = optim.Schedule(peak_learning_rate=0.01, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+    updates = []
+    for layer_decay in (0.5, 1.0):
+        config = tiny.make_finetune_config("optimizer.name=muon", f"optimizer.layer_decay={layer_decay}").optimizer
+        optimizer = optim.make_optimizer(config, schedule)
+        updates.append(unrolled_leaves(jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0], True))
+    for name, update in updates[0].items():
+        np.testing.assert_allclose(update, table_value(name) * updates[1][name], rtol=1e-5, atol=1e-9, err_msg=name)
