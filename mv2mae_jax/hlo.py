@@ -1,25 +1,15 @@
-"""Reads an optimised XLA program as text: what it computes, moves and communicates, with loops counted as they run.
+"""Parses an optimised XLA program from its text, as far as its costs need it (mv2mae_jax/hlo_cost.py).
 
-XLA's own `cost_analysis` counts the body of a loop once, so a scanned stack of layers looks as cheap as one layer. Here
-every computation is weighted with the number of times it runs. The grammar is that of `HloModule::ToString`
-(openxla/xla `xla/hlo/parser`); the counting of products follows `xla/service/hlo_cost_analysis.cc`.
+The grammar is that of `HloModule::ToString` (openxla/xla `xla/hlo/parser`).
 """
 
-import collections
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-
-# Instructions that name or group buffers and move nothing. The second half of an asynchronous pair waits, no more.
-_FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all")
-_FREE += ("partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "copy-done")
-_FREE += ("slice-done", "all-reduce-done", "all-gather-done", "collective-permute-done")
-_SLICES = ("dynamic-slice", "slice", "gather")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +76,12 @@ class Instruction:
             names += [name.strip().lstrip("%") for name in branches.split(",")]
         return tuple(names)
 
+    @functools.cached_property
+    def source(self) -> str:
+        """The operation it came from, in the words of the traced program; its opcode where none is stated."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else self.opcode
+
     def attribute(self, name: str) -> str:
         found = re.search(rf"\b{name}=%?([^\s,}}]+)", self.attributes)
         return found[1] if found else ""
@@ -94,33 +90,6 @@ class Instruction:
 _CALLERS = ("fusion", "call", "async-start", "conditional")
 
 Computation = dict[str, Instruction]  # by name, in the order of the text; its last one marked ROOT
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Collective:
-    """One communication between chips.
-
-    Attributes:
-      kind: one of COLLECTIVES.
-      bytes: of the whole array: reduced, gathered, or to be scattered.
-      group_size: chips that take part together.
-      runs: times per step; above 1 inside a loop.
-      source: the operation it came from, in the words of the traced program.
-    """
-
-    kind: str
-    bytes: float
-    group_size: int
-    runs: int
-    source: str
-
-    @property
-    def wire_bytes(self) -> float:
-        """Least bytes that a chip must send for it (a ring's), per run."""
-        share = (self.group_size - 1) / self.group_size
-        return {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(
-            self.kind, share
-        ) * self.bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,164 +147,6 @@ class Module:
             )
         return bounds[0]
 
-    def matmul_flops(self) -> float:
-        """Floating-point operations of all products (2 per multiply-add), everywhere, as often as they run."""
-        total = 0.0
-        for instruction, computation, runs in self.executed():
-            total += runs * _product_flops(instruction, computation)
-            if instruction.opcode == "fusion":
-                total += runs * self._fused_flops(instruction.called[0])
-        return total
-
-    def _fused_flops(self, name: str) -> float:
-        computation = self.computations[name]
-        return sum(
-            _product_flops(i, computation) + (self._fused_flops(i.called[0]) if i.opcode == "fusion" else 0)
-            for i in computation.values()
-        )
-
-    def bytes_moved(self, size: Callable[[Array], float], *, count_loops: bool = True) -> float:
-        """What all instructions read and write, each array counted as `size(array)` bytes.
-
-        An operand of which a fusion reads slices counts as those slices; a result into which a fusion writes a slice
-        counts as the slice. What passes between two instructions counts twice: written, and read.
-
-        Args:
-          size: e.g. `lambda array: array.bytes`, or `hbm_bytes`.
-          count_loops: False counts the body of a loop once, as `cost_analysis` does.
-        """
-        total = 0.0
-        for instruction, computation, runs in self.executed():
-            total += (runs if count_loops else 1) * self._moved_by(instruction, computation, size)
-        return total
-
-    def _moved_by(self, instruction: Instruction, computation: Computation, size: Callable[[Array], float]) -> float:
-        if instruction.opcode in _FREE or "AllocateBuffer" in instruction.attributes:
-            return 0.0
-        if "ConcatBitcast" in instruction.attributes:  # slices that were copied side by side are one array now
-            return 0.0
-        if instruction.opcode in ("copy-start", "slice-start"):  # (source, destination, flag), one way or the other
-            moved = min(instruction.arrays[:2], key=lambda array: array.bytes)
-            return sum(size(dataclasses.replace(moved, layout=array.layout)) for array in instruction.arrays[:2])
-        if instruction.opcode == "fusion":
-            fused = self.computations[instruction.called[0]]
-            return self._read_by_fusion(fused, size) + self._written_by_fusion(fused, size)
-        if instruction.opcode in _SLICES:
-            return 2 * sum(map(size, instruction.arrays))
-        if instruction.opcode == "dynamic-update-slice":
-            return 2 * sum(map(size, computation[instruction.operands[1]].arrays))
-        read = sum(size(array) for name in instruction.operands for array in computation[name].arrays)
-        return read + sum(map(size, instruction.arrays))
-
-    def _read_by_fusion(self, fused: Computation, size: Callable[[Array], float]) -> float:
-        parameters = [i for i in fused.values() if i.opcode == "parameter"]
-        return sum(min(size(p.arrays[0]), self._read(p, fused, size)) for p in parameters if p.arrays)
-
-    def _read(self, value: Instruction, fused: Computation, size: Callable[[Array], float]) -> float:
-        """What the users of a value inside a fusion read of it, at most; each slice in the memory of the whole."""
-        total = 0.0
-        for user in fused.values():
-            for position, name in enumerate(user.operands):
-                if name != value.name:
-                    continue
-                if user.opcode == "bitcast":
-                    total += self._read(user, fused, size)
-                elif user.opcode == "fusion":
-                    inner = self.computations[user.called[0]]
-                    parameter = next(
-                        i for i in inner.values() if i.opcode == "parameter" and int(i.argument) == position
-                    )
-                    total += self._read(parameter, inner, size)
-                elif user.opcode in _SLICES and position == 0:
-                    layout = value.arrays[0].layout
-                    total += sum(size(_placed_as(array, layout)) for array in user.arrays)
-                elif user.opcode == "dynamic-update-slice" and position == 0:
-                    pass  # written in place
-                else:
-                    total += size(value.arrays[0])
-        return total
-
-    def _written_by_fusion(self, fused: Computation, size: Callable[[Array], float]) -> float:
-        root = next(i for i in fused.values() if i.is_root)
-        outputs = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        total = 0.0
-        for output in outputs:
-            source = output
-            while source.opcode == "bitcast":
-                source = fused[source.operands[0]]
-            if source.opcode == "dynamic-update-slice":
-                update = fused[source.operands[1]].arrays[0]
-                total += size(_placed_as(update, output.arrays[0].layout))
-            elif source.opcode == "fusion":
-                total += self._written_by_fusion(self.computations[source.called[0]], size)
-            else:
-                total += sum(map(size, output.arrays))
-        return total
-
-    def collectives(self) -> list[Collective]:
-        """All communication of a step, in the order of the program."""
-        found = []
-        for instruction, _, runs in self.executed():
-            inside = self._fused_instructions(instruction) if instruction.opcode == "fusion" else [instruction]
-            found += [self._collective(i, runs) for i in inside if i.opcode.removesuffix("-start") in COLLECTIVES]
-        return found
-
-    def _fused_instructions(self, fusion: Instruction) -> list[Instruction]:
-        found = []
-        for instruction in self.computations[fusion.called[0]].values():
-            found += self._fused_instructions(instruction) if instruction.opcode == "fusion" else [instruction]
-        return found
-
-    def _collective(self, instruction: Instruction, runs: int) -> Collective:
-        kind, group_size = instruction.opcode.removesuffix("-start"), self._group_size(instruction.attributes)
-        arrays = instruction.arrays
-        if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # (operands, results, ...)
-            arrays = arrays[len(instruction.operands) : 2 * len(instruction.operands)]
-        total = sum(array.bytes for array in arrays)
-        source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        return Collective(
-            kind=kind,
-            bytes=total * group_size if kind == "reduce-scatter" else total,
-            group_size=group_size,
-            runs=runs,
-            source=source[1] if source else "",
-        )
-
-    def _group_size(self, attributes: str) -> int:
-        """From {{0,1},{2,3}}, from [groups,size]<=[...], or mesh['x'=2,'y'=4] {'y'}; all devices if none is given."""
-        listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-        if listed:
-            return len(listed[1].split(","))
-        iota = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
-        if iota:
-            return int(iota[1])
-        mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
-        if mesh:
-            sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-            return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
-        return self.num_partitions
-
-    def estimated_cycles(self) -> dict[str, int]:
-        """The TPU compiler's own estimates, summed by the operation an instruction came from; empty elsewhere."""
-        cycles = collections.Counter()
-        for instruction, _, runs in self.executed():
-            estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-            if estimate and not instruction.opcode.endswith("-done"):
-                source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-                cycles[source[1] if source else instruction.opcode] += runs * int(estimate[1])
-        return dict(cycles.most_common())
-
-
-def hbm_bytes(array: Array) -> float:
-    """Bytes with their padding where the array lies in the chip's main memory, else 0."""
-    return array.padded_bytes if array.in_hbm else 0.0
-
-
-def _placed_as(array: Array, layout: str) -> Array:
-    """The array in the memory of `layout`: inside a fusion, values carry no memory space of their own."""
-    space = re.search(r"S\(\d+\)", layout)
-    return dataclasses.replace(array, layout=re.sub(r"S\(\d+\)", "", array.layout) + (space[0] if space else ""))
-
 
 def _argument_of(value: Instruction, inner: Computation, outer: Computation) -> Instruction:
     """A parameter of a condition's fusion -> what the condition passes for it; anything else is itself."""
@@ -347,55 +158,6 @@ def _argument_of(value: Instruction, inner: Computation, outer: Computation) -> 
 
 def _is_integer(value: Instruction) -> bool:
     return value.arrays[0].dtype[0] in "su" and not value.arrays[0].dims
-
-
-def _product_flops(instruction: Instruction, computation: Computation) -> float:
-    """2 * multiply-adds of a dot or a convolution; 0 for anything else. TPUs write every product as a convolution."""
-    if instruction.opcode not in ("dot", "convolution"):
-        return 0.0
-    lhs, rhs = (computation[name].arrays[0].dims for name in instruction.operands[:2])
-    if instruction.opcode == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
-        contracted = math.prod(lhs[int(axis)] for axis in axes.split(",") if axis)
-        return 2.0 * math.prod(instruction.arrays[0].dims) * contracted
-    lhs_labels, rhs_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
-    out = instruction.arrays[0].dims
-    pairs = 1
-    for index, window in enumerate(_windows(instruction.attributes)):
-        label = str(index)
-        pairs *= _valid_positions(lhs[lhs_labels.index(label)], out[out_labels.index(label)], **window)
-    batch, features = out[out_labels.index("b")], out[out_labels.index("f")]
-    return 2.0 * pairs * batch * features * rhs[rhs_labels.index("i")]
-
-
-def _windows(attributes: str) -> list[dict[str, int]]:
-    """The window of a convolution, one entry per spatial dimension: {size=1x6 pad=0_0x5_5 rhs_reversal=0x1}."""
-    found = re.search(r"window=\{([^}]*)\}", attributes)
-    if not found:
-        return []
-    fields = {key: value.split("x") for key, _, value in (f.partition("=") for f in found[1].split())}
-    return [
-        {
-            "size": int(size),
-            "stride": int(fields["stride"][i]) if "stride" in fields else 1,
-            "pad_low": int(fields["pad"][i].split("_")[0]) if "pad" in fields else 0,
-            "lhs_dilate": int(fields["lhs_dilate"][i]) if "lhs_dilate" in fields else 1,
-            "rhs_dilate": int(fields["rhs_dilate"][i]) if "rhs_dilate" in fields else 1,
-        }
-        for i, size in enumerate(fields["size"])
-    ]
-
-
-def _valid_positions(
-    lhs: int, out: int, *, size: int, stride: int, pad_low: int, lhs_dilate: int, rhs_dilate: int
-) -> int:
-    """(output, window) pairs that fall on an element rather than on padding or between dilated elements."""
-    count = 0
-    for window in range(size):
-        for position in range(out):
-            index, between = divmod(position * stride - pad_low + window * rhs_dilate, lhs_dilate)
-            count += not between and 0 <= index < lhs
-    return count
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")

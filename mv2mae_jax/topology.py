@@ -22,12 +22,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import jaxprs_in_params
 from ml_collections import config_dict
 
 from mv2mae_jax import config as configs
-from mv2mae_jax import hlo, optim, sharding
+from mv2mae_jax import hlo, hlo_cost, optim, sharding
 from mv2mae_jax.chips import CHIPS, Chip
+from mv2mae_jax.flops import matmul_flops
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
@@ -138,41 +138,30 @@ def model_flops(config: config_dict.ConfigDict) -> float:
     task = Pretrain.from_config(config)
     sample = {k: jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype) for k, s in batch_shapes(config).items()}
     inputs = jax.eval_shape(task.randomize, sample, jax.random.key(0))
-    forward = jax.make_jaxpr(task.loss)(jax.eval_shape(task.init, jax.random.key(0)), inputs)
-    return 3 * _matmul_flops(forward.jaxpr) * config.global_batch_size
-
-
-def _matmul_flops(jaxpr: Any) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (axes, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2.0 * equation.outvars[0].aval.size * np.prod([shape[axis] for axis in axes])
-        inner = sum(_matmul_flops(sub) for sub in jaxprs_in_params(equation.params))
-        total += inner * equation.params.get("length", 1)
-    return total
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    return 3 * matmul_flops(task.loss, params, inputs) * config.global_batch_size
 
 
 def read_program(text: str) -> dict[str, Any]:
     """What one device does in a step, from the text of the compiled program; loops counted as often as they run."""
     module = hlo.parse(text)
     collectives: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for one in module.collectives():
+    for one in hlo_cost.collectives(module):
         collectives[one.kind].update(
             runs=one.runs,
             runs_in_loops=one.runs if one.runs > 1 else 0,
             bytes=one.runs * one.bytes,
             wire_bytes=one.runs * one.wire_bytes,
         )
-    cycles = module.estimated_cycles()
+    cycles, traffic = hlo_cost.estimated_cycles(module), hlo_cost.bytes_moved(module, hlo_cost.hbm_bytes)
     return {
-        "matmul_flops": module.matmul_flops(),
-        "bytes_accessed": module.bytes_moved(lambda array: array.bytes),
-        "hbm_bytes": module.bytes_moved(hlo.hbm_bytes),
+        "matmul_flops": hlo_cost.matmul_flops(module),
+        "bytes_accessed": hlo_cost.bytes_moved(module, lambda array: array.bytes).total(),
+        "hbm_bytes": traffic.total(),
+        "hbm_bytes_of": dict(traffic.most_common(20)),
         "collectives": {kind: dict(counts) for kind, counts in sorted(collectives.items())},
-        "compiler_cycles": sum(cycles.values()),
-        "compiler_cycles_of": dict(list(cycles.items())[:20]),
+        "compiler_cycles": cycles.total(),
+        "compiler_cycles_of": dict(cycles.most_common(20)),
     }
 
 
