@@ -4,7 +4,7 @@ VENV ?= .venv
 DEMO ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-beam lint format bench clean
+.PHONY: demo test test-slow test-beam test-tpu-aot lint format bench clean
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
@@ -23,6 +23,12 @@ test-beam:
 	$(MAKE) VENV=.venv-beam .venv-beam/created
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt
 	.venv-beam/bin/python -m pytest tests/test_beam.py
+
+# With libtpu installed `import jax` looks for a TPU, so the TPU compiler has an environment of its own too.
+test-tpu-aot:
+	$(MAKE) VENV=.venv-tpu .venv-tpu/created
+	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tpu-aot.txt
+	.venv-tpu/bin/python -m pytest -m slow tests/test_topology.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

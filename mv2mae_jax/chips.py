@@ -28,6 +28,7 @@ class Chip:
 
 
 # Google states the interconnect of a chip in both directions together; half of it is what a chip can send.
+# Where a page was changed between two bandwidths of the main memory (v5e: 819 GB/s, then 800 GiB/s), the lower stands.
 # Clocks of v5e and v5p follow from the peak: 2 flops * 128 * 128 multiply-adds * MXUs per chip (4, 8) * clock.
 CHIPS: Final[dict[str, Chip]] = {
     "v4": Chip(
