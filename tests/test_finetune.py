@@ -1,0 +1,471 @@
+"""Fine-tuning: mixing, the loss, what starts from where, what a test measures, and whole runs."""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from data import pipeline, takes
+from data.labelled import LabelledDataset
+from mv2mae_jax import checkpoint, metrics, optim, sharding, train
+from mv2mae_jax.models import layers
+from mv2mae_jax.state import TrainState
+from mv2mae_jax.tasks import finetune
+from mv2mae_jax.tasks.finetune import Finetune
+from mv2mae_jax.tasks.pretrain import Pretrain
+from tests import test_datasets, tiny
+from tests.test_datasets import pkummd, pkummd_prepared  # noqa: F401, fixtures
+
+
+def make_task(directory, *overrides: str):
+    """(config, data set, task) of the tiny run on a prepared set."""
+    config = tiny.make_finetune_config(f"data.dir={directory}", *overrides)
+    dataset = LabelledDataset.from_config(config)
+    return config, dataset, Finetune.from_config(config, dataset)
+
+
+def run(workdir, directory, *overrides: str) -> dict[str, float]:
+    config = tiny.make_finetune_config(f"data.dir={directory}", *overrides)
+    return train.train(config, LabelledDataset.from_config(config), sharding.make_mesh(), str(workdir))
+
+
+def start(directory, workdir, *overrides: str) -> TrainState:
+    """The state that a run with these settings begins with."""
+    config, _, task = make_task(directory, *overrides)
+    optimizer = optim.make_optimizer(config.optimizer, optim.Schedule.from_config(config, steps_per_epoch=1.0))
+    checkpointer = checkpoint.Checkpointer(str(workdir))
+    state = train.init_state(config, task, optimizer, sharding.make_mesh(), jax.random.key(0), checkpointer)
+    checkpointer.close()
+    return state
+
+
+def final_state(workdir) -> TrainState:
+    with checkpoint.ocp.CheckpointManager(str(workdir / "checkpoints")) as manager:
+        args = checkpoint.ocp.args.Composite(state=checkpoint.ocp.args.StandardRestore())
+        return manager.restore(manager.latest_step(), args=args)["state"]
+
+
+def history(workdir) -> list[dict[str, float]]:
+    """Everything that was reported, but for the time that it took."""
+    rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith(("perf/", "data/"))} for row in rows]
+
+
+def assert_identical(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def random_batch(task, size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (size, *task.model.clip_size, 3)).astype(np.uint8)
+    return {"video": video, "label": rng.permutation(task.dataset.num_classes)[:size].astype(np.int32)}
+
+
+# Mixing
+
+
+SAMPLES = 6
+BOTH = dict(mixup_alpha=0.8, cutmix_alpha=1.0, mix_probability=1.0, cutmix_probability=0.5)
+MIXUP, CUTMIX = BOTH | {"cutmix_alpha": 0.0}, BOTH | {"mixup_alpha": 0.0}
+
+
+@functools.cache
+def mixed(seed_count: int, size: int = 16, **options: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(clips, their mixtures [seed_count, ...], targets [seed_count, ...]) of samples of six different classes."""
+    video = np.random.default_rng(0).integers(0, 256, (SAMPLES, 2, size, size, 3)).astype(np.uint8)
+    keys = jax.random.split(jax.random.key(0), seed_count)
+    draw = jax.jit(jax.vmap(functools.partial(finetune.mix, video=video, target=jnp.eye(SAMPLES), **options)))
+    clips, targets = draw(keys)
+    return video, np.asarray(clips), np.asarray(targets)
+
+
+def own_shares(targets: np.ndarray) -> np.ndarray:
+    """float[draws]: what samples kept of their own class; checks that the rest went to their mirror's class."""
+    shares = targets[:, 0, 0]
+    expected = shares[:, None, None] * np.eye(SAMPLES) + (1 - shares)[:, None, None] * np.eye(SAMPLES)[::-1]
+    np.testing.assert_allclose(targets, expected, atol=1e-6)
+    return shares
+
+
+@pytest.mark.parametrize("options", [BOTH, MIXUP, CUTMIX], ids=["both", "mixup", "cutmix"])
+def test_mixed_targets_sum_to_one(options):
+    _, _, targets = mixed(50, **options)
+    np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-6)
+    assert (targets >= 0).all()
+
+
+def test_mixup_blends_pixels_by_the_share_of_the_target():
+    video, clips, targets = mixed(20, **MIXUP)
+    for clip, share in zip(clips, own_shares(targets).astype(np.float64), strict=True):
+        blended = share * video + (1 - share) * video[::-1]
+        # Rounded, not cut off; where the fraction is a half to within the precision of float32 either way will do.
+        assert np.abs(clip - blended).max() <= 0.5 + 1e-3
+
+
+def test_cutmix_targets_follow_the_area_that_is_really_covered():
+    """One box for the whole batch and for all frames; the border of the frame cuts some."""
+    video, clips, targets = mixed(60, **CUTMIX)
+    cut_by_the_border = 0
+    for clip, share in zip(clips, own_shares(targets), strict=True):
+        changed = (clip != video).any(axis=(0, 1, 4))  # (H, W)
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        box = np.zeros_like(changed)
+        if len(rows):
+            box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+            cut_by_the_border += 0 in (rows[0], columns[0]) and len(rows) != len(columns)
+        np.testing.assert_array_equal(clip, np.where(box[:, :, None], video[::-1], video))
+        assert share == pytest.approx(1 - box.mean(), abs=1e-6)
+    assert cut_by_the_border > 5
+
+
+def test_shares_follow_their_distributions():
+    draws = 4000
+    _, _, targets = mixed(draws, 4, **MIXUP)
+    shares = own_shares(targets)
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)).
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.01)
+    # A box is only a box without the border: its mean area against the same boxes drawn by NumPy.
+    _, _, targets = mixed(draws, 16, **CUTMIX)
+    rng = np.random.default_rng(0)
+    side = np.sqrt(1 - rng.beta(1, 1, draws))
+    centre = rng.random((2, draws))
+    covered = np.clip(centre + side / 2, 0, 1) - np.clip(centre - side / 2, 0, 1)
+    assert 1 - own_shares(targets).mean() == pytest.approx(covered.prod(axis=0).mean(), abs=0.02)
+
+
+@pytest.mark.parametrize(("mix_probability", "cutmix_probability"), [(0.7, 0.5), (1.0, 0.2)])
+def test_so_many_steps_mix_and_so_many_of_them_cut(mix_probability, cutmix_probability):
+    draws = 2000
+    options = BOTH | {"mix_probability": mix_probability, "cutmix_probability": cutmix_probability}
+    video, clips, _ = mixed(draws, 8, **options)
+    unchanged = (clips == video).all(axis=(1, 2, 3, 4, 5))
+    # What is cut consists of pixels of either sample.
+    either = ((clips == video) | (clips == video[::-1])).all(axis=(1, 2, 3, 4, 5)) & ~unchanged
+    blended = ~either & ~unchanged
+    assert blended.mean() == pytest.approx(mix_probability * (1 - cutmix_probability), abs=0.04)
+    # The smallest boxes cover no pixel at all: a few steps of those that cut change nothing.
+    assert 0.85 * mix_probability * cutmix_probability < either.mean() + 0.03
+    assert either.mean() < mix_probability * cutmix_probability + 0.03
+
+
+@pytest.mark.parametrize(
+    "off", [dict(mix_probability=0.0), dict(mixup_alpha=0.0, cutmix_alpha=0.0)], ids=["probability", "alphas"]
+)
+def test_nothing_is_mixed_when_it_is_off(off):
+    video, clips, targets = mixed(5, **BOTH | off)
+    np.testing.assert_array_equal(clips, np.broadcast_to(video, clips.shape))
+    np.testing.assert_array_equal(targets, np.broadcast_to(np.eye(SAMPLES), targets.shape))
+
+
+def test_label_smoothing_is_optaxs():
+    label = np.array([0, 3, 3, 1])
+    for smoothing in (0.0, 0.1, 0.5):
+        expected = optax.smooth_labels(jax.nn.one_hot(label, 5), smoothing)
+        np.testing.assert_allclose(finetune.smoothed_one_hot(label, 5, smoothing), expected, atol=1e-7)
+
+
+# The loss and its gradients
+
+
+def test_randomness_is_a_function_of_the_key(synthetic_set):
+    _, _, task = make_task(synthetic_set)
+    batch, key = random_batch(task, 8), jax.random.key(3)
+    randomize = jax.jit(task.randomize)
+    first, same, other = randomize(batch, key), randomize(batch, key), randomize(batch, jax.random.key(4))
+    np.testing.assert_allclose(first["target"].sum(-1), 1, atol=1e-6)
+    assert first["video"].dtype == jnp.uint8
+    np.testing.assert_array_equal(first["video"], same["video"])
+    keys = {name: jax.random.key_data(drawn["drop_path_key"]) for name, drawn in (("a", first), ("b", other))}
+    assert not np.array_equal(first["target"], other["target"])
+    assert not np.array_equal(keys["a"], keys["b"])
+    assert len(np.unique(keys["a"], axis=0)) == 8
+
+
+def test_the_loss_is_the_cross_entropy_with_the_mixed_targets(synthetic_set):
+    _, _, task = make_task(synthetic_set, "model.drop_path=0.0", "model.head_init_scale=10.0")
+    params = jax.jit(task.init)(jax.random.key(0))
+    inputs = task.randomize(random_batch(task, 8), jax.random.key(1))
+    logits = np.asarray(task.model.apply({"params": params}, inputs["video"]), np.float64)
+    log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    target = np.asarray(inputs["target"], np.float64)
+    loss, measured = jax.jit(task.loss)(params, inputs)
+    assert float(loss) == pytest.approx(-(target * log_probability).sum() / 8, rel=1e-5)
+    assert float(measured["accuracy"]) == np.mean(logits.argmax(-1) == target.argmax(-1))
+
+
+def test_parts_of_a_mixed_batch_equal_the_whole_without_drop_path(synthetic_set):
+    _, _, task = make_task(synthetic_set, "model.drop_path=0.0", "model.head_init_scale=1.0")
+    params, batch = jax.jit(task.init)(jax.random.key(0)), random_batch(task, 8)
+    inputs = task.randomize(batch, jax.random.key(1))
+    accumulate = jax.jit(train.accumulate_gradients, static_argnums=(0, 3))
+    whole, in_parts = (accumulate(task.loss, params, inputs, parts) for parts in (1, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole, in_parts)
+
+
+def test_every_part_drops_paths_anew(synthetic_set):
+    """Two parts by accumulation against two gradients by hand, each with the key of its own first row."""
+    _, _, task = make_task(synthetic_set, "model.drop_path=0.5", "model.head_init_scale=1.0")
+    params = jax.jit(task.init)(jax.random.key(0))
+    inputs = task.randomize(random_batch(task, 8), jax.random.key(1))
+    gradient = jax.jit(jax.grad(task.loss, has_aux=True))
+    rows = [jax.tree.map(lambda array, part=part: array[part::2], inputs) for part in range(2)]
+    by_hand = jax.tree.map(lambda a, b: (a + b) / 2, *(gradient(params, part) for part in rows))
+    accumulated = jax.jit(train.accumulate_gradients, static_argnums=(0, 3))(task.loss, params, inputs, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), accumulated, by_hand)
+    one_key = {**rows[1], "drop_path_key": rows[0]["drop_path_key"]}
+    assert float(gradient(params, one_key)[1]["loss"]) != float(gradient(params, rows[1])[1]["loss"])
+
+
+# Where a run starts
+
+
+@functools.cache
+def pretrained_params():
+    """Of a pre-training run with scanned layers."""
+    return jax.jit(Pretrain.from_config(tiny.make_config()).init)(jax.random.key(7))
+
+
+def save_pretrained(workdir, *, scan_layers: bool, with_ema: bool):
+    """A pre-training run's checkpoint; its average differs from its last parameters. Returns what to start from."""
+    config = tiny.make_config()
+    schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
+    params = pretrained_params() if scan_layers else layers.unstack_blocks(pretrained_params())
+    state = TrainState.create(params, optim.make_optimizer(config.optimizer, schedule), with_ema)
+    if with_ema:
+        state = state.replace(ema_params=jax.tree.map(lambda leaf: 0.5 * leaf, params))
+    checkpointer = checkpoint.Checkpointer(str(workdir))
+    checkpointer.save(3, state, {"config": config.to_json()}, force=True)
+    checkpointer.close()
+    encoder = dict(state.eval_params["encoder"])
+    del encoder["norm"]  # a classifier has its own
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("saved_scanned", "scanned", "with_ema"),
+    [(True, True, True), (True, False, False), (False, True, True), (False, False, False)],
+)
+def test_the_encoder_begins_as_pre_trained(synthetic_set, tmp_path, saved_scanned, scanned, with_ema):
+    """With other clips than pre-training's, the average where one was kept, and all but the encoder as from scratch."""
+    encoder = save_pretrained(tmp_path / "pretrained", scan_layers=saved_scanned, with_ema=with_ema)
+    other = (f"model.scan_layers={scanned}", "data.num_frames=8", "data.crop_size=(40,24)", "optimizer.ema_decay=0.9")
+    state = start(synthetic_set, tmp_path / "run", *other, f"init_from={tmp_path / 'pretrained'}")
+    scratch = start(synthetic_set, tmp_path / "scratch", *other)
+    if saved_scanned != scanned:
+        encoder = layers.stack_blocks(encoder) if scanned else layers.unstack_blocks(encoder)
+    assert_identical(state.params["encoder"], encoder)
+    assert_identical(state.ema_params, state.params)
+    for part in ("fc_norm", "head"):
+        assert_identical(state.params[part], scratch.params[part])
+    kernels = [tree["encoder"]["patch_embed"]["proj"]["kernel"] for tree in (state.params, scratch.params)]
+    assert not np.array_equal(*kernels)
+    assert int(state.step) == 0
+
+
+def test_an_encoder_that_does_not_fit_is_refused(synthetic_set, tmp_path):
+    save_pretrained(tmp_path / "pretrained", scan_layers=True, with_ema=False)
+    with pytest.raises(ValueError, match=r"(?s)does not fit.*patch_embed/proj/kernel: saved \(384, 24\), wanted"):
+        start(synthetic_set, tmp_path / "run", "model.width=48", f"init_from={tmp_path / 'pretrained'}")
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def finished(synthetic_set, tmp_path_factory):
+    """A run with every part of the recipe on."""
+    workdir = tmp_path_factory.mktemp("finished")
+    options = ("optimizer.ema_decay=0.9", "optimizer.accumulation_steps=2", "model.head_init_scale=1.0")
+    options += ("eval.clips_per_view=1", "data.holdout_fraction=0.2")
+    return workdir, options, run(workdir, synthetic_set, *options)
+
+
+def test_a_test_averages_the_probabilities_of_all_clips_and_crops(synthetic_set, tmp_path):
+    """The whole evaluation against single clips, by hand: softmax, mean over the clips of a view, and counting."""
+    config, dataset, task = make_task(synthetic_set, "model.head_init_scale=100.0", "eval.batch_size=50")
+    views, num_classes = dataset.prepared.views, dataset.num_classes
+    params = jax.jit(task.init)(jax.random.key(0))
+    clips = pipeline.clip_batches(
+        dataset.prepared, dataset.spec, dataset.test, global_batch_size=6, clips_per_view=2, crops_per_clip=3
+    )
+    rows, videos = zip(*[(batch["row"], batch["video"]) for batch in clips], strict=True)
+    rows, videos = np.concatenate(rows), np.concatenate(videos)
+    # What all clips share would make a random head see one class everywhere: it is taken off.
+    kernel = params["head"]["kernel"]
+    apply = jax.jit(task.model.apply)
+    shared = np.linalg.lstsq(kernel.T, np.asarray(apply({"params": params}, videos)).mean(axis=0), rcond=None)[0]
+    params["fc_norm"]["bias"] = jnp.asarray(-shared, jnp.float32)
+    logits = np.asarray(apply({"params": params}, videos))
+
+    hits, top_5_hits, confusion = {}, [], np.zeros((num_classes, num_classes), int)
+    for row in dataset.test.tolist():
+        odds = [[math.exp(logit) for logit in clip] for clip in logits[rows == row].tolist()]
+        assert len(odds) == 6  # two clips in three crops
+        mean = [sum(clip[k] / sum(clip) for clip in odds) / 6 for k in range(num_classes)]
+        ranked, label = sorted(range(num_classes), key=lambda k: -mean[k]), int(views["label"][row])
+        hits[row] = ranked[0] == label
+        top_5_hits.append(label in ranked[:5])
+        confusion[label, ranked[0]] += 1
+    assert np.count_nonzero(confusion.sum(axis=0)) > 3  # the classifier does tell clips apart
+    labels = {row: views["label"][row] for row in hits}
+    by_class = [np.mean([hits[row] for row in hits if labels[row] == k]) for k in set(labels.values())]
+    expected = {"top_1": np.mean([*hits.values()]), "top_5": np.mean(top_5_hits), "mean_class": np.mean(by_class)}
+    for camera in ("C001", "C002", "C003"):
+        expected[f"top_1/{camera}"] = np.mean([hits[row] for row in hits if views["view"][row] == camera])
+
+    untrained = jax.tree.map(jnp.zeros_like, params)
+    state = TrainState(step=jnp.int32(1), params=untrained, opt_state=(), ema_params=params)  # the average is tested
+    evaluate = train.make_evaluation(config, task, sharding.make_mesh(), jax.random.key(0), str(tmp_path))
+    reporter = metrics.Reporter(str(tmp_path), first_step=0, total_steps=1, tensorboard=False)
+    results, tables = evaluate(state, 1, reporter)
+    assert results == pytest.approx({f"test/{name}": value for name, value in expected.items()})
+    assert tables == {"class_names": list(dataset.class_names), "confusion_matrix": confusion.tolist()}
+
+
+def test_the_record_of_a_run_says_what_was_run(finished):
+    workdir, _, results = finished
+    record = json.loads((workdir / "metrics.json").read_text())
+    assert record["metrics"] == results
+    facts = {key: record[key] for key in ("step", "seed", "protocol")}
+    assert facts == {"step": 6, "seed": 0, "protocol": "xsub"}
+    assert record["git_revision"] == train.git_revision()
+    assert record["config"]["optimizer"]["ema_decay"] == 0.9
+
+
+def test_held_out_takes_are_measured_where_asked(finished, synthetic_set, tmp_path):
+    _, options, _ = finished
+    results = run(tmp_path, synthetic_set, *options, "total_steps=1", "eval.split=held_out", "eval.clips_per_view=1")
+    assert {"held_out/top_1", "held_out/mean_class"} <= results.keys()
+    _, dataset, _ = make_task(synthetic_set, *options)
+    confusion = np.array(json.loads((tmp_path / "metrics.json").read_text())["confusion_matrix"])
+    assert confusion.sum() == len(dataset.held_out) > 0
+
+
+def test_an_interrupted_run_equals_an_uninterrupted_one(finished, synthetic_set, tmp_path, monkeypatch):
+    """Equal bit for bit, with mixing, drop path, augmentation, accumulation and an average of the parameters."""
+    whole, options, results = finished
+    labelled_batches = pipeline.labelled_batches
+
+    class Interrupted(Exception):
+        pass
+
+    def failing(*args, **kwargs):
+        for number, batch in enumerate(labelled_batches(*args, **kwargs)):
+            if number == 3:
+                while not (tmp_path / "checkpoints" / "2").is_dir():
+                    time.sleep(0.05)  # saves are asynchronous
+                raise Interrupted
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "labelled_batches", failing)
+        with pytest.raises(Interrupted):
+            run(tmp_path, synthetic_set, *options)
+    checkpointer = checkpoint.Checkpointer(str(tmp_path))
+    assert checkpointer.latest_step() == 2
+    checkpointer.close()
+    assert run(tmp_path, synthetic_set, *options) == results
+    assert_identical(final_state(tmp_path), final_state(whole))
+    assert history(tmp_path) == history(whole)
+    assert [row["step"] for row in history(whole)] == [2, 4, 6, 6]
+
+
+def test_a_workdir_with_another_head_is_refused(finished, synthetic_set):
+    workdir, options, _ = finished
+    config = tiny.make_finetune_config(f"data.dir={synthetic_set}", *options)
+    dataset = LabelledDataset.from_config(config)
+    names = (*dataset.class_names[:-1], "something else")
+    other = dataclasses.replace(dataset.prepared, name="another_set", class_names=names)
+    dataset = dataclasses.replace(dataset, prepared=other, class_names=names)
+    with pytest.raises(ValueError, match=r"head for the 16 classes of synthetic.*holds the 16 classes of another_set"):
+        train.train(config, dataset, sharding.make_mesh(), str(workdir))
+
+
+def test_a_workdir_of_another_task_is_refused(synthetic_set, tmp_path):
+    save_pretrained(tmp_path, scan_layers=True, with_ema=False)
+    with pytest.raises(ValueError, match=r"holds a run of task 'pretrain', not 'finetune'.*init_from"):
+        start(synthetic_set, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.labels_per_class=50", "has only . take"),
+        ("data.protocol=xset", "synthetic has no protocol 'xset'"),  # of NTU RGB+D 120
+        ("data.train_views=('C004',)", "views of the training split are C001, C002, C003"),
+        ("augment.flip=0.5", "a mirror image changes the class"),
+        ("eval.split=held_out", "hold out no labelled view"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused(synthetic_set, override, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(synthetic_set, override)
+
+
+def test_a_few_clips_are_learnt_by_heart(synthetic_set):
+    """Twelve clips of one camera, without what makes learning harder: nearly all of them within 150 steps."""
+    off = ("augment.randaugment_num_ops=0", "augment.random_erasing=0.0", "mix.mix_probability=0.0")
+    off += ("loss.label_smoothing=0.0", "model.drop_path=0.0", "optimizer.layer_decay=1.0", "data.repeats=1")
+    _, _, task = make_task(synthetic_set, *off, "data.train_views=('C001',)")
+    batch = next(task.train_batches(seed=0, start_step=0, global_batch_size=12))
+    assert len(np.unique(batch["row"])) == 12
+    schedule = optim.Schedule(peak_learning_rate=0.01, final_learning_rate=0.0, warmup_steps=10, total_steps=150)
+    optimizer = optim.make_optimizer(tiny.make_finetune_config(*off).optimizer, schedule)
+    state = TrainState.create(jax.jit(task.init)(jax.random.key(0)), optimizer, with_ema=False)
+    train_step = jax.jit(train.make_train_step(task, optimizer, schedule, jax.random.key(1)))
+    accuracies = []
+    for _ in range(150):
+        state, measured = train_step(state, {key: batch[key] for key in ("video", "label")})
+        accuracies.append(float(measured["accuracy"]))
+    assert accuracies[0] < 0.5 and accuracies[-1] > 0.9
+
+
+# Every data set
+
+
+@pytest.fixture
+def miniature(request, tmp_path):
+    """(prepared folder, protocol) of a data set with its real file names."""
+    name = request.param
+    if name == "pkummd":
+        return request.getfixturevalue("pkummd_prepared"), "xsub"
+    paths, codec, splits, _ = test_datasets.MINIATURES[name]
+    raw = test_datasets.write(tmp_path / "raw", paths, codec)
+    if name == "rocog":
+        (raw / "annotations").mkdir()
+        for list_name, text in test_datasets.ROCOG_LISTS.items():
+            (raw / "annotations" / list_name).write_text(text)
+    assert test_datasets.run(name, raw, tmp_path / "prepared") == 0
+    return tmp_path / "prepared", next(iter(splits))
+
+
+@pytest.mark.parametrize(
+    "miniature",
+    ["ntu60", "nucla", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ntu120", "etri", "rocog", "pkummd"))],
+    indirect=True,
+)
+def test_every_data_set_can_be_fine_tuned_on(miniature, tmp_path):
+    """From pre-training to accuracies, two steps: the head has the set's classes, all its test views are counted."""
+    directory, protocol = miniature
+    save_pretrained(tmp_path / "pretrained", scan_layers=True, with_ema=False)
+    options = (f"data.protocol={protocol}", "data.frame_stride=2", f"init_from={tmp_path / 'pretrained'}")
+    results = run(tmp_path / "run", directory, *options, "total_steps=2", "eval.clips_per_view=1")
+    prepared = takes.open_prepared(directory)
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    confusion, tested = np.array(record["confusion_matrix"]), prepared.splits(protocol) == "test"
+    assert confusion.shape == (len(prepared.class_names),) * 2
+    np.testing.assert_array_equal(
+        confusion.sum(axis=1), np.bincount(prepared.views["label"][tested], minlength=len(confusion))
+    )
+    assert results["test/top_1"] == np.trace(confusion) / tested.sum()
+    cameras = {key.removeprefix("test/top_1/") for key in results if key.startswith("test/top_1/")}
+    assert cameras == set(prepared.views["view"][tested].tolist())
+    assert record["protocol"] == protocol
