@@ -152,11 +152,23 @@ def _written_by_fusion(module: Module, fused: Computation, size: Callable[[Array
 
 
 def collectives(module: Module) -> list[Collective]:
-    """All communication of a step, in the order of the program."""
-    found = []
-    for instruction, _, runs in module.executed():
+    """All communication of a step, in the order of the program.
+
+    An asynchronous collective on a TPU is a row of fusions, each of which names it again beside other work: it counts
+    once per channel. A sum of which each chip keeps its slice (a fusion called all-reduce-scatter) is a reduce-scatter.
+    """
+    found, seen = [], set()
+    for instruction, computation, runs in module.executed():
         inside = _fused_instructions(module, instruction) if instruction.opcode == "fusion" else [instruction]
-        found += [_collective(module, i, runs) for i in inside if i.opcode.removesuffix("-start") in COLLECTIVES]
+        for one in inside:
+            channel = (id(computation), one.attribute("channel_id") or one.name)
+            if one.opcode.removesuffix("-start") not in COLLECTIVES or channel in seen:
+                continue
+            seen.add(channel)
+            collective = _collective(module, one, runs)
+            if any("all-reduce-scatter" in name for name in instruction.called):
+                collective = dataclasses.replace(collective, kind="reduce-scatter")
+            found.append(collective)
     return found
 
 

@@ -218,6 +218,42 @@ def test_main_memory_traffic_of_slices_loops_and_fast_memory():
     assert "add" not in moved
 
 
+ASYNCHRONOUS = """HloModule m, num_partitions=4
+
+%first (p: f32[2,8]) -> f32[8,8] {
+  %p = f32[2,8] parameter(0)
+  ROOT %g1 = f32[8,8] all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%second (q: f32[2,8]) -> f32[8,8] {
+  %q = f32[2,8] parameter(0)
+  ROOT %g2 = f32[8,8] all-gather(%q), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%all-reduce-scatter.1 (r: f32[8,8]) -> f32[2,8] {
+  %r = f32[8,8] parameter(0)
+  %zero = s32[] constant(0)
+  %sum = f32[8,8] all-reduce(%r), channel_id=8, replica_groups=mesh['data'=2,'fsdp'=2] {'fsdp'}, to_apply=%add
+  ROOT %own = f32[2,8] dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={2,8}
+}
+
+ENTRY %main (x: f32[2,8]) -> f32[2,8] {
+  %x = f32[2,8] parameter(0)
+  %started = f32[8,8] fusion(%x), kind=kCustom, calls=%first
+  %finished = f32[8,8] fusion(%x), kind=kCustom, calls=%second
+  ROOT %scattered = f32[2,8] fusion(%finished), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_asynchronous_collectives_of_tpus_count_once():
+    gather, scatter = hlo_cost.collectives(hlo.parse(ASYNCHRONOUS))
+    assert (gather.kind, gather.bytes, gather.group_size, gather.runs) == ("all-gather", 256.0, 4, 1)
+    assert gather.wire_bytes == 3 / 4 * 256
+    assert (scatter.kind, scatter.bytes, scatter.group_size) == ("reduce-scatter", 256.0, 2)
+    assert scatter.wire_bytes == 1 / 2 * 256
+
+
 @pytest.mark.parametrize(
     ("shape", "padded"),
     [
