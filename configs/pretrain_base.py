@@ -117,6 +117,8 @@ def get_config() -> config_dict.ConfigDict:
             max_takes=256,  # [ours] held-out takes evaluated; all their target views
             clips_per_element=1,  # [ours] clips per (take, target view); more lower the standard errors over takes
             batch_size=config_dict.placeholder(int),  # [ours] default: global_batch_size
+            # kNN (k = 20) from training to held-out takes where labels are known, and retrieval across cameras.
+            max_feature_takes=0,  # [ours] training takes whose features are looked at, e.g. 1000; 0 switches it off
             num_pictures=4,  # [ours] samples drawn by mv2mae_jax/visualize.py at each evaluation
             picture_blur_sigma=0.0,  # [ours] pixels; blurs the pictures where a licence wants faces unrecognisable
         )

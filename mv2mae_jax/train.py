@@ -270,7 +270,7 @@ def make_evaluation(
                 draw(state.eval_params, batch, step, reporter)
         measured = jax.device_get(measured)
         samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
-        summary = task.summarize(samples)
+        summary = task.summarize(samples) | task.measure_features(state.eval_params, config, mesh)
         results = {f"{area}/{name}": value for name, value in summary.items()}
         reporter.scalars(step, results)
         reporter.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))

@@ -44,11 +44,38 @@ def test_generated_videos_to_pictures(tmp_path):
     command("-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", f"--output={prepared}", "--short_side=40")
     shrunk = [f"--config.{key}" for key in (f"data.dir={prepared}", "total_steps=3", "data.crop_size=(32,32)")]
     shrunk += ["--config.eval.num_pictures=1", "--config.eval.batch_size=8", "--config.eval.clips_per_element=1"]
-    shrunk += ["--config.data.num_workers=1"]
+    shrunk += ["--config.data.num_workers=1", "--config.eval.max_feature_takes=6"]
     started = command("run.py", "--config=configs/demo.py", f"--workdir={workdir}", *shrunk)
     assert_is_a_finished_run(workdir, "eval")
+    measured = json.loads((workdir / "metrics.json").read_text())["metrics"]
+    assert 0 <= measured["eval/knn_top_1"] <= 1 <= measured["eval/retrieval_mean_rank"]
     for words in ("devices", "parameters", "visible", "held out", "epochs", "learning rate", "stated by the paper"):
         assert words in started.stdout
+
+
+def test_a_pretrained_run_is_fine_tuned_and_probed(synthetic_set, tmp_path):
+    """What the configs of the demo's downstream tasks say in their first lines, shrunk."""
+    clips = [f"--config.{key}" for key in (f"data.dir={synthetic_set}", "data.crop_size=(32,32)")]
+    shrunk = [*clips, "--config.eval.batch_size=16", "--config.eval.num_pictures=0", "--config.total_steps=2"]
+    command("run.py", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", *shrunk)
+
+    clips += [f"--config.init_from={tmp_path / 'run'}"]
+    command(
+        "run.py",
+        "--config=configs/finetune_demo.py",
+        f"--workdir={tmp_path / 'tuned'}",
+        *clips,
+        "--config.total_steps=2",
+    )
+    tuned = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
+    assert 0 <= tuned["metrics"]["test/top_1"] <= 1 and tuned["protocol"] == "xsub"
+    assert np.sum(tuned["confusion_matrix"]) == 36, "12 takes of the second subject from three cameras"
+
+    command(
+        "run.py", "--config=configs/probe.py", f"--workdir={tmp_path / 'probed'}", *clips, "--config.probe.epochs=1"
+    )
+    probed = json.loads((tmp_path / "probed" / "metrics.json").read_text())["metrics"]
+    assert {"knn/top_1", "linear/top_1", "attentive/top_1", "retrieval/recall_1"} <= probed.keys()
 
 
 @pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason=f"the real multi-view videos are not in {REAL_VIDEOS}")

@@ -30,16 +30,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="another seed, other people, rooms and takes (%(default)s)"
     )
+    parser.add_argument(
+        "--setups", type=int, metavar="K", help="number of rooms (default: about the square root of N / 20)"
+    )
     parser.add_argument("--resolution", default="320x180", metavar="WxH", help="pixels, both even (%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="K", help="processes (%(default)s)")
     parser.add_argument("--sheet", action="store_true", help="also write DIR/contact_sheet.png")
     options = parser.parse_args(arguments)
     try:
         width, height = parse_resolution(options.resolution)
-        generate(options.output, options.takes, options.seed, width, height, options.workers)
+        generate(options.output, options.takes, options.seed, width, height, options.workers, options.setups)
         print(f"{options.takes} takes of three videos each: {options.output}")
         if options.sheet:
-            print(sheet.write_sheet(options.output, plan_takes(options.takes, options.seed)))
+            print(sheet.write_sheet(options.output, plan_takes(options.takes, options.seed, options.setups)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,8 +18,16 @@ from data.synthetic.sheet import SHEET
 DESCRIPTION = "synthetic.json"
 
 
-def generate(output: pathlib.Path, num_takes: int, seed: int, width: int, height: int, workers: int) -> None:
-    """Writes the data set, all of it or what is missing of it.
+def generate(
+    output: pathlib.Path,
+    num_takes: int,
+    seed: int,
+    width: int,
+    height: int,
+    workers: int,
+    num_setups: int | None = None,
+) -> None:
+    """Writes the data set, all of it or what is missing of it; `num_setups` as in design.py.
 
     Raises:
       ValueError: the arguments make no sense, or the folder holds something else.
@@ -29,8 +37,8 @@ def generate(output: pathlib.Path, num_takes: int, seed: int, width: int, height
         raise ValueError(f"--seed must not be negative, got {seed}")
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    takes = plan_takes(num_takes, seed)
-    _claim(output, description(num_takes, seed, width, height), takes)
+    takes = plan_takes(num_takes, seed, num_setups)
+    _claim(output, description(num_takes, seed, width, height, num_setups), takes)
     write = functools.partial(_write_take, output, seed, width, height)
     todo = [t for t in takes if not all((output / t.file_name(c)).exists() for c in rooms.CAMERA_DEGREES)]
     progress = functools.partial(tqdm, total=len(todo), desc="generating", unit="take", disable=None)
@@ -50,10 +58,10 @@ def _write_take(output: pathlib.Path, seed: int, width: int, height: int, take: 
     writer.write_take(output, seed, take, width, height)
 
 
-def description(num_takes: int, seed: int, width: int, height: int) -> dict:
+def description(num_takes: int, seed: int, width: int, height: int, num_setups: int | None = None) -> dict:
     """What synthetic.json says: the arguments and the ground truth of rooms and cameras."""
     setups = {}
-    for setup, subjects in subjects_by_setup(num_takes).items():
+    for setup, subjects in subjects_by_setup(num_takes, num_setups).items():
         room = rooms.make_room(seed, setup)
         cameras = {number: rooms.make_camera(room, number, width, height) for number in rooms.CAMERA_DEGREES}
         setups[f"S{setup:03}"] = {
@@ -70,6 +78,7 @@ def description(num_takes: int, seed: int, width: int, height: int) -> dict:
     return {
         "seed": seed,
         "takes": num_takes,
+        "num_setups": num_setups,
         "width": width,
         "height": height,
         "fps": writer.FPS,
@@ -88,7 +97,7 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
     path = output / DESCRIPTION
     if path.exists():
         there = json.loads(path.read_text())
-        arguments = ("seed", "takes", "width", "height", "class_names")
+        arguments = ("seed", "takes", "num_setups", "width", "height", "class_names")
         differences = [
             f"{key} {there.get(key)} there, {wanted[key]} asked" for key in arguments if there.get(key) != wanted[key]
         ]

@@ -131,6 +131,13 @@ class Finetune:
         views = self.dataset.prepared.views
         return accuracy.summarize(probabilities, views["label"][rows], views["view"][rows])
 
+    def measure_features(
+        self, params: Any, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
+    ) -> dict[str, float]:
+        """Nothing: the head is what is measured."""
+        del params, config, mesh
+        return {}
+
     def tables(self, samples: dict[str, np.ndarray]) -> dict[str, Any]:
         """What metrics.json holds beside the numbers."""
         probabilities, rows = self._per_view(samples)

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from data import pipeline
 from data.dataset import Dataset
-from mv2mae_jax import losses, masking
+from mv2mae_jax import features, losses, masking
 from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import layers, mv2mae
 
@@ -279,6 +279,28 @@ class Pretrain:
                 )
                 metrics |= {name: gain, f"{name}_standard_error": error}
         return metrics
+
+    def measure_features(
+        self, params: Any, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
+    ) -> dict[str, float]:
+        """kNN and retrieval with the encoder as it is, on some training takes and the held-out ones.
+
+        Empty where none are asked for or held out; see `features.measure_pretraining`.
+        """
+        if not config.eval.max_feature_takes or self.dataset.held_out is None:
+            return {}
+        chosen = np.random.default_rng(config.seed).permutation(self.dataset.train.rows)
+        train_rows, test_rows = chosen[: config.eval.max_feature_takes], self.dataset.held_out.rows
+        return features.measure_pretraining(
+            self.model,
+            params["encoder"],
+            self.dataset.prepared,
+            self.dataset.spec,
+            mesh,
+            train_rows=np.sort(train_rows[train_rows >= 0]),
+            test_rows=np.sort(test_rows[test_rows >= 0]),
+            global_batch_size=config.eval.batch_size or config.global_batch_size,
+        )
 
     def tables(self, samples: dict[str, np.ndarray]) -> dict[str, Any]:
         """What metrics.json holds beside the numbers: nothing."""

@@ -1,0 +1,57 @@
+"""The statistics behind the benchmarks' tables, and that incomplete results are told from complete ones."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import experiment, method
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_intervals_are_those_of_student(n):
+    values = np.random.default_rng(n).normal(0.6, 0.05, n)
+    mean, half = experiment.interval(values.tolist())
+    low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-4)
+
+
+def test_an_ordering_holds_only_by_separated_intervals():
+    low, high, between = [0.50, 0.51, 0.49], [0.70, 0.71, 0.69], [0.50, 0.70, 0.60]
+    assert experiment.compare(low, high) == "holds"
+    assert experiment.compare(high, low) == "reversed"
+    assert experiment.compare(low, between) == experiment.compare(between, high) == "null"
+    assert experiment.compare(low, low) == "null"
+    assert experiment.compare([0.5], [0.9]) == "null", "one seed has no interval"
+
+
+def write_results(folder, preset):
+    for row in method.ROWS:
+        for seed in preset.seeds:
+            columns = {column: 0.1 * list(method.ROWS).index(row) + 0.001 * seed for column in method.COLUMNS}
+            record = {"protocols": {protocol: columns for protocol in method.PROTOCOLS}}
+            method.result_file(folder, row, seed).write_text(json.dumps(record))
+
+
+def test_check_says_what_is_missing(tmp_path, capsys):
+    preset = method.PRESETS["cpu"]
+    write_results(tmp_path, preset)
+    assert method.check(tmp_path, preset) == 0
+    line = capsys.readouterr().out
+    cells = len(method.PROTOCOLS) * len(method.COLUMNS)
+    assert line.count("\n") == 1 and f"random < single_view_90: holds {cells}" in line and "MISSING" not in line
+
+    method.result_file(tmp_path, "cross_view", preset.seeds[-1]).unlink()
+    assert method.check(tmp_path, preset) == 1
+    assert f"MISSING: cross_view seed {preset.seeds[-1]}" in capsys.readouterr().out
+    assert method.check(tmp_path, dataclasses.replace(preset, seeds=(0, 1))) == 1, "two seeds are too few"
+
+
+def test_the_table_holds_every_measured_cell(tmp_path):
+    preset = method.PRESETS["cpu"]
+    write_results(tmp_path, preset)
+    method.write_table(tmp_path, preset)
+    table = (tmp_path / "README.md").read_text()
+    assert table.count(" ± ") == len(method.ROWS) * len(method.PROTOCOLS) * len(method.COLUMNS)
