@@ -26,13 +26,16 @@ RESULTS = Path(__file__).parent / "results"
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def prepare_data(folder: Path, takes: int, seed: int = 0) -> Path:
-    """Generates and prepares the data set of `takes` takes under `folder`, unless it is there: the prepared folder."""
+def prepare_data(folder: Path, takes: int, setups: int, seed: int = 0) -> Path:
+    """Generates and prepares a data set under `folder`, unless one is there: the prepared folder."""
     prepared = folder / "prepared"
     if (prepared / "prepared.json").exists():
         return prepared
     for arguments in (
-        ["data.synthetic", f"--output={folder}/raw", f"--takes={takes}", f"--seed={seed}", "--resolution=128x72"],
+        [
+            *("data.synthetic", f"--output={folder}/raw", f"--takes={takes}", f"--setups={setups}", f"--seed={seed}"),
+            "--resolution=128x72",
+        ],
         ["data.prepare", "--dataset=synthetic", f"--input={folder}/raw", f"--output={prepared}", "--short_side=64"],
     ):
         subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True)

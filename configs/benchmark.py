@@ -20,6 +20,7 @@ def get_config():
     config.data.view_pairs = ()
     config.data.holdout_fraction = 0.05
 
+    config.masking.decode_ratio = 0.25
     config.loss.ess_fraction = 1.0  # all tokens alike: the plain MAE loss
 
     config.checkpoint.every_steps = 100_000  # the last step alone

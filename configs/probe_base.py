@@ -53,7 +53,9 @@ def get_config() -> config_dict.ConfigDict:
     config.probe = config_dict.ConfigDict(
         dict(
             kinds=("knn", "linear", "attentive", "retrieval"),  # [ours] any of these
-            pooling="mean",  # [ours] mean | slices (the mean of each temporal slice): what kNN, linear, retrieval see
+            # What kNN, linear probe and retrieval see: the mean token; the mean of each temporal slice; or the same
+            # weighted by motion, which leaves the room out where cameras stand still.
+            pooling="mean",  # [ours] mean | slices | motion
             knn_k=20,  # [ours] neighbours by cosine similarity
             learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),  # [ours] tried by the linear and the attentive probe
             weight_decays=(0.0, 0.01, 0.1),  # [ours] tried with each learning rate

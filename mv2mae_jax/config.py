@@ -120,7 +120,7 @@ _CHOICES = {
     "loss.target": ("pixels", "normalized_pixels"),
     "optimizer.name": ("adamw", "muon"),
     "eval.split": ("test", "held_out"),
-    "probe.pooling": ("mean", "slices"),
+    "probe.pooling": ("mean", "slices", "motion"),
 }
 
 PROBES = ("knn", "linear", "attentive", "retrieval")

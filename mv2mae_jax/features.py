@@ -15,10 +15,11 @@ import numpy as np
 from absl import logging
 
 from data import clips, pipeline, takes
+from data.motion import motion_energy
 from mv2mae_jax import accuracy, probes, retrieval, sharding
 from mv2mae_jax.models import mv2mae
 
-POOLINGS = ("mean", "slices")
+POOLINGS = ("mean", "slices", "motion")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,32 +30,39 @@ class Features:
       row: int64[M], the manifest row that each clip is of.
       label: int32[M], -1 where unknown.
       slices: float32[M, nt, D], the mean token of each temporal slice.
+      motion: float32[M, nt, D], the same with tokens weighted by their motion energies (data/motion.py): where the
+        camera stands still, what moves is the actor, and the room stays out.
       tokens: float16[M, N, D], or None where only pooled features were asked for. May be mapped from a file.
     """
 
     row: np.ndarray
     label: np.ndarray
     slices: np.ndarray
+    motion: np.ndarray
     tokens: np.ndarray | None = None
 
     def pooled(self, pooling: str) -> np.ndarray:
-        """'mean': float32[M, D], the mean token. 'slices': float32[M, nt * D], which keeps the order in time.
+        """'mean': float32[M, D], the mean token. 'slices' and 'motion': float32[M, nt * D], in the order of time.
 
         Raises:
           ValueError: unknown pooling.
         """
         if pooling == "mean":
             return self.slices.mean(axis=1)
-        if pooling == "slices":
-            return self.slices.reshape(len(self.slices), -1)  # (M, nt * D)
+        if pooling in ("slices", "motion"):
+            return getattr(self, pooling).reshape(len(self.row), -1)  # (M, nt * D)
         raise ValueError(f"Unknown pooling {pooling!r}. Choose one of {', '.join(POOLINGS)}.")
 
     def per_row(self) -> "Features":
         """One entry per manifest row, ascending: the mean of its clips' slices. Tokens are not averaged: None."""
         rows, first, inverse, count = np.unique(self.row, return_index=True, return_inverse=True, return_counts=True)
-        total = np.zeros((len(rows), *self.slices.shape[1:]), np.float32)
-        np.add.at(total, inverse, self.slices)
-        return Features(row=rows, label=self.label[first], slices=total / count[:, None, None].astype(np.float32))
+
+        def mean(values: np.ndarray) -> np.ndarray:
+            total = np.zeros((len(rows), *values.shape[1:]), np.float32)
+            np.add.at(total, inverse, values)
+            return total / count[:, None, None].astype(np.float32)
+
+        return Features(row=rows, label=self.label[first], slices=mean(self.slices), motion=mean(self.motion))
 
 
 def extract(
@@ -80,6 +88,8 @@ def extract(
     """
     collected, count = [], 0
     for batch in batches:
+        energies = [motion_energy(clip, model.tubelet_size) for clip in batch["video"]]
+        batch = {**batch, "motion": np.stack(energies)}  # motion float32[B, N]
         output = jax.device_get(
             _encode_batch(model, params, sharding.put_batch(mesh, batch), mesh=mesh, with_tokens=tokens is not None)
         )
@@ -95,7 +105,7 @@ def extract(
     if tokens is not None and count != len(tokens):
         raise ValueError(f"Tokens of {len(tokens)} clips were expected, {count} clips have come.")
     pooled = {name: np.concatenate([output[name] for output in collected]) for name in collected[0]}
-    return Features(row=pooled["row"].astype(np.int64), label=pooled["label"], slices=pooled["slices"], tokens=tokens)
+    return Features(**pooled | {"row": pooled["row"].astype(np.int64)}, tokens=tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "with_tokens"))
@@ -106,7 +116,12 @@ def _encode_batch(
     batch_size, num_tokens, width = tokens.shape
     slices = model.grid[0]
     by_time = tokens.astype(jnp.float32).reshape(batch_size, slices, num_tokens // slices, width)  # (B, nt, nh * nw, D)
-    output = {name: batch[name] for name in ("row", "label", "valid")} | {"slices": by_time.mean(axis=2)}
+    weight = batch["motion"].reshape(batch_size, slices, -1, 1)  # (B, nt, nh * nw, 1)
+    weight = weight + 1e-6  # a slice in which nothing moves is averaged evenly
+    output = {name: batch[name] for name in ("row", "label", "valid")} | {
+        "slices": by_time.mean(axis=2),
+        "motion": (by_time * weight).sum(axis=2) / weight.sum(axis=2),
+    }
     if with_tokens:
         output["tokens"] = tokens.astype(jnp.float16)
     return jax.lax.with_sharding_constraint(output, sharding.replicated(mesh))  # every process receives all rows
@@ -149,7 +164,7 @@ def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features
     os.makedirs(unfinished)
     features = make(unfinished)
     sizes = {}
-    for name in ("row", "label", "slices", "tokens"):
+    for name in ("row", "label", "slices", "motion", "tokens"):
         array, path = getattr(features, name), os.path.join(unfinished, f"{name}.npy")
         if array is None:
             continue

@@ -91,6 +91,17 @@ def test_people_act_in_several_rooms_and_rooms_differ_in_people():
     assert min(rooms_of.values()) >= 2
 
 
+def test_fewer_setups_hold_more_people():
+    takes = plan_takes(1000, SEED, num_setups=2)
+    assert len(takes) == 1000 and {take.setup for take in takes} == {1, 2}
+    people = collections.Counter((take.setup, take.subject) for take in takes)
+    assert len(people) == 50 and set(people.values()) == {20}
+    actions = collections.Counter(take.action for take in takes)
+    assert max(actions.values()) - min(actions.values()) <= 4
+    with pytest.raises(ValueError, match="number of setups"):
+        plan_takes(1000, SEED, num_setups=0)
+
+
 @pytest.mark.parametrize("num_takes", [0, -1, 10**9])
 def test_impossible_numbers_of_takes_are_refused(num_takes):
     with pytest.raises(ValueError, match="number of takes"):
