@@ -391,7 +391,8 @@ def write_table(results: Path, preset: Preset) -> None:
     lines = [
         f"# {results.name}",
         "",
-        f"Written by `python -m benchmarks.method`. {preset.takes} generated takes in {preset.setups} room(s), {preset.steps} steps of 16 clips, "
+        f"Written by `python -m benchmarks.method`. {preset.takes} generated takes in {preset.setups} room(s), "
+        f"{preset.steps} steps of 16 clips, "
         f"{len(preset.seeds)} seeds, {preset.labels_per_class} labelled takes per class for fine-tuning. Accuracies in "
         "%, mean over the seeds with the 95 % interval of the mean (Student's t); chance is 6.2 %. Files beside this "
         "one hold every seed, the learning rates chosen, wall time and hardware.",

@@ -78,6 +78,7 @@ def get_config() -> config_dict.ConfigDict:
             # weights about 2 of 512 tokens, on [0, 1] all of them alike. An effective share of tokens has no scale.
             temperature=config_dict.placeholder(float),  # [paper] t of the motion weights: 60; inf = plain MAE loss
             ess_fraction=0.6,  # [ours] t is solved per clip so that this share of the tokens carries the loss
+            weighted_views="all",  # [ours] all | target: whose losses are weighted; the sources' then count evenly
             motion_pixel_range=255.0,  # [ours] pixels of fdiff span [0, this]; matters for a fixed temperature only
         )
     )

@@ -117,6 +117,7 @@ _CHOICES = {
     "model.remat": ("none", "dots", "block"),
     "model.attention": ("xla", "cudnn"),
     "masking.kind": ("random", "tube"),
+    "loss.weighted_views": ("all", "target"),
     "loss.target": ("pixels", "normalized_pixels"),
     "optimizer.name": ("adamw", "muon"),
     "eval.split": ("test", "held_out"),

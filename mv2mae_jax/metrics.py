@@ -110,6 +110,7 @@ class Reporter:
                 ("self", "train/loss_self"),
                 ("cross", "train/loss_cross"),
                 ("mean prediction", "train/loss_mean_prediction"),
+                ("accuracy", "train/accuracy"),
             )
             if key in values
         ]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import experiment, method
+from benchmarks import ablations, experiment, method
+from mv2mae_jax import config as configs
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
@@ -55,3 +56,14 @@ def test_the_table_holds_every_measured_cell(tmp_path):
     method.write_table(tmp_path, preset)
     table = (tmp_path / "README.md").read_text()
     assert table.count(" ± ") == len(method.ROWS) * len(method.PROTOCOLS) * len(method.COLUMNS)
+
+
+@pytest.mark.parametrize("name", ablations.NAMES)
+def test_variants_of_an_ablation_are_valid_and_differ(name, tmp_path):
+    (tmp_path / "prepared.json").write_text("{}")
+    path, seen = str(experiment.CONFIGS / f"ablation_{name}.py"), set()
+    for overrides in ablations.variants(name).values():
+        config = configs.load(path, [f"data.dir={tmp_path}", *(f"{k}={v}" for k, v in overrides.items())])
+        configs.validate(config)
+        seen.add(config.to_json())
+    assert len(seen) == len(ablations.variants(name)) >= 2

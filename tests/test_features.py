@@ -10,6 +10,7 @@ import pytest
 
 from configs import probe_base
 from data.labelled import LabelledDataset
+from data.motion import motion_energy
 from mv2mae_jax import checkpoint, features, retrieval, sharding
 from mv2mae_jax import config as configs
 from mv2mae_jax.features import Features
@@ -96,7 +97,16 @@ def test_features_are_those_of_the_encoder_clip_by_clip(model, params, mesh):
         by_time = alone.reshape(2, 16, 24)  # (nt, nh * nw, D)
         np.testing.assert_allclose(extracted.pooled("slices")[i], by_time.mean(1).ravel(), atol=1e-5)
         np.testing.assert_allclose(extracted.pooled("mean")[i], alone.mean(0), atol=1e-5)
+        energy = motion_energy(clip, model.tubelet_size).reshape(2, 16)  # (nt, nh * nw)
+        moving = [np.average(tokens, axis=0, weights=weights) for tokens, weights in zip(by_time, energy, strict=True)]
+        np.testing.assert_allclose(extracted.pooled("motion")[i], np.ravel(moving), atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, before, params)
+
+
+def test_a_clip_in_which_nothing_moves_is_pooled_evenly(model, params, mesh):
+    still = np.broadcast_to(random_video(1)[:, :1], (1, 4, 32, 32, 3))
+    extracted = features.extract(model, params, batches_of(still, batch_size=1), mesh)
+    np.testing.assert_allclose(extracted.pooled("motion"), extracted.pooled("slices"), atol=1e-5)
 
 
 def test_pretrained_parameters_of_the_whole_model_hold_the_same_encoder(model):
@@ -111,10 +121,12 @@ def test_pretrained_parameters_of_the_whole_model_hold_the_same_encoder(model):
 def test_clips_of_a_row_are_averaged():
     rng = np.random.default_rng(0)
     slices = rng.normal(size=(5, 2, 3)).astype(np.float32)
-    clips = Features(row=np.array([4, 4, 2, 2, 4]), label=np.array([1, 1, 0, 0, 1]), slices=slices)
+    row, label = np.array([4, 4, 2, 2, 4]), np.array([1, 1, 0, 0, 1])
+    clips = Features(row=row, label=label, slices=slices, motion=2 * slices)
     per_row = clips.per_row()
     assert per_row.row.tolist() == [2, 4] and per_row.label.tolist() == [0, 1] and per_row.tokens is None
     np.testing.assert_allclose(per_row.slices, [slices[[2, 3]].mean(0), slices[[0, 1, 4]].mean(0)], rtol=1e-5)
+    np.testing.assert_allclose(per_row.motion, 2 * per_row.slices, rtol=1e-5)
 
 
 def test_extraction_refuses_another_number_of_clips(model, params, mesh):
@@ -123,7 +135,8 @@ def test_extraction_refuses_another_number_of_clips(model, params, mesh):
         with pytest.raises(ValueError, match=f"{room} clips"):
             features.extract(model, params, batches_of(random_video(6)), mesh, tokens=tokens)
     with pytest.raises(ValueError, match="'max'"):
-        Features(row=np.zeros(1), label=np.zeros(1), slices=np.zeros((1, 2, 3))).pooled("max")
+        empty = np.zeros((1, 2, 3))
+        Features(row=np.zeros(1), label=np.zeros(1), slices=empty, motion=empty).pooled("max")
 
 
 class Extraction:
@@ -138,11 +151,14 @@ class Extraction:
         tokens = np.lib.format.open_memmap(f"{folder}/tokens.npy", mode="w+", dtype=np.float16, shape=(3, 4, 5))
         tokens[:] = rng.normal(size=tokens.shape)
         slices = rng.normal(size=(3, 2, 5)).astype(np.float32)
-        return Features(row=np.arange(3), label=np.arange(3, dtype=np.int32), slices=slices, tokens=tokens)
+        label = np.arange(3, dtype=np.int32)
+        return Features(row=np.arange(3), label=label, slices=slices, motion=slices + 1, tokens=tokens)
 
 
 def same(a: Features, b: Features) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("row", "label", "slices", "tokens"))
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("row", "label", "slices", "motion", "tokens")
+    )
 
 
 def test_cached_features_are_read_again(tmp_path):
@@ -280,7 +296,8 @@ def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
         label = views["label"][row]
         take = np.unique(views["take"], return_inverse=True)[1][row]
         content = np.concatenate([5 * np.eye(200)[label], np.eye(200)[take]], axis=1)
-        return Features(row=row, label=label, slices=content[:, None].astype(np.float32))
+        slices = content[:, None].astype(np.float32)
+        return Features(row=row, label=label, slices=slices, motion=slices)
 
     monkeypatch.setattr(features, "extract", planted)
     measured = features.measure_pretraining(

@@ -1,5 +1,7 @@
 """The pre-training task: its loss, its evaluation and its pictures."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,38 @@ def test_evaluation_averages_to_the_training_losses(task_and_inputs):
     summary = task.summarize(jax.device_get(jax.jit(task.evaluate)(params, inputs)))
     for name in ("loss_self", "loss_cross", "loss_mean_prediction"):
         assert summary[name] == pytest.approx(float(metrics[name]), rel=1e-5)
+
+
+def test_errors_of_moving_and_static_tokens_make_up_the_plain_loss(task_and_inputs):
+    task, params, inputs = task_and_inputs
+    plain = dataclasses.replace(task, temperature=np.inf, ess_fraction=None)
+    measured = jax.device_get(jax.jit(plain.evaluate)(params, inputs))
+    summary = plain.summarize(measured)
+    share = measured["count_moving"].sum() / (measured["count_moving"] + measured["count_static"]).sum()
+    assert 0 < share < 1
+    predicted = jax.jit(plain._reconstruct)(params, inputs)
+    target_loss, _ = plain._measure(predicted, inputs | {"motion": jnp.ones_like(inputs["motion"])})["loss_cross"]
+    count = predicted.cross.shape[0] * predicted.cross.shape[1]
+    whole = share * summary["loss_cross_moving"] + (1 - share) * summary["loss_cross_static"]
+    assert whole == pytest.approx(float(target_loss.sum()) / count, rel=1e-5)
+
+    motion, hidden = np.asarray(inputs["motion"][:, 0]), np.asarray(inputs["decoded_target"])
+    moving = np.take_along_axis(motion > motion.mean(1, keepdims=True), hidden, 1).sum(1)
+    np.testing.assert_array_equal(measured["count_moving"], moving)
+
+
+def test_weights_of_the_target_alone_leave_the_sources_even(task_and_inputs):
+    task, params, inputs = task_and_inputs
+    of_target = dataclasses.replace(task, weighted_views="target")
+    motion = np.array(inputs["motion"])
+    motion[:, 1:] = 1.0  # even energies are even weights
+    still = inputs | {"motion": motion}
+    _, expected = jax.jit(task.loss)(params, still)
+    _, metrics = jax.jit(of_target.loss)(params, inputs)
+    _, both = jax.jit(task.loss)(params, inputs)
+    assert float(metrics["loss_self"]) == pytest.approx(float(expected["loss_self"]), rel=1e-5)
+    assert float(metrics["loss_self"]) != pytest.approx(float(both["loss_self"]), rel=1e-5)
+    assert float(metrics["loss_cross"]) == pytest.approx(float(both["loss_cross"]), rel=1e-6)
 
 
 def test_the_same_source_gains_nothing_and_another_changes_the_cross_view_only(task_and_inputs):

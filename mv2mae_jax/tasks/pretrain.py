@@ -33,6 +33,7 @@ class Pretrain:
     temperature: float | None
     ess_fraction: float | None
     motion_pixel_range: float
+    weighted_views: str
     dataset: Dataset | None = None  # None where batches come from elsewhere
 
     @classmethod
@@ -49,6 +50,7 @@ class Pretrain:
             temperature=config.loss.temperature,
             ess_fraction=None if config.loss.temperature is not None else config.loss.ess_fraction,
             motion_pixel_range=config.loss.motion_pixel_range,
+            weighted_views=config.loss.weighted_views,
             dataset=dataset,
         )
 
@@ -133,7 +135,8 @@ class Pretrain:
             "loss_mean_prediction": baseline(*target),
         }
         if self.num_source_views:
-            source = self._targets(inputs["video"][:, 1:], inputs["motion"][:, 1:], inputs["decoded_source"])
+            targets, weights = self._targets(inputs["video"][:, 1:], inputs["motion"][:, 1:], inputs["decoded_source"])
+            source = targets, weights if self.weighted_views == "all" else jnp.ones_like(weights)
             of_source = {
                 "loss_self": per_sample(reconstruction.self_source, *source),
                 "loss_mean_prediction": baseline(*source),
@@ -200,6 +203,7 @@ class Pretrain:
             return losses.psnr(losses.to_pixels(prediction, self.target, statistics_of=pixels), pixels / 255)
 
         measured["psnr_self"] = psnr(reconstruction.self_target)
+        measured |= self._by_motion(reconstruction, inputs)
         if self.model.cross_view:
             measured["psnr_cross"] = psnr(reconstruction.cross)
             model = self._bind(params)
@@ -214,6 +218,25 @@ class Pretrain:
                 measured[f"loss_cross_{other}"] = total / count
         carried = ("take", "valid", "has_other_subject", "has_other_action")
         return measured | {key: inputs[key] for key in carried if key in inputs}
+
+    def _by_motion(self, reconstruction: mv2mae.Reconstruction, inputs: Arrays) -> dict[str, jax.Array]:
+        """Unweighted losses of the target's moving tokens (above the clip's mean motion energy) and of the others.
+
+        Sums and counts, float32[B]: `summarize` divides.
+        """
+        positions, motion = inputs["decoded_target"], inputs["motion"][:, 0]
+        moving = jnp.take_along_axis(motion > motion.mean(axis=-1, keepdims=True), positions, axis=-1)  # (B, M)
+        patches = layers.patchify(inputs["video"][:, 0], self.model.tubelet_size)
+        targets = losses.targets(layers.gather_tokens(patches, positions), self.target)  # (B, M, P)
+        predictions = {"self": reconstruction.self_target, "cross": reconstruction.cross}
+        measured = {}
+        for part, chosen in (("moving", moving), ("static", ~moving)):
+            measured[f"count_{part}"] = chosen.sum(axis=-1).astype(jnp.float32)
+            for name, prediction in predictions.items():
+                if prediction is not None:
+                    error = jnp.square(prediction - targets).mean(axis=-1)  # (B, M)
+                    measured[f"sum_{name}_{part}"] = jnp.where(chosen, error, 0).sum(axis=-1)
+        return measured
 
     def _bind(self, params: Any) -> mv2mae.MV2MAE:
         return self.model.bind({"params": params})
@@ -269,6 +292,11 @@ class Pretrain:
         """
         samples = {key: value[samples["valid"]] for key, value in samples.items()}
         metrics = {k: float(v.mean()) for k, v in samples.items() if k in _AVERAGED}
+        for part in ("moving", "static"):
+            count = samples.get(f"count_{part}", np.zeros(1)).sum()
+            for name in ("self", "cross"):
+                if count and f"sum_{name}_{part}" in samples:
+                    metrics[f"loss_{name}_{part}"] = float(samples[f"sum_{name}_{part}"].sum() / count)
         for name, other in (("cross_gain", "other_subject"), ("cross_gain_pose", "other_action")):
             if f"loss_cross_{other}" not in samples:
                 continue

@@ -1,0 +1,145 @@
+"""The paper's ablations on the generated data set: one change of configs/benchmark.py at a time.
+
+    python -m benchmarks.ablations                      # all; stopped and started again, it goes on
+    python -m benchmarks.ablations --only=mask_ratio    # one
+    python -m benchmarks.ablations --list               # what they are, without running anything
+    python -m benchmarks.ablations --check              # what is measured and what is missing; exit 1 if something is
+
+Each ablation is a config in configs/ with its VARIANTS. All are pre-trained on the training subjects from every camera
+and measured on other subjects (`xsub`) with frozen features: what is compared is the direction, with one seed per
+variant unless --seeds asks for more. Results: benchmarks/results/ablations/.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import experiment
+from benchmarks.experiment import CONFIGS, RESULTS, interval
+
+NAMES = tuple(sorted(path.stem.removeprefix("ablation_") for path in CONFIGS.glob("ablation_*.py")))
+COLUMNS = {
+    "knn/top_1": "kNN",
+    "linear/top_1": "linear probe",
+    "attentive/top_1": "attentive probe",
+    "retrieval/recall_1": "recall@1",
+}
+Job = tuple[str, str, dict[str, Any], int, Path]  # ablation, variant, overrides, seed, folder
+TAKES, SETUPS = 1000, 1  # as in method.py
+
+
+def variants(name: str) -> dict[str, dict[str, Any]]:
+    """{variant: overrides} of an ablation."""
+    return importlib.import_module(f"configs.ablation_{name}").VARIANTS
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Pre-trains a variant and probes its encoder."""
+    name, variant, overrides, seed, folder = job
+    common = {"data.dir": folder / "prepared", "seed": seed, "data.frame_stride": 8}
+    runs = folder / "ablations" / f"{name}_{variant}_seed{seed}"
+    pretrained = experiment.run(f"ablation_{name}", common | overrides, runs / "pretraining")
+    sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
+    probing = {
+        "init_from": runs / "pretraining",
+        "probe.pooling": "motion",
+        "probe.learning_rates": "(0.003,0.01,0.03)",
+        "probe.weight_decays": "(0.1,)",
+        "probe.epochs": 30,
+    }
+    probed = experiment.run("probe", common | sizes | probing, runs / "probe")
+    return {
+        "ablation": name,
+        "variant": variant,
+        "seed": seed,
+        "overrides": overrides,
+        "metrics": {key: probed["metrics"][key] for key in COLUMNS},
+        "pretraining": pretrained["metrics"],
+        "seconds": {"pretraining": pretrained["seconds"], "probe": probed["seconds"]},
+        "hardware": probed["hardware"],
+        "git_revision": probed["git_revision"],
+    }
+
+
+def result_file(results: Path, name: str, variant: str, seed: int) -> Path:
+    return results / f"{name}_{variant}_seed{seed}.json"
+
+
+def planned(names: list[str], seeds: int) -> Iterator[tuple[str, str, dict[str, Any], int]]:
+    for name in names:
+        for variant, overrides in variants(name).items():
+            for seed in range(seeds):
+                yield name, variant, overrides, seed
+
+
+def check(results: Path, seeds: int) -> int:
+    """Prints in one line what is measured; 1 if anything is missing."""
+    plan = [(name, variant, seed) for name, variant, _, seed in planned(list(NAMES), seeds)]
+    missing = [part for part in plan if not result_file(results, *part).exists()]
+    listed = ", ".join(f"{name}/{variant} seed {seed}" for name, variant, seed in missing)
+    print(f"{len(plan) - len(missing)} of {len(plan)} measured" + (f"; MISSING: {listed}" if missing else ""))
+    return 1 if missing else 0
+
+
+def write_table(results: Path) -> None:
+    """results/README.md: our numbers beside the paper's direction."""
+    lines = [
+        "# ablations",
+        "",
+        f"Written by `python -m benchmarks.ablations`. {TAKES} generated takes in {SETUPS} room, cross-subject, frozen "
+        "features; accuracies in %, with the 95 % interval where there are several seeds. Chance is 6.2 %.",
+    ]
+    for name in NAMES:
+        paper = importlib.import_module(f"configs.ablation_{name}").PAPER
+        lines += ["", f"## {name}", "", f"The paper: {paper}", "", "| | " + " | ".join(COLUMNS.values()) + " |"]
+        lines += ["|---|" + "---|" * len(COLUMNS)]
+        for variant in variants(name):
+            records = [json.loads(path.read_text()) for path in sorted(results.glob(f"{name}_{variant}_seed*.json"))]
+            cells = []
+            for column in COLUMNS:
+                mean, half = interval([r["metrics"][column] for r in records]) if records else (0.0, 0.0)
+                error = f" ± {100 * half:.1f}" if len(records) > 1 else ""
+                cells.append(f"{100 * mean:.1f}{error}" if records else "not measured")
+            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    (results / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(NAMES), help="comma-separated (default: all)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds 0 to K - 1 (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("benchmark_output"), help="data and runs (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that share the machine (%(default)s)")
+    parser.add_argument("--list", action="store_true", help="print the variants and stop")
+    parser.add_argument("--check", action="store_true", help="only look at the committed results")
+    options = parser.parse_args(arguments)
+    names = options.only.split(",")
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"unknown ablation(s) {', '.join(sorted(unknown))}; choose among {', '.join(NAMES)}")
+    results = RESULTS / "ablations"
+    if options.check:
+        return check(results, options.seeds)
+    if options.list:
+        for name, variant, overrides, _ in planned(names, 1):
+            print(f"{name:<16} {variant:<16} {overrides}")
+        return 0
+    folder = options.folder.absolute()
+    experiment.prepare_data(folder, TAKES, SETUPS)
+    results.mkdir(parents=True, exist_ok=True)
+    jobs = [(*job, folder) for job in planned(names, options.seeds)]
+    jobs = [job for job in jobs if not result_file(results, job[0], job[1], job[3]).exists()]
+    for (name, variant, _, seed, _), record in experiment.run_jobs(measure, jobs, options.workers, folder / "programs"):
+        result_file(results, name, variant, seed).write_text(json.dumps(record, indent=2) + "\n")
+        print(f"{name} {variant} seed {seed}: {record['metrics']}", flush=True)
+    write_table(results)
+    return check(results, options.seeds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
