@@ -1,6 +1,9 @@
 """Probes of the demo's frozen encoder on the generated data set, cross-subject: kNN, linear, attentive, retrieval.
 
 Command: python run.py --config=configs/probe.py --workdir=demo_output/probe (after `make demo`)
+Hardware and time: 1 min on 2 CPU cores beside other work.
+Result: measured after `make demo`, kNN 7.9 %, linear 5.3 %, attentive 6.3 % top-1, where chance is 6.2 %; retrieval of the
+same take from another camera 3.0 % at rank 1, where chance is 0.9 %. Why, and what it takes: benchmarks/results/.
 Another run: --config.init_from=RUN --config.data.dir=PREPARED, and its sizes (--config.model.variant=S, ...).
 """
 
