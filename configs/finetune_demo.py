@@ -3,8 +3,8 @@
 Command: python run.py --config=configs/finetune_demo.py --workdir=demo_output/finetuned (after `make demo`)
 From scratch: the same with `--config.init_from=` and another --workdir.
 Hardware and time: 2 min 46 s on 2 CPU cores beside other work.
-Result: it shows the flow. Measured after `make demo`: 5.0 % top-1, where chance is 6.2 %; some 130 training takes in three
-rooms and minutes of pre-training are too little for 16 classes that differ by motion alone. See benchmarks/results/.
+Result: it shows the flow. Measured after `make demo`: 5.0 % top-1, where chance is 6.2 %; some 130 training takes in
+three rooms and minutes of pre-training are too little for 16 classes that differ by motion. See benchmarks/results/.
 """
 
 from configs import demo, finetune_base

@@ -2,8 +2,8 @@
 
 Command: python run.py --config=configs/probe.py --workdir=demo_output/probe (after `make demo`)
 Hardware and time: 1 min on 2 CPU cores beside other work.
-Result: measured after `make demo`, kNN 7.9 %, linear 5.3 %, attentive 6.3 % top-1, where chance is 6.2 %; retrieval of the
-same take from another camera 3.0 % at rank 1, where chance is 0.9 %. Why, and what it takes: benchmarks/results/.
+Result: measured after `make demo`, kNN 7.9 %, linear 5.3 %, attentive 6.3 % top-1, where chance is 6.2 %; retrieval of
+the same take from another camera 3.0 % at rank 1, where chance is 0.9 %. Why: benchmarks/results/.
 Another run: --config.init_from=RUN --config.data.dir=PREPARED, and its sizes (--config.model.variant=S, ...).
 """
 
