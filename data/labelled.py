@@ -75,7 +75,11 @@ class LabelledDataset:
                 "Set augment.flip=0."
             )
         train, held_out, test = split_rows(
-            prepared, data.protocol, data.get("holdout_fraction", 0.0), tuple(data.train_views)
+            prepared,
+            data.protocol,
+            data.get("holdout_fraction", 0.0),
+            tuple(data.train_views),
+            needs_labels=config.task != "probe" or set(config.probe.kinds) != {"retrieval"},
         )
         if data.labels_per_class is not None:
             train = choose_labels(
@@ -105,7 +109,12 @@ class LabelledDataset:
 
 
 def split_rows(
-    prepared: takes.Prepared, protocol: str, holdout_fraction: float, train_views: tuple[str, ...] = ()
+    prepared: takes.Prepared,
+    protocol: str,
+    holdout_fraction: float,
+    train_views: tuple[str, ...] = (),
+    *,
+    needs_labels: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labelled manifest rows to train on, to validate on (whole takes of the training split), and to test on.
 
@@ -114,6 +123,7 @@ def split_rows(
       protocol: of its catalogue.
       holdout_fraction: share of the training split's takes to validate on, of all takes, labelled or not.
       train_views: the views to train and validate on; empty means all that the training split has.
+      needs_labels: False keeps rows without a label, for what asks for none (retrieval).
 
     Returns:
       Three int64[...], ascending.
@@ -128,7 +138,7 @@ def split_rows(
             f"{np.sum(split == 'train')} are for training. Choose another protocol of {prepared.name} "
             f"({', '.join(sorted(catalog.get(prepared.name).protocols))}), or prepare the missing part of the set."
         )
-    labelled = prepared.views["label"] >= 0
+    labelled = (prepared.views["label"] >= 0) | (not needs_labels)
     for name in ("train", "test"):
         if not (labelled & (split == name)).any():
             raise ValueError(

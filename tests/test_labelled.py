@@ -293,6 +293,9 @@ def test_a_set_without_labels_is_refused(dataset):
     label = dataset.prepared.views["label"]
     with pytest.raises(ValueError, match=r"has no labels: none of the .* views in the train split"):
         split_rows(relabelled(dataset, np.full_like(label, -1)), "xsub", 0.0)
+    unlabelled = split_rows(relabelled(dataset, np.full_like(label, -1)), "xsub", 0.0, needs_labels=False)
+    for rows, all_rows in zip(unlabelled, split_rows(dataset.prepared, "xsub", 0.0), strict=True):
+        np.testing.assert_array_equal(rows, all_rows)
     test_unknown = np.where(np.isin(np.arange(len(label)), dataset.test), -1, label)
     with pytest.raises(ValueError, match=r"has no labels: none of the .* views in the test split"):
         split_rows(relabelled(dataset, test_unknown), "xsub", 0.0)
