@@ -104,8 +104,11 @@ def run_jobs(function: Callable, jobs: Sequence[Any], workers: int, cache: Path)
         workers, mp_context=context, initializer=_start_worker, initargs=(shares, str(cache))
     ) as pool:
         futures = {pool.submit(function, job): job for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker(shares: multiprocessing.Queue, cache: str) -> None:

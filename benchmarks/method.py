@@ -293,7 +293,7 @@ def probe_motion(job: Job, protocol: str) -> dict[str, float]:
     arguments = (train_x, label[dataset.train], test_x, dataset.num_classes)
     linear = probes.linear_probe(
         *arguments,
-        group=validation_groups(dataset, 0.2),
+        group=validation_groups(dataset),
         learning_rates=(0.0003, 0.001, 0.003, 0.01),
         weight_decays=(0.01, 0.1),
         epochs=50,

@@ -24,6 +24,7 @@ from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import importer
 
 TASKS = {"pretrain": Pretrain, "finetune": Finetune}
+RESULTS_FILE = "metrics.json"
 
 
 def train(
@@ -63,7 +64,10 @@ def train(
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
     if first_step >= schedule.total_steps:
         reporter.say("Nothing is left to do: raise total_steps or num_epochs to go on, or choose another --workdir.")
-        return {}
+        saved = checkpointer.read_run()
+        if not os.path.exists(os.path.join(workdir, RESULTS_FILE)):  # stopped before they were written
+            write_results(workdir, config, first_step, saved["results"], saved["tables"])
+        return saved["results"]
     run_record = {
         "config": config.to_json(),
         "git_revision": git_revision(),
@@ -103,13 +107,12 @@ def train(
         if step % config.eval.every_steps == 0 or is_last:
             results, tables = evaluate(state, step, reporter)
             clock.restart()
-        if checkpointer.save(step, state, run_record, force=is_last):
+        if checkpointer.save(step, state, run_record | {"results": results, "tables": tables}, force=is_last):
             clock.restart()
     checkpointer.close()
     reporter.close()
-    if jax.process_index() == 0:
-        write_results(workdir, config, schedule.total_steps, results, tables)
-    reporter.say(f"Done. The metrics of the last evaluation are in {os.path.join(workdir, 'metrics.json')}.")
+    write_results(workdir, config, schedule.total_steps, results, tables)
+    reporter.say(f"Done. The metrics of the last evaluation are in {os.path.join(workdir, RESULTS_FILE)}.")
     return results
 
 
@@ -159,11 +162,14 @@ def check_same_task(config: config_dict.ConfigDict, task: Any, checkpointer: che
 
 def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: Any, model: Any) -> Any:
     """Parameters for `init_from`: another run's, or a PyTorch checkpoint's. Fine-tuning takes the encoder alone."""
-    if importer.is_torch_checkpoint(config.init_from):
-        return importer.load_videomae(config.init_from, params, model)
+    from_torch = importer.is_torch_checkpoint(config.init_from)
     if config.task == "pretrain":
+        if from_torch:
+            return importer.load_videomae(config.init_from, params, model)
         return checkpoint.load_params(config.init_from, abstract_params)
-    return {**params, "encoder": checkpoint.load_encoder(config.init_from, abstract_params["encoder"])}
+    if from_torch:
+        return params | importer.load_videomae(config.init_from, {"encoder": params["encoder"]}, model)
+    return params | {"encoder": checkpoint.load_encoder(config.init_from, abstract_params["encoder"])}
 
 
 def make_train_step(
@@ -314,6 +320,8 @@ def write_results(
     workdir: str, config: config_dict.ConfigDict, step: int, results: dict[str, float], tables: dict[str, Any]
 ) -> None:
     """WORKDIR/metrics.json: the final metrics, tables such as a confusion matrix, and what is needed to trace them."""
+    if jax.process_index() != 0:
+        return
     record = {
         "metrics": results,
         **tables,
@@ -323,8 +331,10 @@ def write_results(
         "git_revision": git_revision(),
         "config": json.loads(config.to_json()),
     }
-    with open(os.path.join(workdir, "metrics.json"), "w") as file:
+    path = os.path.join(workdir, RESULTS_FILE)
+    with open(path + ".tmp", "w") as file:
         json.dump(record, file, indent=2)
+    os.replace(path + ".tmp", path)  # there is never half a file
 
 
 def git_revision() -> str:

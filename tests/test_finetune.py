@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import save_file
 
 from data import pipeline, takes
 from data.labelled import LabelledDataset
@@ -20,6 +21,7 @@ from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks import finetune
 from mv2mae_jax.tasks.finetune import Finetune
 from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.torch_export import names
 from tests import test_datasets, tiny
 from tests.test_datasets import pkummd, pkummd_prepared  # noqa: F401, fixtures
 
@@ -272,6 +274,22 @@ def test_the_encoder_begins_as_pre_trained(synthetic_set, tmp_path, saved_scanne
     assert int(state.step) == 0
 
 
+@pytest.mark.parametrize("scanned", [True, False])
+def test_the_encoder_of_a_hugging_face_folder_begins_as_it_is_there(synthetic_set, tmp_path, scanned):
+    unrolled = layers.unstack_blocks(pretrained_params())
+    tubelet_size = tuple(tiny.make_config().model.tubelet_size)
+    state = names.to_hugging_face(names.to_videomae(jax.device_get(unrolled), tubelet_size))
+    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 3}')
+
+    config, _, task = make_task(synthetic_set, f"init_from={tmp_path}", f"model.scan_layers={scanned}")
+    params = jax.jit(task.init)(jax.random.key(0))
+    loaded = train.load_params(config, params, params, task.model)
+    expected = (pretrained_params() if scanned else unrolled)["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, loaded["encoder"], {k: expected[k] for k in loaded["encoder"]})
+    jax.tree.map(np.testing.assert_array_equal, loaded["head"], params["head"])
+
+
 def test_an_encoder_that_does_not_fit_is_refused(synthetic_set, tmp_path):
     save_pretrained(tmp_path / "pretrained", scan_layers=True, with_ema=False)
     with pytest.raises(ValueError, match=r"(?s)does not fit.*patch_embed/proj/kernel: saved \(384, 24\), wanted"):
@@ -340,6 +358,15 @@ def test_the_record_of_a_run_says_what_was_run(finished):
     assert facts == {"step": 6, "seed": 0, "protocol": "xsub"}
     assert record["git_revision"] == train.git_revision()
     assert record["config"]["optimizer"]["ema_decay"] == 0.9
+
+
+def test_a_run_stopped_before_its_results_were_written_writes_them(finished, synthetic_set):
+    workdir, options, _ = finished
+    path = workdir / "metrics.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    run(workdir, synthetic_set, *options)
+    assert json.loads(path.read_text())["metrics"] == before["metrics"]
 
 
 def test_held_out_takes_are_measured_where_asked(synthetic_set):

@@ -39,6 +39,16 @@ class Classifier(nn.Module):
     head_init_scale: float = 0.001
     dtype: Any = jnp.float32
 
+    @property
+    def num_heads(self) -> int:
+        """Of the encoder."""
+        return self.encoder.num_heads
+
+    @property
+    def scan_layers(self) -> bool:
+        """Whether the encoder's blocks are stacked."""
+        return self.encoder.scan_layers
+
     @nn.compact
     def __call__(self, video: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """uint8[B, T, H, W, 3] -> logits float32[B, K].
