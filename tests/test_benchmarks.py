@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -67,3 +68,24 @@ def test_variants_of_an_ablation_are_valid_and_differ(name, tmp_path):
         configs.validate(config)
         seen.add(config.to_json())
     assert len(seen) == len(ablations.variants(name)) >= 2
+
+
+def test_the_row_without_a_network_is_measured(synthetic_set):
+    job = method.Job(row="motion_map", seed=0, preset="quick", folder=synthetic_set.parent)
+    measured = method.measure(job)["protocols"]
+    assert measured.keys() == set(method.PROTOCOLS)
+    for accuracies in measured.values():
+        assert accuracies.keys() == {"knn", "linear"} and all(0 <= value <= 1 for value in accuracies.values())
+
+
+def test_a_failing_job_stops_those_that_have_not_begun(tmp_path):
+    jobs = [tmp_path / str(number) for number in range(20)]
+    (tmp_path / "0").mkdir()  # cannot be written as a file
+    with pytest.raises(IsADirectoryError):
+        list(experiment.run_jobs(write_slowly, jobs, workers=1, cache=tmp_path / "cache"))
+    assert len(list(tmp_path.iterdir())) < len(jobs)
+
+
+def write_slowly(path):
+    path.write_text("done")
+    time.sleep(0.2)
