@@ -229,12 +229,12 @@ def _encoder(job: Job) -> str:
     return "" if ROWS[job.row] is None else str(job.run_folder / "pretraining")
 
 
-def validate(job: Job) -> dict[str, float]:
+def validate(job: Job) -> dict[str, Any]:
     """How good learning rates are, on training rows alone: of pre-training, and of fine-tuning where it has several."""
     pretrain(job)
     probed = probe(job, "xsub")["attentive"]["validation_accuracy"]
     rates = job.settings.finetune_learning_rates
-    tuned = {f"{rate:g}": 0.0 for rate in rates}
+    tuned: dict[str, float | None] = {f"{rate:g}": None for rate in rates}  # one rate alone is not measured
     if len(rates) > 1:
         for rate in rates:
             record = finetune(job, "xsub", rate, split="held_out")
