@@ -119,9 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the variants and stop")
     parser.add_argument("--check", action="store_true", help="only look at the committed results")
     options = parser.parse_args(arguments)
-    names = options.only.split(",")
-    if unknown := set(names) - set(NAMES):
-        parser.error(f"unknown ablation(s) {', '.join(sorted(unknown))}; choose among {', '.join(NAMES)}")
+    names = experiment.chosen(parser, options.only, NAMES)
     results = RESULTS / "ablations"
     if options.check:
         return check(results, options.seeds)

@@ -4,6 +4,7 @@ Every part of an experiment is a run of the project itself in a directory of its
 whose file is there is not done again, so a stopped benchmark goes on where it was.
 """
 
+import argparse
 import concurrent.futures
 import contextlib
 import json
@@ -58,17 +59,12 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     import jax
 
     import run as program
-    from mv2mae_jax import config as configs
-    from mv2mae_jax import sharding
-    from mv2mae_jax.tasks import probe
-    from mv2mae_jax.train import train
 
-    config = configs.load(str(CONFIGS / f"{config_name}.py"), [f"{key}={value}" for key, value in overrides.items()])
-    configs.validate(config)
+    arguments = [f"--config={CONFIGS / config_name}.py", f"--workdir={workdir}"]
+    arguments += [f"--config.{key}={value}" for key, value in overrides.items()]
     start = time.perf_counter()
     with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
-        execute = probe.run if config.task == "probe" else train
-        execute(config, program.open_dataset(config), sharding.make_mesh(), str(workdir))
+        program.run(*program.parse_arguments(arguments))
     jax.clear_caches()  # a process does many runs; the programs of this one are not used again
     record = json.loads(path.read_text()) | {"seconds": round(time.perf_counter() - start, 1), "hardware": hardware()}
     shutil.rmtree(workdir / "features", ignore_errors=True)
@@ -117,6 +113,14 @@ def _start_worker(shares: multiprocessing.Queue, cache: str) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     sys.path.insert(0, str(ROOT))
+
+
+def chosen(parser: argparse.ArgumentParser, text: str, known: Iterable[str]) -> list[str]:
+    """The comma-separated names of an option, checked; ends the program where one is unknown."""
+    names = text.split(",")
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose among {', '.join(known)}")
+    return names
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -455,9 +455,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only read the committed results")
     parser.add_argument("--quick", action="store_true", help="two rows, one seed, few steps; results are not kept")
     options = parser.parse_args(arguments)
-    rows = options.rows.split(",")
-    if unknown := set(rows) - set(ROWS):
-        parser.error(f"unknown row(s) {', '.join(sorted(unknown))}; choose among {', '.join(ROWS)}")
+    rows = experiment.chosen(parser, options.rows, ROWS)
     results, preset = RESULTS / f"method_{options.preset}", PRESETS[options.preset]
     if options.check:
         return check(results, preset)

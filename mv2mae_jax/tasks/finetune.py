@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import config_dict
 
 from data import pipeline
@@ -163,7 +164,7 @@ class Finetune:
 
 def smoothed_one_hot(label: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
     """int32[B] -> float32[B, K]: 1 - smoothing on the label and smoothing spread evenly over all classes."""
-    return jax.nn.one_hot(label, num_classes) * (1 - smoothing) + smoothing / num_classes
+    return optax.smooth_labels(jax.nn.one_hot(label, num_classes), smoothing)
 
 
 def mix(

@@ -226,16 +226,15 @@ class Pretrain:
         """
         positions, motion = inputs["decoded_target"], inputs["motion"][:, 0]
         moving = jnp.take_along_axis(motion > motion.mean(axis=-1, keepdims=True), positions, axis=-1)  # (B, M)
-        patches = layers.patchify(inputs["video"][:, 0], self.model.tubelet_size)
-        targets = losses.targets(layers.gather_tokens(patches, positions), self.target)  # (B, M, P)
+        targets, _ = self._targets(inputs["video"][:, 0], motion, positions)  # (B, M, P)
         predictions = {"self": reconstruction.self_target, "cross": reconstruction.cross}
         measured = {}
-        for part, chosen in (("moving", moving), ("static", ~moving)):
-            measured[f"count_{part}"] = chosen.sum(axis=-1).astype(jnp.float32)
+        for part, chosen in (("moving", moving.astype(jnp.float32)), ("static", 1.0 - moving)):
+            measured[f"count_{part}"] = chosen.sum(axis=-1)
             for name, prediction in predictions.items():
                 if prediction is not None:
-                    error = jnp.square(prediction - targets).mean(axis=-1)  # (B, M)
-                    measured[f"sum_{name}_{part}"] = jnp.where(chosen, error, 0).sum(axis=-1)
+                    total, _ = jax.vmap(losses.reconstruction_loss)(prediction, targets, chosen)
+                    measured[f"sum_{name}_{part}"] = total
         return measured
 
     def _bind(self, params: Any) -> mv2mae.MV2MAE:
