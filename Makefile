@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo_output
 BIN := $(VENV)/bin
+TORCH_ONLY := --index-url https://download.pytorch.org/whl/cpu $$(grep -o '^torch==[0-9.]*' requirements-dev.txt)
 
 .PHONY: demo test test-slow test-beam test-tpu-aot lint format bench clean
 
@@ -56,6 +57,9 @@ $(VENV)/installed: $(VENV)/created requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+# PyTorch's own index has builds for CPUs, a fifth of the size of PyPI's for Linux; without it, PyPI's comes with the rest.
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt requirements-torch.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 $(TORCH_ONLY) \
+	  || echo "Not taken from download.pytorch.org; looking for torch elsewhere."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

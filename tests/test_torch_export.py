@@ -1,4 +1,3 @@
-# ruff: noqa: E402  (the imports need torch, which is optional)
 """Exports and imports of a small run: nothing is lost, and what is wrong does not pass."""
 
 import dataclasses
@@ -14,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+import torch
+import transformers
 
 from mv2mae_jax import checkpoint
 from mv2mae_jax.models import layers

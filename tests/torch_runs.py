@@ -5,9 +5,7 @@ import math
 
 import jax
 import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 # These tests compile much and compute little.
 jit = functools.partial(

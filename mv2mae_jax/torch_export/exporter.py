@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 from safetensors.numpy import save_file
 
-from mv2mae_jax import checkpoint
+from mv2mae_jax import checkpoint, sharding
 from mv2mae_jax.models import layers, mv2mae
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import model_card, names
@@ -69,9 +69,9 @@ def read_run(workdir: str, step: int | None = None) -> Run:
     config = config_dict.ConfigDict(json.loads(record["config"]))
     task = Pretrain.from_config(config)
 
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shapes)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    abstract = sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
     params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
     if task.model.scan_layers:
         params = layers.unstack_blocks(params)
