@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from data import catalog, shards
+from data import catalog, frame_index, shards
 from data.listing import Listing, PreparationError
 from data.takes import FORMAT_VERSION
 
@@ -58,6 +59,7 @@ def write(settings: shards.Settings, listing: Listing, jobs: Sequence[shards.Job
         shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})
     views = pa.concat_tables(tables)
     _write_manifest(views, output_dir)
+    _write_frame_index(jobs, output_dir)
     _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, output_dir)
     unmatched = [{"path": path, "reason": reason} for path, reason in listing.unmatched]
     _write_table("unmatched.csv", ("path", "reason"), unmatched, output_dir)
@@ -91,6 +93,20 @@ def _write_manifest(views: pa.Table, output_dir: Path) -> None:
     manifest = io.BytesIO()
     pq.write_table(views, manifest)
     shards.write_atomically(output_dir / "manifest.parquet", manifest.getvalue())
+
+
+def _write_frame_index(jobs: Sequence[shards.Job], output_dir: Path) -> None:
+    """Joins the shards' tables; they need not fit into memory together."""
+    parts = [output_dir / shards.PARTS / job.index_name for job in jobs]
+    num_frames = sum(len(np.load(part, mmap_mode="r")) for part in parts)
+    with shards.atomic_file(output_dir / frame_index.NAME) as temporary:
+        index = np.lib.format.open_memmap(temporary, "w+", frame_index.ENTRY, (num_frames,))
+        end = 0
+        for part in parts:
+            entries = np.load(part)
+            index[end : end + len(entries)] = entries
+            end += len(entries)
+        index.flush()
 
 
 def _write_table(name: str, columns: Sequence[str], rows: Sequence[dict], output_dir: Path) -> None:

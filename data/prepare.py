@@ -3,6 +3,7 @@
 `python -m data.prepare --help` tells how. The output folder holds
   DATASET-takes.array_record-*   one record per view, readable by TFDS too (dataset_info.json, features.json)
   manifest.parquet               one row per record, in the records' order
+  frames.npy                     where in the shards every frame lies (data/frame_index.py)
   prepared.json                  what was prepared, how, and how much; written last
   quarantine.csv                 the videos left out: path, take, reason
   unmatched.csv                  the files and labels that are none of the data set: path, reason

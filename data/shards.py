@@ -4,8 +4,10 @@ The record's form is that of TFDS (a tf.train.Example made by its feature connec
 this project's `data.takes` read the same files. TensorFlow is not needed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -21,7 +23,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-from data import archives, codec, raw_video
+from data import archives, codec, frame_index, raw_video
 from data.catalog import Video
 from data.listing import Listing, PreparationError
 
@@ -77,6 +79,11 @@ class Job:
     def part_name(self) -> str:
         """Of the account of this shard, in PARTS."""
         return f"{self.shard:05}-of-{self.num_shards:05}.json"
+
+    @property
+    def index_name(self) -> str:
+        """Of the file that says where the frames lie in this shard, in PARTS."""
+        return f"{self.shard:05}-of-{self.num_shards:05}.frames.npy"
 
     def file_name(self, dataset: str) -> str:
         """Of the shard, as TFDS names it."""
@@ -147,6 +154,9 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
         temporary.unlink(missing_ok=True)  # on a full disk, room for the rest
         raise OSError(str(error)) from error
     sha256, num_bytes = sha256_of(temporary)
+    index = io.BytesIO()
+    np.save(index, frame_index.of_shard(temporary))
+    write_atomically(output_dir / PARTS / job.index_name, index.getvalue())
     _commit(temporary, output_dir / file_name)
     account = {
         "file": file_name,
@@ -169,6 +179,7 @@ def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
     try:
         account = json.loads((output_dir / PARTS / job.part_name).read_bytes())
         finished = account["inputs"] == job.digest(settings) and account["bytes"] == shard.stat().st_size
+        finished &= (output_dir / PARTS / job.index_name).exists()
     except (FileNotFoundError, ValueError, KeyError):  # not made, not finished, or the account is damaged
         return None
     return account if finished else None
@@ -176,8 +187,15 @@ def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file that appears whole or not at all, also when the power fails."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Another path to write to: what is there in the end appears at `path`, whole or not at all."""
     temporary = path.parent / f".{path.name}.{platform.node()}-{os.getpid()}.tmp"
-    temporary.write_bytes(content)
+    yield temporary
     _commit(temporary, path)
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from tensorflow_datasets.proto import tf_example_pb2
 
 from data import catalog, codec
+from data.frame_index import Frames
 
-FORMAT_VERSION = 2  # of a prepared set
+FORMAT_VERSION = 3  # of a prepared set
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,10 +32,10 @@ class Prepared:
     class_names: tuple[str, ...]
     views: Mapping[str, np.ndarray]
     not_synchronised: str
-    records: ArrayRecordDataSource
+    stored: Frames
 
     def read(self, record: int, frames: np.ndarray) -> np.ndarray:
-        """The wanted frames of one view; only these are decoded, a repeated one once.
+        """The wanted frames of one view; only these are read and decoded, a repeated one once.
 
         Args:
           record: its number, 0 to len(views['record']) - 1.
@@ -54,10 +53,10 @@ class Prepared:
         if len(frames) == 0 or np.min(frames) < 0 or np.max(frames) >= num_frames:
             raise ValueError(f"{self._called(record)} has frames 0 to {num_frames - 1}, not {np.asarray(frames)}")
         try:
-            example = tf_example_pb2.Example.FromString(self.records[record])
-            stored = example.features.feature["frames"].bytes_list.value
-            decoded = {frame: codec.decode(stored[frame]) for frame in np.unique(frames).tolist()}
-        except Exception as error:  # of ArrayRecord, protobuf and the codec, each with its own types
+            wanted = np.unique(frames).tolist()
+            stored = self.stored.read(record, wanted)
+            decoded = {frame: codec.decode(data) for frame, data in zip(wanted, stored, strict=True)}
+        except (ValueError, OSError) as error:
             raise ValueError(
                 f"{self._called(record)} is damaged ({error}); `python -m data.prepare --verify "
                 f"--output={self.directory}` tells what else is"
@@ -107,12 +106,10 @@ def open_prepared(directory: str | Path) -> Prepared:
     prepared = json.loads((directory / "prepared.json").read_bytes())
     if prepared["format_version"] != FORMAT_VERSION:
         raise ValueError(f"{directory} was prepared by another version of this program: delete it and run `{command}`")
-    paths = []
     for shard in prepared["shards"]:
         path = directory / shard["file"]
         if not path.exists() or path.stat().st_size != shard["bytes"]:
             raise ValueError(f"{path} is missing or has lost its end: make it anew with `{command}`")
-        paths.append(f"{path}[0:{shard['records']}]")  # told the number of records, ArrayRecord opens nothing yet
     table = pq.read_table(directory / "manifest.parquet")
     views = {name: table.column(name).to_numpy() for name in table.column_names}
     views |= {name: views[name].astype(np.str_) for name in ("take", "view", "listed_split")}
@@ -122,5 +119,7 @@ def open_prepared(directory: str | Path) -> Prepared:
         class_names=tuple(prepared["class_names"]),
         views=views,
         not_synchronised=prepared["not_synchronised"],
-        records=ArrayRecordDataSource(paths),
+        stored=Frames(
+            directory, [(shard["file"], shard["records"]) for shard in prepared["shards"]], views["num_frames"]
+        ),
     )

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data import catalog, prepare, raw_video, takes
+from data import catalog, frame_index, prepare, raw_video, takes
 from data.listing import PreparationError, list_videos
 from tests import video_files
 
@@ -341,7 +341,7 @@ def test_size_and_time_are_told_beforehand(raw, tmp_path, capsys, monkeypatch):
     told = re.search(r"expected, from 5 files of 36: ([\d.]+) MB", said)
     assert said.index("expected") < said.index("out: ")
     assert "warning: only 0 MB are free" in said
-    stored = sum(map(len, takes.open_prepared(tmp_path).records)) / 1e6
+    stored = sum(np.load(tmp_path / frame_index.NAME)["num_bytes"]) / 1e6
     assert float(told[1]) == pytest.approx(stored, abs=0.05)  # told to 0.1 MB, from a sample
     assert prepare.main(arguments(raw, tmp_path)) == 0
     assert "expected" not in capsys.readouterr().out  # nothing is left to do
@@ -375,13 +375,13 @@ def test_damage_in_a_shard_names_the_takes_and_is_repaired(raw, uninterrupted, t
     prepared = takes.open_prepared(tmp_path)
     shard = next(tmp_path.glob("*-00002-of-*"))
     content = bytearray(shard.read_bytes())
-    content[content.index(b"t05")] ^= 1
+    content[content.index(b"t05") - 1000] ^= 1  # in the frames, which stand before the names
     shard.write_bytes(content)
     assert prepare.main(["--verify", f"--output={tmp_path}"]) == prepare.EXIT_ERROR
     assert f"{shard.name}: damaged; takes t05\n" in capsys.readouterr().out
     (record,) = np.flatnonzero((prepared.views["take"] == "t05") & (prepared.views["view"] == "0"))
     with pytest.raises(ValueError, match=r"take t05, view 0\) is damaged"):
-        prepared.read(int(record), np.arange(4))
+        prepared.read(int(record), np.arange(prepared.views["num_frames"][record]))
     shard.unlink()
     assert prepare.main(arguments(raw, tmp_path)) == 0
     assert files_of(tmp_path) == files_of(uninterrupted)

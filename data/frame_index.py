@@ -1,0 +1,116 @@
+"""Where every frame of a prepared set lies, so that a clip costs the bytes of its frames and not those of its records.
+
+A shard is an ArrayRecord file of uncompressed records, so the bytes of a frame stand in it as they are. They are cut by
+a block header wherever a block of 64 KiB begins (Riegeli, doc/riegeli_records_file_format.md, which ArrayRecord is
+built on); positions here do not count these headers.
+"""
+
+import functools
+import io
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+NAME = "frames.npy"
+ENTRY = np.dtype([("start", "<i8"), ("num_bytes", "<u4"), ("checksum", "<u4")])  # CRC-32
+BLOCK = 2**16
+BLOCK_HEADER = 24
+_PREFIX = 64  # bytes by which a record is found behind the header of its chunk, which is shorter than this
+_MAX_OPEN = 256  # [ours] files of a process, well below the 1024 that Linux allows
+
+
+class DamagedFrame(ValueError):
+    """The bytes in a shard are not those that were written."""
+
+
+def of_shard(shard: Path) -> np.ndarray:
+    """ENTRY[frames of all records, in their order]: where the frames of a finished shard lie."""
+    reader = array_record_module.ArrayRecordReader(str(shard))
+    entries, end = [], 0
+    with open(shard, "rb", buffering=0) as file:
+        for index in range(reader.num_records()):
+            (record,) = reader.read([index])
+            start = end + read(file.fileno(), end, 4 * _PREFIX).index(record[:_PREFIX])
+            offset = 0
+            for frame in tf_example_pb2.Example.FromString(record).features.feature["frames"].bytes_list.value:
+                offset = record.index(frame, offset)
+                entries.append((start + offset, len(frame), zlib.crc32(frame)))
+                offset += len(frame)
+            end = start + len(record)
+        for start, num_bytes, checksum in entries:
+            assert zlib.crc32(read(file.fileno(), start, num_bytes)) == checksum, (shard, start)
+    return np.array(entries, ENTRY)
+
+
+def read(file: int, start: int, num_bytes: int) -> bytes:
+    """Bytes of an open file without its block headers; fewer than asked for at its end.
+
+    Args:
+      file: its descriptor.
+      start: where, not counting the headers.
+      num_bytes: how many, not counting the headers.
+    """
+    first, last = _in_file(start), _in_file(start + num_bytes - 1)
+    found = os.pread(file, last + 1 - first, first)
+    next_block = -first % BLOCK
+    if next_block >= len(found):
+        return found
+    parts = [found[:next_block]]
+    parts += [found[i + BLOCK_HEADER : i + BLOCK] for i in range(next_block, len(found), BLOCK)]
+    return b"".join(parts)
+
+
+def _in_file(position: int) -> int:
+    return position + BLOCK_HEADER * (position // (BLOCK - BLOCK_HEADER) + 1)
+
+
+class Frames:
+    """Reads stored frames. Picklable; every process opens the files that it reads, when it reads them."""
+
+    def __init__(self, directory: Path, shards: Sequence[tuple[str, int]], num_frames: np.ndarray):
+        """Opens nothing.
+
+        Args:
+          directory: of the prepared set.
+          shards: (file name, records) in the order of the records.
+          num_frames: int[records].
+        """
+        self._directory, self._shard_names = directory, [name for name, _ in shards]
+        self._first_record = np.cumsum([0, *(records for _, records in shards)])
+        self._first_frame = np.cumsum(num_frames, dtype=np.int64) - num_frames  # (records,)
+        self._open()
+
+    def _open(self) -> None:
+        # Of files, not descriptors: one that falls out of the cache stays open for the thread that still reads it.
+        self._file = functools.lru_cache(_MAX_OPEN)(lambda name: io.FileIO(self._directory / name))
+        self._index = functools.cache(lambda: np.load(self._directory / NAME, mmap_mode="r"))
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_index")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        self._open()
+
+    def read(self, record: int, frames: Sequence[int]) -> list[bytes]:
+        """The stored bytes of frames of a record.
+
+        Raises:
+          DamagedFrame: they are not those that were written.
+          OSError: the file system does not give them.
+        """
+        shard = int(np.searchsorted(self._first_record, record, side="right")) - 1
+        file = self._file(self._shard_names[shard])
+        found = []
+        for frame in frames:
+            start, num_bytes, checksum = self._index()[self._first_frame[record] + frame].tolist()
+            stored = read(file.fileno(), start, num_bytes)
+            if zlib.crc32(stored) != checksum:
+                raise DamagedFrame(f"frame {frame} has changed: {num_bytes} bytes at {start} of {file.name}")
+            found.append(stored)
+        return found
