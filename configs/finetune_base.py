@@ -26,6 +26,7 @@ def get_config() -> config_dict.ConfigDict:
             compute_dtype="auto",  # [ours] auto | float32 | bfloat16
             # Empty trains from scratch. Only the encoder is taken; clip length and resolution may differ.
             init_from="",  # [ours] a run's workdir, a VideoMAE .pth, or a Hugging Face folder
+            profile_steps="",  # [ours] e.g. 100:105 traces the steps 100 to 104 for TensorBoard and xprof
         )
     )
 

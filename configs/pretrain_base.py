@@ -24,6 +24,7 @@ def get_config() -> config_dict.ConfigDict:
             compute_dtype="auto",  # [ours] auto | float32 | bfloat16
             # A trained run to take parameters from; a fresh optimiser. Automatic resume of --workdir is separate.
             init_from="",  # [ours] the workdir of another run, a VideoMAE .pth, or a Hugging Face folder
+            profile_steps="",  # [ours] e.g. 100:105 traces the steps 100 to 104 for TensorBoard and xprof
         )
     )
 

@@ -64,3 +64,33 @@ CHIPS: Final[dict[str, Chip]] = {
         source="https://docs.cloud.google.com/tpu/docs/v6e",
     ),
 }
+
+# What JAX calls a TPU chip.
+_TPU_KINDS: Final[dict[str, str]] = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+# Dense bfloat16 products per second of NVIDIA's GPUs; their data sheets state twice as much, "with sparsity".
+# The first entry whose words are all in the name counts.
+_GPU_FLOPS_PER_SECOND: Final[tuple[tuple[str, float], ...]] = (
+    ("H200", 989e12),  # https://www.nvidia.com/en-us/data-center/h200/ (SXM)
+    ("H100 PCIe", 756e12),  # https://www.nvidia.com/en-us/data-center/h100/
+    ("H100", 989e12),  # the same page (SXM)
+    ("A100", 312e12),  # https://www.nvidia.com/en-us/data-center/a100/
+    ("L40S", 362e12),  # https://www.nvidia.com/en-us/data-center/l40s/
+    ("L4", 121e12),  # https://www.nvidia.com/en-us/data-center/l4/
+)
+
+
+def peak_flops_per_second(device_kind: str) -> float | None:
+    """Published peak of dense bfloat16 products of what JAX calls a device; None where it is not known here."""
+    if device_kind in _TPU_KINDS:
+        return CHIPS[_TPU_KINDS[device_kind]].flops_per_second
+    words = set(device_kind.replace("-", " ").split())
+    return next((peak for name, peak in _GPU_FLOPS_PER_SECOND if words >= set(name.split())), None)

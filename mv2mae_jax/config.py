@@ -299,6 +299,10 @@ def _labels(config: config_dict.ConfigDict) -> Iterator[str]:
 
 def _optimization(config: config_dict.ConfigDict) -> Iterator[str]:
     data, optimizer = config.data, config.optimizer
+    try:
+        parse_steps(config.profile_steps)
+    except ValueError as error:
+        yield str(error)
     if config.global_batch_size % (data.repeats * optimizer.accumulation_steps):
         yield (
             f"global_batch_size = {config.global_batch_size} is not divisible by data.repeats ({data.repeats}) * "
@@ -308,6 +312,20 @@ def _optimization(config: config_dict.ConfigDict) -> Iterator[str]:
         yield f"total_steps = {config.total_steps} must be at least 1."
     if optimizer.ema_decay is not None and not 0 < optimizer.ema_decay < 1:
         yield f"optimizer.ema_decay = {optimizer.ema_decay} must lie in (0, 1)."
+
+
+def parse_steps(text: str) -> range:
+    """'100:105' -> the steps 100 to 104; '' -> none.
+
+    Raises:
+      ValueError: it is not FIRST:END with 0 < FIRST < END.
+    """
+    if not text:
+        return range(0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(f"profile_steps = {text!r} must be FIRST:END with 0 < FIRST < END, e.g. 100:105.")
+    return range(int(match[1]), int(match[2]))
 
 
 def origins(base_file: str) -> dict[str, str]:

@@ -115,6 +115,8 @@ class Reporter:
             if key in values
         ]
         parts += [f"{values['perf/clips_per_second']:.1f} clips/s", f"data wait {values['data/wait_fraction']:.0%}"]
+        parts += [f"MFU {values['perf/mfu']:.0%}"] if "perf/mfu" in values else []
+        parts += [f"{values['perf/memory_gb']:.1f} GB"]
         self.say("  ".join(parts))
 
     def close(self) -> None:

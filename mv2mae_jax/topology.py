@@ -27,7 +27,7 @@ from ml_collections import config_dict
 from mv2mae_jax import config as configs
 from mv2mae_jax import hlo, hlo_cost, optim, sharding
 from mv2mae_jax.chips import CHIPS, Chip
-from mv2mae_jax.flops import matmul_flops
+from mv2mae_jax.flops import training_flops
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
@@ -130,16 +130,11 @@ def lower_train_step(config: config_dict.ConfigDict, devices: list[Any]) -> jax.
 
 
 def model_flops(config: config_dict.ConfigDict) -> float:
-    """Floating-point operations that a step needs: three times the products of the forward pass, over all chips.
-
-    The usual count of MFU (Chowdhery et al. 2022, PaLM, appendix B): a backward pass costs two forward passes; norms,
-    softmax, optimiser and recomputation do not count.
-    """
+    """What flops.training_flops counts for a step over all chips."""
     task = Pretrain.from_config(config)
     sample = {k: jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype) for k, s in batch_shapes(config).items()}
-    inputs = jax.eval_shape(task.randomize, sample, jax.random.key(0))
     params = jax.eval_shape(task.init, jax.random.key(0))
-    return 3 * matmul_flops(task.loss, params, inputs) * config.global_batch_size
+    return training_flops(task, params, sample) * config.global_batch_size
 
 
 def read_program(text: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from ml_collections import config_dict
 
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
-from mv2mae_jax import checkpoint, metrics, optim, sharding, visualize
-from mv2mae_jax.config import describe
+from mv2mae_jax import checkpoint, flops, metrics, optim, perf, sharding, visualize
+from mv2mae_jax.config import describe, parse_steps
 from mv2mae_jax.optim import Schedule
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.finetune import Finetune
@@ -74,7 +74,6 @@ def train(
         "dataset": dataset.prepared.name,
         "class_names": list(dataset.prepared.class_names),
     }
-    clips_per_step = config.global_batch_size * task.views_per_sample
 
     batches = task.train_batches(
         seed=config.seed,
@@ -85,21 +84,28 @@ def train(
         num_workers=config.data.num_workers,
     )
     step_metrics, clock, last_logged, results, tables = metrics.StepMetrics(), metrics.Clock(), first_step, {}, {}
+    profiler = perf.Profiler(os.path.join(workdir, "tensorboard"), parse_steps(config.profile_steps))
     for step in range(first_step + 1, schedule.total_steps + 1):
         batch = sharding.put_batch(mesh, clock.wait_for(batches))
-        state, new_metrics = train_step(state, batch)
+        with profiler.step(step):
+            state, new_metrics = train_step(state, batch)
         step_metrics.add(new_metrics)
         is_last = step == schedule.total_steps
 
         if step == first_step + 1:  # keep compilation out of the rates
             jax.block_until_ready(new_metrics)
+            cost = perf.StepCost(
+                clips=config.global_batch_size * task.views_per_sample,
+                flops=flops.training_flops(task, state.params, batch),
+                mesh=mesh,
+            )
+            clock.restart()
+        if profiler.finish(step, new_metrics):
+            reporter.say(f"Traced the steps {config.profile_steps}: tensorboard --logdir={workdir}/tensorboard")
             clock.restart()
         if step % config.log.every_steps == 0 or is_last:
             values = {f"train/{name}": value for name, value in step_metrics.mean().items()}
-            steps_per_second, wait_fraction = clock.read()
-            values["perf/steps_per_second"] = steps_per_second
-            values["perf/clips_per_second"] = steps_per_second * clips_per_step
-            values["data/wait_fraction"] = wait_fraction
+            values |= cost.read(clock)
             reporter.scalars(step, values)
             reporter.progress(step, values)
             check_finite(values["train/loss"], last_logged + 1, step, checkpointer)
@@ -109,6 +115,7 @@ def train(
             clock.restart()
         if checkpointer.save(step, state, run_record | {"results": results, "tables": tables}, force=is_last):
             clock.restart()
+    profiler.close()
     checkpointer.close()
     reporter.close()
     write_results(workdir, config, schedule.total_steps, results, tables)

@@ -1,0 +1,92 @@
+"""Rates against published peaks, and traces of single steps."""
+
+import glob
+import resource
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mv2mae_jax import chips, config, flops, perf
+from mv2mae_jax.tasks.pretrain import Pretrain
+from tests import tiny
+
+
+class StoppedClock:
+    """A clock on which four steps a second were done, a quarter of the time waiting."""
+
+    def read(self):
+        return 4.0, 0.25
+
+
+def test_mfu_is_the_share_of_the_published_peak(monkeypatch):
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"))
+    cost = perf.StepCost(clips=32, flops=10e12, mesh=mesh)
+    values = cost.read(StoppedClock())
+    assert "perf/mfu" not in values  # nobody publishes a CPU's
+    assert values["perf/clips_per_second"] == 128 and values["data/wait_fraction"] == 0.25
+    assert values["perf/tflops_per_second_per_device"] == pytest.approx(40)
+    monkeypatch.setattr(cost, "peak", 100e12)
+    monkeypatch.setattr(cost, "num_devices", 2)
+    assert cost.read(StoppedClock())["perf/mfu"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "teraflops"),
+    [
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v6 lite", 918),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", None),
+        ("cpu", None),
+    ],
+)
+def test_devices_are_known_by_the_names_that_jax_gives_them(kind, teraflops):
+    assert chips.peak_flops_per_second(kind) == (teraflops and teraflops * 1e12)
+
+
+def test_flops_of_a_step_grow_with_the_batch():
+    config_ = tiny.make_config()
+    task = Pretrain.from_config(config_)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    batch = tiny.make_batch(config_, 0)
+    half = {key: value[: len(value) // 2] for key, value in batch.items()}
+    assert flops.training_flops(task, params, batch) == pytest.approx(2 * flops.training_flops(task, params, half))
+
+
+def test_memory_of_a_cpu_is_that_of_the_process():
+    before = perf.peak_memory_bytes(jax.devices()[0])
+    assert before == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.01)
+
+
+def test_the_steps_asked_for_are_traced(tmp_path):
+    step_function = jax.jit(lambda x: jnp.sin(x) @ x)
+    x = step_function(jnp.ones((8, 8)))
+    profiler = perf.Profiler(str(tmp_path), config.parse_steps("3:5"))
+    ended = []
+    for step in range(1, 8):
+        with profiler.step(step):
+            x = step_function(x)
+        if profiler.finish(step, x):
+            ended.append(step)
+    profiler.close()
+    assert ended == [4]
+    (trace,) = glob.glob(f"{tmp_path}/plugins/profile/*/*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(trace).planes
+    names = [event.name for plane in planes for line in plane.lines for event in line.events]
+    assert names.count("train") == 2
+
+
+@pytest.mark.parametrize("text", ["5", "5:3", "0:2", "a:b", "3:3"])
+def test_steps_that_are_no_range_are_refused(text):
+    config_ = tiny.make_config()
+    config_.profile_steps = text
+    with pytest.raises(ValueError, match=r"profile_steps = .* must be FIRST:END"):
+        config.validate(config_)
