@@ -16,11 +16,9 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from data import catalog, frame_index, shards
+from data import catalog, digests, frame_index, shards
 from data.listing import Listing, PreparationError
 from data.takes import FORMAT_VERSION
-
-DIGESTS = "SHA256SUMS"
 
 # The manifest, but for the column `record`, which counts the rows.
 _SCHEMA = pa.schema(
@@ -48,14 +46,14 @@ def write(settings: shards.Settings, listing: Listing, jobs: Sequence[shards.Job
     Returns:
       What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.
     """
-    tables, quarantined, digests, shard_list = [], [], {}, []
+    tables, quarantined, sha256, shard_list = [], [], {}, []
     for job in jobs:
         account = shards.account_of(job, settings, output_dir)
         assert account is not None, job.part_name
         rows = account["records"]
         tables.append(pa.table({name: [row[name] for row in rows] for name in _SCHEMA.names}, schema=_SCHEMA))
         quarantined += account["quarantined"]
-        digests[account["file"]] = account["sha256"]
+        sha256[account["file"]] = account["sha256"]  # known from its making
         shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})
     views = pa.concat_tables(tables)
     _write_manifest(views, output_dir)
@@ -84,7 +82,7 @@ def write(settings: shards.Settings, listing: Listing, jobs: Sequence[shards.Job
         "shards": shard_list,
     }
     shards.write_atomically(output_dir / "prepared.json", json.dumps(prepared, indent=1).encode())
-    _write_digests(digests, output_dir)
+    shards.write_atomically(output_dir / digests.NAME, digests.table(output_dir, known=sha256).encode())
     return prepared | {"quarantined": quarantined, "unmatched": listing.unmatched}
 
 
@@ -133,16 +131,6 @@ def _write_tfds_metadata(settings: shards.Settings, shard_list: Sequence[dict], 
     )
 
 
-def _write_digests(digests: dict[str, str], output_dir: Path) -> None:
-    """SHA256SUMS, in the form of coreutils' sha256sum; the shards' digests are known from their making."""
-    for path in output_dir.rglob("*"):
-        name = path.relative_to(output_dir).as_posix()
-        if path.is_file() and not path.name.startswith(".") and name != DIGESTS and name not in digests:
-            digests[name] = shards.sha256_of(path)[0]
-    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    shards.write_atomically(output_dir / DIGESTS, lines.encode())
-
-
 def verify(directory: Path) -> list[str]:
     """Compares every file of a prepared set with its digest.
 
@@ -152,21 +140,13 @@ def verify(directory: Path) -> list[str]:
     Raises:
       PreparationError: there are no digests to compare with.
     """
-    if not (directory / DIGESTS).is_file():
-        raise PreparationError(f"no finished preparation in {directory}: {directory / DIGESTS} is missing")
-    try:
-        lines = (directory / DIGESTS).read_text().splitlines()
-        digests = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except ValueError:  # undecodable, or a line without its two parts
-        return [f"{DIGESTS}: damaged"]
+    if not (directory / digests.NAME).is_file():
+        raise PreparationError(f"no finished preparation in {directory}: {directory / digests.NAME} is missing")
     damage = []
-    for name, digest in digests.items():
-        path = directory / name
-        if not path.is_file():
-            damage.append(f"{name}: missing")
-        elif shards.sha256_of(path)[0] != digest:
-            takes = f"; takes {', '.join(_damaged_takes(path))}" if ".array_record-" in name else ""
-            damage.append(f"{name}: damaged{takes}")
+    for name, problem in digests.check(directory).items():
+        in_shard = problem == "damaged" and ".array_record-" in name
+        takes = f"; takes {', '.join(_damaged_takes(directory / name))}" if in_shard else ""
+        damage.append(f"{name}: {problem}{takes}")
     return damage
 
 

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-from data import archives, codec, frame_index, raw_video
+from data import archives, codec, digests, frame_index, raw_video
 from data.catalog import Video
 from data.listing import Listing, PreparationError
 
@@ -153,7 +153,7 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
     except RuntimeError as error:  # ArrayRecord's for every failure of the file system
         temporary.unlink(missing_ok=True)  # on a full disk, room for the rest
         raise OSError(str(error)) from error
-    sha256, num_bytes = sha256_of(temporary)
+    sha256, num_bytes = digests.sha256_of(temporary)
     index = io.BytesIO()
     np.save(index, frame_index.of_shard(temporary))
     write_atomically(output_dir / PARTS / job.index_name, index.getvalue())
@@ -197,13 +197,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{platform.node()}-{os.getpid()}.tmp"
     yield temporary
     _commit(temporary, path)
-
-
-def sha256_of(path: Path) -> tuple[str, int]:
-    """The digest of a file's bytes in hexadecimal, and their number."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return digest.hexdigest(), file.tell()
 
 
 def _commit(temporary: Path, path: Path) -> None:

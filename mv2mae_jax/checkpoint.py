@@ -1,21 +1,24 @@
-"""Checkpoints: one directory per step in WORKDIR/checkpoints, written by Orbax."""
+"""Checkpoints: one directory per step in WORKDIR/checkpoints, written by Orbax, with digests (see damage.py)."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mv2mae_jax import sharding
+from mv2mae_jax import damage, sharding
 from mv2mae_jax.models import layers
 
 
 class Checkpointer:
     """Saves and restores the state of a run together with a JSON record.
 
-    The directory of a step holds `state` (the arrays) and `run` (JSON: the config and what the host must remember).
+    The directory of a step holds `state` (the arrays), `run` (JSON: the config and what the host must remember) and
+    SHA256SUMS (the digests of all files).
     """
 
     def __init__(self, workdir: str, *, every_steps: int = 1000, keep: int | None = 3):
@@ -23,7 +26,12 @@ class Checkpointer:
         self._every_steps = every_steps
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                temporary_path_class=damage.DigestedPath,
+                # Made in the background, a directory that cannot be made is waited for until a timeout.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            ),
             # With handlers rather than names, so that shapes can be read before any array.
             item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
@@ -32,11 +40,41 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, run: dict[str, Any], *, force: bool = False) -> bool:
-        """Starts an asynchronous save if `step` is due (always with `force`). The state may be donated right after."""
-        if step == self.latest_step() or not (force or step % self._every_steps == 0):
+        """Starts an asynchronous save if `step` is due (always with `force`). The state may be donated right after.
+
+        Raises:
+          OSError: this save, or the one before, has failed.
+        """
+        if step == self.latest_step() or not (force or self.is_due(step)):
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        return self._manager.save(step, args=items, force=True)
+        with self._failures_told():
+            return self._manager.save(step, args=items, force=True)
+
+    def is_due(self, step: int) -> bool:
+        return step % self._every_steps == 0
+
+    def check(self) -> None:
+        """Raises OSError if a save has failed; does not wait for one under way."""
+        with self._failures_told():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits for saves under way. Raises OSError if one has failed."""
+        with self._failures_told():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax, TensorStore and the file system, each with its own types
+            saved = damage.steps_in(Path(self.directory))
+            kept = f"step {saved[-1]} is the newest that was" if saved else "none was before"
+            raise OSError(
+                f"A checkpoint could not be written to {self.directory}; {kept}, and nothing was deleted. With room "
+                f"and the right to write there, the same command goes on. {type(error).__name__}: {_shortened(error)}"
+            ) from error
 
     def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Reads a step, the newest by default.
@@ -71,8 +109,14 @@ class Checkpointer:
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.close()
+        """Waits for saves under way. Raises OSError if one has failed."""
+        with self._failures_told():
+            self._manager.close()
+
+
+def _shortened(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
@@ -86,7 +130,7 @@ def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
       step: which checkpoint, the newest by default.
 
     Raises:
-      ValueError: there is no checkpoint, or names or shapes differ; lists them.
+      ValueError: there is no checkpoint, it is damaged, or names or shapes differ; lists them.
     """
     directory, step = _find(workdir, step)
     return _load(workdir, directory, step, params, lambda saved: saved)
@@ -106,10 +150,16 @@ def _find(workdir: str, step: int | None) -> tuple[str, int]:
     directory = os.path.join(os.path.abspath(workdir), "checkpoints")
     if not os.path.isdir(directory):
         raise ValueError(f"init_from = {workdir}: there is no run with checkpoints there ({directory} is missing).")
-    with ocp.CheckpointManager(directory) as manager:
-        step = manager.latest_step() if step is None else step
-    if step is None:
+    steps = damage.steps_in(Path(directory))
+    if not steps:
         raise ValueError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
+    step = steps[-1] if step is None else step
+    problem = damage.describe(Path(directory, str(step)))
+    if problem:  # another step would be another experiment, so that is left to the user
+        raise ValueError(
+            f"init_from = {workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move "
+            f"{os.path.join(directory, str(step))} away to take an older step."
+        )
     return directory, step
 
 

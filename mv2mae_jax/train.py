@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from ml_collections import config_dict
 
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
-from mv2mae_jax import checkpoint, flops, metrics, optim, perf, sharding, visualize
+from mv2mae_jax import checkpoint, damage, flops, metrics, optim, perf, sharding, visualize
 from mv2mae_jax.config import describe, parse_steps
 from mv2mae_jax.optim import Schedule
 from mv2mae_jax.state import TrainState
@@ -50,6 +51,8 @@ def train(
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
 
+    for line in damage.set_aside(Path(workdir, "checkpoints")):
+        print(line, flush=True)
     checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
     state = init_state(config, task, optimizer, mesh, init_key, checkpointer)
     first_step = int(state.step)

@@ -1,0 +1,71 @@
+"""SHA256SUMS: the digests of all files of a folder, in the form that coreutils' `sha256sum --check` reads."""
+
+import concurrent.futures
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+NAME = "SHA256SUMS"
+_THREADS = 8  # [ours] hashing lets other threads run
+
+
+def sha256_of(path: Path) -> tuple[str, int]:
+    """The digest of a file's bytes in hexadecimal, and their number."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return digest.hexdigest(), file.tell()
+
+
+def table(folder: Path, known: Mapping[str, str] | None = None) -> str:
+    """The text of SHA256SUMS for the files below `folder`.
+
+    Args:
+      folder: hidden files and SHA256SUMS itself are left out.
+      known: digests that need not be computed, by the file's path in the folder.
+    """
+    digests = dict(known or {})
+    digests |= _compute(folder, _files(folder) - digests.keys())
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+
+
+def check(folder: Path) -> dict[str, str]:
+    """Compares the files below `folder` with SHA256SUMS.
+
+    Returns:
+      What is wrong with a file ('missing', 'damaged', 'not listed in SHA256SUMS'), by its path in the folder; empty
+      where every byte is as it was written.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    try:
+        text = (folder / NAME).read_text()
+        lines = text.splitlines()
+        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except FileNotFoundError:
+        return {NAME: "missing"}
+    except ValueError:  # undecodable, or a line without its two parts
+        return {NAME: "damaged"}
+    if not listed or not text.endswith("\n"):
+        return {NAME: "damaged"}
+    there = _files(folder)
+    wrong = {name: "missing" for name in listed.keys() - there}
+    # Without this, a SHA256SUMS that has lost lines would vouch for files that it does not name.
+    wrong |= {name: f"not listed in {NAME}" for name in there - listed.keys()}
+    found = _compute(folder, listed.keys() & there)
+    wrong |= {name: "damaged" for name, digest in found.items() if digest != listed[name]}
+    return {name: wrong[name] for name in sorted(wrong)}
+
+
+def _files(folder: Path) -> set[str]:
+    found = set()
+    for directory, _, names in os.walk(folder):
+        found |= {Path(directory, name).relative_to(folder).as_posix() for name in names if not name.startswith(".")}
+    return found - {NAME}
+
+
+def _compute(folder: Path, names: set[str]) -> dict[str, str]:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        digests = threads.map(lambda name: sha256_of(folder / name)[0], names)
+        return dict(zip(names, digests, strict=True))

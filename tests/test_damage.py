@@ -1,0 +1,166 @@
+"""Damage in checkpoints is found before anything is restored; an intact older step is used; nothing is deleted."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from data import digests
+from mv2mae_jax import checkpoint, damage, sharding
+from mv2mae_jax.state import TrainState
+
+RUN = {"config": json.dumps({"task": "pretrain"})}
+
+
+def make_state(step: int) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {"layer": {"kernel": jnp.asarray(rng.normal(size=(24, 32)), jnp.float32)}}
+    state = TrainState.create(params, optax.adamw(0.1), with_ema=True)
+    return state.replace(step=jnp.int32(step))
+
+
+def abstract(state):
+    return sharding.abstract(state, sharding.state_sharding(sharding.make_mesh(), state))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """Checkpoints of steps 2, 4 and 6."""
+    workdir = tmp_path_factory.mktemp("saved")
+    checkpointer = checkpoint.Checkpointer(str(workdir))
+    for step in (2, 4, 6):
+        assert checkpointer.save(step, make_state(step), RUN, force=True)
+    checkpointer.close()
+    return workdir
+
+
+@pytest.fixture
+def checkpoints(saved, tmp_path) -> Path:
+    """A copy of them to be damaged."""
+    return Path(shutil.copytree(saved / "checkpoints", tmp_path / "checkpoints"))
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def restore(workdir: Path) -> TrainState:
+    checkpointer = checkpoint.Checkpointer(str(workdir))
+    state, run = checkpointer.restore(abstract(make_state(0)))
+    checkpointer.close()
+    assert run == RUN
+    return state
+
+
+def test_a_step_has_the_digests_of_all_its_files(saved):
+    for step in (2, 4, 6):
+        folder = saved / "checkpoints" / str(step)
+        listed = [line.split("  ")[1] for line in (folder / digests.NAME).read_text().splitlines()]
+        there = [path.relative_to(folder).as_posix() for path in files_of(folder)]
+        assert sorted([*listed, digests.NAME]) == there and len(there) > 5
+        assert damage.describe(folder) == ""
+
+
+def flip_a_bit(path: Path, rng: np.random.Generator):
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+
+
+def cut_off(path: Path, rng: np.random.Generator):
+    os.truncate(path, rng.integers(path.stat().st_size))
+
+
+def delete(path: Path, rng: np.random.Generator):
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [flip_a_bit, cut_off, delete])
+def test_a_hundred_of_a_hundred_injuries_are_found(checkpoints, harm):
+    rng = np.random.default_rng(0)
+    step = checkpoints / "6"
+    every_file = [path for path in files_of(step) if path.stat().st_size]
+    # Every file is hit, large ones more often.
+    targets = (every_file * 100)[:100] if harm is not flip_a_bit else [*every_file, *rng.choice(every_file, 100)][:100]
+    for number, path in enumerate(targets):
+        content = path.read_bytes()
+        harm(path, rng)
+        assert damage.describe(step), (number, path)
+        path.write_bytes(content)
+        assert damage.describe(step) == ""
+    assert number == 99
+
+
+def test_the_newest_intact_step_is_used_and_the_damaged_one_kept(checkpoints):
+    content = {path.relative_to(checkpoints): path.read_bytes() for path in files_of(checkpoints)}
+    hit = max(files_of(checkpoints / "6"), key=lambda path: path.stat().st_size)
+    flip_a_bit(hit, np.random.default_rng(1))
+    (line,) = damage.set_aside(checkpoints)
+    name = hit.relative_to(checkpoints / "6").as_posix()
+    assert f"Step 6 in {checkpoints} is damaged ({name} damaged): renamed to 6.damaged, not deleted." == line
+    state = restore(checkpoints.parent)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(4))
+
+    renamed = {path.relative_to(checkpoints): path.read_bytes() for path in files_of(checkpoints)}
+    for path, before in content.items():
+        now = renamed[Path("6.damaged", *path.parts[1:]) if path.parts[0] == "6" else path]
+        assert now == before or path.parts[1:] == Path(name).parts
+
+    # The step is written again, and damaged again.
+    checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
+    assert checkpointer.save(6, make_state(6), RUN, force=True)
+    checkpointer.close()
+    assert damage.set_aside(checkpoints) == []
+    (checkpoints / "6" / digests.NAME).unlink()
+    (line,) = damage.set_aside(checkpoints)
+    assert "SHA256SUMS missing" in line and "renamed to 6.damaged-2" in line
+
+
+def test_without_an_intact_step_nothing_goes_on_and_nothing_starts_over(checkpoints):
+    for step in (2, 4, 6):
+        delete(files_of(checkpoints / str(step))[0], None)
+    for _ in range(2):  # the second time nothing is there but what was set aside
+        with pytest.raises(ValueError, match=r"No checkpoint in .* is intact \(2.damaged, 4.damaged, 6.damaged\)"):
+            damage.set_aside(checkpoints)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2.damaged", "4.damaged", "6.damaged"]
+
+
+def test_no_checkpoints_are_no_damage(tmp_path):
+    assert damage.set_aside(tmp_path / "checkpoints") == []
+    (tmp_path / "checkpoints").mkdir()
+    assert damage.set_aside(tmp_path / "checkpoints") == []
+
+
+def test_another_run_does_not_take_parameters_from_a_damaged_step(checkpoints):
+    params = abstract(make_state(0).params)
+    flip_a_bit(max(files_of(checkpoints / "6"), key=lambda path: path.stat().st_size), np.random.default_rng(2))
+    with pytest.raises(ValueError, match=r"its step 6 is damaged \(.*move .*/6 away to take an older step"):
+        checkpoint.load_params(str(checkpoints.parent), params)
+    assert (checkpoints / "6").is_dir(), "the other run's files are not renamed"
+    shutil.rmtree(checkpoints / "6")
+    loaded = checkpoint.load_params(str(checkpoints.parent), params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, make_state(4).params | make_state(4).ema_params)
+
+
+def test_what_a_killed_save_left_behind_is_no_step(checkpoints):
+    shutil.copytree(checkpoints / "6", checkpoints / "8.orbax-checkpoint-tmp-whole")
+    assert int(restore(checkpoints.parent).step) == 6
+    assert damage.set_aside(checkpoints) == []
+    assert not (checkpoints / "8.orbax-checkpoint-tmp-whole").exists()
+
+
+def test_a_save_that_fails_is_told_with_what_is_kept(saved, tmp_path):
+    workdir = Path(shutil.copytree(saved, tmp_path / "run"))
+    checkpointer = checkpoint.Checkpointer(str(workdir))
+    (workdir / "checkpoints").rename(workdir / "elsewhere")
+    (workdir / "checkpoints").write_text("in the way")
+    with pytest.raises(OSError, match=r"A checkpoint could not be written to .*/checkpoints; none was before"):
+        checkpointer.save(8, make_state(8), RUN, force=True)
+        checkpointer.wait()
+    assert [path.name for path in sorted((workdir / "elsewhere").iterdir())][:3] == ["2", "4", "6"]
