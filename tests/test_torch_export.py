@@ -118,7 +118,8 @@ settings = json.load(open(sys.argv[1] + "/out/config.json"))["loss"]
 with torch.no_grad():
     outputs = {name: x.numpy() for name, x in model(*views).items()}
     outputs["loss_ess"] = model.loss(*views, **settings)
-    outputs["loss_60"] = model.loss(*views, **settings | {"ess_fraction": None, "temperature": 60.0})
+    of_60 = {"ess_fraction": None, "temperature": 60.0, "weighted_views": "target"}
+    outputs["loss_60"] = model.loss(*views, **settings | of_60)
     settings |= {"target": "normalized_pixels", "temperature": float("inf"), "ess_fraction": None, "cross_weight": 0.5}
     outputs["loss_plain"] = model.loss(*views, **settings)
 numpy.savez(sys.argv[1] + "/result.npz", **outputs)
@@ -130,9 +131,34 @@ numpy.savez(sys.argv[1] + "/result.npz", **outputs)
     for name in ("self_target", "self_source", "cross"):
         np.testing.assert_allclose(found[name], getattr(expected, name), atol=1e-4, err_msg=name)
     plain = {"temperature": math.inf, "ess_fraction": None, "target": "normalized_pixels", "cross_weight": 0.5}
-    for name, changes in (("ess", {}), ("60", {"ess_fraction": None, "temperature": 60.0}), ("plain", plain)):
+    of_60 = {"ess_fraction": None, "temperature": 60.0, "weighted_views": "target"}
+    for name, changes in (("ess", {}), ("60", of_60), ("plain", plain)):
         loss, _ = torch_runs.jit(dataclasses.replace(task, **changes).loss)(params, inputs)
         assert float(found[f"loss_{name}"]) == pytest.approx(float(loss), rel=1e-4), name
+
+
+def test_a_run_without_source_views_is_exported(tmp_path, capsys):
+    config = tiny.make_config()
+    config.model.cross_view, config.data.num_source_views = False, 0
+    task = Pretrain.from_config(config)
+    params = torch_runs.random_like(jax.eval_shape(task.init, jax.random.key(0)))
+    checkpointer = checkpoint.Checkpointer(tmp_path / "run")
+    state = TrainState.create(params, optax.sgd(0.1), with_ema=False)
+    checkpointer.save(1, state, {"config": config.to_json(), "git_revision": ""}, force=True)
+    checkpointer.close()
+    for layout in exporter.FORMATS:
+        assert run_command(tmp_path / "run", layout, tmp_path / layout) == 0
+        assert "Compared with JAX" in capsys.readouterr().out
+
+    video = np.random.default_rng(5).integers(0, 256, (2, 1, *task.model.clip_size, 3), dtype=np.uint8)
+    motion = np.sqrt(np.square(layers.patchify(first_differences(video), (2, 8, 8))).sum(-1))
+    inputs = task.randomize({"video": video, "motion": motion}, jax.random.key(1))
+    loss, _ = torch_runs.jit(task.loss)(params, inputs)
+    port = mv2mae_torch.load(tmp_path / "port")
+    visible = torch.from_numpy(np.array(inputs["target_mask"].visible)).long()
+    settings = json.loads((tmp_path / "port/config.json").read_text())["loss"]
+    found = port.loss(torch.from_numpy(video), visible, torch.zeros(2, 0, visible.shape[1]).long(), **settings)
+    assert found.item() == pytest.approx(float(loss), rel=1e-4)
 
 
 def first_differences(video: np.ndarray) -> np.ndarray:
@@ -300,11 +326,19 @@ def test_tubelets_of_the_same_volume_are_not_confused(tiny_state, tmp_path):
         load_tiny(tmp_path / "x.pth")
 
 
-def test_another_number_of_heads_is_refused(workdir, tmp_path):
-    run_command(workdir, "hf", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("layout", "key", "part"),
+    [
+        ("hf", "num_attention_heads", "encoder"),
+        ("hf", "decoder_num_attention_heads", "decoder"),
+        ("port", "decoder_heads", "decoder"),
+    ],
+)
+def test_another_number_of_heads_is_refused(workdir, tmp_path, layout, key, part):
+    run_command(workdir, layout, tmp_path / "out")
     path = tmp_path / "out/config.json"
-    path.write_text(path.read_text().replace('"num_attention_heads": 3', '"num_attention_heads": 6'))
-    with pytest.raises(ValueError, match="6 attention heads, this model 3"):
+    path.write_text(path.read_text().replace(f'"{key}": 3', f'"{key}": 6'))
+    with pytest.raises(ValueError, match=f"its {part} has 6 attention heads, this model's 3"):
         load_tiny(tmp_path / "out")
 
 

@@ -45,6 +45,11 @@ class Classifier(nn.Module):
         return self.encoder.num_heads
 
     @property
+    def num_tokens(self) -> int:
+        """N, tokens of one clip."""
+        return self.encoder.num_tokens
+
+    @property
     def scan_layers(self) -> bool:
         """Whether the encoder's blocks are stacked."""
         return self.encoder.scan_layers

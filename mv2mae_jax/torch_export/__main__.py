@@ -1,4 +1,4 @@
-"""Exports a run to PyTorch: `python -m mv2mae_jax.torch_export --workdir=RUN --format=hf --output=DIR`."""
+"""Exports a trained run to PyTorch: `python -m mv2mae_jax.torch_export --workdir=RUN --format=hf --output=DIR`."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ EPILOG = """\
 formats:
   videomae  a .pth file that MCG-NJU/VideoMAE's scripts load
   hf        a folder for transformers' VideoMAEModel, VideoMAEForPreTraining, VideoMAEForVideoClassification
-  port      the weights with a PyTorch module in one file: encoder, both decoders, motion-weighted loss
+  port      the weights with a PyTorch module in one file: encoder, both decoders, classifier, motion-weighted loss
 
 What was written is read back and compared with JAX, layer by layer, where torch (and transformers, for hf) is
 installed: pip install -r requirements-torch.txt.

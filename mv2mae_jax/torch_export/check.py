@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from mv2mae_jax.models import layers, mv2mae
+from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.torch_export import mv2mae_torch, names
-from mv2mae_jax.torch_export.exporter import Mismatch
+from mv2mae_jax.torch_export.exporter import Mismatch, Run
 
 # Largest difference in a layer's outputs, relative to its largest output [ours]. Correct exports stay near 1e-6.
 TOLERANCE = 1e-4
@@ -24,7 +25,10 @@ LAYER_NORM_EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedInput:
-    """The input of every check: noise, and an even split of the tokens. The source is the clip's second view."""
+    """The input of every check: noise, and an even split of the tokens. The source is the clip's second view.
+
+    A classifier sees all tokens of the target view.
+    """
 
     video: np.ndarray  # uint8[1, 2, T, H, W, 3]
     target_visible: np.ndarray  # int32[1, Nv]
@@ -32,11 +36,11 @@ class FixedInput:
     hidden: np.ndarray  # int32[1, N - Nv], of the target
 
     @classmethod
-    def of(cls, model: mv2mae.MV2MAE) -> "FixedInput":
+    def of(cls, model: mv2mae.MV2MAE | Classifier) -> "FixedInput":
         rng = np.random.default_rng(0)
         video = rng.integers(0, 256, (1, 2, *model.clip_size, 3), dtype=np.uint8)
         target, source = (rng.permutation(model.num_tokens).astype(np.int32) for _ in range(2))
-        num_visible = model.num_tokens // 2
+        num_visible = model.num_tokens if isinstance(model, Classifier) else model.num_tokens // 2
         return cls(
             video=video,
             target_visible=np.sort(target[:num_visible])[None],
@@ -48,10 +52,13 @@ class FixedInput:
 Outputs = dict[str, np.ndarray]  # VideoMAE's name of a module -> its (first) output
 
 
-def jax_outputs(model: mv2mae.MV2MAE, params: Any, inputs: FixedInput) -> Outputs:
+def jax_outputs(model: mv2mae.MV2MAE | Classifier, params: Any, inputs: FixedInput) -> Outputs:
     """What every module of the model puts out for the target view; blocks unrolled, computed in full float32."""
 
-    def run(module: mv2mae.MV2MAE, video: jax.Array) -> None:
+    def run(module: mv2mae.MV2MAE | Classifier, video: jax.Array) -> None:
+        if isinstance(module, Classifier):
+            module(video[:, 0])
+            return
         target = module.encode(video[:, 0], inputs.target_visible)
         module.decode_self(target, inputs.target_visible, inputs.hidden)
         if module.cross_view:
@@ -98,7 +105,8 @@ def compare(expected: Outputs, found: Outputs, visible: np.ndarray) -> float:
     Raises:
       Mismatch: naming the first layer that differs.
     """
-    assert {"encoder.norm", "decoder.head"} <= expected.keys() & found.keys()
+    last_layers = {"head"} if "head" in expected else {"encoder.norm", "decoder.head"}
+    assert {"encoder.patch_embed.proj", *last_layers} <= expected.keys() & found.keys()
     worst = 0.0
     for name, output in found.items():
         if name not in expected:
@@ -129,12 +137,13 @@ def check_eps(module: nn.Module, rename: Callable[[str], str]) -> None:
 
 
 def check_port(port: nn.Module, expected: Outputs, inputs: FixedInput) -> float:
-    """Both decoders of the PyTorch port; returns and raises as `compare`."""
-    check_eps(port, str)
+    """The PyTorch port with both decoders, or with its classifier; returns and raises as `compare`."""
+    rename = names.with_encoder_prefix if isinstance(port, mv2mae_torch.Classifier) else str
+    check_eps(port, rename)
     video = torch.from_numpy(inputs.video)
     target, source = (torch.from_numpy(x).long() for x in (inputs.target_visible, inputs.source_visible))
-    found = record(port, str, lambda: port(video, target, source))
-    return compare(expected, found, inputs.target_visible)
+    arguments = (video[:, 0],) if isinstance(port, mv2mae_torch.Classifier) else (video, target, source)
+    return compare(expected, record(port, rename, lambda: port(*arguments)), inputs.target_visible)
 
 
 def check_written_port(folder: pathlib.Path, expected: Outputs, inputs: FixedInput) -> float:
@@ -142,9 +151,9 @@ def check_written_port(folder: pathlib.Path, expected: Outputs, inputs: FixedInp
     return check_port(_strictly(lambda: mv2mae_torch.load(folder)), expected, inputs)
 
 
-def check_written_videomae(path: pathlib.Path, config: dict, expected: Outputs, inputs: FixedInput) -> float:
+def check_written_videomae(path: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
     """Loads the .pth as data (`weights_only`) into the port, whose names are VideoMAE's; returns as `compare`."""
-    port = mv2mae_torch.MV2MAE(**config).eval()
+    port = (mv2mae_torch.Classifier if run.fine_tuned else mv2mae_torch.MV2MAE)(**run.model_config).eval()
     state = torch.load(path, map_location="cpu", weights_only=True)["model"]
     _strictly(lambda: port.load_state_dict(state, strict=True))
     return check_port(port, expected, inputs)
@@ -157,12 +166,15 @@ def _strictly(load: Callable[[], Any]) -> Any:
         raise Mismatch(f"The exported weights do not fill the PyTorch model: {error}") from error
 
 
-def check_written_hugging_face(folder: pathlib.Path, expected: Outputs, inputs: FixedInput) -> float:
-    """Loads the folder with transformers; encoder and self-view decoder; returns and raises as `compare`."""
+def check_written_hugging_face(folder: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
+    """Loads the folder with transformers; encoder and self-view decoder, or classifier; returns as `compare`."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # its table of unexpected keys: they are checked here
-    model, report = transformers.VideoMAEForPreTraining.from_pretrained(folder, output_loading_info=True)
+    architecture = (
+        transformers.VideoMAEForVideoClassification if run.fine_tuned else transformers.VideoMAEForPreTraining
+    )
+    model, report = architecture.from_pretrained(folder, output_loading_info=True)
     model.eval()
     unexpected = [name for name in report["unexpected_keys"] if not name.startswith(names.CROSS_DECODER)]
     if report["missing_keys"] or unexpected or report["mismatched_keys"]:
@@ -170,14 +182,16 @@ def check_written_hugging_face(folder: pathlib.Path, expected: Outputs, inputs: 
             f"transformers {transformers.__version__} did not find {sorted(report['missing_keys'])}, had no place for "
             f"{sorted(unexpected)}, and read other shapes of {sorted(report['mismatched_keys'])}."
         )
-    model.decoder.norm.eps = LAYER_NORM_EPS  # 1e-5 in transformers' code, whatever config.json says
+    last_norm = model.fc_norm if run.fine_tuned else model.decoder.norm
+    last_norm.eps = LAYER_NORM_EPS  # 1e-5 in transformers' code, whatever config.json says
     check_eps(model, names.videomae_name_from_hugging_face)
 
     video = (inputs.video[:, 0].astype(np.float32) / 255 - layers.IMAGENET_MEAN) / layers.IMAGENET_STD
     pixels = torch.from_numpy(video).permute(0, 1, 4, 2, 3)
-    masked = torch.zeros(1, inputs.target_visible.size + inputs.hidden.size, dtype=torch.bool)
-    masked[0, inputs.hidden[0]] = True
-    found = record(
-        model, names.videomae_name_from_hugging_face, lambda: model(pixel_values=pixels, bool_masked_pos=masked)
-    )
+    arguments = {"pixel_values": pixels}
+    if not run.fine_tuned:
+        masked = torch.zeros(1, run.model.num_tokens, dtype=torch.bool)
+        masked[0, inputs.hidden[0]] = True
+        arguments["bool_masked_pos"] = masked
+    found = record(model, names.videomae_name_from_hugging_face, lambda: model(**arguments))
     return compare(expected, found, inputs.target_visible)

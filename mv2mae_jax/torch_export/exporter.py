@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -11,11 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import config_dict
 from safetensors.numpy import save_file
 
 from mv2mae_jax import checkpoint, sharding
-from mv2mae_jax.models import layers, mv2mae
+from mv2mae_jax.models import classifier, layers, mv2mae
+from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import model_card, names
 
@@ -37,17 +40,26 @@ class Run:
     config: config_dict.ConfigDict
     git_revision: str
     metrics: dict[str, float]  # reported at this step
-    model: mv2mae.MV2MAE  # float32, blocks unrolled
+    model: mv2mae.MV2MAE | Classifier  # float32, blocks unrolled
     params: Any  # NumPy, blocks unrolled; the average where the run kept one
+    class_names: tuple[str, ...]  # of a fine-tuned run, in the order of the logits; else of the data
+
+    @property
+    def fine_tuned(self) -> bool:
+        return isinstance(self.model, Classifier)
+
+    @property
+    def encoder(self) -> mv2mae.MV2MAE | mv2mae.Encoder:
+        """What has the encoder's width, depth, num_heads and mlp_ratio."""
+        return self.model.encoder if self.fine_tuned else self.model
 
     @property
     def model_config(self) -> dict[str, Any]:
-        """The arguments of the port's MV2MAE, and what any reader must know of the architecture."""
-        sizes = (
-            *("clip_size", "tubelet_size", "width", "depth", "num_heads"),
-            *("decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio", "cross_view"),
-        )
-        return {name: getattr(self.model, name) for name in sizes}
+        """The arguments of the port's module, and what any reader must know of the architecture."""
+        sizes = {name: getattr(self.model, name) for name in ("clip_size", "tubelet_size")}
+        sizes |= {name: getattr(self.encoder, name) for name in ("width", "depth", "num_heads", "mlp_ratio")}
+        own = ("num_classes",) if self.fine_tuned else ("decoder_width", "decoder_depth", "decoder_heads", "cross_view")
+        return sizes | {name: getattr(self.model, name) for name in own}
 
 
 def read_run(workdir: str, step: int | None = None) -> Run:
@@ -67,13 +79,18 @@ def read_run(workdir: str, step: int | None = None) -> Run:
     with contextlib.closing(checkpointer):
         record = checkpointer.read_run(step)
     config = config_dict.ConfigDict(json.loads(record["config"]))
-    task = Pretrain.from_config(config)
-
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    class_names = tuple(record.get("class_names", ()))
+    if config.task == "finetune":
+        model = classifier.from_config(config, len(class_names))
+        init = functools.partial(model.init, video=np.zeros((1, *model.clip_size, 3), np.uint8))
+        shapes = jax.eval_shape(init, jax.random.key(0))["params"]
+    else:
+        task = Pretrain.from_config(config)
+        model, shapes = task.model, jax.eval_shape(task.init, jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     abstract = sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
     params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
-    if task.model.scan_layers:
+    if model.scan_layers:
         params = layers.unstack_blocks(params)
     return Run(
         workdir=workdir,
@@ -81,16 +98,27 @@ def read_run(workdir: str, step: int | None = None) -> Run:
         config=config,
         git_revision=record["git_revision"],
         metrics=_metrics_at(workdir, step),
-        model=task.model.clone(dtype=jnp.float32, scan_layers=False, remat="none", attention="xla"),
+        model=for_comparison(model),
         params=params,
+        class_names=class_names,
     )
+
+
+def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classifier:
+    """The same model in float32, with blocks that can be told apart."""
+    plain = {"dtype": jnp.float32, "scan_layers": False, "remat": "none", "attention": "xla"}
+    if isinstance(model, Classifier):
+        return model.clone(dtype=jnp.float32, encoder=model.encoder.clone(**plain))
+    return model.clone(**plain)
 
 
 def _metrics_at(workdir: str, step: int) -> dict[str, float]:
     path = pathlib.Path(workdir) / "history.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     reported = {name: value for row in rows if row["step"] == step for name, value in row.items()}
-    return {name: value for name, value in reported.items() if name.startswith(("train/", "eval"))}
+    return {
+        name: value for name, value in reported.items() if name.startswith(("train/", "eval", "test/", "held_out/"))
+    }
 
 
 def export(run: Run, layout: str, output: str) -> str:
@@ -130,6 +158,7 @@ def write_videomae(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
     """{'model': state dict}, tensors only, as MCG-NJU/VideoMAE's scripts read it."""
     import torch
 
+    state = names.without_encoder_prefix(state) if run.fine_tuned else state
     torch.save({"model": {name: torch.from_numpy(array) for name, array in state.items()}}, folder / "videomae.pth")
 
 
@@ -156,26 +185,35 @@ def write_hugging_face(run: Run, state: names.Arrays, folder: pathlib.Path) -> N
 
 def hugging_face_config(run: Run) -> dict[str, Any]:
     """config.json; nothing is left to transformers' defaults, which are ViT-B's."""
-    model = run.model
+    model, encoder = run.model, run.encoder
     frames, height, width = model.clip_size
-    return {
-        "architectures": ["VideoMAEForPreTraining"],
+    config = {
         "model_type": "videomae",
         "image_size": height if height == width else [height, width],
         "patch_size": model.tubelet_size[1],
         "num_channels": 3,
         "num_frames": frames,
         "tubelet_size": model.tubelet_size[0],
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.num_heads,
-        "intermediate_size": int(model.width * model.mlp_ratio),
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.num_heads,
+        "intermediate_size": int(encoder.width * encoder.mlp_ratio),
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
         "layer_norm_eps": 1e-6,
         "qkv_bias": True,
+    }
+    if run.fine_tuned:
+        return config | {
+            "architectures": ["VideoMAEForVideoClassification"],
+            "use_mean_pooling": True,
+            "id2label": {str(label): name for label, name in enumerate(run.class_names)},
+            "label2id": {name: label for label, name in enumerate(run.class_names)},
+        }
+    return config | {
+        "architectures": ["VideoMAEForPreTraining"],
         "use_mean_pooling": False,
         "decoder_hidden_size": model.decoder_width,
         "decoder_num_hidden_layers": model.decoder_depth,
@@ -187,8 +225,13 @@ def hugging_face_config(run: Run) -> dict[str, Any]:
 
 def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
     """The weights, the PyTorch module that runs them, and its configuration."""
+    state = names.without_encoder_prefix(state) if run.fine_tuned else state
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(PORT_FILE, folder / PORT_FILE.name)
+    config = {"architecture": "Classifier" if run.fine_tuned else "MV2MAE", "model": run.model_config}
+    if run.fine_tuned:
+        _write_json(folder / "config.json", config | {"class_names": run.class_names})
+        return
     settings = run.config.loss
     loss = {
         "target": settings.target,
@@ -196,8 +239,9 @@ def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
         "temperature": settings.temperature,
         "ess_fraction": None if settings.temperature is not None else settings.ess_fraction,
         "pixel_range": settings.motion_pixel_range,
+        "weighted_views": settings.get("weighted_views", "all"),
     }
-    _write_json(folder / "config.json", {"model": run.model_config, "loss": loss})
+    _write_json(folder / "config.json", config | {"loss": loss})
 
 
 def verify(run: Run, layout: str, folder: pathlib.Path) -> str:
@@ -219,14 +263,17 @@ def verify(run: Run, layout: str, folder: pathlib.Path) -> str:
     inputs = check.FixedInput.of(run.model)
     expected = check.jax_outputs(run.model, run.params, inputs)
     if layout == "videomae":
-        worst = check.check_written_videomae(folder / "videomae.pth", run.model_config, expected, inputs)
+        worst = check.check_written_videomae(folder / "videomae.pth", run, expected, inputs)
     elif layout == "hf":
-        worst = check.check_written_hugging_face(folder, expected, inputs)
+        worst = check.check_written_hugging_face(folder, run, expected, inputs)
     else:
         worst = check.check_written_port(folder, expected, inputs)
-    decoders = "encoder and self-view decoder" if layout == "hf" else "encoder and every decoder"
+    if run.fine_tuned:
+        parts = "encoder and head"
+    else:
+        parts = "encoder and self-view decoder" if layout == "hf" else "encoder and every decoder"
     return (
-        f"Compared with JAX on a fixed input, {decoders}, layer by layer: differences up to {worst:.1g} of a layer's "
+        f"Compared with JAX on a fixed input, {parts}, layer by layer: differences up to {worst:.1g} of a layer's "
         f"largest output (torch {torch.__version__})."
     )
 

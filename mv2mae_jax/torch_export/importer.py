@@ -13,6 +13,9 @@ from absl import logging
 from mv2mae_jax.models import layers
 from mv2mae_jax.torch_export import names
 
+# Part of the model -> its number of heads in Hugging Face's config.json, and in that of the port and here.
+_HEADS = {"encoder": ("num_attention_heads", "num_heads"), "decoder": ("decoder_num_attention_heads", "decoder_heads")}
+
 
 def is_torch_checkpoint(path: str) -> bool:
     """Whether `path` is a PyTorch file or folder and not the workdir of a run."""
@@ -23,8 +26,9 @@ def load_videomae(path: str, params: Any, model: Any) -> Any:
     """Parameters from a PyTorch checkpoint; what it does not hold keeps its initialisation.
 
     The encoder must be there and fit; a fine-tuned file lacks its final norm. Every other part (`decoder`,
-    `cross_decoder`, ...) is loaded whole or not at all. Position tables are no parameters: they are computed for this
-    model's own number of frames and resolution. What was not loaded, and what was left over, is logged with shapes.
+    `cross_decoder`, a classifier's `fc_norm` and `head`) is loaded whole or not at all. Position tables are no
+    parameters: they are computed for this model's own number of frames and resolution. What was not loaded, and what
+    was left over, is logged with shapes.
 
     Args:
       path: a .pth file (a state dict, bare or under 'model' or 'module'), or a folder with config.json and
@@ -38,7 +42,7 @@ def load_videomae(path: str, params: Any, model: Any) -> Any:
     state, config = _read(pathlib.Path(path))
     template = jax.eval_shape(layers.unstack_blocks, params) if model.scan_layers else params
     wanted = {name: tuple(leaf.shape) for name, leaf in names.flatten(template).items()}
-    _check_architecture(path, state, config, model)
+    _check_architecture(path, state, config, model, {name.partition("/")[0] for name in wanted})
 
     found, problems = {}, {}
     for name, shape in wanted.items():
@@ -74,18 +78,13 @@ def _read(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]:
         state = _read_pth(path)
     state = {name: np.asarray(array, np.float32) for name, array in state.items()}
     if any(name.startswith(("videomae.", "embeddings.")) for name in state):
-        return names.from_hugging_face(
-            _with_prefix(state, "videomae.", ("embeddings.", "encoder.", "layernorm."))
-        ), config
+        if not any(name.startswith("videomae.") for name in state):  # saved by VideoMAEModel, which has no head
+            state = {f"videomae.{name}": array for name, array in state.items()}
+        return names.from_hugging_face(state), config
     state = {name.removeprefix("backbone."): array for name, array in state.items()}
-    # A fine-tuned model is the encoder itself.
-    return _with_prefix(state, "encoder.", ("patch_embed.", "blocks.", "norm.")), config
-
-
-def _with_prefix(state: names.Arrays, prefix: str, parts: tuple[str, ...]) -> names.Arrays:
-    if any(name.startswith(prefix + parts[0]) for name in state):
-        return state
-    return {prefix + name if name.startswith(parts) else name: array for name, array in state.items()}
+    if any(name.startswith("encoder.patch_embed.") for name in state):
+        return state, config
+    return {names.with_encoder_prefix(name): array for name, array in state.items()}, config
 
 
 def _read_pth(path: pathlib.Path) -> names.Arrays:
@@ -109,7 +108,7 @@ def _read_pth(path: pathlib.Path) -> names.Arrays:
     return {name: tensor.float().numpy() for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
 
 
-def _check_architecture(path: str, state: names.Arrays, config: dict[str, Any], model: Any) -> None:
+def _check_architecture(path: str, state: names.Arrays, config: dict[str, Any], model: Any, parts: set[str]) -> None:
     """What parameters of equal shape do not show: the order of a tubelet's pixels, the number of heads."""
     kernel = state.get("encoder.patch_embed.proj.weight")
     if kernel is None:
@@ -122,9 +121,13 @@ def _check_architecture(path: str, state: names.Arrays, config: dict[str, Any], 
             f"init_from = {path} embeds tubelets of {tuple(kernel.shape[2:])} (frames, height, width), this model of "
             f"{tuple(model.tubelet_size)}. Set model.tubelet_size."
         )
-    heads = config.get("num_attention_heads", model.num_heads)
-    if heads != model.num_heads:
-        raise ValueError(f"init_from = {path} has {heads} attention heads, this model {model.num_heads}.")
+    for part, (hugging_face, ours) in _HEADS.items():
+        heads = config.get(hugging_face, config.get("model", {}).get(ours))
+        if part in parts and heads not in (None, getattr(model, ours)):
+            raise ValueError(
+                f"init_from = {path}: its {part} has {heads} attention heads, this model's {getattr(model, ours)}. "
+                f"Set model.{ours}."
+            )
 
 
 def _report(

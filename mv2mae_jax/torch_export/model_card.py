@@ -6,7 +6,7 @@ import jax
 
 from mv2mae_jax.config import flatten
 
-_USE = {
+_PRE_TRAINED = {
     "videomae": """\
 `videomae.pth` holds `{"model": state_dict}`, tensors only, in the layout of
 [MCG-NJU/VideoMAE](https://github.com/MCG-NJU/VideoMAE), for a `vit_*_patch16` model of the sizes below:
@@ -26,9 +26,7 @@ classifier = VideoMAEForVideoClassification.from_pretrained("THIS_FOLDER", num_l
 `use_mean_pooling=True` belongs to fine-tuning: without it the classifier reads the first token alone. The encoder's
 final norm is then left out and `fc_norm` starts fresh, as in VideoMAE.
 
-**Versions of transformers.** The biases of queries and values have their published names, `q_bias` and `v_bias`.
-5.0.0 reads these; 5.22.0 and 5.23.0 rename them on loading; **5.12.0 does neither: it leaves these biases out.**
-Look at what `from_pretrained(..., output_loading_info=True)` lists as missing: nothing should be.
+VERSIONS
 
 transformers' `decoder.norm` has an eps of 1e-5 whatever config.json says; the model was trained with 1e-6. For the same
 reconstructions set `pretraining.decoder.norm.eps = 1e-6`.""",
@@ -44,6 +42,42 @@ features = model.features(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> fl
 motion-weighted loss with the settings of `config.json`.""",
 }
 
+_FINE_TUNED = {
+    "videomae": """\
+`videomae.pth` holds `{"model": state_dict}`, tensors only, in the layout of
+[MCG-NJU/VideoMAE](https://github.com/MCG-NJU/VideoMAE)'s fine-tuned `vit_*_patch16` models (mean pooling), of the sizes
+below: `run_class_finetuning.py --eval --finetune videomae.pth --nb_classes CLASSES --num_frames FRAMES`.
+
+The file holds no number of heads: HEADS.""",
+    "hf": """\
+```python
+from transformers import VideoMAEForVideoClassification, VideoMAEImageProcessor
+
+processor = VideoMAEImageProcessor.from_pretrained("THIS_FOLDER")  # ImageNet's mean and deviation
+classifier = VideoMAEForVideoClassification.from_pretrained("THIS_FOLDER")
+classifier.fc_norm.eps = 1e-6  # as trained; transformers sets 1e-5 whatever config.json says
+inputs = processor(list(clip), return_tensors="pt")  # FRAMES frames of uint8[height, width, 3]
+label = classifier.config.id2label[classifier(**inputs).logits.argmax(-1).item()]
+```
+
+VERSIONS""",
+    "port": """\
+```python
+import mv2mae_torch  # the file beside this one; needs nothing but torch
+
+model = mv2mae_torch.load("THIS_FOLDER")
+logits = model(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> float32[B, CLASSES]
+features = model.features(video)  # float32[B, TOKENS, DIM]
+```
+
+`config.json` names the classes in the order of the logits.""",
+}
+
+_VERSIONS = """\
+**Versions of transformers.** The biases of queries and values have their published names, `q_bias` and `v_bias`.
+5.0.0 reads these; 5.22.0 and 5.23.0 rename them on loading; **5.12.0 does neither: it leaves these biases out.**
+Look at what `from_pretrained(..., output_loading_info=True)` lists as missing: nothing should be."""
+
 
 def text(run: Any, layout: str, verdict: str) -> str:
     """Markdown with the Hub's front matter.
@@ -53,17 +87,19 @@ def text(run: Any, layout: str, verdict: str) -> str:
       layout: one of exporter.FORMATS.
       verdict: how far the files were compared with JAX.
     """
-    model, config = run.model, run.config
+    model, encoder, config = run.model, run.encoder, run.config
     frames, height, width = model.clip_size
-    use = _USE[layout]
+    use = (_FINE_TUNED if run.fine_tuned else _PRE_TRAINED)[layout]
     values = {
-        "DECODER_HEADS": model.decoder_heads,
+        "VERSIONS": _VERSIONS,
+        "DECODER_HEADS": None if run.fine_tuned else model.decoder_heads,
+        "CLASSES": len(run.class_names),
         "FRAMES": frames,
         "HEIGHT": height,
         "WIDTH": width,
         "TOKENS": model.num_tokens,
-        "HEADS": model.num_heads,
-        "DIM": model.width,
+        "HEADS": encoder.num_heads,
+        "DIM": encoder.width,
     }
     for name, value in values.items():
         use = use.replace(name, str(value))
@@ -79,7 +115,7 @@ tags: [video, multi-view, masked-autoencoder, mv2mae]
 ---
 # MV2MAE ViT-{config.model.variant}, {frames} x {height} x {width}
 
-Masked autoencoder pre-trained on synchronised multi-view video (arXiv 2401.15900) with mv2mae-jax, exported to PyTorch.
+{_origin(run)}
 
 {use}
 
@@ -89,9 +125,8 @@ Masked autoencoder pre-trained on synchronised multi-view video (arXiv 2401.1590
 
 ## Model
 
-{num_parameters:,} parameters: encoder {model.depth} blocks of width {model.width} with {model.num_heads} heads; \
-{"self-view and cross-view decoder" if model.cross_view else "self-view decoder"} with {model.decoder_depth} blocks of \
-width {model.decoder_width} and {model.decoder_heads} heads. Tubelets of {" x ".join(map(str, model.tubelet_size))} \
+{num_parameters:,} parameters: encoder {encoder.depth} blocks of width {encoder.width} with {encoder.num_heads} heads; \
+{_head(run)}. Tubelets of {" x ".join(map(str, model.tubelet_size))} \
 pixels (frames, height, width), {model.num_tokens} tokens. LayerNorm eps 1e-6, exact GELU, fixed sinusoidal positions.
 
 Input: RGB in [0, 1], normalised by ImageNet's mean and deviation{" (inside the module)" if layout == "port" else ""}; \
@@ -117,3 +152,20 @@ the terms of that data set; many allow academic research only.
 {settings}
 ```
 """
+
+
+def _origin(run: Any) -> str:
+    if not run.fine_tuned:
+        return "Masked autoencoder pre-trained on synchronised multi-view video (arXiv 2401.15900) with mv2mae-jax."
+    start = f"the encoder of `{run.config.init_from}`" if run.config.init_from else "an encoder as initialised"
+    return f"Action classifier, fine-tuned from {start} with mv2mae-jax (MV2MAE, arXiv 2401.15900)."
+
+
+def _head(run: Any) -> str:
+    model = run.model
+    if run.fine_tuned:
+        return f"a norm of the mean token and a linear head for {len(run.class_names)} classes"
+    decoders = "self-view and cross-view decoder" if model.cross_view else "self-view decoder"
+    return (
+        f"{decoders} with {model.decoder_depth} blocks of width {model.decoder_width} and {model.decoder_heads} heads"
+    )

@@ -1,11 +1,12 @@
 """MV2MAE in PyTorch, in one file that needs nothing but torch.
 
-Encoder, self-view decoder, cross-view decoder and the motion-weighted loss of *Self-Supervised Video Pre-Training with
-Motion-Aware Multi-View Masked Autoencoders* (arXiv 2401.15900), with the outputs of the JAX model that was exported:
+Encoder, both decoders, classifier and the motion-weighted loss of *Self-Supervised Video Pre-Training with Motion-Aware
+Multi-View Masked Autoencoders* (arXiv 2401.15900), with the outputs of the JAX model that was exported:
 
     import mv2mae_torch
-    model = mv2mae_torch.load("EXPORTED_FOLDER")
+    model = mv2mae_torch.load("EXPORTED_FOLDER")  # MV2MAE after pre-training, Classifier after fine-tuning
     features = model.features(video)  # uint8[B, T, H, W, 3] RGB -> float32[B, N, D]
+    logits = model(video)  # of a Classifier: float32[B, K]
 
 Parameters are named as in MCG-NJU/VideoMAE; the cross-view decoder's follow naver/croco under `cross_decoder.`.
 Positions of tokens are flat over (time, row, column), the pixels of a token over (t, h, w, c).
@@ -23,10 +24,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def load(folder: str) -> "MV2MAE":
+def load(folder: str) -> "MV2MAE | Classifier":
     """The exported model, in evaluation mode, on the CPU. Every weight must be there and none may be left over."""
     config = json.loads((pathlib.Path(folder) / "config.json").read_text())
-    model = MV2MAE(**config["model"])
+    model = {"MV2MAE": MV2MAE, "Classifier": Classifier}[config["architecture"]](**config["model"])
     model.load_state_dict(read_safetensors(pathlib.Path(folder) / "model.safetensors"), strict=True)
     return model.eval()
 
@@ -155,13 +156,21 @@ class PatchEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ViT over the visible tokens of a clip."""
+    """ViT over the visible tokens of a clip; a classifier norms what it pools instead of the tokens."""
 
-    def __init__(self, width: int, depth: int, num_heads: int, mlp_ratio: float, tubelet_size: tuple[int, int, int]):
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        tubelet_size: tuple[int, int, int],
+        final_norm: bool = True,
+    ):
         super().__init__()
         self.patch_embed = PatchEmbed(width, tubelet_size)
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
 
     def forward(self, video: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         x = take_tokens(self.patch_embed(video) + positions, visible)
@@ -195,6 +204,56 @@ class CrossDecoder(Decoder):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
 
 
+def normalize_pixels(video: Tensor, clip_size: tuple[int, int, int]) -> Tensor:
+    """uint8[B, T, H, W, 3] RGB of (T, H, W) = clip_size -> float32, by ImageNet's statistics."""
+    if video.dtype != torch.uint8 or tuple(video.shape[1:]) != (*clip_size, 3):
+        raise ValueError(
+            f"The encoder takes uint8 clips (B, {', '.join(map(str, clip_size))}, 3), got {video.dtype} "
+            f"{tuple(video.shape)}. Crop clips to this size; pixels are normalised inside the model."
+        )
+    mean, std = (torch.tensor(values, device=video.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (video / 255 - mean) / std
+
+
+def every_position(batch: int, table: Tensor) -> Tensor:
+    """int64[batch, N]: all rows of a table of positions [N, D], in order."""
+    return torch.arange(len(table), device=table.device).expand(batch, -1)
+
+
+class Classifier(Encoder):
+    """Clip -> logits: the encoder over all tokens, their mean, a norm, a linear head; VideoMAE's fine-tuned model.
+
+    Arguments as config.json's `model`: clip_size (T, H, W) and tubelet_size (t, h, w) in pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        clip_size: tuple[int, int, int],
+        tubelet_size: tuple[int, int, int],
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        num_classes: int,
+    ):
+        super().__init__(width, depth, num_heads, mlp_ratio, tuple(tubelet_size), final_norm=False)
+        self.clip_size = tuple(clip_size)
+        self.fc_norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, num_classes)
+        num_tokens = math.prod(c // t for c, t in zip(clip_size, tubelet_size, strict=True))
+        self.register_buffer("positions", sinusoid_table(num_tokens, width), persistent=False)
+
+    def features(self, video: Tensor) -> Tensor:
+        """uint8[B, T, H, W, 3] RGB -> float32[B, N, D], before their mean."""
+        everything = every_position(len(video), self.positions)
+        return super().forward(normalize_pixels(video, self.clip_size), everything, self.positions)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """uint8[B, T, H, W, 3] RGB -> logits float32[B, K]."""
+        return self.head(self.fc_norm(self.features(video).mean(dim=1)))
+
+
 class MV2MAE(nn.Module):
     """Arguments as config.json's `model`: clip_size (T, H, W) and tubelet_size (t, h, w) in pixels."""
 
@@ -226,18 +285,11 @@ class MV2MAE(nn.Module):
 
     def features(self, video: Tensor) -> Tensor:
         """uint8[B, T, H, W, 3] RGB -> float32[B, N, D], every token visible."""
-        everything = torch.arange(self.num_tokens, device=video.device).expand(len(video), -1)
-        return self.encode(video, everything)
+        return self.encode(video, every_position(len(video), self.encoder_positions))
 
     def encode(self, video: Tensor, visible: Tensor) -> Tensor:
         """uint8[B, T, H, W, 3] RGB, int64[B, Nv] -> float32[B, Nv, D] from the visible tokens alone."""
-        if video.dtype != torch.uint8 or tuple(video.shape[1:]) != (*self.clip_size, 3):
-            raise ValueError(
-                f"The encoder takes uint8 clips (B, {', '.join(map(str, self.clip_size))}, 3), got {video.dtype} "
-                f"{tuple(video.shape)}. Crop clips to this size; pixels are normalised inside the model."
-            )
-        mean, std = (torch.tensor(values, device=video.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return self.encoder((video / 255 - mean) / std, visible, self.encoder_positions)
+        return self.encoder(normalize_pixels(video, self.clip_size), visible, self.encoder_positions)
 
     def decode_self(self, latents: Tensor, visible: Tensor) -> Tensor:
         """Latents [B, Nv, D] of the visible tokens -> float32[B, N - Nv, P], the hidden tokens in ascending order."""
@@ -258,25 +310,25 @@ class MV2MAE(nn.Module):
 
         Args:
           video: uint8[B, V, T, H, W, 3] RGB; view 0 is the target, the S = V - 1 others are sources.
-          target_visible: int64[B, Nv]; source_visible: int64[B, S, Ns]: positions that the encoder sees.
+          target_visible: int64[B, Nv]; source_visible: int64[B, S, Ns]: positions that the encoder sees. S may be 0
+            where there is no cross-view decoder.
 
         Returns:
-          self_target float32[B, N - Nv, P], self_source float32[B, S, N - Ns, P], cross float32[B, N - Nv, P] (None
-          without a cross-view decoder), in the space of the loss's target.
+          self_target float32[B, N - Nv, P], self_source float32[B, S, N - Ns, P] (None without sources), cross
+          float32[B, N - Nv, P] (None without a cross-view decoder), in the space of the loss's target.
         """
         batch, num_sources = source_visible.shape[:2]
         target_latents = self.encode(video[:, 0], target_visible)
-        flat_visible = source_visible.flatten(0, 1)
-        source_latents = self.encode(video[:, 1:].flatten(0, 1), flat_visible)
-        cross = None
+        outputs = {"self_target": self.decode_self(target_latents, target_visible), "self_source": None, "cross": None}
+        if num_sources:
+            flat_visible = source_visible.flatten(0, 1)
+            source_latents = self.encode(video[:, 1:].flatten(0, 1), flat_visible)
+            self_source = self.decode_self(source_latents, flat_visible)
+            outputs["self_source"] = self_source.unflatten(0, (batch, num_sources))
         if self.cross_decoder is not None:
             per_view = source_latents.unflatten(0, (batch, num_sources))
-            cross = self.decode_cross(target_latents, target_visible, per_view, source_visible)
-        return {
-            "self_target": self.decode_self(target_latents, target_visible),
-            "self_source": self.decode_self(source_latents, flat_visible).unflatten(0, (batch, num_sources)),
-            "cross": cross,
-        }
+            outputs["cross"] = self.decode_cross(target_latents, target_visible, per_view, source_visible)
+        return outputs
 
     def loss(
         self,
@@ -289,6 +341,7 @@ class MV2MAE(nn.Module):
         temperature: float | None = None,
         ess_fraction: float | None = None,
         pixel_range: float = 255.0,
+        weighted_views: str = "all",
     ) -> Tensor:
         """Self-view loss of every view + cross_weight * cross-view loss; settings as config.json's `loss`."""
         predictions = self(video, target_visible, source_visible)
@@ -300,13 +353,17 @@ class MV2MAE(nn.Module):
             pixel_range=pixel_range,
         )
 
+        if weighted_views == "target":
+            weights[:, 1:] = 1
+
         def measure(prediction: Tensor, views: slice | int, seen: Tensor) -> Tensor:
             hidden = hidden_positions(seen, self.num_tokens)
             wanted = targets(take_tokens(patches[:, views], hidden), target)
             return reconstruction_loss(prediction, wanted, weights[:, views].gather(-1, hidden))
 
         loss = measure(predictions["self_target"], 0, target_visible)
-        loss = loss + source_visible.shape[1] * measure(predictions["self_source"], slice(1, None), source_visible)
+        if predictions["self_source"] is not None:
+            loss = loss + source_visible.shape[1] * measure(predictions["self_source"], slice(1, None), source_visible)
         if predictions["cross"] is not None:
             loss = loss + cross_weight * measure(predictions["cross"], 0, target_visible)
         return loss

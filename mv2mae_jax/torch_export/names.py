@@ -20,13 +20,14 @@ MOVED = (
     ("decoder.encoder_to_decoder.", "encoder_to_decoder."),
 )
 
-# VideoMAE -> Hugging Face (transformers' VideoMAEForPreTraining), applied in this order both ways. The biases keep
-# their published names, which transformers has renamed twice since: see docs/pytorch.md.
+# VideoMAE -> Hugging Face (transformers' VideoMAEForPreTraining and VideoMAEForVideoClassification), applied in this
+# order both ways. The biases keep their published names, which transformers has renamed twice since: docs/pytorch.md.
 HUGGING_FACE_PREFIXES = (
     ("encoder.patch_embed.proj.", "videomae.embeddings.patch_embeddings.projection."),
     ("encoder.blocks.", "videomae.encoder.layer."),
     ("encoder.norm.", "videomae.layernorm."),
     ("decoder.blocks.", "decoder.decoder_layers."),
+    ("head.", "classifier."),  # of a fine-tuned model
 )
 HUGGING_FACE_PARTS = (
     (".norm1.", ".layernorm_before."),
@@ -38,6 +39,8 @@ HUGGING_FACE_PARTS = (
     (".mlp.fc2.", ".output.dense."),
 )
 CROSS_DECODER = "cross_decoder."  # has no slot in Hugging Face's model; keeps its names there
+# VideoMAE's fine-tuned model is the encoder itself, with a head.
+ENCODER_PARTS = ("patch_embed.", "blocks.", "norm.")
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +120,16 @@ def _replace(name: str, prefixes: tuple[tuple[str, str], ...], parts: tuple[tupl
     for old, new in parts:
         name = name.replace(old, new)
     return name.removesuffix(".")
+
+
+def without_encoder_prefix(state: Arrays) -> Arrays:
+    """Names as in VideoMAE's fine-tuned models: 'encoder.blocks.0.norm1.weight' -> 'blocks.0.norm1.weight'."""
+    return {name.removeprefix("encoder."): array for name, array in state.items()}
+
+
+def with_encoder_prefix(name: str) -> str:
+    """The name in a fine-tuned model -> the name in the pre-training model."""
+    return f"encoder.{name}" if f"{name}.".startswith(ENCODER_PARTS) else name
 
 
 def from_hugging_face(state: Arrays) -> Arrays:
