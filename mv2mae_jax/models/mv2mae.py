@@ -174,6 +174,7 @@ class MV2MAE(nn.Module):
       tubelet_size: (frames, height, width) of one token in pixels.
       width, depth, num_heads: of the encoder; mlp_ratio: hidden over model width, everywhere.
       decoder_width, decoder_depth, decoder_heads: of each of the two decoders.
+      final_norm: False leaves the encoder's last norm out, as fine-tuning does.
       cross_view: False leaves the cross-view decoder and its parameters out (the single-view baseline, VideoMAE).
       dtype: of the computation; parameters are always float32.
       scan_layers: compile one block and loop over stacked parameters; the numbers are the same.
@@ -190,6 +191,7 @@ class MV2MAE(nn.Module):
     decoder_depth: int
     decoder_heads: int
     mlp_ratio: float = 4.0
+    final_norm: bool = True
     cross_view: bool = True
     dtype: Any = jnp.float32
     scan_layers: bool = True
@@ -229,7 +231,9 @@ class MV2MAE(nn.Module):
             "num_heads": self.decoder_heads,
             **shared,
         }
-        self.encoder = Encoder(width=self.width, depth=self.depth, num_heads=self.num_heads, **shared)
+        self.encoder = Encoder(
+            width=self.width, depth=self.depth, num_heads=self.num_heads, final_norm=self.final_norm, **shared
+        )
         self.decoder = Decoder(**decoder)
         if self.cross_view:
             self.cross_decoder = Decoder(cross=True, **decoder)

@@ -1,11 +1,9 @@
 """Writes a run's weights in a PyTorch layout, with a model card, and checks what it wrote."""
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
 import json
-import os
 import pathlib
 import shutil
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 from ml_collections import config_dict
 from safetensors.numpy import save_file
 
-from mv2mae_jax import checkpoint, sharding
+from mv2mae_jax import checkpoint, runs, sharding
 from mv2mae_jax.models import classifier, layers, mv2mae
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.tasks.pretrain import Pretrain
@@ -68,17 +66,7 @@ def read_run(workdir: str, step: int | None = None) -> Run:
     Raises:
       ValueError: there is no such run or step.
     """
-    folder = os.path.join(workdir, "checkpoints")
-    steps = sorted(int(name) for name in os.listdir(folder) if name.isdecimal()) if os.path.isdir(folder) else []
-    if not steps or step not in (None, *steps):
-        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        there = f"it has steps {', '.join(map(str, steps))}" if steps else f"{folder} is missing or empty"
-        raise ValueError(f"{workdir} holds {wanted}: {there}. --workdir is the folder that run.py wrote to.")
-    step = steps[-1] if step is None else step
-    checkpointer = checkpoint.Checkpointer(workdir)
-    with contextlib.closing(checkpointer):
-        record = checkpointer.read_run(step)
-    config = config_dict.ConfigDict(json.loads(record["config"]))
+    step, record, config = runs.read_record(workdir, step)
     class_names = tuple(record.get("class_names", ()))
     if config.task == "finetune":
         model = classifier.from_config(config, len(class_names))

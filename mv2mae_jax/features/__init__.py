@@ -1,4 +1,8 @@
-"""Features of a frozen encoder: extracted once from whole clips, pooled, and kept on disk."""
+"""Features of a frozen encoder: extracted once from whole clips, pooled, and kept on disk.
+
+This is what probes and evaluations use. For users there is a command on top of it (`python -m mv2mae_jax.features`, in
+__main__.py, sources.py and store.py) and a function of video (inference.py).
+"""
 
 import dataclasses
 import functools
@@ -7,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from data import clips, pipeline, takes
+from data import clips, digests, pipeline, takes
 from data.motion import motion_energy
 from mv2mae_jax import accuracy, probes, retrieval, sharding
 from mv2mae_jax.models import mv2mae
@@ -197,6 +202,14 @@ def map_tokens(folder: str, num_clips: int, model: mv2mae.MV2MAE) -> np.ndarray:
     return np.lib.format.open_memmap(os.path.join(folder, "tokens.npy"), mode="w+", dtype=np.float16, shape=shape)
 
 
+def digest_of(params: Any) -> str:
+    """A digest of the names and the values of parameters, in hexadecimal."""
+    values = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(jax.device_get(params))[0]:
+        values.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
+    return values.hexdigest()
+
+
 def facts_of(
     model: mv2mae.MV2MAE, params: Any, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, **more: Any
 ) -> dict[str, Any]:
@@ -204,14 +217,10 @@ def facts_of(
 
     Parameters enter by a digest of their values, so another step or another run at the same path is another entry.
     """
-    values = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(jax.device_get(params))[0]:
-        values.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
-    with open(os.path.join(prepared.directory, "prepared.json"), "rb") as file:
-        data = hashlib.sha256(file.read()).hexdigest()
+    data, _ = digests.sha256_of(Path(prepared.directory, "prepared.json"))
     encoder = {name: getattr(model, name) for name in ("clip_size", "tubelet_size", "width", "depth", "num_heads")}
     return {
-        "parameters": values.hexdigest(),
+        "parameters": digest_of(params),
         "encoder": {**encoder, "dtype": jnp.dtype(model.dtype).name},
         "data": data,
         "rows": hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest(),

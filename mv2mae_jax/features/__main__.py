@@ -1,0 +1,156 @@
+"""Extracts features of videos: `python -m mv2mae_jax.features --workdir=RUN --input=DIR --output=F.npz`."""
+
+import argparse
+import concurrent.futures
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from data import clips, takes
+from mv2mae_jax import features, inference, sharding
+from mv2mae_jax.features import sources
+from mv2mae_jax.features.store import Store
+
+BATCHES_PER_PART = 8  # [ours] an interruption costs this much at most
+EXIT_LEFT_OUT = 3
+POOLINGS = (*features.POOLINGS, "tokens")
+
+EPILOG = """\
+--input is a prepared data set, a folder of videos (.avi, .mp4, ... at any depth) or one video. A clip has the run's
+number of frames, at the run's frame stride, from the middle of the video; its crop is central and as large as can be.
+
+pooling:
+  mean    the mean token                                  float32[D]
+  slices  the mean token of each temporal slice           float32[nt * D]
+  motion  the same, weighted by motion energies           float32[nt * D]
+  tokens  every token, in the order (time, row, column)   float16[N, D]
+
+The output has one row per clip: `features`, `clip` (0, 1, ... within a video), and `path`; for a prepared set `take`,
+`view` and `label`. An .npz holds arrays; a .parquet holds lists, with the shape of a row in its metadata. The same
+command goes on where it was interrupted. A video that cannot be read is named with the reason and left out.
+
+exit codes: 0 written; 3 written, but videos were left out; 2 the command, the run or the input do not fit.
+"""
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mv2mae_jax.features",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, help="the run: the folder that run.py wrote to")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    parser.add_argument("--input", required=True, help="a prepared data set, a folder of videos, or a video")
+    parser.add_argument("--output", required=True, help="the file to write, .npz or .parquet")
+    parser.add_argument("--pooling", default="mean", choices=POOLINGS)
+    parser.add_argument("--clips_per_video", type=int, default=1, help="evenly from the first to the last; default 1")
+    parser.add_argument("--frame_stride", type=int, help="frames from one to the next of a clip; the run's by default")
+    parser.add_argument(
+        "--short_side", type=int, default=170, help="videos: size that they are read at, as data.prepare's; default 170"
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="clips computed at once; default 16")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        return extract_to_file(arguments)
+    except ValueError as error:
+        print(f"features: {error}", file=sys.stderr)
+        return 2
+
+
+def extract_to_file(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code. Raises ValueError where something does not fit."""
+    for name in ("clips_per_video", "batch_size", "short_side", "frame_stride"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"--{name}={value}: at least 1.")
+    mesh = sharding.make_mesh()
+    batch_size = -(-arguments.batch_size // mesh.size) * mesh.size  # as many clips on every device
+    encoder = inference.load_encoder(arguments.workdir, arguments.step, mesh=mesh)
+    source = open_source(arguments, encoder)
+    about = {
+        "workdir": os.path.abspath(arguments.workdir),
+        "step": encoder.step,
+        "pooling": arguments.pooling,
+        "clip_size": encoder.model.clip_size,
+        "frame_stride": source.spec.frame_stride,
+        "clips_per_video": arguments.clips_per_video,
+    }
+    facts = about | source.facts() | {"batch_size": batch_size, "parameters": features.digest_of(encoder.params)}
+    store = Store(output=Path(arguments.output), facts=facts)
+    store.begin()
+
+    num_videos = len(next(iter(source.columns.values())))
+    per_part = max(1, BATCHES_PER_PART * batch_size // arguments.clips_per_video)
+    parts = np.split(np.arange(num_videos), np.arange(per_part, num_videos, per_part))
+    missing = [part for part in range(len(parts)) if not store.has(part)]
+    if len(missing) < len(parts):
+        print(f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there.", file=sys.stderr)
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:  # reads the next part while this one is computed
+        coming = None
+        for part, following in itertools.pairwise([*missing, None]):
+            coming = coming or reader.submit(source.read, parts[part], batch_size)
+            num_clips, batches, left_out = coming.result()
+            coming = None if following is None else reader.submit(source.read, parts[following], batch_size)
+            store.add(part, compute(encoder, source.columns, batches, num_clips, mesh, arguments.pooling), left_out)
+            print(f"part {part + 1} of {len(parts)}: {num_clips} clips", file=sys.stderr, flush=True)
+    num_rows, left_out = store.finish(len(parts), about)
+    print(f"{num_rows} clips of {num_videos - len(left_out)} videos -> {arguments.output}")
+    for video, reason in left_out.items():
+        print(f"left out: {video}: {reason}", file=sys.stderr)
+    return EXIT_LEFT_OUT if left_out else 0
+
+
+def open_source(
+    arguments: argparse.Namespace, encoder: inference.Encoder
+) -> sources.PreparedSource | sources.VideoSource:
+    """What --input is. Raises ValueError where it is nothing to extract features from."""
+    model = encoder.model
+    spec = clips.ClipSpec(
+        num_frames=model.clip_size[0],
+        frame_stride=arguments.frame_stride or encoder.frame_stride,
+        crop_size=model.clip_size[1:],
+        tubelet_size=model.tubelet_size,
+    )
+    settings = {"spec": spec, "clips_per_video": arguments.clips_per_video}
+    if not os.path.exists(arguments.input):
+        raise ValueError(f"--input={arguments.input}: there is no such file or folder.")
+    if any(os.path.exists(os.path.join(arguments.input, name)) for name in ("prepared.json", "plan.json")):
+        return sources.PreparedSource(prepared=takes.open_prepared(arguments.input), **settings)
+    return sources.VideoSource.find(arguments.input, short_side=arguments.short_side, **settings)
+
+
+def compute(
+    encoder: inference.Encoder,
+    columns: dict[str, np.ndarray],
+    batches: Iterator[dict[str, np.ndarray]],
+    num_clips: int,
+    mesh: jax.sharding.Mesh,
+    pooling: str,
+) -> dict[str, np.ndarray]:
+    """The rows of a part: what `columns` say about the video of each clip, the number of the clip, its features."""
+    model = encoder.model
+    tokens = np.zeros((num_clips, model.num_tokens, model.width), np.float16) if pooling == "tokens" else None
+    if num_clips == 0:
+        row, wanted = np.zeros(0, np.int64), tokens
+        if wanted is None:
+            wanted = np.zeros((0, model.width * (1 if pooling == "mean" else model.grid[0])), np.float32)
+    else:
+        found = features.extract(model, encoder.params, batches, mesh, tokens=tokens)
+        row, wanted = found.row, tokens if pooling == "tokens" else found.pooled(pooling)
+    # The clips of a video are neighbours: the number of a clip is its distance to the first one of its row.
+    clip = (np.arange(num_clips) - np.searchsorted(row, row)).astype(np.int32)
+    return {name: column[row] for name, column in columns.items()} | {"clip": clip, "features": wanted}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""What features are extracted from: a prepared set, or video files in a folder."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data import clips, codec, digests, pipeline, raw_video, samples, takes
+from data.catalog import folder
+
+Batch = dict[str, np.ndarray]
+JPEG_QUALITY = 90  # of the frames held in memory; data.prepare's default, so that both ways give the same clips [ours]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedSource:
+    """The views of a prepared set."""
+
+    prepared: takes.Prepared
+    spec: clips.ClipSpec
+    clips_per_video: int
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What each row of the output says about its video: one entry per video."""
+        return {name: self.prepared.views[name] for name in ("take", "view", "label")}
+
+    def facts(self) -> dict[str, str]:
+        """Which videos these are."""
+        return {
+            "input": os.path.abspath(self.prepared.directory),
+            "data": digests.sha256_of(Path(self.prepared.directory, "prepared.json"))[0],
+        }
+
+    def read(self, rows: np.ndarray, batch_size: int) -> tuple[int, Iterator[Batch], dict[int, str]]:
+        """(number of clips, batches as `features.extract` takes them, video -> why it cannot be read)."""
+        batches = pipeline.clip_batches(
+            self.prepared, self.spec, rows, global_batch_size=batch_size, clips_per_view=self.clips_per_video
+        )
+        return len(rows) * self.clips_per_video, batches, {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoSource:
+    """Video files below a folder, or one file."""
+
+    root: str
+    paths: tuple[str, ...]  # relative to root
+    spec: clips.ClipSpec
+    clips_per_video: int
+    short_side: int
+
+    @classmethod
+    def find(cls, root: str, **settings) -> "VideoSource":
+        """Raises ValueError where there is no video."""
+        if os.path.isfile(root):
+            return cls(root=os.path.dirname(root), paths=(os.path.basename(root),), **settings)
+        files = (path for path in Path(root).rglob("*") if path.suffix.lower() in folder.EXTENSIONS)
+        paths = sorted(path.relative_to(root).as_posix() for path in files if path.is_file())
+        if not paths:
+            raise ValueError(
+                f"--input={root} is no prepared set (it has no prepared.json), and no video is below it: nothing ends "
+                f"in {', '.join(folder.EXTENSIONS)}."
+            )
+        return cls(root=root, paths=tuple(paths), **settings)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """As `PreparedSource.columns`."""
+        return {"path": np.array(self.paths)}
+
+    def facts(self) -> dict[str, str | int | list]:
+        """As `PreparedSource.facts`."""
+        sizes = [(path, os.path.getsize(os.path.join(self.root, path))) for path in self.paths]
+        return {"input": os.path.abspath(self.root), "videos": sizes, "short_side": self.short_side}
+
+    def read(self, rows: np.ndarray, batch_size: int) -> tuple[int, Iterator[Batch], dict[int, str]]:
+        """As `PreparedSource.read`. Decodes all `rows`, several at once."""
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = dict(zip(rows.tolist(), pool.map(self._clips_or_reason, rows.tolist()), strict=True))
+        unreadable = {self.paths[row]: reason for row, reason in found.items() if isinstance(reason, str)}
+        usable = [(row, clip) for row, clips in found.items() if not isinstance(clips, str) for clip in clips]
+        return len(usable), _batches(usable, batch_size), unreadable
+
+    def _clips_or_reason(self, row: int) -> list[np.ndarray] | str:
+        """uint8[T, H, W, 3], `clips_per_video` times, or why there are none."""
+        try:
+            with open(os.path.join(self.root, self.paths[row]), "rb") as file:
+                _, frames = raw_video.read(file, self.short_side)
+                stored = [codec.encode(frame, JPEG_QUALITY) for frame in frames]
+        except (raw_video.BadVideo, OSError) as error:
+            return str(error)
+        found = []
+        for position in clips.spread_positions(self.clips_per_video):
+            indices = clips.frame_indices(len(stored), self.spec.num_frames, self.spec.frame_stride, position)
+            clip = np.stack([codec.decode(stored[i]) for i in indices.tolist()])  # (T, h, w, 3)
+            found.append(samples.crop_clip(clip, clips.CropDraw(), self.spec.crop_size))
+        return found
+
+
+def _batches(usable: list[tuple[int, np.ndarray]], batch_size: int) -> Iterator[Batch]:
+    """Batches of (row, clip); the last one is filled up with its last clip."""
+    for first in range(0, len(usable), batch_size):
+        part = usable[first : first + batch_size]
+        filled = part + list(itertools.repeat(part[-1], batch_size - len(part)))
+        rows, video = zip(*filled, strict=True)
+        yield {
+            "video": np.stack(video),  # (B, T, H, W, 3)
+            "row": np.array(rows, np.int32),
+            "label": np.full(batch_size, -1, np.int32),
+            "valid": np.arange(batch_size) < len(part),
+        }

@@ -1,0 +1,147 @@
+"""A table of features that is written in parts, so that an interrupted extraction goes on, and then as one file."""
+
+import dataclasses
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Columns = dict[str, np.ndarray]  # the same number of rows in each
+FORMATS = (".npz", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Store:
+    """Parts in OUTPUT.parts until `finish` makes OUTPUT of them.
+
+    Attributes:
+      output: the file to write; its ending is one of FORMATS.
+      facts: what the features depend on, as JSON.
+    """
+
+    output: Path
+    facts: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.parts")
+
+    def begin(self) -> None:
+        """Makes the folder of the parts, or checks that the one there is of this extraction.
+
+        Raises:
+          ValueError: another ending, a file that is there already, or parts of another extraction.
+        """
+        if self.output.suffix not in FORMATS:
+            raise ValueError(f"--output={self.output} must end in {' or '.join(FORMATS)}.")
+        if self.output.exists():
+            raise ValueError(f"{self.output} exists already. Remove it or choose another --output.")
+        facts, path = json.loads(json.dumps(self.facts)), self.folder / "facts.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            changed = [name for name in facts | before if facts.get(name) != before.get(name)]
+            if changed:
+                raise ValueError(
+                    f"{self.folder} holds part of an extraction that differs in {', '.join(sorted(changed))}. Go on "
+                    "with the command that began it, delete that folder, or choose another --output."
+                )
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)  # without its facts nothing is known about it
+        self.folder.mkdir(parents=True)
+        _write_whole(path, json.dumps(facts).encode())
+
+    def has(self, part: int) -> bool:
+        return self._path(part).exists()
+
+    def add(self, part: int, columns: Columns, left_out: dict[str, str]) -> None:
+        """Writes one part, and which videos it lacks, with the reasons; it appears whole or not at all."""
+        _write_whole(self._path(part).with_suffix(".json"), json.dumps(left_out).encode())
+        temporary = self._path(part).with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, **columns)
+        os.replace(temporary, self._path(part))
+
+    def finish(self, num_parts: int, about: dict[str, Any]) -> tuple[int, dict[str, str]]:
+        """Makes the file of parts 0 to num_parts - 1, one in memory at a time, and removes them.
+
+        Args:
+          num_parts: how many there are.
+          about: kept in the file: as text in the array `about` of an .npz, in the metadata of a .parquet.
+
+        Returns:
+          The number of rows, and which videos are left out, with the reasons; these are kept in the file too.
+        """
+        parts = [self._path(part) for part in range(num_parts)]
+        left_out = {}
+        for part in parts:
+            left_out |= json.loads(part.with_suffix(".json").read_text())
+        temporary = self.output.with_name(f"{self.output.name}.tmp")
+        write = _write_npz if self.output.suffix == ".npz" else _write_parquet
+        num_rows = write(temporary, parts, json.dumps(about | {"left_out": left_out}))
+        os.replace(temporary, self.output)
+        shutil.rmtree(self.folder)
+        return num_rows, left_out
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"{part:06d}.npz"
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _column(parts: list[Path], name: str) -> Iterator[np.ndarray]:
+    for path in parts:
+        with np.load(path) as part:
+            yield part[name]
+
+
+def _write_npz(path: Path, parts: list[Path], about: str) -> int:
+    with np.load(parts[0]) as first:
+        names = first.files
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name in names:
+            shapes = [(column.shape, column.dtype) for column in _column(parts, name)]
+            dtype = np.result_type(*(dtype for _, dtype in shapes))  # texts of a part may be shorter
+            num_rows = sum(shape[0] for shape, _ in shapes)
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_2_0(file, header | {"shape": (num_rows, *shapes[0][0][1:])})
+                for column in _column(parts, name):
+                    file.write(np.ascontiguousarray(column, dtype).tobytes())
+        with archive.open("about.npy", "w") as file:
+            np.save(file, np.array(about))
+    return num_rows
+
+
+def _write_parquet(path: Path, parts: list[Path], about: str) -> int:
+    num_rows, writer = 0, None
+    for part in parts:
+        with np.load(part) as columns:
+            arrays = {name: columns[name] for name in columns.files}
+        table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
+        if writer is None:
+            shape = json.dumps(arrays["features"].shape[1:])
+            schema = table.schema.with_metadata({"about": about, "features_shape": shape})
+            writer = pq.ParquetWriter(path, schema)
+        writer.write_table(table.cast(writer.schema))
+        num_rows += table.num_rows
+    writer.close()
+    return num_rows
+
+
+def _to_arrow(array: np.ndarray) -> pa.Array:
+    """One value per row; rows of several numbers as a list of fixed length, flattened in C order."""
+    if array.ndim == 1:
+        return pa.array(array)
+    length = int(np.prod(array.shape[1:]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), length)  # (M * length,)

@@ -1,0 +1,130 @@
+"""The encoder of a run as a function of video, and as a file that needs JAX but not this package.
+
+    from mv2mae_jax.inference import load_encoder
+    encoder = load_encoder("runs/ntu60")
+    tokens = encoder(video)  # uint8[B, T, H, W, 3] RGB -> float32[B, N, D]
+
+The file: `python -m mv2mae_jax.inference --workdir=RUN --output=encoder.jax_export`.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+import sys
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from mv2mae_jax import checkpoint, features, runs, sharding
+from mv2mae_jax.models import mv2mae
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # that an exported file runs on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """The encoder of a run; call it with video. Pixels are normalised inside.
+
+    Attributes:
+      workdir, step: where it comes from.
+      model: has `clip_size` (frames, height, width), `grid` (tokens along these), `width` and so on.
+      params: of the encoder.
+      frame_stride: distance of a clip's frames in the run's data, in stored frames.
+    """
+
+    workdir: str
+    step: int
+    model: mv2mae.MV2MAE
+    params: Any
+    frame_stride: int
+
+    def __call__(self, video: np.ndarray | jax.Array) -> jax.Array:
+        """Tokens of whole clips, nothing masked.
+
+        Args:
+          video: uint8[B, T, H, W, 3] or a single uint8[T, H, W, 3], RGB, of the size `model.clip_size`.
+
+        Returns:
+          float32[B, N, D], or float32[N, D] of a single clip; tokens in the order (time, row, column). The last norm of
+          the encoder is applied after pre-training; a fine-tuned encoder has none, its classifier norms their mean.
+
+        Raises:
+          ValueError: video of another dtype or size.
+        """
+        if video.ndim == 4:
+            return self(video[None])[0]
+        return _encode(self.model, self.params, video)
+
+    def export(self, path: str) -> None:
+        """Writes the encoder with its weights, in float32, for any batch size: see jax.export.
+
+        To run it: `jax.export.deserialize(bytearray(open(path, "rb").read())).call(video)`.
+        """
+        model, params = self.model.clone(dtype=jnp.float32, attention="xla"), jax.device_get(self.params)
+        (batch,) = jax.export.symbolic_shape("batch")
+        video = jax.ShapeDtypeStruct((batch, *model.clip_size, 3), np.uint8)
+        run = jax.jit(functools.partial(_tokens, model, params))
+        serialized = jax.export.export(run, platforms=PLATFORMS)(video).serialize()
+        with open(f"{path}.tmp", "wb") as file:
+            file.write(serialized)
+        os.replace(f"{path}.tmp", path)
+
+
+def _tokens(model: mv2mae.MV2MAE, params: Any, video: jax.Array) -> jax.Array:
+    return features.encode(model, params, video).astype(jnp.float32)
+
+
+_encode = jax.jit(_tokens, static_argnums=0)
+
+
+def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None) -> Encoder:
+    """The encoder of a pre-trained or fine-tuned run, with its averaged parameters where the run kept an average.
+
+    It computes in the dtype of the run's config; `auto` is float32 on CPUs and bfloat16 elsewhere.
+
+    Args:
+      workdir: the folder that run.py wrote to.
+      step: which checkpoint, the newest by default.
+      mesh: where the parameters go; the first device by default.
+
+    Raises:
+      ValueError: there is no such run or step, or it is damaged.
+    """
+    step, _, config = runs.read_record(workdir, step)
+    model = mv2mae.from_config(config).clone(final_norm=config.task == "pretrain")
+    shapes = jax.eval_shape(functools.partial(features.init_encoder, model), jax.random.key(0))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    params = checkpoint.load_encoder(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
+    return Encoder(workdir=workdir, step=step, model=model, params=params, frame_stride=config.data.frame_stride)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m mv2mae_jax.inference",
+        description="Writes a run's encoder, with its weights, to a file that needs JAX but not this package.",
+        epilog="exit codes: 0 written, 2 there is no such run or step.",
+    )
+    parser.add_argument("--workdir", required=True, help="the run: the folder that run.py wrote to")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    parser.add_argument("--output", required=True, help="the file to write, e.g. encoder.jax_export")
+    arguments = parser.parse_args(argv)
+    try:
+        encoder = load_encoder(arguments.workdir, arguments.step)
+    except ValueError as error:
+        print(f"inference: {error}", file=sys.stderr)
+        return 2
+    encoder.export(arguments.output)
+    size, model = os.path.getsize(arguments.output), encoder.model
+    clip, tokens = ", ".join(map(str, model.clip_size)), f"{model.num_tokens}, {model.width}"
+    print(f"Step {encoder.step} of {encoder.workdir} -> {arguments.output} ({size / 2**20:.1f} MiB).")
+    print(f"uint8[B, {clip}, 3] RGB -> float32[B, {tokens}], any B, on {', '.join(PLATFORMS)}:")
+    print(f"  jax.export.deserialize(bytearray(open({arguments.output!r}, 'rb').read())).call(video)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

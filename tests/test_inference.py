@@ -1,0 +1,206 @@
+"""Encoders of runs as functions and as files, and the command that extracts features with them."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pyarrow.parquet as pq
+import pytest
+
+from data import clips, samples, takes
+from mv2mae_jax import checkpoint, inference
+from mv2mae_jax.features import __main__ as command
+from mv2mae_jax.features import store
+from mv2mae_jax.models import classifier, layers
+from mv2mae_jax.state import TrainState
+from mv2mae_jax.tasks.pretrain import Pretrain
+from tests import tiny
+
+CLIP = (4, 32, 32)
+GRID = (2, 4, 4)
+
+
+def save_run(folder, config, params, **record):
+    checkpointer = checkpoint.Checkpointer(folder)
+    state = TrainState.create(params, optax.sgd(0.1), with_ema=False)
+    checkpointer.save(3, state, {"config": config.to_json(), "git_revision": "", **record}, force=True)
+    checkpointer.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """(workdir, model, parameters) of a pre-training run as initialised."""
+    config = tiny.make_config()
+    task = Pretrain.from_config(config)
+    params = jax.jit(task.init)(jax.random.key(0))
+    return save_run(tmp_path_factory.mktemp("pretrained"), config, params), task.model, params
+
+
+@pytest.fixture(scope="module")
+def encoder(pretrained):
+    return inference.load_encoder(pretrained[0])
+
+
+def random_video(batch):
+    return np.random.default_rng(batch).integers(0, 256, (batch, *CLIP, 3), dtype=np.uint8)
+
+
+def test_the_encoder_of_a_pretrained_run_is_the_models(pretrained, encoder):
+    _, model, params = pretrained
+    video = random_video(3)
+    everything = np.broadcast_to(np.arange(32), (3, 32))
+    expected = model.apply({"params": params}, video, everything, method="encode")
+    np.testing.assert_allclose(encoder(video), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder(video[1]), expected[1], atol=1e-5)
+    assert encoder(video).dtype == np.float32 and encoder.step == 3 and encoder.frame_stride == 4
+
+
+def test_the_encoder_of_a_fine_tuned_run_gives_what_its_head_pools(tmp_path):
+    config = tiny.make_finetune_config("model.head_init_scale=1.0")
+    model = classifier.from_config(config, 5)
+    params = jax.jit(model.init)(jax.random.key(1), random_video(1))["params"]
+    workdir = save_run(tmp_path / "run", config, params, class_names=list("abcde"))
+    video = random_video(2)
+    tokens = inference.load_encoder(workdir)(video)
+    pooled = layers.LayerNorm().apply({"params": params["fc_norm"]}, tokens.mean(axis=1))
+    logits = pooled @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(logits, model.apply({"params": params}, video), atol=1e-4)
+
+
+def test_what_is_no_run_or_no_clip_is_refused(tmp_path, encoder, pretrained, capsys):
+    with pytest.raises(ValueError, match="uint8 clips"):
+        encoder(np.zeros((1, *CLIP, 3), np.float32))
+    with pytest.raises(ValueError, match="no checkpoint of step 7: it has steps 3"):
+        inference.load_encoder(pretrained[0], 7)
+    assert inference.main([f"--workdir={tmp_path}", f"--output={tmp_path}/x"]) == 2
+    assert "missing or empty" in capsys.readouterr().err
+
+
+def test_the_exported_file_runs_without_this_package_at_any_batch_size(pretrained, encoder, tmp_path, capsys):
+    assert inference.main([f"--workdir={pretrained[0]}", f"--output={tmp_path}/encoder.jax_export"]) == 0
+    assert "uint8[B, 4, 32, 32, 3] RGB -> float32[B, 32, 24]" in capsys.readouterr().out
+    videos = {f"batch_{batch}": random_video(batch) for batch in (1, 3)}
+    np.savez(tmp_path / "in.npz", **videos)
+    code = """
+import sys, numpy, jax.export
+encoder = jax.export.deserialize(bytearray(open(sys.argv[1] + "/encoder.jax_export", "rb").read()))
+assert encoder.platforms == ("cpu", "cuda", "tpu")
+inputs = numpy.load(sys.argv[1] + "/in.npz")
+numpy.savez(sys.argv[1] + "/out.npz", **{name: encoder.call(inputs[name]) for name in inputs.files})
+assert not {"mv2mae_jax", "flax", "data"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-I", "-c", code, str(tmp_path)], check=True)
+    found = np.load(tmp_path / "out.npz")
+    for name, video in videos.items():
+        np.testing.assert_allclose(found[name], encoder(video), atol=1e-5)
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def run_command(workdir, source, output, *more):
+    return command.main([f"--workdir={workdir}", f"--input={source}", f"--output={output}", "--batch_size=4", *more])
+
+
+def central_clip(prepared, row):
+    """The middle clip and the central crop, by hand: uint8[T, H, W, 3]."""
+    length = int(prepared.views["num_frames"][row])
+    start = (length - (3 * 4 + 1) + 1) // 2  # 4 frames at stride 4
+    frames = prepared.read(row, np.minimum(start + 4 * np.arange(4), length - 1))
+    side = min(frames.shape[1:3])
+    top, left = (frames.shape[1] - side) // 2, round((frames.shape[2] - side) / 2)
+    return samples.crop_clip(frames[:, top : top + side, left : left + side], clips.CropDraw(), (32, 32))
+
+
+def test_features_of_a_prepared_set_are_those_of_its_central_clips(pretrained, encoder, synthetic_set, tmp_path):
+    prepared = takes.open_prepared(synthetic_set)
+    num_videos = len(prepared.views["take"])
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz", "--pooling=tokens") == 0
+    found = np.load(tmp_path / "f.npz")
+    for name in ("take", "view", "label"):
+        np.testing.assert_array_equal(found[name], prepared.views[name])
+    assert found["features"].shape == (num_videos, 32, 24) and found["features"].dtype == np.float16
+    for row in (0, 5, num_videos - 1):
+        np.testing.assert_allclose(found["features"][row], encoder(central_clip(prepared, row)), atol=5e-3)
+    about = json.loads(str(found["about"]))
+    assert about["step"] == 3 and about["pooling"] == "tokens" and about["left_out"] == {}
+
+
+def test_video_files_give_the_features_of_the_prepared_set(pretrained, synthetic_set, tmp_path):
+    """Files of any depth; two clips each; the same numbers as through data.prepare at the same size."""
+    raw = synthetic_set.parent / "raw"
+    more = ("--pooling=slices", "--clips_per_video=2")
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "prepared.npz", *more) == 0
+    assert run_command(pretrained[0], raw, tmp_path / "files.npz", "--short_side=40", *more) == 0
+    expected, found = np.load(tmp_path / "prepared.npz"), np.load(tmp_path / "files.npz")
+    assert found["features"].shape == (2 * 72, 2 * 24)
+    assert found["clip"].tolist() == [0, 1] * 72
+    views = zip(expected["take"].tolist(), expected["view"].tolist(), expected["clip"].tolist(), strict=True)
+    row_of = {(f"{take[:4]}{view}{take[4:]}_rgb", clip): row for row, (take, view, clip) in enumerate(views)}
+    rows = [row_of[path.split(".")[0], clip] for path, clip in zip(found["path"].tolist(), found["clip"], strict=True)]
+    np.testing.assert_allclose(found["features"], expected["features"][rows], atol=1e-6)
+    assert np.abs(found["features"][0::2] - found["features"][1::2]).max() > 1e-3
+
+
+def test_an_interrupted_extraction_goes_on(pretrained, synthetic_set, tmp_path, monkeypatch, capsys):
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "whole.npz") == 0
+    add, added = store.Store.add, []
+
+    def add_once(self, part, *rest):
+        if added:
+            raise KeyboardInterrupt
+        add(self, part, *rest)
+        added.append(part)
+
+    monkeypatch.setattr(store.Store, "add", add_once)
+    with pytest.raises(KeyboardInterrupt):
+        run_command(pretrained[0], synthetic_set, tmp_path / "f.npz")
+    assert not (tmp_path / "f.npz").exists() and added == [0]
+
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz", "--pooling=motion") == 2
+    assert "differs in pooling" in capsys.readouterr().err
+    monkeypatch.setattr(store.Store, "add", lambda self, part, *rest: (added.append(part), add(self, part, *rest)))
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz") == 0
+    assert added == [0, 1, 2]  # 72 clips in parts of 8 batches of 4
+    whole, continued = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "f.npz")
+    for name in whole.files:
+        np.testing.assert_array_equal(whole[name], continued[name])
+    assert not (tmp_path / "f.npz.parts").exists()
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz") == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_damaged_videos_are_named_and_left_out(pretrained, synthetic_set, tmp_path, capsys):
+    raw, folder = synthetic_set.parent / "raw", tmp_path / "videos"
+    folder.mkdir()
+    whole = sorted(raw.rglob("*_rgb.*"))[:2]
+    for path in whole:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "a.mp4").write_bytes(b"no video")
+    (folder / "notes.txt").write_text("not looked at")
+    for output in ("f.npz", "f.parquet"):
+        assert run_command(pretrained[0], folder, tmp_path / output) == 3
+        assert "left out: a.mp4: not a readable video" in capsys.readouterr().err
+    arrays, table = np.load(tmp_path / "f.npz"), pq.read_table(tmp_path / "f.parquet")
+    assert arrays["path"].tolist() == [path.name for path in whole] == table["path"].to_pylist()
+    np.testing.assert_array_equal(np.array(table["features"].to_pylist(), np.float32), arrays["features"])
+    assert json.loads(table.schema.metadata[b"features_shape"]) == [24]
+    assert "a.mp4" in json.loads(table.schema.metadata[b"about"])["left_out"]
+
+    assert run_command(pretrained[0], folder / "a.mp4", tmp_path / "none.npz", "--pooling=slices") == 3
+    assert np.load(tmp_path / "none.npz")["features"].shape == (0, 48)
+
+
+def test_what_does_not_fit_is_refused_before_any_work(pretrained, synthetic_set, tmp_path, capsys):
+    for source, output, more, said in (
+        (tmp_path, "f.npz", (), "no video is below it"),
+        (tmp_path / "nowhere", "f.npz", (), "no such file or folder"),
+        (synthetic_set, "f.csv", (), "must end in .npz or .parquet"),
+        (synthetic_set, "f.npz", ("--clips_per_video=0",), "--clips_per_video=0: at least 1"),
+    ):
+        assert run_command(pretrained[0], source, tmp_path / output, *more) == 2
+        assert said in capsys.readouterr().err
