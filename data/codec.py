@@ -1,35 +1,22 @@
-"""How a frame is stored. Nothing else knows that it is JPEG."""
+"""How frames are stored, by name. Nothing but this and `data.samples` knows more of a codec than these two functions:
 
-import cv2
-import numpy as np
+encode(frame uint8[h, w, 3] RGB, quality) -> bytes
+decode(bytes) -> uint8[h, w, 3] RGB; ValueError where the bytes are damaged
 
-NAME = "jpeg"
+`jpeg`: JPEG files; decoded and cropped on the host.
+`dct`: JPEG's quantised coefficients, packed so that unpacking them is nearly free; decoded and cropped on the
+accelerator (mv2mae_jax/decode.py), or on the host where pixels are needed there.
+"""
 
+import types
 
-def encode(frame: np.ndarray, quality: int) -> bytes:
-    """The stored form of a frame.
+from data import dct, jpeg
 
-    Args:
-      frame: uint8[h, w, 3], RGB.
-      quality: 1 to 100, JPEG's scale; chroma is stored at half the resolution (4:2:0).
-
-    Returns:
-      A JPEG file.
-    """
-    parameters = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-    ]
-    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), parameters)
-    assert encoded, frame.shape
-    return data.tobytes()
+NAMES = ("jpeg", "dct")
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The frame, uint8[h, w, 3], RGB, of its stored form. Raises ValueError when the bytes are damaged."""
-    frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    if frame is None:
-        raise ValueError(f"{len(data)} bytes are not a JPEG image")
-    return frame
+def get(name: str) -> types.ModuleType:
+    """The codec of that name; ValueError where there is none."""
+    if name not in NAMES:
+        raise ValueError(f"unknown codec {name!r}: choose one of {', '.join(NAMES)}")
+    return {"jpeg": jpeg, "dct": dct}[name]

@@ -15,7 +15,7 @@ from data import clips, samples, takes
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 
 def train_batches(
@@ -149,7 +149,7 @@ def eval_batches(
     rows = global_batch_size // process_count
     padded = grain.MapDataset.range(num_batches * global_batch_size).seed(seed).random_map(read)
     own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
-    return iter(_prefetch(own.batch(rows), num_workers))
+    return iter(_prefetch(own.batch(rows).map(_merge_repeats), num_workers))
 
 
 def clip_batches(
@@ -228,5 +228,10 @@ class _ProcessRows(grain.MapDataset):
 
 
 def _merge_repeats(batch: Batch) -> Batch:
-    """(elements, repeats, ...) -> (elements * repeats, ...): crops of the same clip are neighbours."""
-    return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
+    """(elements, repeats, ...) -> (elements * repeats, ...): crops of the same clip are neighbours.
+
+    Coefficients are those of all crops of an element: the device decodes them once (mv2mae_jax/decode.py).
+    """
+    return {
+        key: value if isinstance(value, dict) else value.reshape(-1, *value.shape[2:]) for key, value in batch.items()
+    }

@@ -1,4 +1,4 @@
-"""Raw multi-view videos -> a prepared set: JPEG frames in random-access shards, with a manifest.
+"""Raw multi-view videos -> a prepared set: compressed frames in random-access shards, with a manifest.
 
 `python -m data.prepare --help` tells how. The output folder holds
   DATASET-takes.array_record-*   one record per view, readable by TFDS too (dataset_info.json, features.json)
@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 import tqdm
 
 from data import archives, catalog, codec, metadata, raw_video, shards, workers
@@ -47,6 +48,7 @@ def prepare(
     input_dir: Path,
     output_dir: Path,
     *,
+    codec_name: str = "jpeg",
     short_side: int = 170,
     quality: int = 90,
     num_workers: int = 1,
@@ -60,9 +62,10 @@ def prepare(
       names: the catalogue of the data set.
       input_dir: with the raw videos.
       output_dir: of the prepared set; made if missing.
+      codec_name: how frames are stored; see data/codec.py.
       short_side: of the stored frames, pixels [ours]: room for crops around the 128 that the model sees. Smaller
         videos stay as they are.
-      quality: of JPEG, 1 to 100. [ours]
+      quality: on JPEG's scale, 1 to 100. [ours]
       num_workers: processes; the files written do not depend on it.
       max_length_difference: between the views of a take, frames. [ours]: NTU's largest is 18.
       announce: called with the size and time to expect, if there is something to do.
@@ -75,11 +78,12 @@ def prepare(
       PreparationError: the input or the output does not let it go on.
     """
     names, listing = list_videos(names, input_dir)
+    encode = functools.partial(codec.get(codec_name).encode, quality=quality)
     settings = shards.Settings(
         dataset=names.name,
         pattern=getattr(names, "pattern", ""),
         class_names=names.class_names,
-        codec=codec.NAME,
+        codec=codec_name,
         short_side=short_side,
         quality=quality,
         max_length_difference=max_length_difference,
@@ -91,7 +95,7 @@ def prepare(
         missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
         if missing:
             (output_dir / "prepared.json").unlink(missing_ok=True)  # not to look finished meanwhile
-            for line in _expected(missing, input_dir, output_dir, short_side, quality, num_workers):
+            for line in _expected(missing, input_dir, output_dir, short_side, encode, num_workers):
                 announce(line)
             write_shards(missing, len(listing.num_bytes), settings, input_dir, output_dir, num_workers)
         return metadata.write(settings, listing, jobs, output_dir)
@@ -147,7 +151,12 @@ def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
 
 
 def dry_run(
-    names: catalog.Catalog, input_dir: Path, output_dir: Path, short_side: int, quality: int, num_workers: int
+    names: catalog.Catalog,
+    input_dir: Path,
+    output_dir: Path,
+    short_side: int,
+    encode: Callable[[np.ndarray], bytes],
+    num_workers: int,
 ) -> str:
     """What `prepare` would do, with the size and time to expect from a few of the videos; writes nothing."""
     names, listing = list_videos(names, input_dir)
@@ -160,13 +169,18 @@ def dry_run(
         f"{_count(len(jobs), 'shard')}",
         *(f"  {_count(takes_with[views], 'take')} with {_count(views, 'view')}" for views in sorted(takes_with)),
         *_unmatched(listing.unmatched),
-        *_expected(jobs, input_dir, output_dir, short_side, quality, num_workers),
+        *_expected(jobs, input_dir, output_dir, short_side, encode, num_workers),
     ]
     return "\n".join(lines)
 
 
 def _expected(
-    jobs: Sequence[shards.Job], input_dir: Path, output_dir: Path, short_side: int, quality: int, num_workers: int
+    jobs: Sequence[shards.Job],
+    input_dir: Path,
+    output_dir: Path,
+    short_side: int,
+    encode: Callable[[np.ndarray], bytes],
+    num_workers: int,
 ) -> list[str]:
     """Size and time, from a few files; grows with their bytes."""
     cv2.setNumThreads(1)  # as in a worker
@@ -180,7 +194,7 @@ def _expected(
             try:
                 with files.open(path) as file:
                     _, frames = raw_video.read(file, short_side)
-                    bytes_out += sum(map(len, shards.encode_frames(videos_in[path], frames, quality).frames))
+                    bytes_out += sum(map(len, shards.encode_frames(videos_in[path], frames, encode).frames))
                 bytes_in += sizes[path]
                 seconds += time.monotonic() - began
             except (raw_video.BadVideo, archives.BadArchive) as error:
@@ -239,13 +253,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verify:
             return _verify(options.output)
         if options.dry_run:
-            sizes = (options.short_side, options.quality, options.workers)
-            print(dry_run(options.names, options.input, options.output or Path(), *sizes))
+            encode = functools.partial(codec.get(options.codec).encode, quality=options.quality)
+            how = (options.short_side, encode, options.workers)
+            print(dry_run(options.names, options.input, options.output or Path(), *how))
             return 0
         prepared = prepare(
             options.names,
             options.input,
             options.output,
+            codec_name=options.codec,
             short_side=options.short_side,
             quality=options.quality,
             num_workers=options.workers,
@@ -295,7 +311,7 @@ def _verify(directory: Path) -> int:
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare",
-        description="Raw multi-view videos -> JPEG frames in random-access shards, with a manifest.",
+        description="Raw multi-view videos -> compressed frames in random-access shards, with a manifest.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m data.prepare --dataset=ntu60 --input=nturgb+d_rgb --output=prepared/ntu60 --workers=16
@@ -330,7 +346,15 @@ exit codes:
     parser.add_argument(
         "--short_side", type=_integer(1), default=170, metavar="PIXELS", help="of the frames, never enlarged (170)"
     )
-    parser.add_argument("--quality", type=_integer(1, 100), default=90, metavar="Q", help="of JPEG, 1 to 100 (90)")
+    parser.add_argument(
+        "--codec",
+        choices=codec.NAMES,
+        default="jpeg",
+        help="how frames are stored: as JPEG files, or as JPEG's coefficients, which the accelerator decodes (jpeg)",
+    )
+    parser.add_argument(
+        "--quality", type=_integer(1, 100), default=90, metavar="Q", help="on JPEG's scale, 1 to 100 (90)"
+    )
     parser.add_argument("--workers", type=_integer(1), default=os.cpu_count(), metavar="N", help="processes (all CPUs)")
     parser.add_argument(
         "--max_length_difference",

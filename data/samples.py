@@ -16,7 +16,7 @@ from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from data.motion import motion_energy
 
-Sample = dict[str, np.ndarray]
+Sample = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,14 +29,17 @@ class ReadSample(grain.transforms.RandomMap):
         spec, take_views = self.dataset.spec, self.dataset.train
         take, target = (int(i) for i in take_views.elements[element])
         view = _draw_views(rng, take_views, take, target, spec)
-        frames = read_views(self.dataset, take_views, take, view, position=rng.random())
-        samples = []
-        for _ in range(spec.repeats):
-            draws = [clips.draw_crop(rng, spec.crop_scales) for _ in view]
-            if spec.same_crop_in_views:
-                draws = draws[:1] * len(view)
-            samples.append(_sample(self.dataset, take_views, take, view, frames, draws))
-        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+        position = rng.random()
+        draws = [self._draw_crops(rng, len(view)) for _ in range(spec.repeats)]
+        facts = _facts(self.dataset, take_views, take, view)
+        return {
+            **_read_sample(self.dataset, take_views, take, view, position, draws),
+            **{key: np.repeat(value[None], spec.repeats, axis=0) for key, value in facts.items()},
+        }
+
+    def _draw_crops(self, rng: np.random.Generator, num_views: int) -> list[clips.CropDraw]:
+        draws = [clips.draw_crop(rng, self.dataset.spec.crop_scales) for _ in range(num_views)]
+        return draws[:1] * num_views if self.dataset.spec.same_crop_in_views else draws
 
 
 def _draw_views(
@@ -47,40 +50,68 @@ def _draw_views(
     return np.array([target, *sources])
 
 
-def _sample(
+def _facts(dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.ndarray) -> Sample:
+    label = dataset.prepared.views["label"][take_views.rows[take, view[0]]]
+    return {"take": np.asarray(take, np.int32), "view": view.astype(np.int32), "label": np.asarray(label, np.int32)}
+
+
+def _read_sample(
     dataset: Dataset,
     take_views: clips.TakeViews,
     take: int,
     view: np.ndarray,
-    frames: list[np.ndarray],
-    draws: list[clips.CropDraw],
+    position: float,
+    draws: list[list[clips.CropDraw]],
 ) -> Sample:
-    spec = dataset.spec
-    video = np.stack([crop_clip(f, d, spec.crop_size) for f, d in zip(frames, draws, strict=True)])
-    return {
-        "video": video,  # (V, T, H, W, 3)
-        "motion": np.stack([motion_energy(clip, spec.tubelet_size) for clip in video]),  # (V, N)
-        "take": np.int32(take),
-        "view": view.astype(np.int32),  # (V,)
-        "label": np.int32(dataset.prepared.views["label"][take_views.rows[take, view[0]]]),
-    }
+    """`video` and, where the pixels are known, `motion` float32[R, V, N]."""
+    video = read_crops(dataset.prepared, dataset.spec, take_views.rows[take, view], position, draws)
+    if isinstance(video, dict):
+        return {"video": video}
+    energies = [[motion_energy(clip, dataset.spec.tubelet_size) for clip in views] for views in video]
+    return {"video": video, "motion": np.array(energies)}
 
 
-def read_views(
-    dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.ndarray, position: float
-) -> list[np.ndarray]:
-    """The same frames of several views of a take: a list of uint8[T, h, w, 3] of the stored size.
+def read_crops(
+    prepared: takes.Prepared,
+    spec: clips.ClipSpec,
+    rows: np.ndarray,
+    position: float,
+    draws: list[list[clips.CropDraw]],
+) -> np.ndarray | dict[str, np.ndarray]:
+    """The same frames of several views, in each of R crops. The one place where a codec decides what a batch holds.
+
+    Args:
+      prepared: the data set.
+      spec: its frames and crop size are used.
+      rows: int[V], manifest rows.
+      position: of the clip; see `clips.frame_indices`.
+      draws: R lists of V crops.
+
+    Returns:
+      uint8[R, V, T, H, W, 3], or of frames stored as coefficients what mv2mae_jax/decode.py makes that from:
+      `coefficients` int8[V, T, *prepared.coefficients_shape], `steps` uint8[V, 2, 8, 8] and `box` int32[R, V, 4] (top,
+      left, height and width in pixels).
 
     Raises:
       ValueError: a view cannot be read; names the take and the view.
     """
-    return _read_rows(dataset.prepared, dataset.spec, take_views.rows[take, view], position)
+    indices, records = _frame_indices(prepared, spec, rows, position), prepared.views["record"][rows].tolist()
+    if prepared.codec == "dct":
+        coefficients = np.empty((len(rows), len(indices), *prepared.coefficients_shape), np.int8)
+        read = zip(records, coefficients, strict=True)
+        steps = np.stack([prepared.read_coefficients(record, indices, into) for record, into in read])
+        sizes = [(int(prepared.views["height"][row]), int(prepared.views["width"][row])) for row in rows]
+        box = [[clips.crop_box(d, s, spec.crop_size) for d, s in zip(views, sizes, strict=True)] for views in draws]
+        return {"coefficients": coefficients, "steps": steps, "box": np.array(box, np.int32)}
+    frames = [prepared.read(record, indices) for record in records]
+    return np.stack(
+        [[crop_clip(f, d, spec.crop_size) for f, d in zip(frames, views, strict=True)] for views in draws]
+    )  # (R, V, T, H, W, 3)
 
 
-def _read_rows(prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, position: float) -> list[np.ndarray]:
+def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, position: float) -> np.ndarray:
     shortest = int(prepared.views["num_frames"][rows].min())
-    indices = clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, position)
-    return [prepared.read(int(prepared.views["record"][row]), indices) for row in rows]
+    return clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, position)
 
 
 def crop_clip(frames: np.ndarray, draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
@@ -103,7 +134,8 @@ class ReadLabelledSample(grain.transforms.RandomMap):
     def random_map(self, element: int, rng: np.random.Generator) -> Sample:
         spec, prepared = self.dataset.spec, self.dataset.prepared
         row = self.dataset.train[element]
-        (frames,) = _read_rows(prepared, spec, [row], position=rng.random())
+        indices = _frame_indices(prepared, spec, [row], position=rng.random())
+        frames = prepared.read(int(prepared.views["record"][row]), indices)  # augmentations want pixels, here
         return {
             "video": np.stack([self._augmented(frames, rng) for _ in range(spec.repeats)]),  # (repeats, T, H, W, 3)
             "label": np.full(spec.repeats, prepared.views["label"][row], np.int32),
@@ -143,14 +175,27 @@ class ReadClips(grain.transforms.Map):
         rows = self.rows[view]
         video = []
         for (i, j), same_clip in itertools.groupby(range(self.own), key=lambda sample: (view[sample], clip[sample])):
-            (frames,) = _read_rows(self.prepared, self.spec, self.rows[[i]], self.positions[j])
-            video += [crop_clip(frames, self.crops[crop[sample]], self.spec.crop_size) for sample in same_clip]
+            draws = [[self.crops[crop[sample]]] for sample in same_clip]
+            video.append(read_crops(self.prepared, self.spec, self.rows[[i]], self.positions[j], draws))
         return {
-            "video": np.stack(video),  # (B, T, H, W, 3)
+            "video": _join(video),
             "label": self.prepared.views["label"][rows].astype(np.int32),
             "row": rows.astype(np.int32),
             "valid": numbers < self.num_samples,
         }
+
+
+def _join(clips_in_crops: list[np.ndarray | dict[str, np.ndarray]]) -> np.ndarray | dict[str, np.ndarray]:
+    """Of single views, R crops of each clip: one batch with a row for every crop, uint8[B, T, H, W, 3] or its parts."""
+    if not isinstance(clips_in_crops[0], dict):
+        return np.concatenate(clips_in_crops)[:, 0]
+    repeats = [len(clip["box"]) for clip in clips_in_crops]
+    parts = {key: np.concatenate([clip[key] for clip in clips_in_crops]) for key in clips_in_crops[0]}
+    return {
+        "coefficients": parts["coefficients"].repeat(repeats, axis=0),  # (B, T, 3 H / 2, W)
+        "steps": parts["steps"].repeat(repeats, axis=0),  # (B, 2, 8, 8)
+        "box": parts["box"],  # (B, 1, 4)
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,16 +254,16 @@ class ReadEvalSample(grain.transforms.RandomMap):
         spec, take_views = self.dataset.spec, self.take_views
         take, target = (int(i) for i in self.elements[row % len(self.elements)])
         view = _draw_views(rng, take_views, take, target, spec)
-        frames = read_views(self.dataset, take_views, take, view, position=rng.random())
-        sample = _sample(self.dataset, take_views, take, view, frames, [clips.CropDraw()] * len(view))
-        sample["valid"] = np.bool_(row < len(self.elements))
+        centre = [[clips.CropDraw()] * len(view)]
+        read = _read_sample(self.dataset, take_views, take, view, rng.random(), centre)
+        facts = _facts(self.dataset, take_views, take, view) | {"valid": np.asarray(row < len(self.elements))}
         if spec.num_source_views == 0:
-            return sample
+            return read | {key: value[None] for key, value in facts.items()}
         for name, partners in (("other_subject", self.others.subject), ("other_action", self.others.action)):
             usable = [other for other in partners[take].tolist() if (take_views.rows[other, view[1:]] >= 0).all()]
-            source = np.zeros_like(sample["video"][1:])  # (S, T, H, W, 3)
-            if usable:
-                frames = read_views(self.dataset, take_views, int(rng.choice(usable)), view[1:], position=rng.random())
-                source = np.stack([crop_clip(clip, clips.CropDraw(), spec.crop_size) for clip in frames])
-            sample[name], sample[f"has_{name}"] = source, np.bool_(bool(usable))
-        return sample
+            other = int(rng.choice(usable)) if usable else take
+            position = rng.random() if usable else 0.0
+            rows = take_views.rows[other, view[1:]]
+            read[name] = read_crops(self.dataset.prepared, spec, rows, position, [centre[0][1:]])
+            facts[f"has_{name}"] = np.asarray(bool(usable))
+        return read | {key: value[None] for key, value in facts.items()}

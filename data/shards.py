@@ -6,6 +6,7 @@ this project's `data.takes` read the same files. TensorFlow is not needed.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -29,7 +30,7 @@ from data.listing import Listing, PreparationError
 
 SPLIT = "takes"  # the one TFDS split; the official splits are the catalogue's
 PARTS = "parts"  # the folder of the shards' accounts
-# group_size:1 reads one record without its neighbours; JPEG does not compress further.
+# group_size:1 reads one record without its neighbours; frames are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 # [ours] A shard of NTU is then about 250 MB (64 takes of 3 views of about 1.3 MB), and the work of a few minutes is
 # what an interruption costs.
@@ -245,7 +246,8 @@ def _encode_file(
     try:
         with files.open(path) as file:
             fps, frames = raw_video.read(file, settings.short_side)
-            encoded = encode_frames(videos, frames, settings.quality)
+            encode = functools.partial(codec.get(settings.codec).encode, quality=settings.quality)
+            encoded = encode_frames(videos, frames, encode)
     except (raw_video.BadVideo, archives.BadArchive) as error:
         return dict.fromkeys(videos, str(error))
     except FileNotFoundError as error:
@@ -274,19 +276,21 @@ class EncodedFrames:
     width: int
 
 
-def encode_frames(videos: Sequence[Video], frames: Iterable[np.ndarray], quality: int) -> EncodedFrames:
+def encode_frames(
+    videos: Sequence[Video], frames: Iterable[np.ndarray], encode: Callable[[np.ndarray], bytes]
+) -> EncodedFrames:
     """Encodes what of a file goes into records.
 
     Args:
       videos: cut from the file.
       frames: of the whole file, uint8[h, w, 3], at least one.
-      quality: of JPEG, 1 to 100.
+      encode: makes the stored form of one.
     """
     intervals = [video.interval or (0, raw_video.MAX_FRAMES) for video in videos]
     stored = []
     for number, frame in enumerate(frames):
         wanted = any(start <= number < end for start, end in intervals)
-        stored.append(codec.encode(frame, quality) if wanted else b"")
+        stored.append(encode(frame) if wanted else b"")
     height, width = frame.shape[:2]
     return EncodedFrames(frames=stored, height=height, width=width)
 

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from data import catalog, codec
+from data import catalog, codec, dct
 from data.frame_index import Frames
 
 FORMAT_VERSION = 3  # of a prepared set
+Decoded = TypeVar("Decoded")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,7 @@ class Prepared:
     Attributes:
       directory: where it lies.
       name: of the data set, as in `data.catalog`.
+      codec: how frames are stored, as in `data.codec`.
       class_names: in the order of the labels.
       views: the manifest's columns, one entry per record, in the records' order: take, view (str), record, num_frames,
         fps, height, width, label, subject, setup, camera, performance (-1 where unknown), listed_split (str), checksum.
@@ -29,6 +32,7 @@ class Prepared:
 
     directory: str
     name: str
+    codec: str
     class_names: tuple[str, ...]
     views: Mapping[str, np.ndarray]
     not_synchronised: str
@@ -47,6 +51,31 @@ class Prepared:
         Raises:
           ValueError: no such record or frame, or the record is damaged; the message names take and view.
         """
+        return np.stack(self._each(record, frames, codec.get(self.codec).decode))  # (T, h, w, 3)
+
+    def read_coefficients(self, record: int, frames: np.ndarray, into: np.ndarray) -> np.ndarray:
+        """As `read`, but of frames that are stored as coefficients, which are unpacked and no more.
+
+        Args:
+          record, frames: as in `read`.
+          into: int8[T, *coefficients_shape], receives the coefficients; see data/dct.py.
+
+        Returns:
+          uint8[2, 8, 8], the quantisation steps of luma and chroma.
+        """
+        unpacked = self._each(record, frames, dct.unpack)
+        for (coefficients, _, _), place in zip(unpacked, into, strict=True):
+            dct.put(coefficients, place)
+        _, _, quality = unpacked[0]
+        return dct.steps(quality)
+
+    @property
+    def coefficients_shape(self) -> tuple[int, int]:
+        """Of the image that holds the coefficients of any frame of the set; see data/dct.py."""
+        height, width = dct.padded_size(int(self.views["height"].max()), int(self.views["width"].max()))
+        return 3 * height // 2, width
+
+    def _each(self, record: int, frames: np.ndarray, decode: Callable[[bytes], Decoded]) -> list[Decoded]:
         if not 0 <= record < len(self.views["record"]):
             raise ValueError(f"no record {record} in {self.directory}: there are {len(self.views['record'])}")
         num_frames = self.views["num_frames"][record]
@@ -55,13 +84,13 @@ class Prepared:
         try:
             wanted = np.unique(frames).tolist()
             stored = self.stored.read(record, wanted)
-            decoded = {frame: codec.decode(data) for frame, data in zip(wanted, stored, strict=True)}
+            decoded = {frame: decode(data) for frame, data in zip(wanted, stored, strict=True)}
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"{self._called(record)} is damaged ({error}); `python -m data.prepare --verify "
                 f"--output={self.directory}` tells what else is"
             ) from error
-        return np.stack([decoded[frame] for frame in np.asarray(frames).tolist()])  # (T, h, w, 3)
+        return [decoded[frame] for frame in np.asarray(frames).tolist()]
 
     def splits(self, protocol: str) -> np.ndarray:
         """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""
@@ -116,6 +145,7 @@ def open_prepared(directory: str | Path) -> Prepared:
     return Prepared(
         directory=str(directory),
         name=prepared["dataset"],
+        codec=prepared["codec"],
         class_names=tuple(prepared["class_names"]),
         views=views,
         not_synchronised=prepared["not_synchronised"],

@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
@@ -86,7 +85,7 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int = 1)
         )
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows -> global device arrays, cut along both axes."""
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """This process's rows, a pytree of NumPy arrays -> global device arrays, cut along both axes."""
     sharding = batch_sharding(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

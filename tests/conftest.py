@@ -29,3 +29,14 @@ def synthetic_set(tmp_path_factory) -> pathlib.Path:
     arguments = ["--dataset=synthetic", f"--input={raw}", f"--output={prepared}", "--short_side=40", "--workers=2"]
     assert prepare.main(arguments) == 0
     return prepared
+
+
+@pytest.fixture(scope="session")
+def synthetic_set_dct(synthetic_set) -> pathlib.Path:
+    """The same, stored as coefficients."""
+    from data import prepare
+
+    raw, prepared = synthetic_set.parent / "raw", synthetic_set.parent / "prepared_dct"
+    arguments = ["--dataset=synthetic", f"--input={raw}", f"--output={prepared}", "--short_side=40", "--workers=2"]
+    assert prepare.main([*arguments, "--codec=dct"]) == 0
+    return prepared

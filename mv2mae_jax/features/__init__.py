@@ -20,8 +20,7 @@ import numpy as np
 from absl import logging
 
 from data import clips, digests, pipeline, takes
-from data.motion import motion_energy
-from mv2mae_jax import accuracy, probes, retrieval, sharding
+from mv2mae_jax import accuracy, decode, probes, retrieval, sharding
 from mv2mae_jax.models import mv2mae
 
 POOLINGS = ("mean", "slices", "motion")
@@ -83,8 +82,9 @@ def extract(
     Args:
       model: its encoder is used.
       params: the encoder's parameters, replicated or sharded over `mesh`; neither changed nor donated.
-      batches: `video` uint8[B, T, H, W, 3], `label` int32[B], `row` int32[B], `valid` bool[B]; rows that are not valid
-        are dropped. Of several processes each brings its own rows and receives all features.
+      batches: `video` uint8[B, T, H, W, 3] or coefficients to decode, `label` int32[B], `row` int32[B], `valid`
+        bool[B]; rows that are not valid are dropped. Of several processes each brings its own rows and receives all
+        features.
       mesh: all devices.
       tokens: float16[M, N, D] that receives the tokens, M the number of valid rows to come; None if not wanted.
 
@@ -93,8 +93,6 @@ def extract(
     """
     collected, count = [], 0
     for batch in batches:
-        energies = [motion_energy(clip, model.tubelet_size) for clip in batch["video"]]
-        batch = {**batch, "motion": np.stack(energies)}  # motion float32[B, N]
         output = jax.device_get(
             _encode_batch(model, params, sharding.put_batch(mesh, batch), mesh=mesh, with_tokens=tokens is not None)
         )
@@ -117,11 +115,13 @@ def extract(
 def _encode_batch(
     model: mv2mae.MV2MAE, params: Any, batch: dict[str, jax.Array], *, mesh: jax.sharding.Mesh, with_tokens: bool
 ) -> dict[str, jax.Array]:
+    batch = decode.pixels(batch, model.clip_size[1:], model.tubelet_size)
+    motion = decode.motion_energy(batch["video"], model.tubelet_size)  # (B, N)
     tokens = encode(model, params, batch["video"])
     batch_size, num_tokens, width = tokens.shape
     slices = model.grid[0]
     by_time = tokens.astype(jnp.float32).reshape(batch_size, slices, num_tokens // slices, width)  # (B, nt, nh * nw, D)
-    weight = batch["motion"].reshape(batch_size, slices, -1, 1)  # (B, nt, nh * nw, 1)
+    weight = motion.reshape(batch_size, slices, -1, 1)  # (B, nt, nh * nw, 1)
     weight = weight + 1e-6  # a slice in which nothing moves is averaged evenly
     output = {name: batch[name] for name in ("row", "label", "valid")} | {
         "slices": by_time.mean(axis=2),

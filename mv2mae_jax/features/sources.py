@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import clips, codec, digests, pipeline, raw_video, samples, takes
+from data import clips, digests, jpeg, pipeline, raw_video, samples, takes
 from data.catalog import folder
 
 Batch = dict[str, np.ndarray]
@@ -91,13 +91,13 @@ class VideoSource:
         try:
             with open(os.path.join(self.root, self.paths[row]), "rb") as file:
                 _, frames = raw_video.read(file, self.short_side)
-                stored = [codec.encode(frame, JPEG_QUALITY) for frame in frames]
+                stored = [jpeg.encode(frame, JPEG_QUALITY) for frame in frames]
         except (raw_video.BadVideo, OSError) as error:
             return str(error)
         found = []
         for position in clips.spread_positions(self.clips_per_video):
             indices = clips.frame_indices(len(stored), self.spec.num_frames, self.spec.frame_stride, position)
-            clip = np.stack([codec.decode(stored[i]) for i in indices.tolist()])  # (T, h, w, 3)
+            clip = np.stack([jpeg.decode(stored[i]) for i in indices.tolist()])  # (T, h, w, 3)
             found.append(samples.crop_clip(clip, clips.CropDraw(), self.spec.crop_size))
         return found
 

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from data import pipeline
 from data.labelled import LabelledDataset
-from mv2mae_jax import accuracy
+from mv2mae_jax import accuracy, decode
 from mv2mae_jax.models import classifier
 
 Arrays = dict[str, Any]
@@ -119,7 +119,7 @@ class Finetune:
     def eval_inputs(self, batch: Arrays, key: jax.Array) -> Arrays:
         """Nothing is drawn at a test."""
         del key
-        return batch
+        return decode.pixels(batch, self.model.clip_size[1:], self.model.tubelet_size)
 
     def evaluate(self, params: Any, inputs: Arrays) -> dict[str, jax.Array]:
         """Logits of every clip, and which view it is of."""

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from data import pipeline
 from data.dataset import Dataset
-from mv2mae_jax import features, losses, masking
+from mv2mae_jax import decode, features, losses, masking
 from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import layers, mv2mae
 
@@ -72,26 +72,27 @@ class Pretrain:
         """Adds what is drawn for a step: the masks of every view, independently, and the tokens to decode.
 
         Args:
-          batch: `video` uint8[B, V, T, H, W, 3] and whatever else; see data/pipeline.py.
+          batch: `video` uint8[B, V, T, H, W, 3], or coefficients to decode, and whatever else; see data/pipeline.py.
           key: the key of the step.
         """
+        batch = decode.pixels(batch, self.model.clip_size[1:], self.model.tubelet_size)
         batch_size = batch["video"].shape[0]
         target_key, source_key, decode_key = jax.random.split(key, 3)
         draw = {"grid": self.model.grid, "kind": self.mask_kind}
-        decode = {"decode_ratio": self.decode_ratio, "grid": self.model.grid}
+        choice = {"decode_ratio": self.decode_ratio, "grid": self.model.grid}
         target_mask = masking.draw_mask(
             target_key, batch_shape=(batch_size,), mask_ratio=self.target_mask_ratio, **draw
         )
         drawn = {
             "target_mask": target_mask,
-            "decoded_target": masking.choose_decoded(decode_key, target_mask.masked, **decode),
+            "decoded_target": masking.choose_decoded(decode_key, target_mask.masked, **choice),
             "source_mask": None,
             "decoded_source": None,
         }
         if self.num_source_views:
             shape = (batch_size, self.num_source_views)
             mask = masking.draw_mask(source_key, batch_shape=shape, mask_ratio=self.source_mask_ratio, **draw)
-            decoded = masking.choose_decoded(jax.random.fold_in(decode_key, 1), mask.masked, **decode)
+            decoded = masking.choose_decoded(jax.random.fold_in(decode_key, 1), mask.masked, **choice)
             drawn |= {"source_mask": mask, "decoded_source": decoded}
         return {**batch, **drawn}
 

@@ -1,0 +1,141 @@
+"""Frames stored as JPEG's quantised DCT coefficients without JPEG's entropy code.
+
+What costs time in decoding JPEG is the Huffman code, bit by bit. Here coefficients are whole bytes, ordered by
+frequency so that the many zeros stand together, and LZ4 packs them: larger than JPEG, but unpacked ten times as fast.
+What is left is linear and small, and an accelerator does it (mv2mae_jax/decode.py).
+
+The coefficients of a frame of (h, w) pixels form one image, int8[3 * H / 2, W], with (H, W) = `padded_size(h, w)`: the
+luma's, int8[H, W], above those of Cb and Cr, int8[H / 2, W / 2] each, side by side. A plane of n rows and m columns
+holds frequency (u, v) of the 8x8 block (i, j) in row u * n / 8 + i and column v * m / 8 + j, so that with the matrices
+of `basis` it is basis(n) @ pixels @ basis(m).T, divided by the steps.
+"""
+
+import functools
+import struct
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+# The quantisation steps that JPEG (ITU-T T.81, annex K) proposes and libjpeg scales by its quality.
+_LUMA_STEPS = """
+    16 11 10 16 24 40 51 61   12 12 14 19 26 58 60 55   14 13 16 24 40 57 69 56   14 17 22 29 51 87 80 62
+    18 22 37 56 68 109 103 77   24 35 55 64 81 104 113 92   49 64 78 87 103 121 120 101   72 92 95 98 112 100 103 99
+"""
+_CHROMA_STEPS = """
+    17 18 24 47 99 99 99 99   18 21 26 66 99 99 99 99   24 26 56 99 99 99 99 99   47 66 99 99 99 99 99 99
+    99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99
+"""
+# No coefficient of 8-bit pixels lies outside of -1024 to 1016, so that with steps of 8 or more int8 holds them all. A
+# step of 8 costs no more than rounding pixels does: 8**2 / 12 grey levels squared per coefficient, 1 / 12 per pixel.
+MIN_STEP = 8
+_HEADER = struct.Struct("<HHB")  # height, width, quality
+_PACKER = pa.Codec("lz4_raw", compression_level=9)  # [ours] a quarter smaller than the default, and faster to unpack
+
+
+def encode(frame: np.ndarray, quality: int) -> bytes:
+    """The stored form of a frame.
+
+    Args:
+      frame: uint8[h, w, 3], RGB.
+      quality: 1 to 100, JPEG's scale; chroma is stored at half the resolution (4:2:0).
+
+    Returns:
+      Height, width and quality, then the packed coefficients.
+    """
+    height, width = frame.shape[:2]
+    full_height, full_width = padded_size(height, width)
+    padding = (0, full_height - height, 0, full_width - width)
+    ycrcb = cv2.cvtColor(cv2.copyMakeBorder(frame, *padding, cv2.BORDER_REPLICATE), cv2.COLOR_RGB2YCrCb)
+    ycrcb = ycrcb.astype(np.float32) - 128
+    chroma = ycrcb[..., 1:].reshape(full_height // 2, 2, full_width // 2, 2, 2).mean(axis=(1, 3))  # (H / 2, W / 2, 2)
+    coefficients = np.empty((3 * full_height // 2, full_width), np.int8)
+    pixels = (ycrcb[..., 0], chroma[..., 1], chroma[..., 0])
+    for kind, plane, into in zip((0, 1, 1), pixels, planes(coefficients), strict=True):
+        transformed = basis(plane.shape[0]) @ plane @ basis(plane.shape[1]).T
+        into[:] = np.rint(transformed / spread_steps(steps(quality)[kind], plane.shape))
+    return _HEADER.pack(height, width, quality) + _PACKER.compress(coefficients).to_pybytes()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The frame, uint8[h, w, 3], RGB, of its stored form. Raises ValueError when the bytes are damaged."""
+    coefficients, (height, width), quality = unpack(data)
+    decoded = []
+    for kind, plane in zip((0, 1, 1), planes(coefficients), strict=True):
+        transformed = plane * spread_steps(steps(quality)[kind], plane.shape)
+        decoded.append(basis(plane.shape[0]).T @ transformed @ basis(plane.shape[1]) + 128)
+    luma = decoded[0]
+    cb, cr = (cv2.resize(plane, luma.shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in decoded[1:])
+    ycrcb = np.clip(np.rint(np.stack([luma, cr, cb], axis=-1)), 0, 255).astype(np.uint8)
+    return cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)[:height, :width]
+
+
+def unpack(data: bytes) -> tuple[np.ndarray, tuple[int, int], int]:
+    """Stored form -> (coefficients int8[3 * H / 2, W], (height, width) of the frame, quality).
+
+    Raises:
+      ValueError: the bytes are damaged.
+    """
+    try:
+        height, width, quality = _HEADER.unpack_from(data)
+        full_height, full_width = padded_size(height, width)
+        num_bytes = 3 * full_height // 2 * full_width
+        unpacked = _PACKER.decompress(memoryview(data)[_HEADER.size :], num_bytes)
+    except (struct.error, pa.ArrowException, OSError) as error:
+        raise ValueError(f"{len(data)} bytes are not the coefficients of a frame ({error})") from error
+    coefficients = np.frombuffer(unpacked, np.int8).reshape(3 * full_height // 2, full_width)  # (3 * H / 2, W)
+    return coefficients, (height, width), quality
+
+
+def planes(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[..., 3 * H / 2, W] -> views of the luma's [..., H, W], and Cb's and Cr's [..., H / 2, W / 2]."""
+    height, width = 2 * coefficients.shape[-2] // 3, coefficients.shape[-1]
+    chroma = coefficients[..., height:, :]
+    return coefficients[..., :height, :], chroma[..., : width // 2], chroma[..., width // 2 :]
+
+
+def put(coefficients: np.ndarray, into: np.ndarray) -> None:
+    """Copies a frame's coefficients to the upper left of a frame that may be larger, whose other pixels become grey.
+
+    Args:
+      coefficients: int8[3 * h / 2, w].
+      into: int8[3 * H / 2, W], not smaller.
+    """
+    if coefficients.shape == into.shape:
+        into[:] = coefficients
+        return
+    for source, target in zip(planes(coefficients), planes(into), strict=True):
+        (height, width), (full_height, full_width) = source.shape, target.shape
+        by_block = source.reshape(8, height // 8, 8, width // 8)  # (8, i, 8, j)
+        whole = np.zeros((8, full_height // 8, 8, full_width // 8), np.int8)
+        whole[:, : height // 8, :, : width // 8] = by_block
+        target[:] = whole.reshape(full_height, full_width)  # (H, W)
+
+
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """The next multiples of 16 pixels: whole blocks of chroma."""
+    return -(-height // 16) * 16, -(-width // 16) * 16
+
+
+@functools.lru_cache
+def steps(quality: int) -> np.ndarray:
+    """Quantisation steps uint8[2, 8, 8] of luma and chroma by libjpeg's formula, MIN_STEP at least."""
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    tables = np.array([_LUMA_STEPS.split(), _CHROMA_STEPS.split()], int).reshape(2, 8, 8)  # (2, 8, 8)
+    return np.clip((tables * percent + 50) // 100, MIN_STEP, 255).astype(np.uint8)
+
+
+def spread_steps(table: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """[8, 8] -> [n, m]: to every coefficient of a plane of this shape its step."""
+    return table.repeat(shape[0] // 8, axis=0).repeat(shape[1] // 8, axis=1)
+
+
+@functools.lru_cache
+def basis(length: int) -> np.ndarray:
+    """The orthonormal DCT of blocks of 8 along an axis: float32[n, n], rows (frequency, block), columns pixels."""
+    frequency, pixel = np.mgrid[:8, :8]
+    block = np.cos((2 * pixel + 1) * frequency * np.pi / 16) * np.where(frequency == 0, np.sqrt(1 / 8), 1 / 2)
+    matrix = np.zeros((8, length // 8, length // 8, 8), np.float32)  # (frequency, block, block, pixel)
+    for index in range(length // 8):
+        matrix[:, index, index] = block
+    return matrix.reshape(length, length)  # (n, n)

@@ -1,0 +1,128 @@
+"""Frames stored as DCT coefficients (data/dct.py) -> the crops of them that the model sees, on the accelerator.
+
+Dequantisation is a product with a table. Inverse DCT, upsampling of chroma and the resizing of the crop are all linear
+and separable, so that a plane costs two matrix products, out = L @ coefficients @ R.T, with L and R made for each box.
+Colour comes last, at the size of the crop. As on the host (`data.samples.crop_clip`), a box is averaged by area where
+it shrinks and interpolated linearly elsewhere, within its borders.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data import dct
+
+Arrays = dict[str, Any]
+
+# Three passes of bfloat16 on a TPU, TensorFloat-32 on a GPU: with one pass of bfloat16 grey levels would be off by one
+# or two, since the mean of a block is up to 128 grey levels and bfloat16 has eight bits.
+PRECISION = jax.lax.Precision.HIGH
+
+
+def pixels(batch: Arrays, crop_size: tuple[int, int], tubelet_size: tuple[int, int, int]) -> Arrays:
+    """A batch as data/pipeline.py makes it of either codec -> the same with pixels and motion energies.
+
+    Args:
+      batch: clips are uint8[B, ..., T, H, W, 3], or dictionaries as `clips` takes them.
+      crop_size: (H, W).
+      tubelet_size: (t, h, w) of one token.
+
+    Returns:
+      Every clip as uint8[B, ..., T, H, W, 3]; `motion` float32[B, ..., N] if `video` was not made of pixels.
+    """
+    stored = {key: clips(value, crop_size) for key, value in batch.items() if isinstance(value, dict)}
+    if "video" in stored:
+        stored["motion"] = motion_energy(stored["video"], tubelet_size)
+    return {**batch, **stored}
+
+
+def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
+    """Decodes clips once and cuts R boxes from each.
+
+    Args:
+      stored: `coefficients` int8[E, ..., T, 3 * H / 2, W]; `steps` uint8[E, ..., 2, 8, 8]; `box` int32[E, R, ..., 4],
+        (top, left, height, width) in pixels.
+      crop_size: (height, width) of the result.
+
+    Returns:
+      uint8[E * R, ..., T, height, width, 3], RGB; the crops of a clip are neighbours.
+    """
+    coefficients, box = stored["coefficients"], jnp.moveaxis(stored["box"], 1, -2)  # (E, ..., R, 4)
+    num_elements, *views, num_frames, _, _ = coefficients.shape
+    repeats = box.shape[-2]
+    video = jax.vmap(_decode_clip, in_axes=(0, 0, 0, None))(
+        coefficients.reshape(-1, *coefficients.shape[-3:]),  # (M, T, 3 * H / 2, W)
+        stored["steps"].reshape(-1, 2, 8, 8),  # (M, 2, 8, 8)
+        box.reshape(-1, repeats, 4),  # (M, R, 4)
+        crop_size,
+    )
+    video = video.reshape(num_elements, *views, repeats, num_frames, *crop_size, 3)  # (E, ..., R, T, h, w, 3)
+    video = jnp.moveaxis(video, -5, 1)  # (E, R, ..., T, h, w, 3)
+    return video.reshape(-1, *views, num_frames, *crop_size, 3)  # (E * R, ..., T, h, w, 3)
+
+
+def _decode_clip(coefficients: jax.Array, steps: jax.Array, box: jax.Array, crop_size: tuple[int, int]) -> jax.Array:
+    """int8[T, 3 * H / 2, W], uint8[2, 8, 8], int32[R, 4] -> uint8[R, T, h, w, 3]."""
+    luma, cb, cr = dct.planes(coefficients)
+    vertical, horizontal = jax.vmap(lambda one: _weights(one, luma.shape[-2:], crop_size))(box)
+    y = _transform(luma, steps[0], vertical, horizontal)
+    halves = (_halved(vertical), _halved(horizontal))
+    cb, cr = (_transform(plane, steps[1], *halves) for plane in (cb, cr))
+    # JFIF's conversion, around 0: the blocks' means are of pixels - 128.
+    rgb = jnp.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
+    return jnp.clip(jnp.round(rgb + 128), 0, 255).astype(jnp.uint8)  # (R, T, h, w, 3)
+
+
+def _transform(plane: jax.Array, steps: jax.Array, vertical: jax.Array, horizontal: jax.Array) -> jax.Array:
+    """int8[T, n, m], uint8[8, 8], float32[R, h, n], float32[R, w, m] -> float32[R, T, h, w]."""
+    num_rows, num_columns = plane.shape[-2:]
+    spread = jnp.repeat(jnp.repeat(steps, num_rows // 8, axis=0), num_columns // 8, axis=1)  # (n, m)
+    dequantised = plane.astype(jnp.float32) * spread.astype(jnp.float32)
+    left = jnp.matmul(vertical, dct.basis(num_rows).T, precision=PRECISION)  # (R, h, n)
+    right = jnp.matmul(horizontal, dct.basis(num_columns).T, precision=PRECISION)  # (R, w, m)
+    rows = jnp.einsum("rhn,tnm->rthm", left, dequantised, precision=PRECISION)
+    return jnp.einsum("rthm,rwm->rthw", rows, right, precision=PRECISION)
+
+
+def _weights(box: jax.Array, frame_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """What every pixel of a crop takes from those of the frame: float32[h, H] and float32[w, W]; rows sum to 1."""
+    shrinks = (box[2] > crop_size[0]) | (box[3] > crop_size[1])
+    vertical = _resize_weights(box[0], box[2], frame_size[0], crop_size[0], shrinks)
+    return vertical, _resize_weights(box[1], box[3], frame_size[1], crop_size[1], shrinks)
+
+
+def _resize_weights(start: jax.Array, size: jax.Array, num_in: int, num_out: int, by_area: jax.Array) -> jax.Array:
+    out, pixel = jnp.arange(num_out)[:, None], jnp.arange(num_in)[None]
+    scale = size / num_out
+    first, last = start + out * scale, start + (out + 1) * scale
+    overlap = jnp.clip(jnp.minimum(pixel + 1, last) - jnp.maximum(pixel, first), 0) / scale
+    centre = start + jnp.clip((out + 0.5) * scale - 0.5, 0, size - 1)
+    return jnp.where(by_area, overlap, jnp.clip(1 - jnp.abs(pixel - centre), 0))  # (num_out, num_in)
+
+
+def _halved(weights: jax.Array) -> jax.Array:
+    """Weights of pixels -> weights of the chroma they are interpolated from: float32[R, h, n] -> [R, h, n / 2]."""
+    return jnp.matmul(weights, _upsampling(weights.shape[-1]), precision=PRECISION)
+
+
+def _upsampling(length: int) -> np.ndarray:
+    """float32[n, n / 2]: libjpeg's triangle filter, 3/4 of the nearer and 1/4 of the farther sample."""
+    pixel, sample = np.arange(length)[:, None], np.arange(length // 2)[None]
+    nearer, farther = pixel // 2, np.clip(pixel // 2 + np.where(pixel % 2, 1, -1), 0, length // 2 - 1)
+    return (0.75 * (sample == nearer) + 0.25 * (sample == farther)).astype(np.float32)
+
+
+def motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
+    """As `data.motion.motion_energy`: uint8[..., T, H, W, 3] -> float32[..., N], grey levels."""
+    *batch, num_frames, height, width, channels = video.shape
+    t, h, w = tubelet_size
+    if num_frames == 1:
+        return jnp.zeros((*batch, height // h * (width // w)), jnp.float32)
+    frames = video.astype(jnp.float32)
+    difference = frames[..., 1:, :, :, :] - frames[..., :-1, :, :, :]
+    difference = jnp.concatenate([difference[..., :1, :, :, :], difference], axis=-4)  # (..., T, H, W, 3)
+    shape = (*batch, num_frames // t, t, height // h, h, width // w, w * channels)
+    squared = jnp.square(difference).reshape(shape)  # (..., nt, t, nh, h, nw, w * 3)
+    return jnp.sqrt(squared.sum(axis=(-5, -3, -1))).reshape(*batch, -1)  # (..., N)
