@@ -25,9 +25,11 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--config", required=True, help="a file of configs/; --config.KEY=VALUE sets a key")
     parser.add_argument("--workdir", required=True, help="where checkpoints, metrics and pictures go")
-    parser.add_argument(
-        "--distributed", action="store_true", help="several processes; found out on TPU pods and Slurm by JAX"
-    )
+    processes = parser.add_argument_group("several processes (found out under Slurm and Open MPI)")
+    processes.add_argument("--distributed", action="store_true", help="ask the cluster for the others, as on a TPU pod")
+    processes.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0, where JAX cannot find out")
+    processes.add_argument("--num_processes", type=int, help="of the whole run")
+    processes.add_argument("--process_id", type=int, help="of this process, from 0")
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     return parser.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
 
@@ -56,10 +58,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     except OSError as error:
         raise ValueError(f"--workdir={arguments.workdir} cannot be made: {error}") from error
 
-    import jax
+    from mv2mae_jax import processes
 
-    if arguments.distributed:
-        jax.distributed.initialize()
+    processes.start(
+        distributed=arguments.distributed,
+        coordinator_address=arguments.coordinator_address,
+        num_processes=arguments.num_processes,
+        process_id=arguments.process_id,
+    )
+    processes.check()
     from mv2mae_jax import sharding
 
     mesh = sharding.make_mesh(**config.mesh)

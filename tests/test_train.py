@@ -1,9 +1,8 @@
-"""The training step and the loop: placement, accumulation and interruption change nothing."""
+"""The training step and the loop: accumulation and interruption change nothing."""
 
 import json
 import os
 import pathlib
-import pickle
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from mv2mae_jax import checkpoint, optim, sharding, train
+from mv2mae_jax import checkpoint, optim, train
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from tests import tiny
@@ -32,48 +31,6 @@ def assert_identical(first, second):
 @pytest.fixture(scope="module")
 def plain_run():
     return tiny.run_steps(tiny.make_config(), 5)
-
-
-@pytest.mark.parametrize("mesh", [{"data": 8, "fsdp": 1}, {"data": 2, "fsdp": 4}])
-def test_eight_devices_equal_one(plain_run, tmp_path, mesh):
-    code = f"""
-import pickle
-from mv2mae_jax import sharding
-sharding.MIN_FSDP_ELEMENTS = 256  # the model is tiny; cut it nevertheless
-from tests import tiny
-import jax
-assert jax.device_count() == 8
-config = tiny.make_config(mesh={mesh})
-pickle.dump(tiny.run_steps(config, 5), open({str(tmp_path / "run.pkl")!r}, "wb"))
-"""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
-    state, history = pickle.loads((tmp_path / "run.pkl").read_bytes())
-    for sharded, single in zip(history, plain_run[1], strict=True):
-        assert sharded == pytest.approx(single, rel=2e-4)
-    assert int(state.step) == 5
-
-
-def test_fsdp_cuts_large_arrays_along_their_largest_divisible_axis(monkeypatch):
-    monkeypatch.setattr(sharding, "MIN_FSDP_ELEMENTS", 64)
-    mesh = jax.sharding.AbstractMesh((2, 4), sharding.BATCH_AXES)
-    shapes = {"kernel": (6, 12, 16), "odd": (7, 15), "small": (4, 4), "tall": (64, 3)}
-    abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    placed = {name: tuple(s.spec) for name, s in sharding.state_sharding(mesh, abstract).items()}
-    assert placed == {"kernel": (None, None, "fsdp"), "odd": (), "small": (), "tall": ("fsdp",)}
-
-
-def test_a_batch_that_cannot_be_cut_is_refused():
-    mesh = jax.sharding.AbstractMesh((2, 4), sharding.BATCH_AXES)
-    with pytest.raises(ValueError, match="not divisible by the 8 devices; use 8 or 16"):
-        sharding.check_batch(mesh, 12)
-    with pytest.raises(ValueError, match="8 devices x 3 accumulation steps; use 24"):
-        sharding.check_batch(mesh, 16, accumulation_steps=3)
-
-
-def test_a_mesh_of_other_size_than_the_devices_is_refused():
-    with pytest.raises(ValueError, match=r"mesh.data = 3 and mesh.fsdp = 1 do not multiply to the 1 device"):
-        sharding.make_mesh(3, 1)
 
 
 def test_accumulated_parts_equal_the_whole_batch(plain_run):

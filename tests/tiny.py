@@ -9,6 +9,9 @@ from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
 
+# XLA_FLAGS of subprocesses that compile much and run little.
+QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 # As command-line overrides, so that the same run can be started with run.py.
 OVERRIDES = (
     "total_steps=6",
@@ -70,7 +73,7 @@ def make_batch(config, step: int) -> dict[str, np.ndarray]:
 
 
 def run_steps(config, num_steps: int):
-    """Trains on random batches over all devices: (final state, [metrics of each step])."""
+    """Trains on random batches over all devices: (final state, where it lives; [metrics of each step])."""
     mesh = sharding.make_mesh(**config.mesh)
     task = Pretrain.from_config(config)
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
@@ -87,4 +90,4 @@ def run_steps(config, num_steps: int):
     for step in range(num_steps):
         state, metrics = train_step(state, sharding.put_batch(mesh, make_batch(config, step)))
         history.append({key: float(value) for key, value in metrics.items()})
-    return jax.device_get(state), history
+    return state, history

@@ -1,0 +1,72 @@
+"""Starts the processes of a run as one program: a TPU pod, Slurm, Open MPI, or processes named by flags."""
+
+import os
+
+import jax
+
+
+def start(
+    *,
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the other processes where there are any; otherwise does nothing. To be called before JAX is used.
+
+    Args:
+      distributed: join even where nothing shows that there are others; JAX then asks the cluster who they are.
+      coordinator_address: 'HOST:PORT' of process 0; with the next two, for clusters that JAX does not know.
+      num_processes: of the whole run.
+      process_id: of this one, from 0.
+
+    Raises:
+      ValueError: some of the three flags are missing, or nobody says who the other processes are.
+    """
+    flags = {
+        "--coordinator_address": coordinator_address,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    missing = [name for name, value in flags.items() if value is None]
+    if len(missing) == len(flags):
+        if distributed or cluster():
+            _ask_cluster()
+        return
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing: processes named by flags need {', '.join(flags)}.")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"--process_id={process_id} must lie between 0 and --num_processes - 1 = {num_processes - 1}.")
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def _ask_cluster() -> None:
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed: JAX found no cluster that says who the other processes are ({error}). On a machine that "
+            "runs alone leave the flag out; elsewhere pass --coordinator_address=HOST:PORT, --num_processes and "
+            "--process_id."
+        ) from error
+
+
+def cluster() -> str | None:
+    """The launcher that started several processes, by the variables that it sets; None where there is none."""
+    variables = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+    for name, variable in variables.items():
+        if int(os.environ.get(variable, 1)) > 1:
+            return name
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return "TPU pod"
+    return None
+
+
+def check() -> None:
+    """Refuses a TPU pod whose processes have not joined: they would compute together and each save alone.
+
+    Raises:
+      ValueError: there are several processes, but `start` was not asked to join them.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(f"This is one of {jax.process_count()} processes: start each with --distributed.")

@@ -1,0 +1,132 @@
+"""Several processes train as one: the same losses, one set of files, and checkpoints that any number can go on with."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mv2mae_jax import processes
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Rows of training and of evaluation every two steps, and a learning rate that does not depend on the run's length.
+OPTIONS = (
+    "eval.every_steps=2",
+    "optimizer.ema_decay=0.9",
+    "warmup_epochs=0.0",
+    "optimizer.base_learning_rate=0.03",
+    "optimizer.final_base_learning_rate=0.03",
+)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def run(workdir, data_dir, num_processes, *overrides) -> list[str]:
+    """Trains with as many processes of one device each; the output of every process."""
+    overrides = (f"data.dir={data_dir}", *tiny.OVERRIDES, *OPTIONS, *overrides)
+    command = [sys.executable, "run.py", "--config=configs/pretrain_base.py", f"--workdir={workdir}"]
+    command += [f"--config.{override}" for override in overrides]
+    port = free_port()
+    environment, started = os.environ | {"XLA_FLAGS": tiny.QUICK_FLAGS, "JAX_PLATFORMS": "cpu"}, []
+    for index in range(num_processes):
+        flags = [f"--coordinator_address=localhost:{port}", f"--num_processes={num_processes}", f"--process_id={index}"]
+        flags = flags if num_processes > 1 else []
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, **output))
+    outputs = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0] * num_processes, outputs
+    return outputs
+
+
+def history(workdir) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    timed = ("perf/", "data/")
+    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
+
+
+def assert_same_history(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(synthetic_set, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    run(workdir, synthetic_set, 1, "total_steps=4")
+    return workdir
+
+
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_train_like_one_and_one_goes_on(alone, synthetic_set, tmp_path, num_processes):
+    outputs = run(tmp_path, synthetic_set, num_processes, "total_steps=2")
+    said = [bool(without_warnings(output).strip()) for output in outputs]
+    assert said == [True] + [False] * (num_processes - 1)
+    assert f"{num_processes} process(es)" in outputs[0]
+    assert_same_history(history(tmp_path), history(alone)[: len(history(tmp_path))])
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 2
+
+    (output,) = run(tmp_path, synthetic_set, 1, "total_steps=4")
+    assert "Going on from step 2" in output
+    assert_same_history(history(tmp_path)[-2:], history(alone)[-2:])
+
+
+def test_two_processes_go_on_with_the_run_of_one(alone, synthetic_set, tmp_path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "4")  # as if it had been stopped before
+    outputs = run(tmp_path, synthetic_set, 2, "total_steps=4", "mesh.data=1", "mesh.fsdp=2")
+    assert "Going on from step 2" in outputs[0]
+    assert_same_history(history(tmp_path), history(alone))
+
+
+def without_warnings(output: str) -> str:
+    """What a run itself says: without the log lines of JAX's coordination."""
+    return "\n".join(line for line in output.splitlines() if not re.match(r"[IWE]\d{4} |\[Gloo\]|WARNING:", line))
+
+
+# How processes find each other
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, "Slurm"),
+        ({"OMPI_COMM_WORLD_SIZE": "8"}, "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "t1v-0,t1v-1"}, "TPU pod"),
+    ],
+)
+def test_launchers_are_known_by_their_variables(monkeypatch, variables, launcher):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes.cluster() == launcher
+
+
+def test_flags_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="--process_id missing"):
+        processes.start(coordinator_address="localhost:1", num_processes=2)
+    with pytest.raises(ValueError, match=r"--process_id=2 must lie between 0 and --num_processes - 1 = 1"):
+        processes.start(coordinator_address="localhost:1", num_processes=2, process_id=2)
+
+
+def test_processes_that_have_not_joined_are_refused(monkeypatch):
+    processes.check()
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    with pytest.raises(ValueError, match="one of 4 processes: start each with --distributed"):
+        processes.check()
