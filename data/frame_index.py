@@ -106,9 +106,9 @@ class Frames:
         """
         shard = int(np.searchsorted(self._first_record, record, side="right")) - 1
         file = self._file(self._shard_names[shard])
+        entries = self._index()[self._first_frame[record] + np.asarray(frames)].tolist()
         found = []
-        for frame in frames:
-            start, num_bytes, checksum = self._index()[self._first_frame[record] + frame].tolist()
+        for frame, (start, num_bytes, checksum) in zip(frames, entries, strict=True):
             stored = read(file.fileno(), start, num_bytes)
             if zlib.crc32(stored) != checksum:
                 raise DamagedFrame(f"frame {frame} has changed: {num_bytes} bytes at {start} of {file.name}")

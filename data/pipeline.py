@@ -5,7 +5,9 @@ saved iterator, so a run goes on exactly with any number of workers, hosts or de
 global element index, before the stream is cut by process.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -43,10 +45,12 @@ def train_batches(
 
     Yields:
       `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
-      `view` int32[B, V]; `label` int32[B], -1 where unknown.
+      `view` int32[B, V]; `label` int32[B], -1 where unknown. Of frames stored as coefficients `video` is what
+      mv2mae_jax/decode.py makes the two from, see `samples.read_clips`; the same holds for all clips below.
     """
     return _training_stream(
-        samples.ReadSample(dataset=dataset),
+        samples.DrawSample(dataset=dataset),
+        functools.partial(samples.read_batch, dataset),
         len(dataset.train.elements),
         repeats=dataset.spec.repeats,
         seed=seed,
@@ -77,6 +81,7 @@ def labelled_batches(
     """
     return _training_stream(
         samples.ReadLabelledSample(dataset=dataset),
+        _join_repeats,
         len(dataset.train),
         repeats=dataset.spec.repeats,
         seed=seed,
@@ -89,7 +94,8 @@ def labelled_batches(
 
 
 def _training_stream(
-    read: grain.transforms.RandomMap,
+    draw: grain.transforms.RandomMap,
+    make_batch: Callable[[Sequence[Any]], Batch],
     num_elements: int,
     *,
     repeats: int,
@@ -106,11 +112,10 @@ def _training_stream(
             f"data.repeats = {repeats}."
         )
     elements_per_step = global_batch_size // repeats
-    elements = grain.MapDataset.range(num_elements).seed(seed).shuffle().repeat().random_map(read)
+    elements = grain.MapDataset.range(num_elements).seed(seed).shuffle().repeat().random_map(draw)
     rows = elements_per_step // process_count
     own = _ProcessRows(elements, start_step, elements_per_step, process_index * rows, rows)
-    batches = own.batch(rows).map(_merge_repeats)
-    return iter(_prefetch(batches, num_workers))
+    return iter(_prefetch(own.batch(rows, batch_fn=make_batch), num_workers))
 
 
 def eval_batches(
@@ -131,7 +136,8 @@ def eval_batches(
     Besides the keys of `train_batches` a batch holds sources from other takes, seen by the same camera as the source:
       `other_subject` and `other_action` uint8[B, S, T, H, W, 3]: another subject in the same room, and the same subject
       in the same room doing something else;
-      `has_other_subject`, `has_other_action` bool[B]: whether the set holds such a take (otherwise zeros are passed);
+      `has_other_subject`, `has_other_action` bool[B]: whether the set holds such a take (otherwise the take's own
+      sources are passed);
       `valid` bool[B]: False for rows that only fill the last batch.
     """
     take_views = dataset.held_out or dataset.train
@@ -139,7 +145,7 @@ def eval_batches(
     if max_takes is not None:
         elements = elements[np.isin(elements[:, 0], np.unique(elements[:, 0])[:max_takes])]
     elements = np.tile(elements, (clips_per_element, 1))
-    read = samples.ReadEvalSample(
+    draw = samples.DrawEvalSample(
         dataset=dataset,
         take_views=take_views,
         elements=elements,
@@ -147,9 +153,10 @@ def eval_batches(
     )
     num_batches = -(-len(elements) // global_batch_size)
     rows = global_batch_size // process_count
-    padded = grain.MapDataset.range(num_batches * global_batch_size).seed(seed).random_map(read)
+    padded = grain.MapDataset.range(num_batches * global_batch_size).seed(seed).random_map(draw)
     own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
-    return iter(_prefetch(own.batch(rows).map(_merge_repeats), num_workers))
+    batches = own.batch(rows, batch_fn=functools.partial(samples.read_batch, dataset))
+    return iter(_prefetch(batches, num_workers))
 
 
 def clip_batches(
@@ -227,11 +234,6 @@ class _ProcessRows(grain.MapDataset):
         return self._parent[(self._start_step + step) * self._per_step + self._first_row + row]
 
 
-def _merge_repeats(batch: Batch) -> Batch:
-    """(elements, repeats, ...) -> (elements * repeats, ...): crops of the same clip are neighbours.
-
-    Coefficients are those of all crops of an element: the device decodes them once (mv2mae_jax/decode.py).
-    """
-    return {
-        key: value if isinstance(value, dict) else value.reshape(-1, *value.shape[2:]) for key, value in batch.items()
-    }
+def _join_repeats(elements: Sequence[Batch]) -> Batch:
+    """Elements of (repeats, ...) -> (elements * repeats, ...): crops of the same clip are neighbours."""
+    return {key: np.concatenate([element[key] for element in elements]) for key in elements[0]}

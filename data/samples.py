@@ -6,6 +6,8 @@ What is drawn comes from the generator that is passed in; `data.pipeline` decide
 import collections
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import grain
@@ -20,22 +22,34 @@ Sample = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReadSample(grain.transforms.RandomMap):
-    """Element index -> `repeats` crops of one clip of one target view and its source views."""
+class Views:
+    """What was drawn of a sample: the same frames of several views of a take, in several crops.
+
+    Attributes:
+      rows: int[V], manifest rows.
+      position: of the clip; see `clips.frame_indices`.
+      crops: R lists of V crops.
+    """
+
+    rows: np.ndarray
+    position: float
+    crops: list[list[clips.CropDraw]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawSample(grain.transforms.RandomMap):
+    """Element index -> `repeats` crops of one clip of one target view and its source views, for `read_batch`."""
 
     dataset: Dataset
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Sample:
+    def random_map(self, element: int, rng: np.random.Generator) -> dict[str, Any]:
         spec, take_views = self.dataset.spec, self.dataset.train
         take, target = (int(i) for i in take_views.elements[element])
         view = _draw_views(rng, take_views, take, target, spec)
         position = rng.random()
-        draws = [self._draw_crops(rng, len(view)) for _ in range(spec.repeats)]
-        facts = _facts(self.dataset, take_views, take, view)
-        return {
-            **_read_sample(self.dataset, take_views, take, view, position, draws),
-            **{key: np.repeat(value[None], spec.repeats, axis=0) for key, value in facts.items()},
-        }
+        crops = [self._draw_crops(rng, len(view)) for _ in range(spec.repeats)]
+        video = Views(rows=take_views.rows[take, view], position=position, crops=crops)
+        return {"video": video, **_facts(self.dataset, take_views, take, view)}
 
     def _draw_crops(self, rng: np.random.Generator, num_views: int) -> list[clips.CropDraw]:
         draws = [clips.draw_crop(rng, self.dataset.spec.crop_scales) for _ in range(num_views)]
@@ -52,66 +66,75 @@ def _draw_views(
 
 def _facts(dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.ndarray) -> Sample:
     label = dataset.prepared.views["label"][take_views.rows[take, view[0]]]
-    return {"take": np.asarray(take, np.int32), "view": view.astype(np.int32), "label": np.asarray(label, np.int32)}
+    return {"take": np.int32(take), "view": view.astype(np.int32), "label": np.int32(label)}
 
 
-def _read_sample(
-    dataset: Dataset,
-    take_views: clips.TakeViews,
-    take: int,
-    view: np.ndarray,
-    position: float,
-    draws: list[list[clips.CropDraw]],
-) -> Sample:
-    """`video` and, where the pixels are known, `motion` float32[R, V, N]."""
-    video = read_crops(dataset.prepared, dataset.spec, take_views.rows[take, view], position, draws)
-    if isinstance(video, dict):
-        return {"video": video}
-    energies = [[motion_energy(clip, dataset.spec.tubelet_size) for clip in views] for views in video]
-    return {"video": video, "motion": np.array(energies)}
-
-
-def read_crops(
-    prepared: takes.Prepared,
-    spec: clips.ClipSpec,
-    rows: np.ndarray,
-    position: float,
-    draws: list[list[clips.CropDraw]],
-) -> np.ndarray | dict[str, np.ndarray]:
-    """The same frames of several views, in each of R crops. The one place where a codec decides what a batch holds.
-
-    Args:
-      prepared: the data set.
-      spec: its frames and crop size are used.
-      rows: int[V], manifest rows.
-      position: of the clip; see `clips.frame_indices`.
-      draws: R lists of V crops.
+def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]]) -> Sample:
+    """Samples -> a batch: clips are read, all else is stacked; the crops of a clip are neighbours.
 
     Returns:
-      uint8[R, V, T, H, W, 3], or of frames stored as coefficients what mv2mae_jax/decode.py makes that from:
-      `coefficients` int8[V, T, *prepared.coefficients_shape], `steps` uint8[V, 2, 8, 8] and `box` int32[R, V, 4] (top,
-      left, height and width in pixels).
+      Clips as of `read_clips`, and `motion` float32[B, V, N] of `video` where the pixels are known.
 
     Raises:
       ValueError: a view cannot be read; names the take and the view.
     """
-    indices, records = _frame_indices(prepared, spec, rows, position), prepared.views["record"][rows].tolist()
+    repeats, batch = len(drawn[0]["video"].crops), {}
+    for key, value in drawn[0].items():
+        values = [sample[key] for sample in drawn]
+        if isinstance(value, Views):
+            batch[key] = read_clips(dataset.prepared, dataset.spec, values)
+        else:
+            batch[key] = np.repeat(np.stack(values), repeats, axis=0)  # (B, ...)
+    if not isinstance(batch["video"], dict):
+        energies = [[motion_energy(clip, dataset.spec.tubelet_size) for clip in views] for views in batch["video"]]
+        batch["motion"] = np.array(energies)  # (B, V, N)
+    return batch
+
+
+def read_clips(
+    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views]
+) -> np.ndarray | dict[str, np.ndarray]:
+    """The clips of E samples. The one place where the codec decides what a batch holds.
+
+    Returns:
+      uint8[E * R, V, T, H, W, 3]; or, of frames stored as coefficients, what mv2mae_jax/decode.py makes that from:
+      `coefficients` int8[E, V, T, *prepared.coefficients_shape], `steps` uint8[E, V, 2, 8, 8] and `box`
+      int32[E, R, V, 4] (top, left, height, width in pixels).
+
+    Raises:
+      ValueError: a view cannot be read; names the take and the view.
+    """
     if prepared.codec == "dct":
-        coefficients = np.empty((len(rows), len(indices), *prepared.coefficients_shape), np.int8)
-        read = zip(records, coefficients, strict=True)
-        steps = np.stack([prepared.read_coefficients(record, indices, into) for record, into in read])
-        sizes = [(int(prepared.views["height"][row]), int(prepared.views["width"][row])) for row in rows]
-        box = [[clips.crop_box(d, s, spec.crop_size) for d, s in zip(views, sizes, strict=True)] for views in draws]
-        return {"coefficients": coefficients, "steps": steps, "box": np.array(box, np.int32)}
-    frames = [prepared.read(record, indices) for record in records]
-    return np.stack(
-        [[crop_clip(f, d, spec.crop_size) for f, d in zip(frames, views, strict=True)] for views in draws]
-    )  # (R, V, T, H, W, 3)
+        return _read_coefficients(prepared, spec, samples)
+    video = []
+    for sample in samples:
+        indices, records = _frame_indices(prepared, spec, sample), prepared.views["record"][sample.rows].tolist()
+        frames = [prepared.read(record, indices) for record in records]
+        for crops in sample.crops:
+            video.append([crop_clip(f, crop, spec.crop_size) for f, crop in zip(frames, crops, strict=True)])
+    return np.array(video)  # (E * R, V, T, H, W, 3)
 
 
-def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, position: float) -> np.ndarray:
-    shortest = int(prepared.views["num_frames"][rows].min())
-    return clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, position)
+def _read_coefficients(
+    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views]
+) -> dict[str, np.ndarray]:
+    num_views = len(samples[0].rows)
+    shape = (len(samples), num_views, spec.num_frames, *prepared.coefficients_shape)
+    coefficients = np.empty(shape, np.int8)  # filled in place: copies of it would cost as much as unpacking
+    steps = np.empty((len(samples), num_views, 2, 8, 8), np.uint8)
+    box = np.empty((len(samples), len(samples[0].crops), num_views, 4), np.int32)
+    for i, sample in enumerate(samples):
+        indices = _frame_indices(prepared, spec, sample)
+        for v, row in enumerate(sample.rows.tolist()):
+            steps[i, v] = prepared.read_coefficients(int(prepared.views["record"][row]), indices, coefficients[i, v])
+            size = int(prepared.views["height"][row]), int(prepared.views["width"][row])
+            box[i, :, v] = [clips.crop_box(crops[v], size, spec.crop_size) for crops in sample.crops]
+    return {"coefficients": coefficients, "steps": steps, "box": box}
+
+
+def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views) -> np.ndarray:
+    shortest = int(prepared.views["num_frames"][sample.rows].min())
+    return clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, sample.position)
 
 
 def crop_clip(frames: np.ndarray, draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
@@ -134,7 +157,7 @@ class ReadLabelledSample(grain.transforms.RandomMap):
     def random_map(self, element: int, rng: np.random.Generator) -> Sample:
         spec, prepared = self.dataset.spec, self.dataset.prepared
         row = self.dataset.train[element]
-        indices = _frame_indices(prepared, spec, [row], position=rng.random())
+        indices = _frame_indices(prepared, spec, Views(rows=np.array([row]), position=rng.random(), crops=[]))
         frames = prepared.read(int(prepared.views["record"][row]), indices)  # augmentations want pixels, here
         return {
             "video": np.stack([self._augmented(frames, rng) for _ in range(spec.repeats)]),  # (repeats, T, H, W, 3)
@@ -173,24 +196,32 @@ class ReadClips(grain.transforms.Map):
         shape = (len(self.rows), len(self.positions), len(self.crops))
         view, clip, crop = np.unravel_index(numbers % self.num_samples, shape)
         rows = self.rows[view]
-        video = []
-        for (i, j), same_clip in itertools.groupby(range(self.own), key=lambda sample: (view[sample], clip[sample])):
-            draws = [[self.crops[crop[sample]]] for sample in same_clip]
-            video.append(read_crops(self.prepared, self.spec, self.rows[[i]], self.positions[j], draws))
+        same_clip = itertools.groupby(range(self.own), key=lambda sample: (view[sample], clip[sample]))
+        wanted = [
+            Views(
+                rows=self.rows[[i]],
+                position=self.positions[j],
+                crops=[[self.crops[crop[sample]]] for sample in group],
+            )
+            for (i, j), group in same_clip
+        ]
         return {
-            "video": _join(video),
+            "video": _single_views(self.prepared, self.spec, wanted),
             "label": self.prepared.views["label"][rows].astype(np.int32),
             "row": rows.astype(np.int32),
             "valid": numbers < self.num_samples,
         }
 
 
-def _join(clips_in_crops: list[np.ndarray | dict[str, np.ndarray]]) -> np.ndarray | dict[str, np.ndarray]:
-    """Of single views, R crops of each clip: one batch with a row for every crop, uint8[B, T, H, W, 3] or its parts."""
-    if not isinstance(clips_in_crops[0], dict):
-        return np.concatenate(clips_in_crops)[:, 0]
-    repeats = [len(clip["box"]) for clip in clips_in_crops]
-    parts = {key: np.concatenate([clip[key] for clip in clips_in_crops]) for key in clips_in_crops[0]}
+def _single_views(
+    prepared: takes.Prepared, spec: clips.ClipSpec, wanted: Sequence[Views]
+) -> np.ndarray | dict[str, np.ndarray]:
+    """As `read_clips` of one view each, without its axis; clips may have different numbers of crops."""
+    video = [read_clips(prepared, spec, [clip]) for clip in wanted]
+    if not isinstance(video[0], dict):
+        return np.concatenate(video)[:, 0]  # (B, T, H, W, 3)
+    repeats = [len(clip.crops) for clip in wanted]
+    parts = {key: np.concatenate([clip[key][0] for clip in video]) for key in video[0]}
     return {
         "coefficients": parts["coefficients"].repeat(repeats, axis=0),  # (B, T, 3 H / 2, W)
         "steps": parts["steps"].repeat(repeats, axis=0),  # (B, 2, 8, 8)
@@ -238,8 +269,8 @@ class OtherTakes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReadEvalSample(grain.transforms.RandomMap):
-    """Row number -> centre crops of a target view, its source views, and sources from other takes.
+class DrawEvalSample(grain.transforms.RandomMap):
+    """Row number -> centre crops of a target view, its source views, and sources from other takes, for `read_batch`.
 
     Attributes:
       elements: int[num_elements, 2], (take, target view) in the order of evaluation; further rows start over.
@@ -250,20 +281,21 @@ class ReadEvalSample(grain.transforms.RandomMap):
     elements: np.ndarray
     others: OtherTakes
 
-    def random_map(self, row: int, rng: np.random.Generator) -> Sample:
+    def random_map(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
         spec, take_views = self.dataset.spec, self.take_views
         take, target = (int(i) for i in self.elements[row % len(self.elements)])
         view = _draw_views(rng, take_views, take, target, spec)
-        centre = [[clips.CropDraw()] * len(view)]
-        read = _read_sample(self.dataset, take_views, take, view, rng.random(), centre)
-        facts = _facts(self.dataset, take_views, take, view) | {"valid": np.asarray(row < len(self.elements))}
+
+        def central(take: int, view: np.ndarray) -> Views:
+            crops = [[clips.CropDraw()] * len(view)]
+            return Views(rows=take_views.rows[take, view], position=rng.random(), crops=crops)
+
+        sample = {"video": central(take, view), **_facts(self.dataset, take_views, take, view)}
+        sample["valid"] = np.bool_(row < len(self.elements))
         if spec.num_source_views == 0:
-            return read | {key: value[None] for key, value in facts.items()}
+            return sample
         for name, partners in (("other_subject", self.others.subject), ("other_action", self.others.action)):
             usable = [other for other in partners[take].tolist() if (take_views.rows[other, view[1:]] >= 0).all()]
-            other = int(rng.choice(usable)) if usable else take
-            position = rng.random() if usable else 0.0
-            rows = take_views.rows[other, view[1:]]
-            read[name] = read_crops(self.dataset.prepared, spec, rows, position, [centre[0][1:]])
-            facts[f"has_{name}"] = np.asarray(bool(usable))
-        return read | {key: value[None] for key, value in facts.items()}
+            sample[name] = central(int(rng.choice(usable)) if usable else take, view[1:])
+            sample[f"has_{name}"] = np.bool_(bool(usable))
+        return sample

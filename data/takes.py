@@ -1,10 +1,10 @@
 """Random access to a prepared set: take -> views -> frames. Written by `python -m data.prepare`."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +13,6 @@ from data import catalog, codec, dct
 from data.frame_index import Frames
 
 FORMAT_VERSION = 3  # of a prepared set
-Decoded = TypeVar("Decoded")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,11 @@ class Prepared:
         Raises:
           ValueError: no such record or frame, or the record is damaged; the message names take and view.
         """
-        return np.stack(self._each(record, frames, codec.get(self.codec).decode))  # (T, h, w, 3)
+        decode = codec.get(self.codec).decode
+        stored = self._stored(record, frames)
+        with self._naming_damage(record):
+            decoded = {frame: decode(data) for frame, data in stored.items()}
+        return np.stack([decoded[frame] for frame in np.asarray(frames).tolist()])  # (T, h, w, 3)
 
     def read_coefficients(self, record: int, frames: np.ndarray, into: np.ndarray) -> np.ndarray:
         """As `read`, but of frames that are stored as coefficients, which are unpacked and no more.
@@ -63,10 +66,11 @@ class Prepared:
         Returns:
           uint8[2, 8, 8], the quantisation steps of luma and chroma.
         """
-        unpacked = self._each(record, frames, dct.unpack)
-        for (coefficients, _, _), place in zip(unpacked, into, strict=True):
-            dct.put(coefficients, place)
-        _, _, quality = unpacked[0]
+        stored = self._stored(record, frames)
+        with self._naming_damage(record):
+            for frame, place in zip(np.asarray(frames).tolist(), into, strict=True):
+                coefficients, _, quality = dct.unpack(stored[frame])
+                dct.put(coefficients, place)  # while it is in the cache
         return dct.steps(quality)
 
     @property
@@ -75,22 +79,25 @@ class Prepared:
         height, width = dct.padded_size(int(self.views["height"].max()), int(self.views["width"].max()))
         return 3 * height // 2, width
 
-    def _each(self, record: int, frames: np.ndarray, decode: Callable[[bytes], Decoded]) -> list[Decoded]:
+    def _stored(self, record: int, frames: np.ndarray) -> dict[int, bytes]:
         if not 0 <= record < len(self.views["record"]):
             raise ValueError(f"no record {record} in {self.directory}: there are {len(self.views['record'])}")
         num_frames = self.views["num_frames"][record]
         if len(frames) == 0 or np.min(frames) < 0 or np.max(frames) >= num_frames:
             raise ValueError(f"{self._called(record)} has frames 0 to {num_frames - 1}, not {np.asarray(frames)}")
+        wanted = np.unique(frames).tolist()
+        with self._naming_damage(record):
+            return dict(zip(wanted, self.stored.read(record, wanted), strict=True))
+
+    @contextlib.contextmanager
+    def _naming_damage(self, record: int) -> Iterator[None]:
         try:
-            wanted = np.unique(frames).tolist()
-            stored = self.stored.read(record, wanted)
-            decoded = {frame: decode(data) for frame, data in zip(wanted, stored, strict=True)}
+            yield
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"{self._called(record)} is damaged ({error}); `python -m data.prepare --verify "
                 f"--output={self.directory}` tells what else is"
             ) from error
-        return [decoded[frame] for frame in np.asarray(frames).tolist()]
 
     def splits(self, protocol: str) -> np.ndarray:
         """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""

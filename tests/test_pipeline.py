@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import threading
 
 import grain
 import numpy as np
@@ -151,21 +150,11 @@ def test_repeats_are_crops_of_one_clip(synthetic_set):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same, monkeypatch):
-    dataset, seen = make_dataset(synthetic_set, same_crop_in_views=same), []
-    crop_clip = samples.crop_clip
-
-    def recorded(frames, draw, crop_size):
-        if threading.current_thread() is threading.main_thread():  # streams of other tests still read ahead in theirs
-            seen.append(draw)
-        return crop_clip(frames, draw, crop_size)
-
-    monkeypatch.setattr(samples, "crop_clip", recorded)
-    reader = samples.ReadSample(dataset=dataset)
-    for element in range(10):
-        reader.random_map(element, np.random.default_rng(element))
-    pairs = np.array(seen, dtype=object).reshape(10, 2)
-    assert all((first == second) == same for first, second in pairs)
+def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same):
+    dataset = make_dataset(synthetic_set, same_crop_in_views=same)
+    draw = samples.DrawSample(dataset=dataset)
+    drawn = [draw.random_map(element, np.random.default_rng(element))["video"].crops for element in range(10)]
+    assert all((first == second) == same for ((first, second),) in drawn)
 
 
 def test_a_failing_read_names_the_take(dataset):
