@@ -76,7 +76,7 @@ def get_config() -> config_dict.ConfigDict:
             drop_path=0.1,  # [ours] VideoMAE's stochastic depth, of the last block; grows linearly from 0
             head_init_scale=0.001,  # [ours] VideoMAE's
             scan_layers=True,  # [ours] compiles one block instead of all; the numbers are the same
-            remat="none",  # [ours] none | dots | block
+            remat="auto",  # [ours] none | dots | block; auto is dots on TPU, else none
             attention="xla",  # [ours] xla | cudnn
         )
     )

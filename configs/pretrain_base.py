@@ -57,7 +57,8 @@ def get_config() -> config_dict.ConfigDict:
             tubelet_size=(2, 16, 16),  # [paper] (frames, height, width) of one token: 8x8x8 = 512 tokens
             cross_view=True,  # [paper] the cross-view decoder; False is a single-view masked autoencoder
             scan_layers=True,  # [ours] compiles one block instead of all; the numbers are the same
-            remat="none",  # [ours] none | dots | block: recompute activations in the backward pass to save memory
+            # What the backward pass recomputes instead of keeping: nothing, all but dense products, or whole blocks.
+            remat="auto",  # [ours] none | dots | block; auto is dots on TPU, where memory bounds the step, else none
             attention="xla",  # [ours] xla | cudnn: implementation of jax.nn.dot_product_attention
         )
     )

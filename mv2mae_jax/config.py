@@ -114,7 +114,7 @@ _CHOICES = {
     "task": TASKS,
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "model.variant": ("Ti", "S", "B", "L", "H"),
-    "model.remat": ("none", "dots", "block"),
+    "model.remat": ("auto", "none", "dots", "block"),
     "model.attention": ("xla", "cudnn"),
     "masking.kind": ("random", "tube"),
     "loss.weighted_views": ("all", "target"),

@@ -28,6 +28,7 @@ from mv2mae_jax import config as configs
 from mv2mae_jax import hlo, hlo_cost, optim, sharding
 from mv2mae_jax.chips import CHIPS, Chip
 from mv2mae_jax.flops import training_flops
+from mv2mae_jax.models.mv2mae import settle_auto
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
@@ -392,8 +393,7 @@ def main(argv: list[str]) -> None:
     for name in arguments.topology.split(","):
         where = find_slice(name)
         config = configs.load(arguments.config, overrides)
-        if config.compute_dtype == "auto":
-            config.compute_dtype = "bfloat16"  # what `auto` is on a TPU
+        config.compute_dtype, config.model.remat = settle_auto(config, "tpu")
         if arguments.batch_per_chip:
             config.global_batch_size = arguments.batch_per_chip * where.num_chips
         batch = f"b{config.global_batch_size / where.num_chips:g}"

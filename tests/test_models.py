@@ -12,6 +12,7 @@ import pytest
 from mv2mae_jax import losses
 from mv2mae_jax.masking import Mask, choose_decoded
 from mv2mae_jax.models import layers, mv2mae
+from tests import tiny
 
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike
 TINY = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
@@ -557,3 +558,14 @@ def test_inputs_that_do_not_fit_are_refused():
         init(random_video(2, 1), mask, None)
     with pytest.raises(ValueError, match="holds 2 source views, source_mask 1"):
         init(random_video(2, 3), mask, source_mask)
+
+
+@pytest.mark.parametrize(
+    ("backend", "settled"),
+    [("cpu", ("float32", "none")), ("gpu", ("bfloat16", "none")), ("tpu", ("bfloat16", "dots"))],
+)
+def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, settled):
+    config = tiny.make_config()
+    assert mv2mae.settle_auto(config, backend) == settled
+    config.compute_dtype, config.model.remat = "float32", "block"
+    assert mv2mae.settle_auto(config, backend) == ("float32", "block")

@@ -367,12 +367,10 @@ def build(
 
 
 def from_config(config: config_dict.ConfigDict) -> MV2MAE:
-    """The model of a config's `model` and `data` sections; `auto` computes in bfloat16 except on CPU."""
+    """The model of a config's `model` and `data` sections, with `auto` settled for the backend at hand."""
+    dtype, remat = settle_auto(config, jax.default_backend())
     sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
-    dtype = config.compute_dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return build(
         config.model.variant,
         clip_size=(config.data.num_frames, *config.data.crop_size),
@@ -380,9 +378,18 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
         cross_view=config.model.get("cross_view", False),
         dtype=jnp.dtype(dtype),
         scan_layers=config.model.scan_layers,
-        remat=config.model.remat,
+        remat=remat,
         attention=config.model.attention,
         **overrides,
+    )
+
+
+def settle_auto(config: config_dict.ConfigDict, backend: str) -> tuple[str, str]:
+    """(compute_dtype, remat): `auto` is bfloat16 except on CPU, and 'dots' on TPU, where memory bounds the step."""
+    dtype, remat = config.compute_dtype, config.model.remat
+    return (
+        ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype,
+        ("dots" if backend == "tpu" else "none") if remat == "auto" else remat,
     )
 
 
