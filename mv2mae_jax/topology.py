@@ -43,21 +43,19 @@ class Slice:
 
     Attributes:
       name: e.g. 'v5e:16x16'.
-      devices: what JAX calls devices: chips, or on v4 the two cores of each.
-      num_chips: chips.
+      devices: one per chip; on v4 the two cores of a chip are one device, as in a run.
       num_hosts: processes that a run on it would have.
       chip: published rates.
     """
 
     name: str
     devices: list[Any]
-    num_chips: int
     num_hosts: int
     chip: Chip
 
     @property
-    def devices_per_chip(self) -> int:
-        return len(self.devices) // self.num_chips
+    def num_chips(self) -> int:
+        return len(self.devices)
 
 
 def find_slice(name: str) -> Slice:
@@ -86,13 +84,13 @@ def find_slice(name: str) -> Slice:
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology={name} is unknown to libtpu: {error}. Examples: v5e:4x4, v4:2x2x4.") from error
     return Slice(
         name=name,
         devices=list(devices),
-        num_chips=len({tuple(device.coords) for device in devices}),
         num_hosts=len({device.process_index for device in devices}),
         chip=CHIPS[generation],
     )
@@ -161,26 +159,23 @@ def read_program(text: str) -> dict[str, Any]:
     }
 
 
-def bounds(
-    program: dict[str, Any], chip: Chip, *, devices_per_chip: int, flops_needed: float
-) -> dict[str, float | str | None]:
+def bounds(program: dict[str, Any], chip: Chip, *, flops_needed: float) -> dict[str, float | str | None]:
     """Times below which no chip of this kind can run the program, in seconds, and what follows.
 
     Args:
       program: from `read_program`.
       chip: published rates.
-      devices_per_chip: programs that share a chip.
       flops_needed: of the model, per chip and step.
     """
     wire_bytes = sum(kind["wire_bytes"] for kind in program["collectives"].values())
     seconds = {
-        "compute": devices_per_chip * program["matmul_flops"] / chip.flops_per_second,
-        "memory": devices_per_chip * program["hbm_bytes"] / chip.hbm_bytes_per_second,
-        "interconnect": devices_per_chip * wire_bytes / chip.ici_bytes_per_second,
+        "compute": program["matmul_flops"] / chip.flops_per_second,
+        "memory": program["hbm_bytes"] / chip.hbm_bytes_per_second,
+        "interconnect": wire_bytes / chip.ici_bytes_per_second,
     }
     bound_by = max(seconds, key=seconds.get)
     step = seconds[bound_by]
-    on_chip = devices_per_chip * program["bytes_accessed"] / chip.hbm_bytes_per_second
+    on_chip = program["bytes_accessed"] / chip.hbm_bytes_per_second
     compiler = program["compiler_cycles"] / chip.clock_hz if chip.clock_hz and program["compiler_cycles"] else None
     return {
         **{f"{name}_seconds": value for name, value in seconds.items()},
@@ -230,7 +225,6 @@ def report(config: config_dict.ConfigDict, where: Slice, known: dict[str, Any] |
         **identity,
         "jax": jax.__version__,
         "chips": where.num_chips,
-        "devices_per_chip": where.devices_per_chip,
         "hosts": where.num_hosts,
         "batch_per_chip": config.global_batch_size / where.num_chips,
         "views_per_sample": 1 + config.data.num_source_views,
@@ -246,7 +240,7 @@ def report(config: config_dict.ConfigDict, where: Slice, known: dict[str, Any] |
     program = read_program(compiled.as_text())
     cost = compiled.cost_analysis()
     needed = model_flops(config) / where.num_chips
-    bound = bounds(program, where.chip, devices_per_chip=where.devices_per_chip, flops_needed=needed)
+    bound = bounds(program, where.chip, flops_needed=needed)
     return {
         **record,
         "fits": True,
@@ -283,8 +277,8 @@ def largest_batch(
     Returns:
       `fits`: the largest batch that compiled; `fails`: the smallest that did not, None if none was tried; `tried`.
     """
-    total = first["memory_per_device"]["total"] * where.devices_per_chip
-    fixed = total - first["memory_per_device"]["temporaries"] * where.devices_per_chip
+    total = first["memory_per_device"]["total"]
+    fixed = total - first["memory_per_device"]["temporaries"]
     fits, fails = int(first["batch_per_chip"]), None
     slope = (total - fixed) / fits
     tried = {}
@@ -298,7 +292,7 @@ def largest_batch(
         tried[batch] = record["memory_per_device"]["total"] if record["fits"] else record["memory_used"]
         if record["fits"]:
             fits = batch
-            slope = (tried[batch] * where.devices_per_chip - fixed) / batch
+            slope = (tried[batch] - fixed) / batch
         else:
             fails = batch
     return {"fits": fits, "fails": fails, "tried": tried}
@@ -351,14 +345,13 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def _figures(record: dict[str, Any]) -> list[str]:
     bound, program = record["bound"], record["program"]
-    devices = record["devices_per_chip"]
     sent = sum(kind["wire_bytes"] for kind in program["collectives"].values())
     return [
-        f"{record['memory_per_device']['total'] * devices / GB:.1f} of {record['chip_memory_bytes'] / GB:.1f}",
-        f"{program['matmul_flops'] * devices / 1e12:.2f}",
-        f"{program['hbm_bytes'] * devices / GB:.1f}",
+        f"{record['memory_per_device']['total'] / GB:.1f} of {record['chip_memory_bytes'] / GB:.1f}",
+        f"{program['matmul_flops'] / 1e12:.2f}",
+        f"{program['hbm_bytes'] / GB:.1f}",
         f"{bound['flops_per_hbm_byte']:.0f}",
-        f"{sent * devices / 1e6:.0f}",
+        f"{sent / 1e6:.0f}",
         *(f"{1e3 * bound[f'{name}_seconds']:.1f}" for name in ("compute", "memory", "interconnect")),
         f"{bound['mfu']:.0%}",
         f"{record['input']['clips_per_second']:,.0f}",

@@ -292,14 +292,12 @@ def test_bounds_come_from_the_slowest_of_three():
         "collectives": {"all-reduce": {"wire_bytes": 2.0}, "all-gather": {"wire_bytes": 1.0}},
         "compiler_cycles": 100,
     }
-    bound = topology.bounds(program, chip, devices_per_chip=1, flops_needed=300.0)
+    bound = topology.bounds(program, chip, flops_needed=300.0)
     assert (bound["compute_seconds"], bound["memory_seconds"], bound["interconnect_seconds"]) == (4.0, 8.0, 3.0)
     assert (bound["step_seconds"], bound["bound_by"]) == (8.0, "memory")
     assert bound["mfu"] == 300 / (8 * 100)
     assert bound["mfu_if_all_bytes_were_hbm"] == 300 / (16 * 100)
     assert (bound["compiler_seconds"], bound["mfu_by_compiler"]) == (20.0, 300 / (20 * 100))
-    # Two devices on a chip share all it has.
-    assert topology.bounds(program, chip, devices_per_chip=2, flops_needed=600.0)["mfu"] == 600 / (16 * 100)
 
 
 def test_clocks_of_the_published_peaks():
@@ -320,7 +318,7 @@ def test_search_ends_at_the_largest_batch(limit, optimism):
 
 
 def test_input_rate_of_the_hosts():
-    where = topology.Slice(name="v5e:4x4", devices=[None] * 16, num_chips=16, num_hosts=4, chip=CHIPS["v5e"])
+    where = topology.Slice(name="v5e:4x4", devices=[None] * 16, num_hosts=4, chip=CHIPS["v5e"])
     rate = topology.input_rate(tiny_config("global_batch_size=64"), where, step_seconds=0.5)
     assert rate["clips_per_second"] == 64 * 2 / 0.5
     assert rate["clips_per_second_per_host"] == 64
