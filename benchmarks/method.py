@@ -47,6 +47,8 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "random": None,  # the encoder as initialised; fine-tuning it is training from scratch
     "single_view_90": SINGLE_VIEW | {"masking.target_mask_ratio": 0.9},
     "single_view_70": SINGLE_VIEW | {"masking.target_mask_ratio": 0.7},
+    # The batches, the masks and the encoder of the next row, without its decoder: what differs is that decoder alone.
+    "two_views": CROSS_VIEW | {"model.cross_view": False},
     "cross_view": CROSS_VIEW,
     "motion_fixed": CROSS_VIEW | {"loss.temperature": 60.0},
     "motion_auto": CROSS_VIEW | {"loss.ess_fraction": 0.6},
@@ -56,6 +58,7 @@ DESCRIPTIONS = {
     "random": "random initialisation (fine-tuned: from scratch)",
     "single_view_90": "single-view MAE, mask 0.9",
     "single_view_70": "single-view MAE, mask 0.7",
+    "two_views": "self-view decoder on two views, masks 0.95 and 0.5",
     "cross_view": "+ cross-view decoder, masks 0.95 and 0.5",
     "motion_fixed": "+ motion weights, t = 60 on [0, 255]",
     "motion_auto": "+ motion weights, automatic t (ESS 60 %)",
@@ -66,6 +69,7 @@ ORDERINGS = (
     ("random", "single_view_70"),
     ("single_view_90", "cross_view"),
     ("single_view_70", "cross_view"),
+    ("two_views", "cross_view"),
     ("cross_view", "motion_fixed"),
     ("cross_view", "motion_auto"),
     ("motion_fixed", "motion_auto"),

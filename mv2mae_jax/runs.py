@@ -22,7 +22,7 @@ def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, A
     if not steps or step not in (None, *steps):
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         there = f"it has steps {', '.join(map(str, steps))}" if steps else f"{folder} is missing or empty"
-        raise ValueError(f"{workdir} holds {wanted}: {there}. --workdir is the folder that run.py wrote to.")
+        raise ValueError(f"{workdir} holds {wanted}: {there}. A run is the --workdir of run.py.")
     step = steps[-1] if step is None else step
     checkpointer = checkpoint.Checkpointer(workdir)
     with contextlib.closing(checkpointer):

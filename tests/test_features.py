@@ -239,19 +239,35 @@ def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh)
     assert other["retrieval/mean_rank"] != results["retrieval/mean_rank"]
 
 
-def test_the_newest_checkpoint_of_a_run_is_probed(synthetic_set, dataset, model, params, mesh, tmp_path):
+def save(workdir, step, encoder, task):
+    checkpointer = checkpoint.Checkpointer(str(workdir))
+    params = {"encoder": encoder, "decoder": {"bias": jax.numpy.ones(3)}}
+    checkpointer.save(step, {"params": params}, {"config": json.dumps({"task": task})}, force=True)
+    checkpointer.close()
+
+
+def test_the_newest_checkpoint_of_a_run_is_probed(synthetic_set, dataset, params, mesh, tmp_path):
     config = make_config(synthetic_set, f"init_from={tmp_path}")
     facts = {}
     for step, scale in ((3, 1.0), (7, 2.0)):
         saved = jax.tree.map(lambda leaf, scale=scale: scale * leaf, params)
-        checkpointer = checkpoint.Checkpointer(str(tmp_path))
-        checkpointer.save(step, {"params": {"encoder": saved, "decoder": {"bias": jax.numpy.ones(3)}}}, {}, force=True)
-        checkpointer.close()
-        found, loaded_step = probe.load_encoder(config, model, mesh)
+        save(tmp_path, step, saved, "pretrain")
+        model, found, loaded_step = probe.load_encoder(config, mesh)
         assert loaded_step == step
         jax.tree.map(np.testing.assert_array_equal, found, saved)
         facts[step] = features.facts_of(model, found, dataset.prepared, dataset.spec, dataset.test)
     assert facts[3] != facts[7]  # so features are extracted anew
+
+
+def test_a_fine_tuned_encoder_has_no_last_norm(synthetic_set, dataset, model, params, mesh, tmp_path):
+    without_norm = {name: value for name, value in params.items() if name != "norm"}
+    save(tmp_path, 5, without_norm, "finetune")
+    tuned, found, _ = probe.load_encoder(make_config(synthetic_set, f"init_from={tmp_path}"), mesh)
+    jax.tree.map(np.testing.assert_array_equal, found, without_norm)
+    video = np.zeros((1, *model.clip_size, 3), np.uint8)
+    tokens, normed = features.encode(tuned, found, video), features.encode(model, params, video)
+    centred = tokens - tokens.mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(centred / tokens.std(axis=-1, keepdims=True), normed, atol=1e-3)
 
 
 def test_retrieval_under_a_cross_view_protocol_searches_the_other_cameras(synthetic_set, mesh, tmp_path):
@@ -322,5 +338,5 @@ def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
 
 def test_the_probe_task_refuses(synthetic_set, dataset, mesh, tmp_path):
     missing = make_config(synthetic_set, "init_from=/nowhere/at/all")
-    with pytest.raises(ValueError, match="no run with checkpoints"):
+    with pytest.raises(ValueError, match="nowhere/at/all holds no checkpoint"):
         probe.run(missing, dataset, mesh, str(tmp_path))

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from data import pipeline
 from data.labelled import LabelledDataset
-from mv2mae_jax import accuracy, checkpoint, features, probes, retrieval, sharding, train
+from mv2mae_jax import accuracy, checkpoint, features, probes, retrieval, runs, sharding, train
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.torch_export import importer
@@ -42,8 +42,7 @@ def run(
         raise ValueError(f"Probes run in one process (with all its devices), not in {jax.process_count()}.")
     kinds = config.probe.kinds
     searched = _searched_rows(dataset) if "retrieval" in kinds else np.array([], np.int64)
-    model = mv2mae.from_config(config)
-    params, step = load_encoder(config, model, mesh)
+    model, params, step = load_encoder(config, mesh)
     extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)
     with_tokens = "attentive" in kinds
 
@@ -72,21 +71,25 @@ def run(
     return results
 
 
-def load_encoder(config: config_dict.ConfigDict, model: mv2mae.MV2MAE, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
-    """(parameters of the encoder, the step of the run they are from), by `init_from`: a run, PyTorch, or `random`."""
+def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int]:
+    """(model, parameters of its encoder, the step of the run they are from) by `init_from`.
+
+    That is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, or `random`.
+    """
+    model, step = mv2mae.from_config(config), 0
+    from_run = not (config.init_from == "random" or importer.is_torch_checkpoint(config.init_from))
+    if from_run:
+        step, _, trained = runs.read_record(config.init_from)
+        model = model.clone(final_norm=trained.task == "pretrain")
     create = functools.partial(features.init_encoder, model)
     shapes = jax.eval_shape(create, jax.random.key(0))
     placement = sharding.state_sharding(mesh, shapes)
-    if config.init_from == "random" or importer.is_torch_checkpoint(config.init_from):
-        params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
-        if config.init_from != "random":
-            params = importer.load_videomae(config.init_from, {"encoder": params}, model)["encoder"]
-        return params, 0
-    params = checkpoint.load_encoder(config.init_from, sharding.abstract(shapes, placement))
-    checkpointer = checkpoint.Checkpointer(config.init_from)
-    step = checkpointer.latest_step()
-    checkpointer.close()
-    return params, step
+    if from_run:
+        return model, checkpoint.load_encoder(config.init_from, sharding.abstract(shapes, placement), step), step
+    params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
+    if config.init_from != "random":
+        params = importer.load_videomae(config.init_from, {"encoder": params}, model)["encoder"]
+    return model, params, step
 
 
 def _searched_rows(dataset: LabelledDataset) -> np.ndarray:
