@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import catalog, codec, dct
@@ -146,9 +147,8 @@ def open_prepared(directory: str | Path) -> Prepared:
         path = directory / shard["file"]
         if not path.exists() or path.stat().st_size != shard["bytes"]:
             raise ValueError(f"{path} is missing or has lost its end: make it anew with `{command}`")
-    table = pq.read_table(directory / "manifest.parquet")
-    views = {name: table.column(name).to_numpy() for name in table.column_names}
-    views |= {name: views[name].astype(np.str_) for name in ("take", "view", "listed_split")}
+    with pq.ParquetFile(directory / "manifest.parquet") as manifest:
+        views = {name: _column(manifest, name) for name in manifest.schema_arrow.names}
     return Prepared(
         directory=str(directory),
         name=prepared["dataset"],
@@ -160,3 +160,12 @@ def open_prepared(directory: str | Path) -> Prepared:
             directory, [(shard["file"], shard["records"]) for shard in prepared["shards"]], views["num_frames"]
         ),
     )
+
+
+def _column(manifest: pq.ParquetFile, name: str) -> np.ndarray:
+    """One by one, and text by its different values: a manifest of millions of rows is never in memory twice."""
+    (column,) = manifest.read([name]).columns
+    if not pa.types.is_string(column.type):
+        return column.to_numpy()
+    encoded = column.combine_chunks().dictionary_encode()
+    return np.array(encoded.dictionary.to_pylist(), np.str_)[encoded.indices.to_numpy()]

@@ -6,6 +6,7 @@ Colour comes last, at the size of the crop. As on the host (`data.samples.crop_c
 it shrinks and interpolated linearly elsewhere, within its borders.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -80,10 +81,24 @@ def _transform(plane: jax.Array, steps: jax.Array, vertical: jax.Array, horizont
     num_rows, num_columns = plane.shape[-2:]
     spread = jnp.repeat(jnp.repeat(steps, num_rows // 8, axis=0), num_columns // 8, axis=1)  # (n, m)
     dequantised = plane.astype(jnp.float32) * spread.astype(jnp.float32)
-    left = jnp.matmul(vertical, dct.basis(num_rows).T, precision=PRECISION)  # (R, h, n)
-    right = jnp.matmul(horizontal, dct.basis(num_columns).T, precision=PRECISION)  # (R, w, m)
+    left = jnp.matmul(vertical, _basis(num_rows).T, precision=PRECISION)  # (R, h, n)
+    right = jnp.matmul(horizontal, _basis(num_columns).T, precision=PRECISION)  # (R, w, m)
     rows = jnp.einsum("rhn,tnm->rthm", left, dequantised, precision=PRECISION)
     return jnp.einsum("rthm,rwm->rthw", rows, right, precision=PRECISION)
+
+
+@functools.cache
+def _basis(length: int) -> np.ndarray:
+    """The orthonormal DCT of blocks of 8 along an axis: float32[n, n], rows (frequency, block), columns pixels.
+
+    A plane of coefficients is then _basis(n) @ pixels @ _basis(m).T, divided by the steps.
+    """
+    frequency, pixel = np.mgrid[:8, :8]
+    block = np.cos((2 * pixel + 1) * frequency * np.pi / 16) * np.where(frequency == 0, np.sqrt(1 / 8), 1 / 2)
+    matrix = np.zeros((8, length // 8, length // 8, 8), np.float32)  # (frequency, block, block, pixel)
+    for index in range(length // 8):
+        matrix[:, index, index] = block
+    return matrix.reshape(length, length)  # (n, n)
 
 
 def _weights(box: jax.Array, frame_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:

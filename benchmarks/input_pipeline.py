@@ -1,0 +1,311 @@
+"""The input pipeline: what a core delivers, by stage, codec, stored size, repeats and workers, beside H.264 by PyAV.
+
+    python -m benchmarks.input_pipeline --videos=DIR --pattern=PATTERN
+    python -m benchmarks.input_pipeline          (generated videos)
+    python -m benchmarks.input_pipeline --manifest
+
+A view-clip is 16 frames at stride 4 of one view, cropped to 128x128 pixels: configs/pretrain_base.py. Rates are per
+second of *processor time*, of all threads and worker processes, so that other work on the machine shows little; what
+still shows (caches, the memory, a core's second thread) strikes all variants, which take turns within each round. Given
+are medians over the rounds and their range; ratios are taken within a round. Files lie in the page cache.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs import pretrain_base
+from data import catalog, clips, dct, frame_index, jpeg, pipeline, samples, takes
+from data.dataset import Dataset
+from data.motion import motion_energy
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "input_pipeline"
+BATCH = 16  # samples of two view-clips
+BASELINE = "jpeg 170"
+MILLION = 10**6
+
+Rates = dict[str, dict[str, list[float]]]  # variant -> stage -> a value for each round
+
+
+def prepare(folder: Path, videos: Path | None, pattern: str | None, codec: str, short_side: int) -> Path:
+    """A prepared set of the given videos, or of generated ones."""
+    output = folder / f"{codec} {short_side}"
+    if videos is None:
+        videos, names = folder / "raw", ["--dataset=synthetic"]
+        if not videos.exists():
+            size = ["--takes=8", "--resolution=384x216"]
+            run_module("data.synthetic", f"--output={videos}", *size)
+    else:
+        names = ["--dataset=folder", *([f"--pattern={pattern}"] if pattern else [])]
+    run_module(
+        *("data.prepare", *names, f"--input={videos}", f"--output={output}", f"--codec={codec}"),
+        *(f"--short_side={short_side}", "--workers=2"),
+    )
+    return output
+
+
+def run_module(*command: str) -> None:
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def open_dataset(directory: Path, repeats: int = 1) -> Dataset:
+    config = pretrain_base.get_config()
+    config.data.update(dict(dir=str(directory), holdout_fraction=0.0, repeats=repeats))
+    return Dataset.from_config(config)
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of the grain workers that it has started."""
+    total, tick = time.process_time(), os.sysconf("SC_CLK_TCK")
+    for process in multiprocessing.active_children():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / tick
+    return total
+
+
+def stages(dataset: Dataset) -> dict[str, float]:
+    """Milliseconds of processor time per view-clip of each stage, one after the other in this thread."""
+    prepared, spec = dataset.prepared, dataset.spec
+    draw = samples.DrawSample(dataset=dataset)
+    drawn = [draw.random_map(i % len(dataset.train.elements), np.random.default_rng(i)) for i in range(BATCH)]
+    indices = [samples._frame_indices(prepared, spec, one["video"]) for one in drawn]
+    wanted = [
+        (int(prepared.views["record"][row]), frames, crop)
+        for one, frames in zip(drawn, indices, strict=True)
+        for row, crop in zip(one["video"].rows, one["video"].crops[0], strict=True)
+    ]
+    spent = {}
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        began = time.process_time()
+        result = work()
+        spent[stage] = 1e3 * (time.process_time() - began) / len(wanted)
+        return result
+
+    stored = timed("read", lambda: [prepared.stored.read(record, frames) for record, frames, _ in wanted])
+    if prepared.codec == "dct":
+        batch = np.zeros((len(wanted), spec.num_frames, *prepared.coefficients_shape), np.int8)
+
+        def unpack() -> None:
+            for frames, places in zip(stored, batch, strict=True):
+                for frame, place in zip(frames, places, strict=True):
+                    dct.put(dct.unpack(frame)[0], place)
+
+        timed("decode", unpack)
+    else:
+        decoded = timed("decode", lambda: [[jpeg.decode(frame) for frame in frames] for frames in stored])
+        frames = timed("stack frames", lambda: [np.stack(clip) for clip in decoded])
+        crops = [crop for _, _, crop in wanted]
+        video = timed(
+            "crop",
+            lambda: [samples.crop_clip(f, crop, spec.crop_size) for f, crop in zip(frames, crops, strict=True)],
+        )
+        timed("motion", lambda: [motion_energy(clip, spec.tubelet_size) for clip in video])
+        batch = timed("batch", lambda: np.stack(video))
+    import jax
+
+    timed("transfer", lambda: jax.block_until_ready(jax.device_put(batch)))
+    clip = batch[0].nbytes
+    return spent | {
+        "bytes read": float(np.mean([sum(map(len, frames)) for frames in stored])),
+        "bytes to the device": float(clip),
+    }
+
+
+def whole_pipeline(directory: Path, repeats: int, num_workers: int, num_batches: int) -> dict[str, float]:
+    """Milliseconds per view-clip of processor time and of wall time, through grain; megabytes of this process."""
+    dataset = open_dataset(directory, repeats)
+    batches = pipeline.train_batches(
+        dataset, seed=0, start_step=0, global_batch_size=BATCH * repeats, num_workers=num_workers
+    )
+    next(batches)
+    settle()  # what is read ahead before counts as much as what is read ahead after
+    began, cpu = time.perf_counter(), cpu_seconds()
+    for _ in range(num_batches):
+        next(batches)
+    num_clips = num_batches * BATCH * repeats * (1 + dataset.spec.num_source_views)
+    wall = 1e3 * (time.perf_counter() - began) / num_clips
+    settle()
+    return {"cpu": 1e3 * (cpu_seconds() - cpu) / num_clips, "wall": wall}
+
+
+def settle() -> None:
+    """Waits until the threads and processes that read ahead have nothing to do."""
+    before = -1.0
+    while cpu_seconds() - before > 0.01:
+        before = cpu_seconds()
+        time.sleep(0.3)
+
+
+def pyav(videos: list[Path], seed: int) -> float:
+    """Milliseconds of processor time to cut a clip of 128x128 pixels at a random place out of a video as it was filmed.
+
+    Seeks to the key frame before the first frame, decodes to the last one, and converts those that are wanted.
+    """
+    rng = random.Random(seed)
+    path, began = rng.choice(videos), time.process_time()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        num_frames = stream.frames or 100
+        start = rng.randrange(max(1, num_frames - 61))
+        seconds_per_frame = 1 / float(stream.average_rate)
+        container.seek(int(start * seconds_per_frame / stream.time_base), stream=stream)
+        wanted = set(range(start, start + 64, 4))
+        for frame in container.decode(stream):
+            number = round(float(frame.pts * stream.time_base) / seconds_per_frame)
+            if number in wanted:
+                frame.to_ndarray(width=128, height=128, format="rgb24")
+            if number >= start + 60:
+                break
+    return 1e3 * (time.process_time() - began)
+
+
+def measure(sets: dict[str, Path], videos: list[Path], rounds: int, workers: list[int]) -> Rates:
+    found: Rates = {}
+
+    def add(variant: str, values: dict[str, float]) -> None:
+        for stage, value in values.items():
+            found.setdefault(variant, {}).setdefault(stage, []).append(value)
+
+    for number in range(rounds):
+        for variant, directory in list(sets.items())[:: 1 if number % 2 else -1]:
+            add(variant, stages(open_dataset(directory)))
+            num_batches = 8 if variant.startswith("jpeg") else 24
+            for repeats, num_workers in itertools.product((1, 4), workers):
+                spent = whole_pipeline(directory, repeats, num_workers, max(2, num_batches // repeats))
+                add(variant, {f"{k}, repeats={repeats}, workers={num_workers}": v for k, v in spent.items()})
+        add("PyAV", {"decode": statistics.mean(pyav(videos, seed) for seed in range(4 * number, 4 * number + 4))})
+        print(f"round {number + 1} of {rounds} done", flush=True)
+    return found
+
+
+def report(found: Rates) -> str:
+    """Rates per core, and ratios to the baseline taken round by round: median (least to most)."""
+    lines = []
+    for variant, columns in found.items():
+        lines.append(f"{variant}")
+        for stage, values in columns.items():
+            if stage.startswith("bytes"):
+                lines.append(f"  {stage:<34} {values[0] / 1e3:9.0f} kB per view-clip")
+                continue
+            rates = [1e3 / value for value in values]
+            line = f"  {stage:<34} {spread(values, '.3f')} ms  {spread(rates, '.0f')} clips/s"
+            if variant not in (BASELINE, "PyAV") and stage in found[BASELINE]:
+                ratios = [base / value for base, value in zip(found[BASELINE][stage], values, strict=True)]
+                line += f"  {spread(ratios, '.2f')} x {BASELINE}"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+# --- the manifest of a million takes
+
+
+def write_manifest(directory: Path) -> None:
+    """What `open_prepared` reads of a set of a million takes of two views: empty shards, a manifest, no frames."""
+    per_shard, num_views = 2**14, 2 * MILLION
+    numbers = np.arange(num_views)
+    take = np.char.mod("S%07d", numbers // 2)
+    columns = {
+        "take": pa.array(take.astype(object)),
+        "view": pa.array(np.where(numbers % 2, "C001", "C002").astype(object)),
+        "record": pa.array(numbers),
+        "num_frames": pa.array(np.full(num_views, 80, np.int32)),
+        "fps": pa.array(np.full(num_views, 30, np.float32)),
+        **{name: pa.array(np.full(num_views, 170, np.int32)) for name in ("height", "width")},
+        "label": pa.array((numbers // 2 % 120).astype(np.int32)),
+        **{name: pa.array(np.zeros(num_views, np.int32)) for name in ("subject", "setup", "camera", "performance")},
+        "listed_split": pa.array([""] * num_views),
+        "checksum": pa.array(numbers.astype(np.uint32)),
+    }
+    pq.write_table(pa.table(columns), directory / "manifest.parquet")
+    shards = []
+    for shard, first in enumerate(range(0, num_views, per_shard)):
+        (directory / f"{shard}").touch()
+        shards.append({"file": f"{shard}", "records": min(per_shard, num_views - first), "bytes": 0})
+    np.save(directory / frame_index.NAME, np.empty(0, frame_index.ENTRY))
+    prepared = {"format_version": takes.FORMAT_VERSION, "dataset": "synthetic", "codec": "dct", "shards": shards}
+    prepared |= {"class_names": list(catalog.get("synthetic").class_names), "not_synchronised": ""}
+    (directory / "prepared.json").write_text(json.dumps(prepared))
+
+
+def open_manifest(directory: Path) -> dict[str, float]:
+    """Seconds and megabytes of opening it for training, in a process of its own."""
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    prepared = takes.open_prepared(directory)
+    opened = time.process_time()
+    spec = clips.ClipSpec(num_frames=16, frame_stride=4, crop_size=(128, 128), tubelet_size=(2, 16, 16))
+    elements = clips.pair_views(prepared.views, np.ones(len(prepared.views["take"]), bool), spec).elements
+    assert len(elements) == 2 * MILLION
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = time.process_time()
+    return {"open, s": opened - began, "elements, s": done - opened, "megabytes": (peak - before) / 1024}
+
+
+def manifest(folder: Path) -> dict[str, float]:
+    write_manifest(folder)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+        return executor.submit(open_manifest, folder).result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--videos", type=Path, help="videos of yours, in place of generated ones")
+    parser.add_argument("--pattern", help="of their names; see python -m data.prepare --help")
+    parser.add_argument("--short_sides", type=int, nargs="+", default=[170, 128], metavar="PIXELS")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="grain's; 0 is threads")
+    parser.add_argument("--manifest", action="store_true", help="open a set of a million takes, and nothing else")
+    parser.add_argument("--output", type=Path, help="where the raw figures go, as JSON")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.manifest:
+            found = manifest(Path(temporary))
+            print(", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+        else:
+            make = functools.partial(prepare, Path(temporary), options.videos, options.pattern)
+            kinds = itertools.product(options.short_sides, ("jpeg", "dct"))
+            sets = {f"{codec} {size}": make(codec, size) for size, codec in kinds}
+            videos = sorted(
+                path
+                for path in (options.videos or Path(temporary, "raw")).rglob("*")
+                if path.suffix in (".mp4", ".avi")
+            )
+            found = measure(sets, videos, options.rounds, options.workers)
+            print(report(found))
+    if options.output:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({"machine": machine, "figures": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
