@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         return
     sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
     sharding.check_batch(mesh, config.eval.batch_size or config.global_batch_size)
+    if config.task == "pretrain" and dataset.prepared.codec == "dct":
+        sharding.check_decoding(mesh, config.global_batch_size, config.data.repeats)
     from mv2mae_jax.train import train
 
     train(config, dataset, mesh, arguments.workdir)

@@ -85,6 +85,15 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int = 1)
         )
 
 
+def check_decoding(mesh: Mesh, global_batch_size: int, repeats: int) -> None:
+    """Raises ValueError where the clips that the devices decode cannot be cut evenly over them."""
+    if global_batch_size // repeats % mesh.size:
+        raise ValueError(
+            f"global_batch_size = {global_batch_size} with data.repeats = {repeats} is {global_batch_size // repeats} "
+            f"clips for {mesh.size} devices to decode, which is not divisible; use a multiple of {mesh.size * repeats}."
+        )
+
+
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """This process's rows, a pytree of NumPy arrays -> global device arrays, cut along both axes."""
     sharding = batch_sharding(mesh)

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
+from data import dct
 from mv2mae_jax import config as configs
 from mv2mae_jax import hlo, hlo_cost, optim, sharding
 from mv2mae_jax.chips import CHIPS, Chip
@@ -96,18 +98,35 @@ def find_slice(name: str) -> Slice:
     )
 
 
-def batch_shapes(config: config_dict.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch as data/pipeline.py makes it, as far as the step reads it."""
+def batch_shapes(config: config_dict.ConfigDict, frame_size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """A training batch as data/pipeline.py makes it, as far as the step reads it.
+
+    Args:
+      config: of pre-training.
+      frame_size: (height, width) of frames that are stored as coefficients and decoded in the step; None for pixels.
+    """
     model, views = Pretrain.from_config(config).model, 1 + config.data.num_source_views
-    batch = config.global_batch_size
+    batch, repeats = config.global_batch_size, config.data.repeats
+    if frame_size is not None:
+        height, width = dct.padded_size(*frame_size)
+        image = (batch // repeats, views, model.clip_size[0], 3 * height // 2, width)
+        return {
+            "video": {
+                "coefficients": jax.ShapeDtypeStruct(image, np.int8),
+                "steps": jax.ShapeDtypeStruct((batch // repeats, views, 2, 8, 8), np.uint8),
+                "box": jax.ShapeDtypeStruct((batch // repeats, repeats, views, 4), np.int32),
+            }
+        }
     return {
         "video": jax.ShapeDtypeStruct((batch, views, *model.clip_size, 3), np.uint8),
         "motion": jax.ShapeDtypeStruct((batch, views, model.num_tokens), np.float32),
     }
 
 
-def lower_train_step(config: config_dict.ConfigDict, devices: list[Any]) -> jax.stages.Lowered:
-    """The step that `run.py` would run on these devices, up to the compiler.
+def lower_train_step(
+    config: config_dict.ConfigDict, devices: list[Any], frame_size: tuple[int, int] | None = None
+) -> jax.stages.Lowered:
+    """The step that `run.py` would run on these devices, up to the compiler; `frame_size` as in `batch_shapes`.
 
     Raises:
       ValueError: the batch cannot be cut over the devices, or another task than pre-training.
@@ -122,9 +141,9 @@ def lower_train_step(config: config_dict.ConfigDict, devices: list[Any]) -> jax.
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     with_ema = config.optimizer.ema_decay is not None
     state = jax.eval_shape(lambda key: TrainState.create(task.init(key), optimizer, with_ema), jax.random.key(0))
-    batch = batch_shapes(config)
+    batch = batch_shapes(config, frame_size)
     step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
-    rows = {name: sharding.batch_sharding(mesh) for name in batch}
+    rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
     return step.lower(sharding.abstract(state, sharding.state_sharding(mesh, state)), sharding.abstract(batch, rows))
 
 
@@ -202,18 +221,24 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
-def report(config: config_dict.ConfigDict, where: Slice, known: dict[str, Any] | None = None) -> dict[str, Any]:
+def report(
+    config: config_dict.ConfigDict,
+    where: Slice,
+    known: dict[str, Any] | None = None,
+    frame_size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
     """Compiles one config for one slice.
 
     Args:
       config: with `global_batch_size` over the whole slice.
       where: from `find_slice`.
       known: an earlier report; returned as it is when it is of the same program and compiler.
+      frame_size: as in `batch_shapes`.
 
     Returns:
       JSON-ready figures; `fits` is False, and little else is there, where the program does not fit the memory.
     """
-    lowered = lower_train_step(config, where.devices)
+    lowered = lower_train_step(config, where.devices, frame_size)
     identity = {
         "topology": where.name,
         "program_sha256": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
@@ -251,15 +276,19 @@ def report(config: config_dict.ConfigDict, where: Slice, known: dict[str, Any] |
         "cost_analysis_loops_once": {key: cost.get(key) for key in ("flops", "bytes accessed", "transcendentals")},
         "model_flops_per_chip": needed,
         "bound": bound,
-        "input": input_rate(config, where, bound["step_seconds"]),
+        "input": input_rate(config, where, bound["step_seconds"], frame_size),
         "rates": dataclasses.asdict(where.chip),
     }
 
 
-def input_rate(config: config_dict.ConfigDict, where: Slice, step_seconds: float) -> dict[str, float]:
-    """What the hosts must deliver for a step of this length; `video` as uint8."""
+def input_rate(
+    config: config_dict.ConfigDict, where: Slice, step_seconds: float, frame_size: tuple[int, int] | None = None
+) -> dict[str, float]:
+    """What the hosts must deliver for a step of this length; bytes are those that go to the chips."""
     clips = config.global_batch_size * (1 + config.data.num_source_views) / step_seconds
-    clip_bytes = 3 * config.data.num_frames * config.data.crop_size[0] * config.data.crop_size[1]
+    shapes = jax.tree.leaves(batch_shapes(config, frame_size)["video"])
+    num_clips = config.global_batch_size * (1 + config.data.num_source_views)
+    clip_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes) / num_clips
     return {
         "clips_per_second": clips,
         "clips_per_second_per_host": clips / where.num_hosts,
@@ -268,7 +297,13 @@ def input_rate(config: config_dict.ConfigDict, where: Slice, step_seconds: float
 
 
 def largest_batch(
-    config: config_dict.ConfigDict, where: Slice, first: dict[str, Any], *, multiple: int = 8, max_compiles: int = 4
+    config: config_dict.ConfigDict,
+    where: Slice,
+    first: dict[str, Any],
+    frame_size: tuple[int, int] | None = None,
+    *,
+    multiple: int = 8,
+    max_compiles: int = 4,
 ) -> dict[str, Any]:
     """The largest batch per chip that compiles, to `multiple` samples [ours] or as near as `max_compiles` allow [ours].
 
@@ -288,7 +323,7 @@ def largest_batch(
             break
         trial = config.copy_and_resolve_references()
         trial.global_batch_size = batch * where.num_chips
-        record = report(trial, where)
+        record = report(trial, where, frame_size=frame_size)
         tried[batch] = record["memory_per_device"]["total"] if record["fits"] else record["memory_used"]
         if record["fits"]:
             fits = batch
@@ -364,6 +399,11 @@ def title_of(config_path: str, overrides: list[str]) -> str:
     return " ".join([os.path.splitext(os.path.basename(config_path))[0], *overrides])
 
 
+def _frame_size(text: str) -> tuple[int, int]:
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m mv2mae_jax.topology", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -372,6 +412,12 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--topology", required=True, help="slices, e.g. v5e:16x16 or v4:2x2x1,v5p:2x2x1,v6e:2x2")
     parser.add_argument(
         "--batch_per_chip", type=int, help="samples; without it global_batch_size is cut over the chips"
+    )
+    parser.add_argument(
+        "--coefficients",
+        type=_frame_size,
+        metavar="HEIGHTxWIDTH",
+        help="decode frames of this size in the step (data.prepare --codec=dct); without it they come as pixels",
     )
     parser.add_argument("--largest_batch", action="store_true", help="also search for the largest batch that fits")
     parser.add_argument("--output", default=RESULTS, help=f"where one JSON file per compilation goes ({RESULTS})")
@@ -383,6 +429,8 @@ def main(argv: list[str]) -> None:
     arguments, overrides = parse_arguments(argv)
     jax.config.update("jax_platforms", "cpu")
     title, records = title_of(arguments.config, overrides), []
+    if arguments.coefficients:
+        title += " coefficients=" + "x".join(map(str, arguments.coefficients))
     for name in arguments.topology.split(","):
         where = find_slice(name)
         config = configs.load(arguments.config, overrides)
@@ -392,9 +440,9 @@ def main(argv: list[str]) -> None:
         batch = f"b{config.global_batch_size / where.num_chips:g}"
         file_name = re.sub(r"[^\w.=-]+", "_", f"{title} {batch} {name}") + ".json"
         path = os.path.join(arguments.output, file_name)
-        record = {"title": title, **report(config, where, load_record(path))}
+        record = {"title": title, **report(config, where, load_record(path), arguments.coefficients)}
         if arguments.largest_batch and record["fits"] and "largest_batch" not in record:
-            record["largest_batch"] = largest_batch(config, where, record)
+            record["largest_batch"] = largest_batch(config, where, record, arguments.coefficients)
         os.makedirs(arguments.output, exist_ok=True)
         with open(path, "w") as file:
             json.dump(record, file, indent=1)

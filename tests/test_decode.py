@@ -1,17 +1,21 @@
 """Decoding on the device agrees with libjpeg, with the crops of the JPEG path, and with its motion energies."""
 
 import itertools
+import json
+import types
 
 import cv2
 import jax
 import numpy as np
 import pytest
 
+import run
 from data import clips, dct, jpeg, pipeline, samples
 from data.motion import motion_energy
-from mv2mae_jax import decode
+from mv2mae_jax import decode, sharding, topology
 from tests import jpeg_file
 from tests.test_pipeline import make_dataset
+from tests.tiny import OVERRIDES, make_config
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
@@ -216,3 +220,33 @@ def test_workers_deliver_the_same_coefficients(synthetic_set_dct):
 
     for alone, by_workers in zip(batches_of(0), batches_of(2), strict=True):
         jax.tree.map(np.testing.assert_array_equal, alone, by_workers)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_batch_has_the_shapes_that_are_compiled_ahead_of_time(synthetic_set, synthetic_set_dct, repeats):
+    config = make_config(data=dict(repeats=repeats, num_frames=4, crop_size=(32, 32)))
+    for dataset, frame_size in zip(
+        both(synthetic_set, synthetic_set_dct, repeats=repeats), (None, (40, 53)), strict=True
+    ):
+        batch = next(pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=8))
+        for name, expected in topology.batch_shapes(config, frame_size).items():
+            found = jax.tree.map(lambda array: (array.shape, array.dtype), batch[name])
+            assert found == jax.tree.map(lambda shape: (shape.shape, shape.dtype), expected)
+
+
+def test_devices_decode_equal_numbers_of_clips():
+    mesh = types.SimpleNamespace(size=8)
+    sharding.check_decoding(mesh, 64, 4)
+    with pytest.raises(ValueError, match=r"is 6 clips for 8 devices.*multiple of 32"):
+        sharding.check_decoding(mesh, 24, 4)
+
+
+@pytest.mark.slow
+def test_a_run_reads_coefficients(synthetic_set_dct, tmp_path):
+    """Training, evaluation with stand-in sources, pictures and probes of features, on a set of coefficients."""
+    overrides = [*OVERRIDES, "eval.max_feature_takes=8", "data.repeats=2", "total_steps=4"]
+    arguments = [f"--workdir={tmp_path}", f"--config.data.dir={synthetic_set_dct}", "--config=configs/pretrain_base.py"]
+    run.main([*arguments, *(f"--config.{override}" for override in overrides)])
+    measured = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    assert measured["eval/loss_self"] > 0 and measured["eval/knn_top_1"] >= 0
+    assert list((tmp_path / "pictures").iterdir())
