@@ -121,11 +121,10 @@ def stages(dataset: Dataset) -> dict[str, float]:
         timed("decode", unpack)
     else:
         decoded = timed("decode", lambda: [[jpeg.decode(frame) for frame in frames] for frames in stored])
-        frames = timed("stack frames", lambda: [np.stack(clip) for clip in decoded])
         crops = [crop for _, _, crop in wanted]
         video = timed(
             "crop",
-            lambda: [samples.crop_clip(f, crop, spec.crop_size) for f, crop in zip(frames, crops, strict=True)],
+            lambda: [samples.crop_clip(f, crop, spec.crop_size) for f, crop in zip(decoded, crops, strict=True)],
         )
         timed("motion", lambda: [motion_energy(clip, spec.tubelet_size) for clip in video])
         batch = timed("batch", lambda: np.stack(video))

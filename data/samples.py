@@ -109,7 +109,7 @@ def read_clips(
     video = []
     for sample in samples:
         indices, records = _frame_indices(prepared, spec, sample), prepared.views["record"][sample.rows].tolist()
-        frames = [prepared.read(record, indices) for record in records]
+        frames = [prepared.read_frames(record, indices) for record in records]
         for crops in sample.crops:
             video.append([crop_clip(f, crop, spec.crop_size) for f, crop in zip(frames, crops, strict=True)])
     return np.array(video)  # (E * R, V, T, H, W, 3)
@@ -137,12 +137,12 @@ def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views
     return clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, sample.position)
 
 
-def crop_clip(frames: np.ndarray, draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
-    """The same box of every frame, resized: uint8[T, h, w, 3] -> uint8[T, H, W, 3]."""
-    top, left, height, width = clips.crop_box(draw, frames.shape[1:3], crop_size)
-    box = frames[:, top : top + height, left : left + width]
+def crop_clip(frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
+    """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3]."""
+    top, left, height, width = clips.crop_box(draw, frames[0].shape[:2], crop_size)
+    box = [frame[top : top + height, left : left + width] for frame in frames]
     if (height, width) == tuple(crop_size):
-        return box
+        return np.stack(box)
     shrinks = height > crop_size[0] or width > crop_size[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.stack([cv2.resize(frame, crop_size[::-1], interpolation=interpolation) for frame in box])

@@ -51,11 +51,14 @@ class Prepared:
         Raises:
           ValueError: no such record or frame, or the record is damaged; the message names take and view.
         """
-        decode = codec.get(self.codec).decode
-        stored = self._stored(record, frames)
+        return np.stack(self.read_frames(record, frames))  # (T, h, w, 3)
+
+    def read_frames(self, record: int, frames: np.ndarray) -> list[np.ndarray]:
+        """As `read`, T times uint8[h, w, 3]: what is cropped next need not be joined before."""
+        decode, stored = codec.get(self.codec).decode, self._stored(record, frames)
         with self._naming_damage(record):
             decoded = {frame: decode(data) for frame, data in stored.items()}
-        return np.stack([decoded[frame] for frame in np.asarray(frames).tolist()])  # (T, h, w, 3)
+        return [decoded[frame] for frame in np.asarray(frames).tolist()]
 
     def read_coefficients(self, record: int, frames: np.ndarray, into: np.ndarray) -> np.ndarray:
         """As `read`, but of frames that are stored as coefficients, which are unpacked and no more.
