@@ -15,7 +15,8 @@ examples:
   python run.py --config=configs/folder.py --workdir=runs/mine --config.data.dir=/data/mine --config.total_steps=2000
 
 The same command goes on from the newest checkpoint in the workdir. Keys and their reasons: configs/pretrain_base.py.
-exit codes: 0 done; 2 the command, the config, the data or the devices do not fit, or the loss is not finite; 1 else.
+exit codes: 0 done; 143 stopped by SIGTERM, saved, to be started again; 2 the command, the config, the data, the devices
+or the disk do not fit, or the loss is not finite; 1 else.
 """
 
 
@@ -25,6 +26,9 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--config", required=True, help="a file of configs/; --config.KEY=VALUE sets a key")
     parser.add_argument("--workdir", required=True, help="where checkpoints, metrics and pictures go")
+    parser.add_argument(
+        "--allow_changes", default="", metavar="KEY,KEY", help="going on, let these keys differ from the checkpoint's"
+    )
     processes = parser.add_argument_group("several processes (found out under Slurm and Open MPI)")
     processes.add_argument("--distributed", action="store_true", help="ask the cluster for the others, as on a TPU pod")
     processes.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0, where JAX cannot find out")
@@ -67,22 +71,30 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         process_id=arguments.process_id,
     )
     processes.check()
-    from mv2mae_jax import sharding
+    from mv2mae_jax import continuation, sharding
 
     mesh = sharding.make_mesh(**config.mesh)
     if config.task == "probe":
         sharding.check_batch(mesh, config.global_batch_size)
         from mv2mae_jax.tasks import probe
 
-        probe.run(config, dataset, mesh, arguments.workdir)
+        with continuation.locked(arguments.workdir):
+            probe.run(config, dataset, mesh, arguments.workdir)
         return
     sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
     sharding.check_batch(mesh, config.eval.batch_size or config.global_batch_size)
     if config.task == "pretrain" and dataset.prepared.codec == "dct":
         sharding.check_decoding(mesh, config.global_batch_size, config.data.repeats)
+    from mv2mae_jax.preemption import EXIT_CODE, Preempted
     from mv2mae_jax.train import train
 
-    train(config, dataset, mesh, arguments.workdir)
+    allow_changes = [key for key in arguments.allow_changes.split(",") if key]
+    try:
+        with continuation.locked(arguments.workdir):
+            train(config, dataset, mesh, arguments.workdir, allow_changes)
+    except Preempted as preempted:
+        print(f"{preempted} The same command goes on from there.", flush=True)
+        sys.exit(EXIT_CODE)
 
 
 def open_dataset(config):

@@ -103,7 +103,7 @@ def get_config() -> config_dict.ConfigDict:
         )
     )
 
-    config.mesh, config.checkpoint, config.log = base.mesh, base.checkpoint, base.log
+    config.mesh, config.checkpoint, config.log, config.limits = base.mesh, base.checkpoint, base.log, base.limits
 
     config.eval = config_dict.ConfigDict(
         dict(

@@ -127,6 +127,13 @@ def get_config() -> config_dict.ConfigDict:
         )
     )
 
+    config.limits = config_dict.ConfigDict(
+        dict(
+            skipped_updates=10,  # [ours] in a row, for a loss or gradients that are not finite; so many stop the run
+            damaged_samples=0.01,  # [ours] share of the samples that may be damaged and replaced; more stops the run
+        )
+    )
+
     config.log = config_dict.ConfigDict(
         dict(
             every_steps=50,  # [ours] a progress line, TensorBoard scalars, and a row of history.jsonl

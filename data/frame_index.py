@@ -83,9 +83,10 @@ class Frames:
         self._directory, self._shard_names = directory, [name for name, _ in shards]
         self._first_record = np.cumsum([0, *(records for _, records in shards)])
         self._first_frame = np.cumsum(num_frames, dtype=np.int64) - num_frames  # (records,)
-        self._open()
+        self.reopen()
 
-    def _open(self) -> None:
+    def reopen(self) -> None:
+        """Forgets the open files, which may have become stale."""
         # Of files, not descriptors: one that falls out of the cache stays open for the thread that still reads it.
         self._file = functools.lru_cache(_MAX_OPEN)(lambda name: io.FileIO(self._directory / name))
         self._index = functools.cache(lambda: np.load(self._directory / NAME, mmap_mode="r"))
@@ -95,7 +96,7 @@ class Frames:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
-        self._open()
+        self.reopen()
 
     def read(self, record: int, frames: Sequence[int]) -> list[bytes]:
         """The stored bytes of frames of a record.

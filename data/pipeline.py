@@ -6,6 +6,7 @@ global element index, before the stream is cut by process.
 """
 
 import functools
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from data.dataset import Dataset
 from data.labelled import LabelledDataset
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
+
+GRACE_SECONDS = 10  # [ours] for which a reading process goes on after SIGTERM
 
 
 def train_batches(
@@ -45,12 +48,14 @@ def train_batches(
 
     Yields:
       `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
-      `view` int32[B, V]; `label` int32[B], -1 where unknown. Of frames stored as coefficients `video` is what
+      `view` int32[B, V]; `label` int32[B], -1 where unknown; `damaged` int32[B], the record that could not be read and
+      for which another sample stands in, else -1. Of frames stored as coefficients `video` is what
       mv2mae_jax/decode.py makes the two from, see `samples.read_clips`; the same holds for all clips below.
     """
+    draw = samples.DrawSample(dataset=dataset)
     return _training_stream(
-        samples.DrawSample(dataset=dataset),
-        functools.partial(samples.read_batch, dataset),
+        draw,
+        functools.partial(samples.read_training_batch, draw),
         len(dataset.train.elements),
         repeats=dataset.spec.repeats,
         seed=seed,
@@ -77,7 +82,7 @@ def labelled_batches(
     One epoch is one pass over the training rows in a fresh order; start frames, crops and augmentations are drawn.
 
     Yields:
-      `video` uint8[B, T, H, W, 3]; `label` int32[B]; `row` int32[B], of the manifest.
+      `video` uint8[B, T, H, W, 3]; `label` int32[B]; `row` int32[B], of the manifest; `damaged` as in `train_batches`.
     """
     return _training_stream(
         samples.ReadLabelledSample(dataset=dataset),
@@ -213,8 +218,17 @@ def _prefetch(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
     if num_workers:
         if not flags.FLAGS.is_parsed():  # grain's worker processes look at absl's flags, which we do not use
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), worker_init_fn=_outlive
+        )
     return stream
+
+
+def _outlive(index: int, count: int) -> None:
+    """Lets a reading process serve the last batches of a run that is told to stop, and all its processes with it."""
+    del index, count
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
 
 
 class _ProcessRows(grain.MapDataset):

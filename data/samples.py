@@ -21,6 +21,10 @@ from data.motion import motion_energy
 Sample = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 
+# [ours] Other elements that are tried in the place of one that cannot be read, before this is an error.
+MOST_REPLACEMENTS = 10
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Views:
     """What was drawn of a sample: the same frames of several views of a take, in several crops.
@@ -38,7 +42,10 @@ class Views:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawSample(grain.transforms.RandomMap):
-    """Element index -> `repeats` crops of one clip of one target view and its source views, for `read_batch`."""
+    """Element index -> `repeats` crops of one clip of one target view and its source views.
+
+    For `read_training_batch`; `replacement` is the seed of another draw, should this one not be readable.
+    """
 
     dataset: Dataset
 
@@ -49,7 +56,13 @@ class DrawSample(grain.transforms.RandomMap):
         position = rng.random()
         crops = [self._draw_crops(rng, len(view)) for _ in range(spec.repeats)]
         video = Views(rows=take_views.rows[take, view], position=position, crops=crops)
-        return {"video": video, **_facts(self.dataset, take_views, take, view)}
+        facts = _facts(self.dataset, take_views, take, view)
+        return {"video": video, **facts, "replacement": int(rng.integers(2**63))}
+
+    def redraw(self, seed: int) -> dict[str, Any]:
+        """A sample of any element."""
+        rng = np.random.default_rng(seed)
+        return self.random_map(int(rng.integers(len(self.dataset.train.elements))), rng)
 
     def _draw_crops(self, rng: np.random.Generator, num_views: int) -> list[clips.CropDraw]:
         draws = [clips.draw_crop(rng, self.dataset.spec.crop_scales) for _ in range(num_views)]
@@ -67,6 +80,34 @@ def _draw_views(
 def _facts(dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.ndarray) -> Sample:
     label = dataset.prepared.views["label"][take_views.rows[take, view[0]]]
     return {"take": np.int32(take), "view": view.astype(np.int32), "label": np.int32(label)}
+
+
+def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]]) -> Sample:
+    """As `read_batch`, but another sample stands in for one of which a record is damaged.
+
+    A function of what was drawn and of what is damaged, so that a step that is done again meets the same batch.
+
+    Returns:
+      Also `damaged` int32[B]: the record for which the sample stands in, else -1.
+
+    Raises:
+      DamagedRecord: in the place of one sample, MOST_REPLACEMENTS others cannot be read either.
+    """
+    drawn, damaged, tried = list(drawn), np.full(len(drawn), -1, np.int32), np.zeros(len(drawn), int)
+    records = draw.dataset.prepared.views["record"]
+    while True:
+        try:
+            plain = [{key: value for key, value in sample.items() if key != "replacement"} for sample in drawn]
+            batch = read_batch(draw.dataset, plain)
+            break
+        except takes.DamagedRecord as error:
+            hit = next(i for i, sample in enumerate(drawn) if error.record in records[sample["video"].rows])
+            if tried[hit] == MOST_REPLACEMENTS:
+                raise
+            tried[hit] += 1
+            damaged[hit] = error.record if damaged[hit] == -1 else damaged[hit]
+            drawn[hit] = draw.redraw(drawn[hit]["replacement"])
+    return batch | {"damaged": damaged.repeat(draw.dataset.spec.repeats)}
 
 
 def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]]) -> Sample:
@@ -155,6 +196,20 @@ class ReadLabelledSample(grain.transforms.RandomMap):
     dataset: LabelledDataset
 
     def random_map(self, element: int, rng: np.random.Generator) -> Sample:
+        """Where the record is damaged, a sample of another element, drawn from `rng`; see `read_training_batch`."""
+        damaged = -1
+        for number in range(MOST_REPLACEMENTS + 1):
+            try:
+                sample = self._read(element, rng)
+                break
+            except takes.DamagedRecord as error:
+                if number == MOST_REPLACEMENTS:
+                    raise
+                damaged = error.record if damaged == -1 else damaged
+                element = int(rng.integers(len(self.dataset.train)))
+        return sample | {"damaged": np.full(self.dataset.spec.repeats, damaged, np.int32)}
+
+    def _read(self, element: int, rng: np.random.Generator) -> Sample:
         spec, prepared = self.dataset.spec, self.dataset.prepared
         row = self.dataset.train[element]
         indices = _frame_indices(prepared, spec, Views(rows=np.array([row]), position=rng.random(), crops=[]))

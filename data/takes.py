@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,19 @@ from data import catalog, codec, dct
 from data.frame_index import Frames
 
 FORMAT_VERSION = 3  # of a prepared set
+# [ours] A read that fails is tried again after so many seconds each: a network file system may have hiccups.
+RETRY_AFTER_SECONDS = (0.1, 1.0)
+
+
+class DamagedRecord(ValueError):
+    """A record that cannot be read, or whose bytes are not those that were written; `record` is its number."""
+
+    def __init__(self, message: str, record: int):
+        super().__init__(message, record)
+        self.record = record
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +63,8 @@ class Prepared:
           uint8[T, h, w, 3], RGB.
 
         Raises:
-          ValueError: no such record or frame, or the record is damaged; the message names take and view.
+          ValueError: no such record or frame.
+          DamagedRecord: the record is damaged, also when it is read again; the message names take and view.
         """
         return np.stack(self.read_frames(record, frames))  # (T, h, w, 3)
 
@@ -91,16 +106,26 @@ class Prepared:
             raise ValueError(f"{self._called(record)} has frames 0 to {num_frames - 1}, not {np.asarray(frames)}")
         wanted = np.unique(frames).tolist()
         with self._naming_damage(record):
-            return dict(zip(wanted, self.stored.read(record, wanted), strict=True))
+            return dict(zip(wanted, self._read_stored(record, wanted), strict=True))
+
+    def _read_stored(self, record: int, wanted: list[int]) -> list[bytes]:
+        for seconds in RETRY_AFTER_SECONDS:
+            try:
+                return self.stored.read(record, wanted)
+            except (ValueError, OSError):
+                time.sleep(seconds)
+                self.stored.reopen()
+        return self.stored.read(record, wanted)
 
     @contextlib.contextmanager
     def _naming_damage(self, record: int) -> Iterator[None]:
         try:
             yield
-        except (ValueError, OSError) as error:
-            raise ValueError(
+        except (ValueError, OSError, IndexError) as error:
+            raise DamagedRecord(
                 f"{self._called(record)} is damaged ({error}); `python -m data.prepare --verify "
-                f"--output={self.directory}` tells what else is"
+                f"--output={self.directory}` tells what else is",
+                record,
             ) from error
 
     def splits(self, protocol: str) -> np.ndarray:

@@ -144,6 +144,7 @@ _POSITIVE = (
     "probe.knn_k",
     "probe.epochs",
     "probe.batch_size",
+    "limits.skipped_updates",
 )
 
 # Keys that are probabilities or shares, 0 and 1 included.
@@ -153,6 +154,7 @@ _SHARES = (
     "mix.mix_probability",
     "mix.cutmix_probability",
     "loss.label_smoothing",
+    "limits.damaged_samples",
 )
 
 
@@ -361,8 +363,7 @@ def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
     values, tags = dict(flatten(config)), {}
     for task in TASKS:  # a base may take sections from another
         tags |= {key: tag for key, tag in origins(os.path.join(CONFIGS, f"{task}_base.py")).items() if key in values}
-    base_file = os.path.join(CONFIGS, f"{config.task}_base.py")
-    base, tags = load(base_file), tags | origins(base_file)
+    base, tags = base_of(config), tags | origins(os.path.join(CONFIGS, f"{config.task}_base.py"))
     changed = differences(config, base)
     width = max(len(name) for name in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts.items()]
@@ -375,6 +376,11 @@ def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
         lines += textwrap.wrap(f"{title}: {text}", 118, subsequent_indent="  ", break_long_words=False)
     rule = "-" * 118
     return "\n".join([rule, *lines, rule])
+
+
+def base_of(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """The config that states every key of a task."""
+    return load(os.path.join(CONFIGS, f"{config.task}_base.py"))
 
 
 def differences(config: config_dict.ConfigDict, base: config_dict.ConfigDict) -> dict[str, tuple[object, object]]:

@@ -4,36 +4,63 @@ import collections
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+IN_FLIGHT = 2  # [ours] steps that the host is ahead at most, since a batch that waits occupies device memory
+
+Window = list[dict[str, np.float32]]  # the metrics of steps, in order
+
 
 class StepMetrics:
-    """Collects the metrics of steps as device arrays and averages them over a log interval.
+    """Collects the metrics of the steps of a log interval as device arrays.
 
-    Values stay on the device until an interval is complete: the host waits once per interval, not once per step. At
-    most `max_in_flight` steps are queued, since a batch that waits occupies device memory.
+    Values stay on the device until an interval is complete: the host waits once per interval, not once per step.
     """
 
-    def __init__(self, max_in_flight: int = 2):
-        self._max_in_flight = max_in_flight
-        self._pending: collections.deque[dict[str, jax.Array]] = collections.deque()
-        self._window: list[dict[str, jax.Array]] = []
+    def __init__(self, observe: Callable[[int, dict[str, jax.Array]], None], window: Sequence[dict[str, float]] = ()):
+        """
+        Args:
+          observe: called with each step and its metrics, in order, once they are there (IN_FLIGHT steps later).
+          window: when going on from a checkpoint in the middle of an interval, what `unfinished` was.
+        """
+        self._observe = observe
+        self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._window = [{key: np.float32(value) for key, value in metrics.items()} for metrics in window]
 
-    def add(self, metrics: dict[str, jax.Array]) -> None:
-        self._pending.append(metrics)
-        if len(self._pending) > self._max_in_flight:
-            jax.block_until_ready(self._pending.popleft())
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._in_flight.append((step, metrics))
         self._window.append(metrics)
+        self._settle(IN_FLIGHT)
 
-    def mean(self) -> dict[str, float]:
-        """Averages since the last call; waits for the steps in flight."""
-        fetched = jax.device_get(self._window)
-        self._window = []
-        return {key: float(np.mean([metrics[key] for metrics in fetched])) for key in fetched[0]}
+    def unfinished(self) -> list[dict[str, float]]:
+        """The metrics of the steps since the last `take`, for a checkpoint; waits for the steps in flight."""
+        self._settle(0)
+        self._window = jax.device_get(self._window)
+        return [{key: float(value) for key, value in metrics.items()} for metrics in self._window]
+
+    def take(self) -> Window:
+        """The metrics of the steps since the last call; waits for the steps in flight."""
+        self._settle(0)
+        window, self._window = jax.device_get(self._window), []
+        return window
+
+    def _settle(self, in_flight: int) -> None:
+        while len(self._in_flight) > in_flight:
+            step, metrics = self._in_flight.popleft()
+            jax.block_until_ready(metrics)
+            self._observe(step, metrics)
+
+
+def average(window: Window) -> dict[str, float]:
+    """Means over the steps whose update was not skipped (over all if there is none), and `skipped_updates`."""
+    done = [metrics for metrics in window if not metrics["skipped_update"]] or window
+    means = {key: float(np.mean([metrics[key] for metrics in done])) for key in done[0] if key != "skipped_update"}
+    return means | {"skipped_updates": float(sum(metrics["skipped_update"] for metrics in window))}
 
 
 class Clock:
@@ -74,10 +101,14 @@ class Reporter:
         self._history_path = os.path.join(workdir, "history.jsonl")
         if not self._active:
             return
-        _drop_history_after(self._history_path, first_step)
+        # What came after the step that is gone on from is done again, and so is its evaluation: a checkpoint is written
+        # before the evaluation of its step.
+        rows = drop_rows_after(self._history_path, first_step, lambda row: any(key.startswith("train/") for key in row))
         if tensorboard:
-            # Events after the step that is resumed from belong to steps that are done again.
-            self._tensorboard = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=first_step + 1)
+            self._tensorboard = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=first_step)
+            for row in rows[-1:]:
+                if row["step"] == first_step:  # purged with the evaluation, but not written again
+                    self._add_events(first_step, {key: value for key, value in row.items() if key != "step"})
 
     def say(self, text: str) -> None:
         if self._active:
@@ -89,9 +120,17 @@ class Reporter:
             return
         with open(self._history_path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        self._add_events(step, values)
+
+    def _add_events(self, step: int, values: dict[str, float]) -> None:
         if self._tensorboard:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Puts into the files what was reported so far, so that a checkpoint is not ahead of them."""
+        if self._active and self._tensorboard:
+            self._tensorboard.flush()
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """uint8[H, W, 3] for TensorBoard."""
@@ -137,12 +176,23 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
 
 
-def _drop_history_after(path: str, step: int) -> None:
-    """Rows of steps that will be done again, after a resume from an earlier checkpoint, are removed."""
+def drop_rows_after(path: str, step: int, keep_at_step: Callable[[dict], bool] = lambda row: True) -> list[dict]:
+    """Removes the rows of steps that will be done again, after a resume from an earlier checkpoint.
+
+    Args:
+      path: one JSON object with a `step` per line; need not be there.
+      step: that is gone on from.
+      keep_at_step: whether to keep a row of this very step.
+
+    Returns:
+      The rows that are left.
+    """
     if not os.path.exists(path):
-        return
+        return []
     with open(path) as file:
-        kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
+        rows = [json.loads(line) for line in file if line.endswith("\n")]  # the last may be cut off
+    kept = [row for row in rows if row["step"] < step or (row["step"] == step and keep_at_step(row))]
     with open(path + ".tmp", "w") as file:
-        file.writelines(kept)
+        file.writelines(json.dumps(row) + "\n" for row in kept)
     os.replace(path + ".tmp", path)
+    return kept

@@ -33,14 +33,17 @@ class TrainState:
         )
 
     def apply_gradients(
-        self, grads: Any, optimizer: optax.GradientTransformation, ema_decay: float | None
+        self, grads: Any, optimizer: optax.GradientTransformation, ema_decay: float | None, usable: jax.Array
     ) -> "TrainState":
+        """The next state; where not `usable` (bool[]) only the step has changed, and the update is skipped."""
         updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
         ema_params = self.ema_params
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
-        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, ema_params=ema_params)
+        updated = self.replace(params=params, opt_state=opt_state, ema_params=ema_params)
+        chosen = jax.tree.map(lambda new, old: jnp.where(usable, new, old), updated, self)
+        return chosen.replace(step=self.step + 1)
 
     @property
     def eval_params(self) -> Any:

@@ -1,10 +1,8 @@
 """The training loop, top to bottom, for every task."""
 
-import json
-import math
+import contextlib
 import os
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,20 @@ from ml_collections import config_dict
 
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
-from mv2mae_jax import checkpoint, damage, flops, metrics, optim, perf, sharding, visualize
+from mv2mae_jax import (
+    checkpoint,
+    continuation,
+    damage,
+    flops,
+    guards,
+    metrics,
+    optim,
+    outcome,
+    perf,
+    preemption,
+    sharding,
+    visualize,
+)
 from mv2mae_jax.config import describe, parse_steps
 from mv2mae_jax.optim import Schedule
 from mv2mae_jax.state import TrainState
@@ -25,26 +36,33 @@ from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import importer
 
 TASKS = {"pretrain": Pretrain, "finetune": Finetune}
-RESULTS_FILE = "metrics.json"
 
 
 def train(
-    config: config_dict.ConfigDict, dataset: Dataset | LabelledDataset, mesh: jax.sharding.Mesh, workdir: str
+    config: config_dict.ConfigDict,
+    dataset: Dataset | LabelledDataset,
+    mesh: jax.sharding.Mesh,
+    workdir: str,
+    allow_changes: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Trains until the last step, going on from the newest checkpoint in `workdir` if there is one.
+    """Trains until the last step, going on from the newest intact checkpoint in `workdir` if there is one.
 
     Args:
       config: a validated config.
       dataset: the opened data set; labelled for fine-tuning.
       mesh: all devices; see sharding.py.
       workdir: where checkpoints, metrics and pictures go.
+      allow_changes: keys of the config that may differ from the checkpoint's, beside workdir.MAY_CHANGE.
 
     Returns:
       The metrics of the last evaluation.
 
     Raises:
-      ValueError: `init_from` or what `workdir` holds does not fit the model, or the schedule the run.
-      FloatingPointError: the loss is not finite.
+      ValueError: `init_from` or what `workdir` holds does not fit the model, the data or the config, or the schedule
+        the run; or too much of the data is damaged.
+      OSError: a checkpoint cannot be written.
+      FloatingPointError: loss or gradients are not finite, several steps in a row.
+      Preempted: SIGTERM; the state is saved.
     """
     task = TASKS[config.task].from_config(config, dataset)
     schedule = Schedule.from_config(config, dataset.samples_per_epoch / config.global_batch_size)
@@ -54,8 +72,16 @@ def train(
     for line in damage.set_aside(Path(workdir, "checkpoints")):
         print(line, flush=True)
     checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
-    state = init_state(config, task, optimizer, mesh, init_key, checkpointer)
+    state, progress = init_state(config, task, optimizer, mesh, init_key, checkpointer, allow_changes)
     first_step = int(state.step)
+    finished = outcome.read(workdir, first_step) if first_step >= schedule.total_steps else None
+    if finished:
+        print(
+            "Nothing is left to do. To go on, raise total_steps or num_epochs, with --allow_changes=total_steps or "
+            "num_epochs; or choose another --workdir.",
+            flush=True,
+        )
+        return finished
     train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, step_key)
     evaluate = make_evaluation(config, task, mesh, eval_key, workdir)
 
@@ -65,65 +91,97 @@ def train(
     reporter.say(describe(config, run_facts(config, task, schedule, mesh, state)))
     if first_step:
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
-    if first_step >= schedule.total_steps:
-        reporter.say("Nothing is left to do: raise total_steps or num_epochs to go on, or choose another --workdir.")
-        saved = checkpointer.read_run()
-        if not os.path.exists(os.path.join(workdir, RESULTS_FILE)):  # stopped before they were written
-            write_results(workdir, config, first_step, saved["results"], saved["tables"])
-        return saved["results"]
     run_record = {
         "config": config.to_json(),
-        "git_revision": git_revision(),
+        "git_revision": outcome.git_revision(),
         "dataset": dataset.prepared.name,
+        "manifest_sha256": continuation.manifest_digest(dataset),
         "class_names": list(dataset.prepared.class_names),
     }
-
-    batches = task.train_batches(
-        seed=config.seed,
-        start_step=first_step,
-        global_batch_size=config.global_batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=config.data.num_workers,
+    skipped = guards.SkippedUpdates(
+        config.limits.skipped_updates, checkpointer.directory, task.take_names, progress.get("skipped_in_a_row", 0)
     )
-    step_metrics, clock, last_logged, results, tables = metrics.StepMetrics(), metrics.Clock(), first_step, {}, {}
+    damaged = guards.DamagedSamples(
+        workdir,
+        dataset.prepared,
+        config.limits.damaged_samples,
+        first_step=first_step,
+        count=progress.get("damaged_samples", 0),
+    )
+    step_metrics, clock = metrics.StepMetrics(skipped.observe, progress.get("window", ())), metrics.Clock()
     profiler = perf.Profiler(os.path.join(workdir, "tensorboard"), parse_steps(config.profile_steps))
-    for step in range(first_step + 1, schedule.total_steps + 1):
-        batch = sharding.put_batch(mesh, clock.wait_for(batches))
-        with profiler.step(step):
-            state, new_metrics = train_step(state, batch)
-        step_metrics.add(new_metrics)
-        is_last = step == schedule.total_steps
+    watch, measured, tables = preemption.Watch(), {}, {}
 
-        if step == first_step + 1:  # keep compilation out of the rates
-            jax.block_until_ready(new_metrics)
-            cost = perf.StepCost(
-                clips=config.global_batch_size * task.views_per_sample,
-                flops=flops.training_flops(task, state.params, batch),
-                mesh=mesh,
-            )
-            clock.restart()
-        if profiler.finish(step, new_metrics):
-            reporter.say(f"Traced the steps {config.profile_steps}: tensorboard --logdir={workdir}/tensorboard")
-            clock.restart()
-        if step % config.log.every_steps == 0 or is_last:
-            values = {f"train/{name}": value for name, value in step_metrics.mean().items()}
-            values |= cost.read(clock)
-            reporter.scalars(step, values)
-            reporter.progress(step, values)
-            check_finite(values["train/loss"], last_logged + 1, step, checkpointer)
-            last_logged = step
-        if step % config.eval.every_steps == 0 or is_last:
-            results, tables = evaluate(state, step, reporter)
-            clock.restart()
-        if checkpointer.save(step, state, run_record | {"results": results, "tables": tables}, force=is_last):
-            clock.restart()
-    profiler.close()
-    checkpointer.close()
-    reporter.close()
-    write_results(workdir, config, schedule.total_steps, results, tables)
-    reporter.say(f"Done. The metrics of the last evaluation are in {os.path.join(workdir, RESULTS_FILE)}.")
-    return results
+    def is_evaluated(step: int) -> bool:
+        return step == schedule.total_steps or (step > 0 and step % config.eval.every_steps == 0)
+
+    with contextlib.ExitStack() as cleanup:
+        for close in (reporter.close, checkpointer.close, profiler.close, watch.stop):
+            cleanup.callback(close)
+        if is_evaluated(first_step):  # its checkpoint was written before its evaluation
+            measured, tables = evaluate(state, first_step, reporter)
+        batches = task.train_batches(
+            seed=config.seed,
+            start_step=first_step,
+            global_batch_size=config.global_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=config.data.num_workers,
+        )
+        cleanup.callback(batches.close)
+        for step in range(first_step + 1, schedule.total_steps + 1):
+            batch = damaged.take_out(step, clock.wait_for(batches))
+            skipped.remember(step, batch)
+            batch = sharding.put_batch(mesh, batch)
+            with profiler.step(step):
+                state, new_metrics = train_step(state, batch)
+            step_metrics.add(step, new_metrics)
+
+            if step == first_step + 1:  # keep compilation out of the rates
+                jax.block_until_ready(new_metrics)
+                watch.start()
+                cost = perf.StepCost(
+                    clips=config.global_batch_size * task.views_per_sample,
+                    flops=flops.training_flops(task, state.params, batch),
+                    mesh=mesh,
+                )
+                clock.restart()
+            if profiler.finish(step, new_metrics):
+                reporter.say(f"Traced the steps {config.profile_steps}: tensorboard --logdir={workdir}/tensorboard")
+                clock.restart()
+            if step % config.log.every_steps == 0 or step == schedule.total_steps:
+                window = step_metrics.take()
+                spikes = guards.loss_spikes(step, window)
+                values = {f"train/{name}": value for name, value in metrics.average(window).items()}
+                values["train/loss_spikes"] = float(len(spikes))
+                values["data/damaged_samples"] = float(damaged.count)
+                values |= cost.read(clock)
+                reporter.scalars(step, values)
+                reporter.progress(step, values)
+                for line in spikes:
+                    reporter.say(line)
+                checkpointer.check()
+            told_to_stop = watch.reached()
+            if told_to_stop or is_evaluated(step) or checkpointer.is_due(step):
+                reporter.flush()
+                progress = {
+                    "window": step_metrics.unfinished(),
+                    "skipped_in_a_row": skipped.in_a_row,
+                    "damaged_samples": damaged.count,
+                }
+                checkpointer.save(step, state, run_record | {"progress": progress}, force=True)
+                clock.restart()
+            if told_to_stop or is_evaluated(step):
+                checkpointer.wait()
+            if told_to_stop:
+                raise preemption.Preempted(f"Stopped by SIGTERM after step {step}, which is saved in {workdir}.")
+            if is_evaluated(step):
+                with watch.suspended():
+                    measured, tables = evaluate(state, step, reporter)
+                clock.restart()
+    outcome.write(workdir, config, schedule.total_steps, measured, tables)
+    reporter.say(f"Done. The metrics of the last evaluation are in {os.path.join(workdir, outcome.RESULTS_FILE)}.")
+    return measured
 
 
 def init_state(
@@ -133,8 +191,12 @@ def init_state(
     mesh: jax.sharding.Mesh,
     key: jax.Array,
     checkpointer: checkpoint.Checkpointer,
-) -> TrainState:
-    """The newest checkpoint of the run; else a fresh state, with parameters from `init_from` if that is set."""
+    allow_changes: Sequence[str],
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint of the run: (state, what the host remembers of its progress).
+
+    Without one a fresh state, with parameters from `init_from` if that is set.
+    """
 
     def create(key: jax.Array) -> TrainState:
         return TrainState.create(task.init(key), optimizer, with_ema=config.optimizer.ema_decay is not None)
@@ -143,31 +205,15 @@ def init_state(
     placement = sharding.state_sharding(mesh, shapes)
     abstract = sharding.abstract(shapes, placement)
     if checkpointer.latest_step() is not None:
-        check_same_task(config, task, checkpointer)
-        state, _ = checkpointer.restore(abstract)
-        return state
+        continuation.check_same_run(config, task, checkpointer, allow_changes)
+        state, saved = checkpointer.restore(abstract)
+        return state, saved["progress"]
     state = jax.jit(create, out_shardings=placement)(key)
     if config.init_from:
         params = load_params(config, state.params, abstract.params, task.model)
         ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, ema_params=ema_params)
-    return state
-
-
-def check_same_task(config: config_dict.ConfigDict, task: Any, checkpointer: checkpoint.Checkpointer) -> None:
-    """Refuses to go on with a run of another task, or with a classifier whose outputs mean other classes."""
-    saved = checkpointer.read_run()
-    saved_task, advice = json.loads(saved["config"])["task"], "Choose another --workdir; init_from takes its encoder."
-    if saved_task != config.task:
-        raise ValueError(f"{checkpointer.directory} holds a run of task {saved_task!r}, not {config.task!r}. {advice}")
-    prepared = task.dataset.prepared
-    if config.task == "finetune" and tuple(saved["class_names"]) != prepared.class_names:
-        raise ValueError(
-            f"{checkpointer.directory} holds a head for the {len(saved['class_names'])} classes of {saved['dataset']} "
-            f"({', '.join(saved['class_names'][:3])}, ...), but data.dir = {prepared.directory} holds the "
-            f"{len(prepared.class_names)} classes of {prepared.name} ({', '.join(prepared.class_names[:3])}, ...). "
-            f"{advice}"
-        )
+    return state, {}
 
 
 def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: Any, model: Any) -> Any:
@@ -198,7 +244,9 @@ def make_train_step(
         grads, step_metrics = accumulate_gradients(task.loss, state.params, inputs, accumulation_steps)
         step_metrics["gradient_norm"] = optax.tree.norm(grads)
         step_metrics["learning_rate"] = schedule(state.step)
-        return state.apply_gradients(grads, optimizer, ema_decay), step_metrics
+        usable = jnp.isfinite(step_metrics["loss"]) & jnp.isfinite(step_metrics["gradient_norm"])
+        step_metrics["skipped_update"] = 1.0 - usable
+        return state.apply_gradients(grads, optimizer, ema_decay, usable), step_metrics
 
     return train_step
 
@@ -314,44 +362,3 @@ def run_facts(
         "learning rate": f"{schedule.peak_learning_rate:.3g} after {schedule.warmup_steps} steps of warm-up, "
         f"then a cosine to {schedule.final_learning_rate:.3g}",
     }
-
-
-def check_finite(loss: float, first: int, last: int, checkpointer: checkpoint.Checkpointer) -> None:
-    if not math.isfinite(loss):
-        saved = checkpointer.latest_step()
-        kept = f"the newest checkpoint is step {saved}" if saved is not None else "no checkpoint has been written"
-        raise FloatingPointError(
-            f"The loss became {loss} between steps {first} and {last}; {kept}, nothing was deleted. Lower "
-            "optimizer.base_learning_rate, set optimizer.clip_norm, or compute in float32."
-        )
-
-
-def write_results(
-    workdir: str, config: config_dict.ConfigDict, step: int, results: dict[str, float], tables: dict[str, Any]
-) -> None:
-    """WORKDIR/metrics.json: the final metrics, tables such as a confusion matrix, and what is needed to trace them."""
-    if jax.process_index() != 0:
-        return
-    record = {
-        "metrics": results,
-        **tables,
-        "step": step,
-        "seed": config.seed,
-        "protocol": config.data.protocol,
-        "git_revision": git_revision(),
-        "config": json.loads(config.to_json()),
-    }
-    path = os.path.join(workdir, RESULTS_FILE)
-    with open(path + ".tmp", "w") as file:
-        json.dump(record, file, indent=2)
-    os.replace(path + ".tmp", path)  # there is never half a file
-
-
-def git_revision() -> str:
-    """The revision of this checkout, with `-dirty` where files were changed; `unknown` outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        folder = os.path.dirname(os.path.abspath(__file__))
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

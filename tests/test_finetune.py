@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from data import pipeline, takes
 from data.labelled import LabelledDataset
-from mv2mae_jax import checkpoint, metrics, optim, sharding, train
+from mv2mae_jax import checkpoint, metrics, optim, outcome, sharding, train
 from mv2mae_jax.models import layers
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks import finetune
@@ -359,7 +359,7 @@ def test_the_record_of_a_run_says_what_was_run(finished):
     assert record["metrics"] == results
     facts = {key: record[key] for key in ("step", "seed", "protocol")}
     assert facts == {"step": 6, "seed": 0, "protocol": "xsub"}
-    assert record["git_revision"] == train.git_revision()
+    assert record["git_revision"] == outcome.git_revision()
     assert record["config"]["optimizer"]["ema_decay"] == 0.9
 
 

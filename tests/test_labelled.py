@@ -70,6 +70,7 @@ def test_shapes_and_types(dataset):
         "video": ("uint8", (8, 4, 32, 32, 3)),
         "label": ("int32", (8,)),
         "row": ("int32", (8,)),
+        "damaged": ("int32", (8,)),
     }
 
 

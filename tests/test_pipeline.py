@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import pretrain_base
-from data import clips, pipeline, samples
+from data import clips, pipeline, samples, takes
 from data.dataset import Dataset, hold_out
 from tests.test_motion import direct as direct_motion_energy
 
@@ -50,6 +50,7 @@ def test_shapes_and_types(dataset):
         "take": ("int32", (8,)),
         "view": ("int32", (8, 2)),
         "label": ("int32", (8,)),
+        "damaged": ("int32", (8,)),
     }
 
 
@@ -157,11 +158,13 @@ def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same):
     assert all((first == second) == same for ((first, second),) in drawn)
 
 
-def test_a_failing_read_names_the_take(dataset):
-    views = dict(dataset.prepared.views) | {"num_frames": dataset.prepared.views["num_frames"] + 1000}
+def test_a_failing_read_in_an_evaluation_names_the_take(dataset, monkeypatch):
+    """A test set with holes would be another one; for training see test_damaged_data.py."""
+    monkeypatch.setattr(takes, "RETRY_AFTER_SECONDS", ())
+    views = dict(dataset.prepared.views) | {"num_frames": dataset.prepared.views["num_frames"] + 10**6}
     lying = dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, views=views))
     with pytest.raises(Exception, match=r"take S\d{3}P\d{3}R\d{3}A\d{3}, view C\d{3}"):
-        batches(lying, 20)
+        list(pipeline.eval_batches(lying, seed=0, global_batch_size=4))
 
 
 def test_an_uneven_cut_is_refused(dataset):

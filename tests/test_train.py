@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -166,6 +167,9 @@ def test_init_from_names_what_does_not_fit(synthetic_set, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(synthetic_set, tmp_path):
-    stopped = run(tmp_path / "run", synthetic_set, "optimizer.base_learning_rate=1e30", check=False)
-    assert stopped.returncode != 0
-    assert "between steps" in stopped.stderr and "nothing was deleted" in stopped.stderr
+    options = ("optimizer.base_learning_rate=1e30", "limits.skipped_updates=2")
+    stopped = run(tmp_path / "run", synthetic_set, *options, check=False)
+    assert stopped.returncode == 2
+    told = re.search(r"not finite in steps (\d) to (\d); these 2 updates were skipped", stopped.stderr)
+    assert int(told[2]) == int(told[1]) + 1
+    assert f"step {told[1]}: S001" in stopped.stderr and "Nothing was deleted" in stopped.stderr

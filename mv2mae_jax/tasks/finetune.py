@@ -60,6 +60,10 @@ class Finetune:
         """Parameters, float32."""
         return self.model.init(key, jnp.zeros((1, *self.model.clip_size, 3), jnp.uint8))["params"]
 
+    def take_names(self, batch: Arrays) -> list[str]:
+        """Which takes a training batch shows."""
+        return self.dataset.prepared.views["take"][batch["row"]].tolist()
+
     def train_batches(self, **position: Any) -> Iterator[Arrays]:
         """See `pipeline.labelled_batches`."""
         return pipeline.labelled_batches(self.dataset, **position)

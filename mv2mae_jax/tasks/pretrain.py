@@ -64,6 +64,10 @@ class Pretrain:
         inputs = self.randomize({"video": video}, key)
         return self.model.init(key, video, inputs["target_mask"], inputs["source_mask"])["params"]
 
+    def take_names(self, batch: Arrays) -> list[str]:
+        """Which takes a training batch shows."""
+        return self.dataset.train.take_names[batch["take"]].tolist()
+
     def train_batches(self, **position: Any) -> Iterator[Arrays]:
         """See `pipeline.train_batches`."""
         return pipeline.train_batches(self.dataset, **position)

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from data import pipeline
 from data.labelled import LabelledDataset
-from mv2mae_jax import accuracy, checkpoint, features, probes, retrieval, runs, sharding, train
+from mv2mae_jax import accuracy, checkpoint, features, outcome, probes, retrieval, runs, sharding
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.torch_export import importer
@@ -67,7 +67,7 @@ def run(
         results |= {f"retrieval/{name}": value for name, value in found.items()}
     for name, value in results.items():
         print(f"{name:<32} {value:.4g}", flush=True)
-    train.write_results(workdir, config, step, results, tables)
+    outcome.write(workdir, config, step, results, tables)
     return results
 
 

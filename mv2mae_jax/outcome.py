@@ -1,0 +1,52 @@
+"""WORKDIR/metrics.json: what a run measured at its end, and what is needed to trace it."""
+
+import json
+import os
+import subprocess
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+RESULTS_FILE = "metrics.json"
+
+
+def write(
+    workdir: str, config: config_dict.ConfigDict, step: int, results: dict[str, float], tables: dict[str, Any]
+) -> None:
+    """WORKDIR/metrics.json: the final metrics, tables such as a confusion matrix, and what is needed to trace them."""
+    if jax.process_index() != 0:
+        return
+    record = {
+        "metrics": results,
+        **tables,
+        "step": step,
+        "seed": config.seed,
+        "protocol": config.data.protocol,
+        "git_revision": git_revision(),
+        "config": json.loads(config.to_json()),
+    }
+    path = os.path.join(workdir, RESULTS_FILE)
+    with open(path + ".tmp", "w") as file:
+        json.dump(record, file, indent=2)
+    os.replace(path + ".tmp", path)  # there is never half a file
+
+
+def read(workdir: str, step: int) -> dict[str, float] | None:
+    """The metrics of a finished run; None where it was stopped before its last evaluation was written."""
+    try:
+        with open(os.path.join(workdir, RESULTS_FILE)) as file:
+            record = json.load(file)
+    except FileNotFoundError:
+        return None
+    return record["metrics"] if record["step"] == step else None
+
+
+def git_revision() -> str:
+    """The revision of this checkout, with `-dirty` where files were changed; `unknown` outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        folder = os.path.dirname(os.path.abspath(__file__))
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,163 @@
+"""A damaged record met in training: found, replaced reproducibly, told; and a reader that never gives other pixels."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import frame_index, pipeline, prepare, samples, takes
+from data.dataset import Dataset
+from data.labelled import LabelledDataset
+from tests import faults, tiny
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(takes, "RETRY_AFTER_SECONDS", (0.0, 0.0))
+
+
+@pytest.fixture
+def damaged_set(synthetic_set, tmp_path) -> tuple[Path, int]:
+    """A copy of the set with a byte changed in every frame of one record, and the record."""
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
+    prepared, record = takes.open_prepared(copy), 10
+    first = int(prepared.views["num_frames"][:record].sum())
+    entries = np.load(copy / frame_index.NAME)[first : first + prepared.views["num_frames"][record]]
+    shard = sorted(copy.glob("*.array_record-*"))[record // 6]  # of two takes with three views each
+    content = bytearray(shard.read_bytes())
+    for start in entries["start"]:
+        content[frame_index._in_file(int(start)) + 40] ^= 1
+    shard.write_bytes(content)
+    return copy, record
+
+
+def open_dataset(directory: Path) -> Dataset:
+    config = tiny.make_config()
+    with config.unlocked():
+        config.data.dir = str(directory)
+    return Dataset.from_config(config)
+
+
+def batches(dataset, count: int, start_step: int = 0, **options) -> list[dict[str, np.ndarray]]:
+    stream = pipeline.train_batches(dataset, seed=3, start_step=start_step, **({"global_batch_size": 8} | options))
+    return [next(stream) for _ in range(count)]
+
+
+def test_the_damage_is_where_it_was_put(damaged_set):
+    directory, record = damaged_set
+    prepared = takes.open_prepared(directory)
+    take, view = prepared.views["take"][record], prepared.views["view"][record]
+    with pytest.raises(takes.DamagedRecord, match=rf"take {take}, view {view}\) is damaged .*--verify") as found:
+        prepared.read(record, np.array([0]))
+    assert found.value.record == record
+    for other in (record - 1, record + 1):
+        prepared.read(other, np.arange(prepared.views["num_frames"][other]))
+
+
+def test_other_samples_stand_in_and_nothing_else_changes(synthetic_set, damaged_set):
+    directory, record = damaged_set
+    whole, damaged = batches(open_dataset(synthetic_set), 12), batches(open_dataset(directory), 12)
+    hit = np.stack([batch["damaged"] >= 0 for batch in damaged])
+    assert 0 < hit.sum() < hit.size / 4
+    assert {batch["damaged"].max() for batch in damaged} == {-1, record}
+    assert all((batch["damaged"] == -1).all() for batch in whole)
+    for row, (before, after) in enumerate(zip(whole, damaged, strict=True)):
+        for key in set(before) - {"damaged"}:
+            np.testing.assert_array_equal(before[key][~hit[row]], after[key][~hit[row]])
+    # No sample that stands in was read from the damaged record either.
+    rows = open_dataset(directory).train.rows
+    shown = np.stack([rows[batch["take"][:, None], batch["view"]] for batch in damaged])
+    assert (shown != record).all() and (shown[hit] >= 0).all()
+
+
+def test_what_stands_in_is_a_function_of_seed_and_step(damaged_set):
+    dataset = open_dataset(damaged_set[0])
+    once, resumed, workers = batches(dataset, 6), batches(dataset, 3, start_step=3), batches(dataset, 6, num_workers=2)
+    assert any((batch["damaged"] >= 0).any() for batch in once[3:])
+    shares = [batches(dataset, 6, process_index=index, process_count=2) for index in (0, 1)]
+    for first, second in (*zip(once[3:], resumed, strict=True), *zip(once, workers, strict=True)):
+        for key in first:
+            np.testing.assert_array_equal(first[key], second[key])
+    for whole, *parts in zip(once, *shares, strict=True):
+        np.testing.assert_array_equal(whole["video"], np.concatenate([part["video"] for part in parts]))
+
+
+def test_labelled_samples_are_replaced_too(damaged_set):
+    config = tiny.make_finetune_config(f"data.dir={damaged_set[0]}", "data.protocol=xview")
+    dataset = LabelledDataset.from_config(config)
+    stream = pipeline.labelled_batches(dataset, seed=0, start_step=0, global_batch_size=8)
+    found = [next(stream) for _ in range(20)]
+    damaged = np.concatenate([batch["damaged"] for batch in found]).reshape(-1, dataset.spec.repeats)
+    assert (damaged[:, 0] == damaged[:, 1]).all() and (damaged >= 0).any(), "the crops of a clip are replaced together"
+    assert all((batch["row"] != damaged_set[1]).all() for batch in found)
+
+
+def test_a_read_that_fails_once_changes_nothing(synthetic_set, monkeypatch):
+    dataset = open_dataset(synthetic_set)
+    wanted = batches(dataset, 2)
+    read, calls = frame_index.Frames.read, []
+
+    def hiccup(self, record, frames):
+        calls.append(record)
+        if len(calls) % 3 == 1:
+            raise OSError(5, "Input/output error")
+        return read(self, record, frames)
+
+    monkeypatch.setattr(frame_index.Frames, "read", hiccup)
+    for before, after in zip(wanted, batches(dataset, 2), strict=True):
+        for key in before:
+            np.testing.assert_array_equal(before[key], after[key])
+
+
+def test_when_nothing_can_be_read_the_reader_gives_up(synthetic_set, monkeypatch):
+    asked = []
+
+    def read(record, frames):
+        asked.append(record)
+        raise OSError(5, "Input/output error")
+
+    dataset = open_dataset(synthetic_set)
+    monkeypatch.setattr(dataset.prepared.stored, "read", read)
+    draw = samples.DrawSample(dataset=dataset)
+    with pytest.raises(takes.DamagedRecord, match=r"take .*, view .* is damaged \(.*Input/output error"):
+        samples.read_training_batch(draw, [draw.random_map(5, np.random.default_rng(0))])
+    reads = 1 + len(takes.RETRY_AFTER_SECONDS)
+    assert len(asked) == reads * (1 + samples.MOST_REPLACEMENTS) and len(set(asked)) > 5
+
+
+def test_no_bit_of_a_shard_changes_a_pixel_unseen(synthetic_set, tmp_path):
+    """Every frame read from a damaged shard is either refused or what was written."""
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
+    prepared, frames = takes.open_prepared(synthetic_set), np.array([0, 20, 40])
+    shard, records = sorted(copy.glob("*.array_record-*"))[1], range(6, 12)
+    wanted = {record: prepared.read(record, frames) for record in records}
+    content, rng, refused = shard.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(150):
+        changed = bytearray(content)
+        position = int(rng.integers(len(content)))
+        changed[position : position + int(rng.integers(1, 2000))] = rng.bytes(int(rng.integers(0, 2000)))
+        changed = changed[: len(content)].ljust(len(content), b"\0")  # opening tells of another length
+        shard.write_bytes(changed)
+        damaged = takes.open_prepared(copy)
+        for record in records:
+            try:
+                np.testing.assert_array_equal(damaged.read(record, frames), wanted[record])
+            except takes.DamagedRecord:
+                refused += 1
+    assert 20 < refused < 900
+
+
+def test_a_run_goes_on_over_a_damaged_record_and_says_so(damaged_set, tmp_path):
+    """From the command line: told with take and view; the same twice; stopped where less damage is allowed."""
+    directory, record = damaged_set
+    prepared = takes.open_prepared(directory)
+    take = prepared.views["take"][record]
+    options = ("total_steps=6", "data.holdout_fraction=0", "eval.max_takes=1", "limits.damaged_samples=0")
+    stopped = faults.run(tmp_path / "strict", directory, *options)
+    assert stopped.returncode == 2 and "more than limits.damaged_samples = 0 of 1000" in stopped.stderr
+    assert f"(take {take}, view" in stopped.stdout and "Traceback" not in stopped.stderr
+    assert prepare.main(["--verify", f"--output={directory}"]) == prepare.EXIT_ERROR
+    done = faults.run(tmp_path / "run", directory, *options[:-1])
+    assert done.returncode == 0, done.stderr
+    assert faults.history(tmp_path / "run")[-2]["data/damaged_samples"] > 0

@@ -1,0 +1,75 @@
+"""A run that is killed or told to stop, and started again by the same command, ends where an undisturbed one does."""
+
+import os
+import pathlib
+import signal
+
+import pytest
+
+from mv2mae_jax import preemption
+from tests import faults
+
+# Checkpoints in the middle of a log interval, and an evaluation on the way.
+OPTIONS = ("log.every_steps=3", "eval.every_steps=4", "optimizer.ema_decay=0.9")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(synthetic_set, tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = faults.run(workdir, synthetic_set, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def steps_saved(workdir) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_set, tmp_path):
+    killed, stopped_at_once = -signal.SIGKILL, -signal.SIGTERM
+    for name, moment, step, code, saved in (
+        ("SIGKILL", "save", 2, killed, []),  # everything is written but the digests
+        ("SIGTERM", "step", 3, preemption.EXIT_CODE, [2, 3]),  # in the middle of a log interval
+        ("SIGKILL", "eval", 4, killed, [2, 3, 4]),
+        ("SIGTERM", "eval", 4, stopped_at_once, [2, 3, 4]),  # saved before; done again at the next start
+        ("SIGKILL", "step", 5, killed, [2, 3, 4]),
+        ("SIGTERM", "step", 6, preemption.EXIT_CODE, [3, 4, 6]),  # the newest three are kept
+    ):
+        struck = faults.run_struck(name, moment, step, tmp_path, synthetic_set, *OPTIONS)
+        assert struck.returncode == code, (name, moment, step, struck.stderr)
+        assert steps_saved(tmp_path) == saved, (name, moment, step)
+        if code == preemption.EXIT_CODE:
+            assert f"Stopped by SIGTERM after step {step}, which is saved" in struck.stdout
+    done = faults.run(tmp_path, synthetic_set, *OPTIONS)
+    assert done.returncode == 0 and "Going on from step 6" in done.stdout, done.stderr
+    faults.assert_same_end(undisturbed, tmp_path)
+    assert faults.events(tmp_path) == faults.events(undisturbed)
+    assert len(set(faults.events(tmp_path))) == len(faults.events(tmp_path)) > 20
+    assert not list((tmp_path / "checkpoints").glob("*tmp*")) and not list((tmp_path / "checkpoints").glob("*damaged*"))
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed, synthetic_set):
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    again = faults.run(undisturbed, synthetic_set, *OPTIONS)
+    assert again.returncode == 0 and "Nothing is left to do" in again.stdout
+    assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+    # More steps are another schedule: refused by name, and done where it is said to be meant.
+    refused = faults.run(undisturbed, synthetic_set, *OPTIONS, "total_steps=7", "data.num_workers=1")
+    assert refused.returncode == 2
+    assert "total_steps was 6, now 7\nSet them back" in refused.stderr and "num_workers" not in refused.stderr
+    assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_one_run_at_a_time(synthetic_set, tmp_path):
+    holder = "import fcntl, sys, time; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX); "
+    holder += "lock.write('process 7 on elsewhere'); lock.flush(); print('locked', flush=True); time.sleep(600)"
+    first = faults.start("-c", holder, tmp_path / "run.lock")
+    assert first.stdout.readline() == "locked\n"
+    refused = faults.run(tmp_path, synthetic_set)
+    assert refused.returncode == 2
+    assert "is in use by another run (process 7 on elsewhere)" in refused.stderr
+    assert os.listdir(tmp_path) == ["run.lock"]
+    # A lock does not outlive its holder, however that ends.
+    first.kill()
+    first.wait()
+    assert faults.run(tmp_path, synthetic_set, "total_steps=1").returncode == 0
