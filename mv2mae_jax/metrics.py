@@ -88,6 +88,12 @@ class Clock:
         return rates
 
 
+def say(text: str) -> None:
+    """Prints a line, in the first process alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 class Reporter:
     """Writes metrics of one run. Only the first process writes; the others' calls do nothing.
 
@@ -111,8 +117,7 @@ class Reporter:
                     self._add_events(first_step, {key: value for key, value in row.items() if key != "step"})
 
     def say(self, text: str) -> None:
-        if self._active:
-            print(text, flush=True)
+        say(text)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Names by area: train/..., eval/..., perf/..., data/..."""

@@ -70,16 +70,15 @@ def train(
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
 
     for line in damage.set_aside(Path(workdir, "checkpoints")):
-        print(line, flush=True)
+        metrics.say(line)
     checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
     state, progress = init_state(config, task, optimizer, mesh, init_key, checkpointer, allow_changes)
     first_step = int(state.step)
     finished = outcome.read(workdir, first_step) if first_step >= schedule.total_steps else None
     if finished:
-        print(
+        metrics.say(
             "Nothing is left to do. To go on, raise total_steps or num_epochs, with --allow_changes=total_steps or "
-            "num_epochs; or choose another --workdir.",
-            flush=True,
+            "num_epochs; or choose another --workdir."
         )
         return finished
     train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, step_key)

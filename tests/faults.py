@@ -50,7 +50,7 @@ def arguments(workdir, data_dir, *overrides: str) -> list[str]:
 
 def start(*command: str, **environment: str) -> subprocess.Popen:
     """A Python process in the folder of the project, its output kept."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": tiny.QUICK_FLAGS} | environment
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
@@ -75,9 +75,9 @@ def run(workdir, data_dir, *overrides: str, flags=(), **environment: str) -> sub
     return finish(start("run.py", *arguments(workdir, data_dir, *overrides), *flags, **environment))
 
 
-def run_struck(signal: str, moment: str, step: int, workdir, data_dir, *overrides) -> subprocess.CompletedProcess:
-    """Runs run.py, struck by a signal: before the `batch` of a step, after its `step`, in its `save`, in an `eval`."""
-    return finish(start("-c", STRUCK, signal, moment, str(step), *arguments(workdir, data_dir, *overrides)))
+def start_struck(signal: str, moment: str, step: int, workdir, data_dir, *overrides, flags=()) -> subprocess.Popen:
+    """Starts run.py, struck by a signal: before the `batch` of a step, after its `step`, in its `save` or an `eval`."""
+    return start("-c", STRUCK, signal, moment, str(step), *arguments(workdir, data_dir, *overrides), *flags)
 
 
 def final_state(workdir: pathlib.Path) -> dict:

@@ -2,12 +2,14 @@
 
 import os
 import pathlib
+import re
 import signal
+import socket
 
 import pytest
 
 from mv2mae_jax import preemption
-from tests import faults
+from tests import faults, tiny
 
 # Checkpoints in the middle of a log interval, and an evaluation on the way.
 OPTIONS = ("log.every_steps=3", "eval.every_steps=4", "optimizer.ema_decay=0.9")
@@ -35,7 +37,7 @@ def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_
         ("SIGKILL", "step", 5, killed, [2, 3, 4]),
         ("SIGTERM", "step", 6, preemption.EXIT_CODE, [3, 4, 6]),  # the newest three are kept
     ):
-        struck = faults.run_struck(name, moment, step, tmp_path, synthetic_set, *OPTIONS)
+        struck = faults.finish(faults.start_struck(name, moment, step, tmp_path, synthetic_set, *OPTIONS))
         assert struck.returncode == code, (name, moment, step, struck.stderr)
         assert steps_saved(tmp_path) == saved, (name, moment, step)
         if code == preemption.EXIT_CODE:
@@ -46,6 +48,44 @@ def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_
     assert faults.events(tmp_path) == faults.events(undisturbed)
     assert len(set(faults.events(tmp_path))) == len(faults.events(tmp_path)) > 20
     assert not list((tmp_path / "checkpoints").glob("*tmp*")) and not list((tmp_path / "checkpoints").glob("*damaged*"))
+
+
+def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, tmp_path):
+    """The signal reaches one of them; both save and stop."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        flags = [f"--coordinator_address=localhost:{listener.getsockname()[1]}", "--num_processes=2"]
+    options = ("checkpoint.every_steps=5000", "log.every_steps=1000", "optimizer.ema_decay=0.9")
+    started = [
+        faults.start_struck(
+            name, "step", 2, tmp_path, synthetic_set, *options, "total_steps=5000", flags=[*flags, f"--process_id={i}"]
+        )
+        for i, name in enumerate(("SIGCONT", "SIGTERM"))  # the first of these does nothing
+    ]
+    ended = [faults.finish(process) for process in started]
+    assert [process.returncode for process in ended] == [preemption.EXIT_CODE] * 2, ended
+    told = [re.findall(r"Stopped by SIGTERM after step (\d+)", process.stdout) for process in ended]
+    assert told[0] == told[1] == [str(step) for step in steps_saved(tmp_path)] and len(told[0]) == 1
+    last = f"total_steps={int(told[0][0]) + 1}"
+    done = faults.run(tmp_path, synthetic_set, *options, last, flags=["--allow_changes=total_steps"])
+    assert done.returncode == 0 and f"Going on from step {told[0][0]} " in done.stdout, done.stderr
+
+
+def test_another_machine_goes_on(undisturbed, synthetic_set, tmp_path):
+    """Other devices, another mesh, reading processes and parts of a batch: the losses are equal up to rounding."""
+    struck = faults.start_struck("SIGTERM", "step", 3, tmp_path, synthetic_set, *OPTIONS)
+    assert faults.finish(struck).returncode == preemption.EXIT_CODE
+    other = ("mesh.data=2", "mesh.fsdp=2", "data.num_workers=2", "optimizer.accumulation_steps=2")
+    devices = f"{tiny.QUICK_FLAGS} --xla_force_host_platform_device_count=4"
+    done = faults.run(tmp_path, synthetic_set, *OPTIONS, *other, XLA_FLAGS=devices)
+    assert done.returncode == 0 and "Going on from step 3" in done.stdout, done.stderr
+    assert "4 x cpu" in done.stdout and "data 2, fsdp 2" in done.stdout
+    assert_close_history(tmp_path, undisturbed)
+
+
+def assert_close_history(first, second):
+    for one, other in zip(faults.history(first), faults.history(second), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
 def test_a_finished_run_has_nothing_left_to_do(undisturbed, synthetic_set):

@@ -1,0 +1,185 @@
+"""Kills a run again and again, wherever it happens to be, and compares its end with that of an undisturbed one.
+
+Command: python -m benchmarks.faults --kills=50 --workdir=/tmp/faults
+
+The tiny model is trained once without and once with disturbance. The disturbed one is started by the same command until
+it is done, and struck by SIGKILL (or SIGTERM, for every fourth) after a random time, so that the strikes fall into
+start-up, compilation, steps, saves and evaluations; likewise a preparation of videos. Then parameters, optimiser state,
+average, metrics history, results and the files of the prepared set must be equal bit for bit. With --fuzz, thousands of
+mutated videos, sets, checkpoints and configs follow. Writes benchmarks/results/faults/.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.experiment import RESULTS
+from mv2mae_jax import outcome, preemption
+from tests import faults, fuzz
+
+# Enough steps for strikes in all phases; checkpoints, evaluations and log rows at steps of their own.
+OPTIONS = (
+    "total_steps=60",
+    "checkpoint.every_steps=7",
+    "eval.every_steps=20",
+    "log.every_steps=9",
+    "optimizer.ema_decay=0.9",
+    "data.num_workers=1",
+)
+SIGTERM_EVERY = 4
+
+
+def strike(command: list[str], seconds: float, number: signal.Signals) -> tuple[int, str]:
+    """Starts a command in a process group of its own and sends it a signal: (exit code, output up to then)."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=faults.ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            process.wait(timeout=300)
+        output.seek(0)
+        return process.returncode, output.read()
+
+
+def phase(output: str) -> str:
+    """Where a run was when its output ended."""
+    lines = output.splitlines()
+    if "eval at step" in output and not lines[-1].startswith("step "):
+        return "after an evaluation"
+    if any(line.startswith(("step ", "Stopped")) for line in lines):
+        return "steps"
+    return "compilation or first steps" if any(line.startswith("devices ") for line in lines) else "start-up"
+
+
+def kill_run(folder: Path, prepared: Path, kills: int, draw: random.Random) -> list[dict]:
+    """Trains FOLDER/disturbed with at least `kills` strikes in one or more runs; compares each end.
+
+    Returns:
+      For each strike: signal, seconds after the start, exit code, phase.
+    """
+    whole, strikes = folder / "whole", []
+    command = ["run.py", *faults.arguments(whole, prepared, *OPTIONS)]
+    began = time.monotonic()
+    subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True, stdout=subprocess.DEVNULL)
+    duration = time.monotonic() - began
+    while len(strikes) < kills:
+        disturbed = folder / "disturbed"
+        shutil.rmtree(disturbed, ignore_errors=True)
+        command = ["run.py", *faults.arguments(disturbed, prepared, *OPTIONS)]
+        while True:
+            number = signal.SIGTERM if len(strikes) % SIGTERM_EVERY == SIGTERM_EVERY - 1 else signal.SIGKILL
+            seconds = draw.uniform(0, duration) if len(strikes) < kills else 3600.0
+            code, output = strike(command, seconds, number)
+            if code == 0:
+                break
+            if code not in (-signal.SIGKILL, -signal.SIGTERM, preemption.EXIT_CODE):
+                raise RuntimeError(f"exit code {code} after {number.name} at {seconds:.1f} s:\n{output}")
+            at = phase(output)
+            strikes.append({"signal": number.name, "seconds": round(seconds, 2), "exit_code": code, "phase": at})
+            print(f"{len(strikes)}: {number.name} after {seconds:.1f} s, in {at}", flush=True)
+        faults.assert_same_end(whole, disturbed)
+        print(f"An end equal bit for bit after {len(strikes)} strikes.", flush=True)
+    return strikes
+
+
+def kill_preparation(folder: Path, raw: Path, kills: int, draw: random.Random) -> list[dict]:
+    """The same for `python -m data.prepare`: the files of the set are those of an undisturbed preparation."""
+    common = ["-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", "--short_side=40", "--workers=2"]
+    began = time.monotonic()
+    subprocess.run([sys.executable, *common, f"--output={folder}/whole"], cwd=faults.ROOT, check=True)
+    duration, strikes = time.monotonic() - began, []
+    output, code = folder / "disturbed", None
+    while code != 0:
+        seconds = draw.uniform(0, duration) if len(strikes) < kills else 3600.0
+        code, said = strike([*common, f"--output={output}"], seconds, signal.SIGKILL)
+        if code not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"exit code {code}:\n{said}")
+        if code == 0 and len(strikes) < kills:
+            shutil.rmtree(output)  # finished before the strike: from the start
+            code = None
+        elif code != 0:
+            strikes.append({"signal": "SIGKILL", "seconds": round(seconds, 2), "exit_code": code})
+    files = [
+        {path.relative_to(made): path.read_bytes() for path in made.rglob("*") if path.is_file()}
+        for made in (folder / "whole", output)
+    ]
+    assert files[0] == files[1]
+    return strikes
+
+
+def fuzz_all(folder: Path, prepared: Path, cases: int) -> dict[str, object]:
+    """Thousands of mutated inputs; an AssertionError or any other exception is a failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = fuzz.video_seeds(folder)
+    used, aside = 0, 0
+    for seed in range(cases // 200):
+        counts = fuzz.prepare_mutated_videos(folder / "videos", seeds, seed, num_takes=200)
+        used, aside = used + counts[0], aside + counts[1]
+    small = folder / "videos" / "prepared"
+    read, refused = fuzz.read_mutated_set(small, seed=1, cases=cases // 10)
+    step = max((folder.parent / "runs" / "whole" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
+    fuzz.check_mutated_step(step, seed=2, cases=cases)
+    base = str(faults.ROOT / "configs" / "pretrain_base.py")
+    accepted = sum(fuzz.validate_random_config(base, seed, str(prepared)) for seed in range(cases))
+    return {
+        "videos": {"mutated": cases // 200 * 200, "views_used": used, "views_in_quarantine": aside},
+        "prepared_sets": {"mutated": cases // 10, "clips_read_unchanged": read, "clips_refused": refused},
+        "checkpoints": {"mutated": cases, "detected": cases},
+        "configs": {"random": cases, "accepted": accepted, "refused": cases - accepted},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="for the runs; emptied")
+    parser.add_argument("--kills", type=int, default=50, help="of the run; a fifth as many more of the preparation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fuzz", type=int, default=0, metavar="CASES", help="e.g. 2000 of each kind")
+    options = parser.parse_args()
+    shutil.rmtree(options.workdir, ignore_errors=True)
+    raw, draw, began = options.workdir / "raw", random.Random(options.seed), time.monotonic()
+    command = ["-m", "data.synthetic", f"--output={raw}", "--takes=24", "--seed=1", "--resolution=64x48"]
+    subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True)
+    (options.workdir / "preparations").mkdir()
+    preparation = kill_preparation(options.workdir / "preparations", raw, options.kills // 5, draw)
+    prepared = options.workdir / "preparations" / "whole"
+    run = kill_run(options.workdir / "runs", prepared, options.kills, draw)
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "git_revision": outcome.git_revision(),
+        "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        "seed": options.seed,
+        "options": OPTIONS,
+        "run": run,
+        "preparation": preparation,
+        "ends_equal_bit_for_bit": True,  # otherwise an AssertionError has ended this
+    }
+    if options.fuzz:
+        record["fuzz"] = fuzz_all(options.workdir / "fuzz", prepared, options.fuzz)
+    record["minutes"] = round((time.monotonic() - began) / 60, 1)
+    folder = RESULTS / "faults"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{len(run)} strikes at the run, {len(preparation)} at the preparation: {folder / 'faults.json'}")
+
+
+if __name__ == "__main__":
+    main()
