@@ -129,3 +129,8 @@ def _records(content: bytes) -> list[bytes]:
         records.append(content[position + 12 : position + 12 + length])
         position += length + 16
     return [record for record in records if position <= len(content) or record is not records[-1]]
+
+
+def is_stopped(process: int) -> bool:
+    """Whether a process stands still after SIGSTOP."""
+    return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
