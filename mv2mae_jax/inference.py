@@ -59,7 +59,7 @@ class Encoder:
             return self(video[None])[0]
         return _encode(self.model, self.params, video)
 
-    def export(self, path: str) -> None:
+    def export(self, path: str | os.PathLike) -> None:
         """Writes the encoder with its weights, in float32, for any batch size: see jax.export.
 
         To run it: `jax.export.deserialize(bytearray(open(path, "rb").read())).call(video)`.
@@ -69,6 +69,7 @@ class Encoder:
         video = jax.ShapeDtypeStruct((batch, *model.clip_size, 3), np.uint8)
         run = jax.jit(functools.partial(_tokens, model, params))
         serialized = jax.export.export(run, platforms=PLATFORMS)(video).serialize()
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(f"{path}.tmp", "wb") as file:
             file.write(serialized)
         os.replace(f"{path}.tmp", path)

@@ -5,14 +5,17 @@ from typing import Any
 import jax
 
 from mv2mae_jax.config import flatten
+from mv2mae_jax.models import mv2mae
 
 _PRE_TRAINED = {
     "videomae": """\
 `videomae.pth` holds `{"model": state_dict}`, tensors only, in the layout of
 [MCG-NJU/VideoMAE](https://github.com/MCG-NJU/VideoMAE), for a `vit_*_patch16` model of the sizes below:
 `run_class_finetuning.py --finetune videomae.pth --num_frames FRAMES`. Its loader reports the decoders as not used.
+The script builds its models for 224 x 224 pixels; positions are computed, so the weights fit those too. For the
+HEIGHT x WIDTH of pre-training, give its `create_model` an `img_size`.
 
-The file holds no number of heads: encoder HEADS, decoder DECODER_HEADS.""",
+The file holds no number of heads: encoder HEADS, decoder DECODER_HEADS. Any PyTorch since 1.6 reads it.""",
     "hf": """\
 ```python
 from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEImageProcessor, VideoMAEModel
@@ -39,16 +42,26 @@ features = model.features(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> fl
 ```
 
 `model(video, target_visible, source_visible)` runs both decoders, `model.loss(..., **config["loss"])` the
-motion-weighted loss with the settings of `config.json`.""",
+motion-weighted loss with the settings of `config.json`. The module takes PyTorch 2.0 or newer.""",
 }
 
 _FINE_TUNED = {
     "videomae": """\
 `videomae.pth` holds `{"model": state_dict}`, tensors only, in the layout of
 [MCG-NJU/VideoMAE](https://github.com/MCG-NJU/VideoMAE)'s fine-tuned `vit_*_patch16` models (mean pooling), of the sizes
-below: `run_class_finetuning.py --eval --finetune videomae.pth --nb_classes CLASSES --num_frames FRAMES`.
+below. Its scripts build models for 224 x 224 pixels; this one was trained with HEIGHT x WIDTH:
 
-The file holds no number of heads: HEADS.""",
+```python
+import modeling_finetune  # VideoMAE's
+
+model = modeling_finetune.VisionTransformer(
+    img_size=(HEIGHT, WIDTH), patch_size=PATCH, tubelet_size=TUBELET, all_frames=FRAMES, num_classes=CLASSES,
+    embed_dim=DIM, depth=DEPTH, num_heads=HEADS, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+)
+model.load_state_dict(torch.load("videomae.pth", weights_only=True)["model"])
+```
+
+Any PyTorch since 1.6 reads the file.""",
     "hf": """\
 ```python
 from transformers import VideoMAEForVideoClassification, VideoMAEImageProcessor
@@ -70,7 +83,7 @@ logits = model(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> float32[B, CL
 features = model.features(video)  # float32[B, TOKENS, DIM]
 ```
 
-`config.json` names the classes in the order of the logits.""",
+`config.json` names the classes in the order of the logits. The module takes PyTorch 2.0 or newer.""",
 }
 
 _VERSIONS = """\
@@ -99,6 +112,9 @@ def text(run: Any, layout: str, verdict: str) -> str:
         "WIDTH": width,
         "TOKENS": model.num_tokens,
         "HEADS": encoder.num_heads,
+        "DEPTH": encoder.depth,
+        "PATCH": model.tubelet_size[1:],
+        "TUBELET": model.tubelet_size[0],
         "DIM": encoder.width,
     }
     for name, value in values.items():
@@ -113,7 +129,7 @@ license_name: see-readme
 library_name: {"transformers" if layout == "hf" else "pytorch"}
 tags: [video, multi-view, masked-autoencoder, mv2mae]
 ---
-# MV2MAE ViT-{config.model.variant}, {frames} x {height} x {width}
+# MV2MAE {_name(run)}, {frames} x {height} x {width}
 
 {_origin(run)}
 
@@ -152,6 +168,13 @@ the terms of that data set; many allow academic research only.
 {settings}
 ```
 """
+
+
+def _name(run: Any) -> str:
+    """ViT-S and so on, unless the config overrides the sizes of its variant."""
+    encoder, variant = run.encoder, mv2mae.VARIANTS[run.config.model.variant]
+    same = all(getattr(encoder, size) == getattr(variant, size) for size in ("width", "depth", "num_heads"))
+    return f"ViT-{run.config.model.variant}" if same else f"ViT of width {encoder.width} and depth {encoder.depth}"
 
 
 def _origin(run: Any) -> str:
