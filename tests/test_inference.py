@@ -33,10 +33,10 @@ def save_run(folder, config, params, **record):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """(workdir, model, parameters) of a pre-training run as initialised."""
+    """(workdir, model, parameters) of a pre-training run."""
     config = tiny.make_config()
     task = Pretrain.from_config(config)
-    params = jax.jit(task.init)(jax.random.key(0))
+    params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
     return save_run(tmp_path_factory.mktemp("pretrained"), config, params), task.model, params
 
 
@@ -60,9 +60,9 @@ def test_the_encoder_of_a_pretrained_run_is_the_models(pretrained, encoder):
 
 
 def test_the_encoder_of_a_fine_tuned_run_gives_what_its_head_pools(tmp_path):
-    config = tiny.make_finetune_config("model.head_init_scale=1.0")
+    config = tiny.make_finetune_config()
     model = classifier.from_config(config, 5)
-    params = jax.jit(model.init)(jax.random.key(1), random_video(1))["params"]
+    params = tiny.random_like(jax.eval_shape(model.init, jax.random.key(1), random_video(1))["params"])
     workdir = save_run(tmp_path / "run", config, params, class_names=list("abcde"))
     video = random_video(2)
     tokens = inference.load_encoder(workdir)(video)

@@ -32,7 +32,7 @@ def make_model(num_classes=5):
 def make_params(model, seed):
     video = jnp.zeros((1, *model.clip_size, 3), jnp.uint8)
     shapes = jax.eval_shape(functools.partial(model.init, video=video), jax.random.key(0))["params"]
-    return torch_runs.random_like(shapes, seed)
+    return tiny.random_like(shapes, seed)
 
 
 def random_video(model, batch=2):

@@ -36,7 +36,7 @@ def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None)
     config.model.depth = depth
     config.data.crop_size = CLIP[1:]
     task = Pretrain.from_config(config)
-    params = torch_runs.random_like(jax.eval_shape(task.init, jax.random.key(0)))
+    params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
     return exporter.Run(
         workdir="run",
         step=7,

@@ -1,5 +1,7 @@
 """Runs small enough for tests: their configs, and pre-training's steps without files around them."""
 
+import math
+
 import jax
 import numpy as np
 
@@ -60,6 +62,22 @@ def make_finetune_config(*overrides: str):
     from mv2mae_jax import config as configs
 
     return configs.load(finetune_base.__file__, [*FINETUNE_OVERRIDES, *overrides])
+
+
+def random_like(shapes, seed=0):
+    """Parameters of a plausible size; no bias is zero and no scale one."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        match path[-1].key:
+            case "kernel":
+                return noise / np.float32(math.sqrt(leaf.shape[-2]))
+            case "scale":
+                return 1 + np.float32(0.1) * noise
+        return np.float32(0.1) * noise
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def make_batch(config, step: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """What the tests of both ways to PyTorch share."""
 
 import functools
-import math
 
 import jax
 import numpy as np
@@ -12,22 +11,6 @@ jit = functools.partial(
     jax.jit,
     compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
 )
-
-
-def random_like(shapes, seed=0):
-    """Parameters of a plausible size; no bias is zero and no scale one."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        noise = rng.standard_normal(leaf.shape, np.float32)
-        match path[-1].key:
-            case "kernel":
-                return noise / np.float32(math.sqrt(leaf.shape[-2]))
-            case "scale":
-                return 1 + np.float32(0.1) * noise
-        return np.float32(0.1) * noise
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def pixel_values(video: np.ndarray) -> torch.Tensor:
