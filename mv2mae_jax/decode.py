@@ -33,10 +33,11 @@ def pixels(batch: Arrays, crop_size: tuple[int, int], tubelet_size: tuple[int, i
     Returns:
       Every clip as uint8[B, ..., T, H, W, 3]; `motion` float32[B, ..., N] if `video` was not made of pixels.
     """
-    stored = {key: clips(value, crop_size) for key, value in batch.items() if isinstance(value, dict)}
-    if "video" in stored:
-        stored["motion"] = motion_energy(stored["video"], tubelet_size)
-    return {**batch, **stored}
+    planar = {key: _planar_clips(value, crop_size) for key, value in batch.items() if isinstance(value, dict)}
+    decoded = {key: jnp.moveaxis(value, -3, -1) for key, value in planar.items()}
+    if "video" in planar:
+        decoded["motion"] = _planar_motion_energy(planar["video"], tubelet_size)
+    return {**batch, **decoded}
 
 
 def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
@@ -50,6 +51,11 @@ def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
     Returns:
       uint8[E * R, ..., T, height, width, 3], RGB; the crops of a clip are neighbours.
     """
+    return jnp.moveaxis(_planar_clips(stored, crop_size), -3, -1)
+
+
+def _planar_clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
+    """As `clips`, uint8[E * R, ..., T, 3, height, width]: three colours would fill 3 of a TPU's 128 lanes."""
     coefficients, box = stored["coefficients"], jnp.moveaxis(stored["box"], 1, -2)  # (E, ..., R, 4)
     num_elements, *views, num_frames, _, _ = coefficients.shape
     repeats = box.shape[-2]
@@ -59,21 +65,21 @@ def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
         box.reshape(-1, repeats, 4),  # (M, R, 4)
         crop_size,
     )
-    video = video.reshape(num_elements, *views, repeats, num_frames, *crop_size, 3)  # (E, ..., R, T, h, w, 3)
-    video = jnp.moveaxis(video, -5, 1)  # (E, R, ..., T, h, w, 3)
-    return video.reshape(-1, *views, num_frames, *crop_size, 3)  # (E * R, ..., T, h, w, 3)
+    video = video.reshape(num_elements, *views, repeats, num_frames, 3, *crop_size)  # (E, ..., R, T, 3, h, w)
+    video = jnp.moveaxis(video, -5, 1)  # (E, R, ..., T, 3, h, w)
+    return video.reshape(-1, *views, num_frames, 3, *crop_size)  # (E * R, ..., T, 3, h, w)
 
 
 def _decode_clip(coefficients: jax.Array, steps: jax.Array, box: jax.Array, crop_size: tuple[int, int]) -> jax.Array:
-    """int8[T, 3 * H / 2, W], uint8[2, 8, 8], int32[R, 4] -> uint8[R, T, h, w, 3]."""
+    """int8[T, 3 * H / 2, W], uint8[2, 8, 8], int32[R, 4] -> uint8[R, T, 3, h, w]."""
     luma, cb, cr = dct.planes(coefficients)
     vertical, horizontal = jax.vmap(lambda one: _weights(one, luma.shape[-2:], crop_size))(box)
     y = _transform(luma, steps[0], vertical, horizontal)
     halves = (_halved(vertical), _halved(horizontal))
     cb, cr = (_transform(plane, steps[1], *halves) for plane in (cb, cr))
     # JFIF's conversion, around 0: the blocks' means are of pixels - 128.
-    rgb = jnp.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
-    return jnp.clip(jnp.round(rgb + 128), 0, 255).astype(jnp.uint8)  # (R, T, h, w, 3)
+    rgb = jnp.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-3)
+    return jnp.clip(jnp.round(rgb + 128), 0, 255).astype(jnp.uint8)  # (R, T, 3, h, w)
 
 
 def _transform(plane: jax.Array, steps: jax.Array, vertical: jax.Array, horizontal: jax.Array) -> jax.Array:
@@ -131,13 +137,21 @@ def _upsampling(length: int) -> np.ndarray:
 
 def motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
     """As `data.motion.motion_energy`: uint8[..., T, H, W, 3] -> float32[..., N], grey levels."""
-    *batch, num_frames, height, width, channels = video.shape
+    return _planar_motion_energy(jnp.moveaxis(video, -1, -3), tubelet_size)
+
+
+def _planar_motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
+    """uint8[..., T, 3, H, W] -> float32[..., N]. Sums over tokens are products with zeros and ones."""
+    *batch, num_frames, _, height, width = video.shape
     t, h, w = tubelet_size
     if num_frames == 1:
         return jnp.zeros((*batch, height // h * (width // w)), jnp.float32)
     frames = video.astype(jnp.float32)
-    difference = frames[..., 1:, :, :, :] - frames[..., :-1, :, :, :]
-    difference = jnp.concatenate([difference[..., :1, :, :, :], difference], axis=-4)  # (..., T, H, W, 3)
-    shape = (*batch, num_frames // t, t, height // h, h, width // w, w * channels)
-    squared = jnp.square(difference).reshape(shape)  # (..., nt, t, nh, h, nw, w * 3)
-    return jnp.sqrt(squared.sum(axis=(-5, -3, -1))).reshape(*batch, -1)  # (..., N)
+    squared = jnp.square(frames[..., 1:, :, :, :] - frames[..., :-1, :, :, :]).sum(axis=-3)  # (..., T - 1, H, W)
+    rows, columns = (np.repeat(np.eye(size // step), step, axis=0) for size, step in ((height, h), (width, w)))
+    exactly = jax.lax.Precision.HIGHEST
+    of_rows = jnp.einsum("...hw,wj->...hj", squared, columns.astype(np.float32), precision=exactly)
+    of_tokens = jnp.einsum("...hj,hi->...ij", of_rows, rows.astype(np.float32), precision=exactly)
+    of_tokens = jnp.concatenate([of_tokens[..., :1, :, :], of_tokens], axis=-3)  # (..., T, nh, nw)
+    of_tokens = of_tokens.reshape(*batch, num_frames // t, t, *of_tokens.shape[-2:])  # (..., nt, t, nh, nw)
+    return jnp.sqrt(of_tokens.sum(axis=-3)).reshape(*batch, -1)  # (..., N)
