@@ -83,13 +83,27 @@ class Frames:
         self._directory, self._shard_names = directory, [name for name, _ in shards]
         self._first_record = np.cumsum([0, *(records for _, records in shards)])
         self._first_frame = np.cumsum(num_frames, dtype=np.int64) - num_frames  # (records,)
+        self._num_frames = int(np.sum(num_frames, dtype=np.int64))
         self.reopen()
 
     def reopen(self) -> None:
         """Forgets the open files, which may have become stale."""
         # Of files, not descriptors: one that falls out of the cache stays open for the thread that still reads it.
         self._file = functools.lru_cache(_MAX_OPEN)(lambda name: io.FileIO(self._directory / name))
-        self._index = functools.cache(lambda: np.load(self._directory / NAME, mmap_mode="r"))
+        self._index = functools.cache(self._load_index)
+
+    def _load_index(self) -> np.ndarray:
+        path = self._directory / NAME
+        try:
+            index = np.load(path, mmap_mode="r")
+            whole = index.dtype == ENTRY and path.stat().st_size == index.offset + index.nbytes
+        except OSError:
+            raise
+        except Exception as error:  # of NumPy and of Python's parser, which NumPy reads the header with
+            raise DamagedFrame(f"{path} has changed: {error}") from error
+        if not whole or len(index) != self._num_frames:
+            raise DamagedFrame(f"{path} has changed: it does not hold {self._num_frames} entries")
+        return index
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_index")}
@@ -108,8 +122,10 @@ class Frames:
         shard = int(np.searchsorted(self._first_record, record, side="right")) - 1
         file = self._file(self._shard_names[shard])
         entries = self._index()[self._first_frame[record] + np.asarray(frames)].tolist()
-        found = []
+        found, file_bytes = [], os.fstat(file.fileno()).st_size
         for frame, (start, num_bytes, checksum) in zip(frames, entries, strict=True):
+            if not 0 <= start <= file_bytes - num_bytes:  # before memory is taken for so many bytes
+                raise DamagedFrame(f"{self._directory / NAME} has changed: frame {frame} lies outside of {file.name}")
             stored = read(file.fileno(), start, num_bytes)
             if zlib.crc32(stored) != checksum:
                 raise DamagedFrame(f"frame {frame} has changed: {num_bytes} bytes at {start} of {file.name}")

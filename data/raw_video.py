@@ -68,6 +68,8 @@ def _check_header(container: av.container.InputContainer) -> float:
     if not container.streams.video:
         raise BadVideo("no video in the file, or its index is lost, as at the end of a cut MP4 file")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise BadVideo("its codec is unknown")
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height == 0:
         raise BadVideo(f"no frame size in the file, or one above the limit of {MAX_PIXELS} pixels")

@@ -68,7 +68,9 @@ def prepare_mutated_videos(folder: Path, seeds: list[bytes], seed: int, num_take
         (raw / f"t{take:04}_cam0.avi").write_bytes(original)
         (raw / f"t{take:04}_cam1.avi").write_bytes(mutate(original, rng))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
-        code = prepare.main(["--dataset=folder", f"--input={raw}", f"--output={output}", "--workers=1"])
+        code = prepare.main(
+            ["--dataset=folder", f"--input={raw}", f"--output={output}", "--workers=1", "--max_quarantined=1000000"]
+        )
     assert code == 0, errors.getvalue()
     told = json.loads((output / "prepared.json").read_text())["counts"]
     assert told["videos"] + told["quarantined"] == told["videos_in"] == 2 * num_takes

@@ -71,9 +71,13 @@ def _read(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]:
             raise ValueError(f"init_from = {path}: there is neither model.safetensors nor pytorch_model.bin in it.")
         path = files[0]
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        state = load_file(path)
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"init_from = {path} is damaged or no safetensors file: {error}.") from error
     else:
         state = _read_pth(path)
     state = {name: np.asarray(array, np.float32) for name, array in state.items()}
