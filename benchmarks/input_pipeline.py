@@ -1,6 +1,6 @@
 """The input pipeline: what a core delivers, by stage, codec, stored size, repeats and workers, beside H.264 by PyAV.
 
-    python -m benchmarks.input_pipeline --videos=DIR --pattern=PATTERN
+    python -m benchmarks.input_pipeline --videos=DIR --pattern=PATTERN [--workers 0 2]
     python -m benchmarks.input_pipeline          (generated videos)
     python -m benchmarks.input_pipeline --manifest
 
@@ -204,7 +204,7 @@ def measure(sets: dict[str, Path], videos: list[Path], rounds: int, workers: lis
         for variant, directory in list(sets.items())[:: 1 if number % 2 else -1]:
             add(variant, stages(open_dataset(directory)))
             for repeats, num_workers in itertools.product((1, 4), workers):
-                spent = whole_pipeline(directory, repeats, num_workers, num_batches=8)
+                spent = whole_pipeline(directory, repeats, num_workers, num_batches=8 // repeats)
                 add(variant, {f"{k}, repeats={repeats}, workers={num_workers}": v for k, v in spent.items()})
         add("PyAV", {"decode": statistics.mean(pyav(videos, seed) for seed in range(4 * number, 4 * number + 4))})
         print(f"round {number + 1} of {rounds} done", flush=True)
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--pattern", help="of their names; see python -m data.prepare --help")
     parser.add_argument("--short_sides", type=int, nargs="+", default=[170, 128], metavar="PIXELS")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="grain's; 0 is threads")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0], help="grain's; 0 is threads")
     parser.add_argument("--manifest", action="store_true", help="open a set of a million takes, and nothing else")
     parser.add_argument("--output", type=Path, help="where the raw figures go, as JSON")
     options = parser.parse_args()
