@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.experiment import RESULTS
@@ -37,6 +38,7 @@ OPTIONS = (
     "data.num_workers=1",
 )
 SIGTERM_EVERY = 4
+RESULTS_FILE = RESULTS / "faults" / "faults.json"
 
 
 def strike(command: list[str], seconds: float, number: signal.Signals) -> tuple[int, str]:
@@ -69,11 +71,11 @@ def phase(output: str) -> str:
     return "compilation or first steps" if any(line.startswith("devices ") for line in lines) else "start-up"
 
 
-def kill_run(folder: Path, prepared: Path, kills: int, draw: random.Random) -> list[dict]:
+def kill_run(folder: Path, prepared: Path, kills: int, draw: random.Random) -> Iterator[list[dict]]:
     """Trains FOLDER/disturbed with at least `kills` strikes in one or more runs; compares each end.
 
-    Returns:
-      For each strike: signal, seconds after the start, exit code, phase.
+    Yields:
+      After each end, for each strike so far: signal, seconds after the start, exit code, phase.
     """
     whole, strikes = folder / "whole", []
     command = ["run.py", *faults.arguments(whole, prepared, *OPTIONS)]
@@ -97,7 +99,7 @@ def kill_run(folder: Path, prepared: Path, kills: int, draw: random.Random) -> l
             print(f"{len(strikes)}: {number.name} after {seconds:.1f} s, in {at}", flush=True)
         faults.assert_same_end(whole, disturbed)
         print(f"An end equal bit for bit after {len(strikes)} strikes.", flush=True)
-    return strikes
+        yield strikes
 
 
 def kill_preparation(folder: Path, raw: Path, kills: int, draw: random.Random) -> list[dict]:
@@ -161,24 +163,28 @@ def main() -> None:
     (options.workdir / "preparations").mkdir()
     preparation = kill_preparation(options.workdir / "preparations", raw, options.kills // 5, draw)
     prepared = options.workdir / "preparations" / "whole"
-    run = kill_run(options.workdir / "runs", prepared, options.kills, draw)
     record = {
         "date": datetime.date.today().isoformat(),
         "git_revision": outcome.git_revision(),
         "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
         "seed": options.seed,
         "options": OPTIONS,
-        "run": run,
         "preparation": preparation,
-        "ends_equal_bit_for_bit": True,  # otherwise an AssertionError has ended this
     }
+
+    def write() -> None:
+        record["minutes"] = round((time.monotonic() - began) / 60, 1)
+        RESULTS_FILE.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS_FILE.write_text(json.dumps(record, indent=1) + "\n")
+
+    # An end that differs is an AssertionError: what is in the file was equal bit for bit.
+    for ends, strikes in enumerate(kill_run(options.workdir / "runs", prepared, options.kills, draw), start=1):
+        record |= {"equal_ends": ends, "run": strikes}
+        write()
     if options.fuzz:
         record["fuzz"] = fuzz_all(options.workdir / "fuzz", prepared, options.fuzz)
-    record["minutes"] = round((time.monotonic() - began) / 60, 1)
-    folder = RESULTS / "faults"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{len(run)} strikes at the run, {len(preparation)} at the preparation: {folder / 'faults.json'}")
+        write()
+    print(f"{len(record['run'])} strikes at the run, {len(preparation)} at the preparation: {RESULTS_FILE}")
 
 
 if __name__ == "__main__":
