@@ -49,6 +49,8 @@ class Checkpointer:
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._failures_told():
+            if not os.path.isdir(self.directory):  # Orbax would make another one
+                raise FileNotFoundError(f"{self.directory} has vanished")
             return self._manager.save(step, args=items, force=True)
 
     def is_due(self, step: int) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from data import digests
 from mv2mae_jax import checkpoint, damage, sharding
 from mv2mae_jax.state import TrainState
+from tests import faults
 
 RUN = {"config": json.dumps({"task": "pretrain"})}
 
@@ -164,3 +165,31 @@ def test_a_save_that_fails_is_told_with_what_is_kept(saved, tmp_path):
         checkpointer.save(8, make_state(8), RUN, force=True)
         checkpointer.wait()
     assert [path.name for path in sorted((workdir / "elsewhere").iterdir())][:3] == ["2", "4", "6"]
+
+
+def test_a_full_disk_is_told_and_going_on_later_works(tmp_path):
+    """A limit on the size of files stands in for it: writing fails in the middle of the second checkpoint."""
+    code = """
+import resource, sys
+import jax.numpy as jnp
+from mv2mae_jax import checkpoint
+checkpointer = checkpoint.Checkpointer(sys.argv[1])
+checkpointer.save(1, {"small": jnp.ones(10)}, {"config": "{}"}, force=True)
+checkpointer.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+try:
+    checkpointer.save(2, {"small": jnp.ones(10), "large": jnp.arange(1e6)}, {"config": "{}"}, force=True)
+    checkpointer.wait()
+except OSError as error:
+    print(error)
+"""
+    ended = faults.finish(faults.start("-c", code, tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert f"A checkpoint could not be written to {tmp_path}/checkpoints; step 1 is the newest that was" in ended.stdout
+    assert "the same command goes on" in ended.stdout
+    assert damage.set_aside(tmp_path / "checkpoints") == []
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    checkpointer = checkpoint.Checkpointer(str(tmp_path))
+    assert checkpointer.save(2, make_state(2), RUN, force=True)
+    checkpointer.close()
+    assert damage.describe(tmp_path / "checkpoints" / "2") == ""
