@@ -6,7 +6,10 @@ global element index, before the stream is cut by process.
 """
 
 import functools
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -219,16 +222,23 @@ def _prefetch(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
         if not flags.FLAGS.is_parsed():  # grain's worker processes look at absl's flags, which we do not use
             flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), worker_init_fn=_outlive
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
+            worker_init_fn=_start_worker,
         )
     return stream
 
 
-def _outlive(index: int, count: int) -> None:
-    """Lets a reading process serve the last batches of a run that is told to stop, and all its processes with it."""
+def _start_worker(index: int, count: int) -> None:
+    """A reading process serves the last batches of a run that is told to stop, and ends with a run that is killed."""
     del index, count
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 class _ProcessRows(grain.MapDataset):

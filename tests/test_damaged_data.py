@@ -1,6 +1,8 @@
 """A damaged record met in training: found, replaced reproducibly, told; and a reader that never gives other pixels."""
 
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,29 @@ def test_no_bit_of_a_shard_changes_a_pixel_unseen(synthetic_set, tmp_path):
             except takes.DamagedRecord:
                 refused += 1
     assert 20 < refused < 900
+
+
+def test_reading_processes_end_with_a_run_that_is_killed(synthetic_set):
+    code = """
+import os, signal, sys
+from tests.test_damaged_data import batches, open_dataset
+if __name__ == "__main__":
+    stream = batches(open_dataset(sys.argv[1]), 2, num_workers=1)
+    me = str(os.getpid())
+    stat = lambda process: open(f"/proc/{process}/stat").read().rpartition(")")[2].split()
+    print(*[process for process in os.listdir("/proc") if process.isdecimal() and stat(process)[1] == me], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = faults.finish(faults.start("-c", code, synthetic_set))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    readers = killed.stdout.split()
+    assert readers
+    for _ in range(600):
+        if not any(Path(f"/proc/{process}").exists() for process in readers):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a reading process outlives its run")
 
 
 def test_a_run_goes_on_over_a_damaged_record_and_says_so(damaged_set, tmp_path):
