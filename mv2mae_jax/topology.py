@@ -237,6 +237,9 @@ def report(
 
     Returns:
       JSON-ready figures; `fits` is False, and little else is there, where the program does not fit the memory.
+
+    Raises:
+      ValueError: the compiled program cannot be read.
     """
     lowered = lower_train_step(config, where.devices, frame_size)
     identity = {
@@ -262,7 +265,15 @@ def report(
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:
             raise
         return {**record, "fits": False, "memory_used": used[1], "memory_available": used[2].rstrip(".")}
-    program = read_program(compiled.as_text())
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"The step was compiled for {where.name}, but jaxlib {jax.lib.__version__} cannot read the program that "
+            f"libtpu {identity['libtpu']} made ({reason}). Try another version of one of them, or another slice."
+        ) from error
+    program = read_program(text)
     cost = compiled.cost_analysis()
     needed = model_flops(config) / where.num_chips
     bound = bounds(program, where.chip, flops_needed=needed)
