@@ -411,6 +411,8 @@ def title_of(config_path: str, overrides: list[str]) -> str:
 
 
 def _frame_size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in pixels, e.g. 170x302")
     height, width = map(int, text.split("x"))
     return height, width
 
