@@ -98,7 +98,7 @@ def kill_run(folder: Path, prepared: Path, kills: int, draw: random.Random) -> I
                 raise RuntimeError(f"exit code {code} after {number.name} at {seconds:.1f} s:\n{output}")
             at = phase(output)
             strikes.append({"signal": number.name, "seconds": round(seconds, 2), "exit_code": code, "phase": at})
-            print(f"{len(strikes)}: {number.name} after {seconds:.1f} s, in {at}", flush=True)
+            print(f"{len(strikes)}: {number.name} after {seconds:.1f} s: {at}", flush=True)
         faults.assert_same_end(whole, disturbed)
         print(f"An end equal bit for bit after {len(strikes)} strikes.", flush=True)
         yield strikes
