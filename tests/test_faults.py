@@ -51,6 +51,7 @@ def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_
     assert not list((tmp_path / "checkpoints").glob("*tmp*")) and not list((tmp_path / "checkpoints").glob("*damaged*"))
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, tmp_path):
     """The signal reaches one of them; both save and stop."""
     with socket.socket() as listener:
@@ -72,6 +73,7 @@ def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, t
     assert done.returncode == 0 and f"Going on from step {told[0][0]} " in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_another_machine_goes_on(undisturbed, synthetic_set, tmp_path):
     """Other devices, another mesh, reading processes and parts of a batch: the losses are equal up to rounding."""
     struck = faults.start_struck("SIGTERM", "step", 3, tmp_path, synthetic_set, *OPTIONS)

@@ -43,7 +43,7 @@ def start(directory, workdir, *overrides: str) -> TrainState:
     config, _, task = make_task(directory, *overrides)
     optimizer = optim.make_optimizer(config.optimizer, optim.Schedule.from_config(config, steps_per_epoch=1.0))
     checkpointer = checkpoint.Checkpointer(str(workdir))
-    state = train.init_state(config, task, optimizer, sharding.make_mesh(), jax.random.key(0), checkpointer)
+    state, _ = train.init_state(config, task, optimizer, sharding.make_mesh(), jax.random.key(0), checkpointer, ())
     checkpointer.close()
     return state
 

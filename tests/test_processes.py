@@ -84,6 +84,7 @@ def test_processes_train_like_one_and_one_goes_on(alone, synthetic_set, tmp_path
     assert_same_history(history(tmp_path)[-2:], history(alone)[-2:])
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_with_the_run_of_one(alone, synthetic_set, tmp_path):
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "4")  # as if it had been stopped before

@@ -107,6 +107,7 @@ def history(workdir):
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_equals_an_uninterrupted_one(synthetic_set, tmp_path):
     """Stopped and started again by the same command: equal bit for bit, with EMA and accumulation."""
     options = ("optimizer.ema_decay=0.9", "optimizer.accumulation_steps=2")

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import pickle
 from typing import Any
 
 import jax
@@ -100,7 +99,9 @@ def _read_pth(path: pathlib.Path) -> names.Arrays:
         ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except OSError:
+        raise
+    except Exception as error:  # damage makes PyTorch's readers of archives and pickles raise errors of many types
         raise ValueError(
             f"init_from = {path} is damaged or holds more than tensors; reading such a file can run any code, so it "
             "was refused. If you trust where it comes from, save its tensors alone in PyTorch: `torch.save({'model': "
