@@ -5,7 +5,7 @@ DEMO ?= demo_output
 BIN := $(VENV)/bin
 TORCH_ONLY := --index-url https://download.pytorch.org/whl/cpu $$(grep -o '^torch==[0-9.]*' requirements-dev.txt)
 
-.PHONY: demo test test-slow test-beam test-tpu-aot lint format bench clean
+.PHONY: demo test test-slow test-beam test-tpu-aot lint format docs bench clean
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
@@ -39,13 +39,18 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages in docs/ as HTML: docs/_build/html/index.html.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.dense_2d
 	$(BIN)/python -m benchmarks.attention
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) docs/_build
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -57,8 +62,12 @@ $(VENV)/installed: $(VENV)/created requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed requirements-docs.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
 # PyTorch's own index has builds for CPUs, a fifth of the size of PyPI's for Linux; without it, PyPI's comes with the rest.
-$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt requirements-torch.txt
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt requirements-torch.txt requirements-docs.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 $(TORCH_ONLY) \
 	  || echo "Not taken from download.pytorch.org; looking for torch elsewhere."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

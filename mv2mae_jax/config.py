@@ -336,6 +336,14 @@ def origins(base_file: str) -> dict[str, str]:
     Raises:
       ValueError: a key has no `# [paper]` or `# [ours]` on the line of its value.
     """
+    return {key: tag for key, (tag, _) in documented_keys(base_file).items()}
+
+
+def documented_keys(base_file: str) -> dict[str, tuple[str, str]]:
+    """As `origins`, with what the comments say: {'data.num_frames': ('paper', 'frames per clip'), ...}.
+
+    That is the comment behind the value, and before it the comment lines that stand directly above the key.
+    """
     with tokenize.open(base_file) as file:
         source = file.read()
     lines = source.splitlines()
@@ -348,10 +356,14 @@ def origins(base_file: str) -> dict[str, str]:
         pairs = [k for call in ast.walk(statement.value) if isinstance(call, ast.Call) for k in call.keywords]
         for keyword in pairs:
             _, _, comment = lines[keyword.value.end_lineno - 1].partition("# [")
-            tag = comment.partition("]")[0]
+            tag, _, reason = comment.partition("]")
             if tag not in ("paper", "ours"):
                 raise ValueError(f"{base_file}:{keyword.lineno}: {section}{keyword.arg} has no [paper] or [ours] tag.")
-            found[section + keyword.arg] = tag
+            above = keyword.lineno - 1  # lines[above] is the key's
+            while lines[above - 1].lstrip().startswith("#") and not lines[above - 1].lstrip().startswith("# ---"):
+                above -= 1
+            remarks = [line.lstrip(" #") for line in lines[above : keyword.lineno - 1]]
+            found[section + keyword.arg] = (tag, " ".join([*remarks, reason.strip()]).strip())
     return found
 
 

@@ -1,0 +1,332 @@
+"""The documentation: it renders without a warning; links lead somewhere; commands, keys and code are the program's."""
+
+import argparse
+import ast
+import functools
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import config_tables
+import pytest
+from markdown_it import MarkdownIt
+from source_pages import tracked_files
+
+from data import catalog
+from mv2mae_jax import config as configs
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "data/README.md", *DOCS.glob("*.md")])
+PAGE_NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+TASKS = configs.TASKS
+OUTPUT = "text"  # the language of blocks that show what a program wrote
+
+
+@functools.cache
+def tokens(page: str):
+    return MarkdownIt("commonmark").enable("table").parse((ROOT / page).read_text())
+
+
+def inline(page: str, kind: str) -> Iterator:
+    for token in tokens(page):
+        yield from (child for child in token.children or () if child.type == kind)
+
+
+def fences(page: str) -> Iterator[tuple[str, str, int]]:
+    """(language, text, line) of every fenced block."""
+    for token in tokens(page):
+        if token.type == "fence":
+            yield token.info.strip(), token.content, token.map[0] + 1
+
+
+def anchors(page: str) -> set[str]:
+    """Of the headings, as GitHub and myst-parser make them."""
+    found = []
+    for heading, text in zip(tokens(page), tokens(page)[1:], strict=False):
+        if heading.type == "heading_open":
+            plain = "".join(c.content for c in text.children if c.type in ("text", "code_inline"))
+            slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+            found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return set(found)
+
+
+@functools.cache
+def repository() -> tuple[set[str], set[str]]:
+    """The repository's files and its folders."""
+    files = set(tracked_files())
+    return files, {parent.as_posix() for file in files for parent in Path(file).parents}
+
+
+# --- Links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_links_and_pictures_exist(page):
+    files, folders = repository()
+    targets = [link.attrs["href"] for link in inline(page, "link_open")]
+    targets += [image.attrs["src"] for image in inline(page, "image")]
+    for target in targets:
+        if re.match(r"https?://", target):
+            continue  # not fetched
+        path, _, anchor = target.partition("#")
+        place = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
+        assert place in files or place in folders, f"{page} links to {target}, which is not there"
+        if anchor:
+            assert anchor in anchors(place), f"{page} links to {target}; {place} has {sorted(anchors(place))}"
+
+
+def test_every_page_is_linked_from_the_index():
+    linked = {link.attrs["href"] for link in inline("docs/index.md", "link_open")}
+    assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= linked
+
+
+def test_the_readme_links_to_the_index():
+    assert "docs/index.md" in {link.attrs["href"] for link in inline("README.md", "link_open")}
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+# Programs of others that the pages call; what is asked of them is not checked.
+OTHERS = {"source", "git", "cd", "sha256sum", "find", "tensorboard", "gcloud", "srun", "python3", "chromium", "apt"}
+
+
+class _Captured(Exception):
+    pass
+
+
+@functools.cache
+def parser_of(program: str) -> argparse.ArgumentParser:
+    """The parser that `python -m PROGRAM`, or `python run.py`, makes."""
+
+    def capture(self, *_, **__):
+        raise _Captured(self)
+
+    with (
+        warnings.catch_warnings(action="ignore"),  # the module may have been imported before
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", capture),
+        mock.patch.object(sys, "argv", [program]),
+        pytest.raises(_Captured) as caught,
+    ):
+        if program.endswith(".py"):
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__")
+    return caught.value.args[0]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each command of a shell block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            yield words[:end]
+            words = words[end + 1 :]
+
+
+def check_command(words: list[str], where: str, complete: bool = True) -> None:
+    """Fails unless program, flags, config, keys and values exist; `complete`: nothing that is needed is missing."""
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    name = words[0].removeprefix(".venv/bin/").removeprefix(".venv-tpu/bin/") if words else ""
+    for word in words[1:]:
+        if re.search(r"python (-m|run\.py)", word):  # a command for another shell
+            for command in commands(re.sub("^--[a-z]+=", "", word)):
+                check_command(command, where, complete)
+    if name == "srun":
+        return check_command(words[1:], where, complete)
+    if name == "make":
+        known = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)[1].split()
+        assert not (wrong := [w for w in words[1:] if "=" not in w and w not in known]), f"{where}: make {wrong}"
+        return None
+    if name == "pip":
+        named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "-r"]
+        assert all((ROOT / file).exists() for file in named), f"{where}: {named}"
+        return None
+    if name != "python":
+        assert name in OTHERS, f"{where}: {name!r} is no command that is known here"
+        return None
+    program, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
+    if program in ("pytest", "sphinx"):
+        return None
+    assert importlib.util.find_spec(program) if words[1] == "-m" else (ROOT / program).exists(), f"{where}: {program}"
+    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
+    rest = [a for a in arguments if not a.startswith("--config.") and a != "..."]
+    parser = parser_of(program)
+    if complete:
+        try:
+            options, unknown = parser.parse_known_args(rest)
+        except SystemExit:
+            pytest.fail(f"{where}: {program} refuses {rest}")
+        assert not unknown, f"{where}: {program} does not know {unknown}"
+        if getattr(options, "dataset", None):
+            assert options.dataset in catalog.NAMES, f"{where}: --dataset={options.dataset}"
+    else:
+        flags = [a.partition("=")[0] for a in rest if a.startswith("--")]
+        unknown = set(flags) - parser._option_string_actions.keys()
+        assert not unknown, f"{where}: {program} does not know {sorted(unknown)}"
+    file = next((a.removeprefix("--config=") for a in rest if a.startswith("--config=")), None)
+    check_config(None if file in (None, "...") else file, overrides, where)
+    return None
+
+
+@functools.cache
+def bases() -> dict[str, object]:
+    return {task: configs.load(str(ROOT / f"configs/{task}_base.py")) for task in TASKS}
+
+
+def check_config(file: str | None, overrides: list[str], where: str) -> None:
+    """Fails unless the config exists and, with the overrides, is valid for a data set that exists."""
+    overrides = [o for o in overrides if o.partition("=")[0].islower() and o.partition("=")[2] != "..."]
+    if file is None:  # any task that has these keys
+        for task in TASKS:
+            try:
+                configs.load(str(ROOT / f"configs/{task}_base.py"), overrides)
+                return
+            except ValueError as error:
+                problem = error
+        pytest.fail(f"{where}: {problem}")
+    assert (ROOT / file).exists(), f"{where}: {file} does not exist"
+    config = configs.load(str(ROOT / file), overrides)
+    try:
+        configs.validate(config)
+    except ValueError as error:
+        wrong = [line for line in str(error).splitlines()[1:] if "data.dir" not in line]
+        assert not wrong, f"{where}: {wrong}"
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_commands_are_understood(page):
+    for language, text, line in fences(page):
+        if language not in ("", "sh", "bash"):
+            continue
+        for command in commands(text):
+            check_command(command, f"{page}:{line}")
+    for code in inline(page, "code_inline"):
+        text = code.content
+        if re.match(r"(\.venv/bin/)?python (-m |run\.py)|make [a-z]", text):
+            check_command(shlex.split(text), f"{page}: {text}", complete=False)
+        elif text.startswith("--config."):
+            check_config(None, [flag.removeprefix("--config.") for flag in shlex.split(text)], f"{page}: {text}")
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
+
+
+# Where runs, demos and users keep things; what lies there is not the repository's.
+ELSEWHERE = re.compile(r"(demo_output|benchmark_output|runs|prepared|exported|WORKDIR|RUN|DIR|OUTPUT|/)\b|.*[A-Z]{3,}/")
+SUFFIXES = r"\.(py|md|ipynb|toml|json|jsonl|txt|csv|yml|yaml|parquet|npy|npz|pth|safetensors|html|css|svg|png|jpg)"
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_config_keys_exist(page):
+    known = {key for base in bases().values() for key, _ in configs.flatten(base)}
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    for code in inline(page, "code_inline"):
+        matched = re.fullmatch(r"(?:config\.)?((\w+)\.\w+)(?:=\S*)?", code.content)
+        if matched and matched[2] in sections and not re.fullmatch(rf".*{SUFFIXES}", code.content):
+            key = matched[1]
+            module = key.replace(".", "/")  # the package `data` and the section of this name share their form
+            assert key in known or any(f.startswith(module) for f in repository()[0]), f"{page}: there is no key {key}"
+
+
+@functools.cache
+def written_in_code() -> str:
+    return "\n".join((ROOT / file).read_text() for file in repository()[0] if file.endswith(".py"))
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_named_files_exist(page):
+    files, folders = repository()
+    names = {file.rpartition("/")[2] for file in files}
+    for code in inline(page, "code_inline"):
+        path = code.content.rstrip("/")
+        if not re.fullmatch(rf"[\w./-]+{SUFFIXES}|[\w.-]+(/[\w.-]+)*/", code.content) or ELSEWHERE.match(path):
+            continue
+        if "/" in path:
+            top = path.partition("/")[0]
+            if top in {file.partition("/")[0] for file in files}:
+                assert path in files or path in folders, f"{page}: {path} does not exist"
+        else:
+            known = path in names or path in {folder.rpartition("/")[2] for folder in folders}
+            assert known or path in written_in_code(), f"{page}: nothing is called {path}"
+
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_python_compiles(page):
+    for language, text, line in fences(page):
+        if language == "python":
+            tree = ast.parse(text, f"{page}:{line}")
+            for node in ast.walk(tree):
+                names = []
+                if isinstance(node, ast.ImportFrom):
+                    names = [(node.module, alias.name) for alias in node.names]
+                elif isinstance(node, ast.Import):
+                    names = [(alias.name, None) for alias in node.names]
+                for module, attribute in names:
+                    check_import(module, attribute, f"{page}:{line}")
+
+
+def check_import(module: str, attribute: str | None, where: str) -> None:
+    if module.partition(".")[0] not in ("mv2mae_jax", "data", "configs", "benchmarks", "run"):
+        return
+    assert importlib.util.find_spec(module), f"{where}: there is no module {module}"
+    if attribute:
+        found = hasattr(importlib.import_module(module), attribute) or importlib.util.find_spec(f"{module}.{attribute}")
+        assert found, f"{where}: {module} has no {attribute}"
+
+
+# --- Tables and the whole ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tables_hold_every_key_once_with_its_value(task):
+    base = f"{task}_base"
+    rows = [line.split("|")[1:4] for line in config_tables.keys_table(base) if line.startswith("| `")]
+    shown = {key.strip(" `"): value.strip() for key, value, _ in rows}
+    assert len(shown) == len(rows)
+    source = (ROOT / f"configs/{base}.py").read_text()
+    values = dict(configs.flatten(bases()[task]))
+    borrowed = {"mesh", "checkpoint", "log", "limits"} if task != "pretrain" else set()
+    assert shown.keys() == {key for key in values if key.partition(".")[0] not in borrowed}
+    for key, text in shown.items():
+        if text != "not set":
+            assert ast.literal_eval(text.strip("`")) == values[key]
+            assert f"{key.rpartition('.')[2]}=" in source
+
+
+def test_reasons_are_read_from_above_and_behind(tmp_path):
+    path = tmp_path / "base.py"
+    path.write_text(
+        "config.loss = config_dict.ConfigDict(\n    dict(\n        # --- Rule ---\n        # Scale of t,\n"
+        "        # unknown.\n        temperature=60.0,  # [paper] best\n        ess=0.6,  # [ours]\n    )\n)\n"
+    )
+    assert configs.documented_keys(str(path)) == {
+        "loss.temperature": ("paper", "Scale of t, unknown. best"),
+        "loss.ess": ("ours", ""),
+    }
+
+
+def test_pages_render_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(tmp_path / "html")]
+    built = subprocess.run([*command, "-d", str(tmp_path / "trees")], cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    for page in DOCS.glob("*.md"):
+        html = (tmp_path / "html" / f"{page.stem}.html").read_text()
+        assert html.count("<h1>") == 1
+        fetched = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"', html)
+        assert not fetched, f"{page.name} needs the network for {fetched}"
+    rows = (tmp_path / "html/configs.html").read_text().count("<td><p><code")
+    assert rows >= len(dict(configs.flatten(bases()["pretrain"])))
