@@ -159,6 +159,9 @@ def check_command(words: list[str], where: str, complete: bool = True) -> None:
     if program in ("pytest", "sphinx"):
         return None
     assert importlib.util.find_spec(program) if words[1] == "-m" else (ROOT / program).exists(), f"{where}: {program}"
+    if program.startswith("docs/"):
+        assert not arguments, f"{where}: {program} takes no arguments"
+        return None
     overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
     rest = [a for a in arguments if not a.startswith("--config.") and a != "..."]
     parser = parser_of(program)

@@ -54,10 +54,10 @@ def files_table(kind: str) -> list[str]:
                 f"`{variant}`: " + (", ".join(f"`{k}={v}`" for k, v in overrides.items()) or "as it is")
                 for variant, overrides in module.VARIANTS.items()
             )
-            rows.append((link, variants, module.PAPER))
+            rows.append((link, module.PAPER, variants))
         else:
             rows.append((link, module.__doc__.partition("\n\n")[0].replace("\n", " ")))
-    return _table(("config", "variants", "the paper") if kind == "ablations" else ("config", "what it is"), rows)
+    return _table(("config", "the paper", "variants") if kind == "ablations" else ("config", "what it is"), rows)
 
 
 def _table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
