@@ -333,3 +333,54 @@ def test_pages_render_without_a_warning(tmp_path):
         assert not fetched, f"{page.name} needs the network for {fetched}"
     rows = (tmp_path / "html/configs.html").read_text().count("<td><p><code")
     assert rows >= len(dict(configs.flatten(bases()["pretrain"])))
+
+
+# --- Messages ---
+
+PART = "…"  # stands for what a message fills in
+
+
+@functools.cache
+def messages_in_code() -> list[str]:
+    """Every string of the program but its docstrings, with PART for what is filled in."""
+    found = []
+    for file in repository()[0]:
+        if file.endswith(".py") and file.partition("/")[0] in ("run.py", "data", "mv2mae_jax"):
+            nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
+            docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+            for node in nodes:
+                if isinstance(node, ast.JoinedStr):
+                    found.append("".join(v.value if isinstance(v, ast.Constant) else PART for v in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                    found.append(node.value)
+    return found
+
+
+def occurs(message: str) -> bool:
+    pattern = re.compile(".*".join(map(re.escape, message.split(PART))), re.DOTALL)
+    return any(pattern.search(text) for text in messages_in_code())
+
+
+def quoted_messages() -> list[str]:
+    """The first column of the tables of troubleshooting.md, up to the messages of other programs."""
+    found, row_start = [], False
+    for token in tokens("docs/troubleshooting.md"):
+        if token.type == "inline" and token.content == "Messages of other programs":
+            return found
+        if token.type == "inline" and row_start and token.content.startswith("`"):
+            found += [child.content for child in token.children if child.type == "code_inline"][:1]
+        row_start = token.type == "td_open" and before == "tr_open"
+        before = token.type
+    raise AssertionError("The section on other programs is gone.")
+
+
+def test_quoted_messages_are_the_programs():
+    quoted = quoted_messages()
+    assert len(quoted) > 50
+    missing = [message for message in quoted if not occurs(message)]
+    assert not missing, "The program does not say:\n" + "\n".join(missing)
+
+
+def test_a_message_that_nothing_says_is_noticed():
+    assert occurs("There is no config key …")
+    assert not occurs("There is no config kez …")

@@ -80,7 +80,7 @@ class _MarkdownDirective(SphinxDirective):
         for path in CONFIGS.glob("*.py"):
             self.env.note_dependency(str(path))
         self.state.nested_parse(StringList(lines, source="configs"), self.content_offset, container)
-        return container.children
+        return [container]
 
 
 class ConfigKeys(_MarkdownDirective):
