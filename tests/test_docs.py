@@ -363,14 +363,12 @@ def occurs(message: str) -> bool:
 
 def quoted_messages() -> list[str]:
     """The first column of the tables of troubleshooting.md, up to the messages of other programs."""
-    found, row_start = [], False
-    for token in tokens("docs/troubleshooting.md"):
-        if token.type == "inline" and token.content == "Messages of other programs":
+    found, page = [], tokens("docs/troubleshooting.md")
+    for row, _, cell in zip(page, page[1:], page[2:], strict=False):
+        if row.type == "inline" and row.content == "Messages of other programs":
             return found
-        if token.type == "inline" and row_start and token.content.startswith("`"):
-            found += [child.content for child in token.children if child.type == "code_inline"][:1]
-        row_start = token.type == "td_open" and before == "tr_open"
-        before = token.type
+        if row.type == "tr_open" and cell.content.startswith("`"):
+            found.append(next(child.content for child in cell.children if child.type == "code_inline"))
     raise AssertionError("The section on other programs is gone.")
 
 
