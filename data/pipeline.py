@@ -9,15 +9,15 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from data import clips, samples, takes
+from data import buffers, clips, samples, takes
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 
@@ -103,7 +103,7 @@ def labelled_batches(
 
 def _training_stream(
     draw: grain.transforms.RandomMap,
-    make_batch: Callable[[Sequence[Any]], Batch],
+    make_batch: Callable[..., Batch],
     num_elements: int,
     *,
     repeats: int,
@@ -123,7 +123,9 @@ def _training_stream(
     elements = grain.MapDataset.range(num_elements).seed(seed).shuffle().repeat().random_map(draw)
     rows = elements_per_step // process_count
     own = _ProcessRows(elements, start_step, elements_per_step, process_index * rows, rows)
-    return iter(_prefetch(own.batch(rows, batch_fn=make_batch), num_workers))
+    memory = buffers.Buffers()
+    batches = own.batch(rows, batch_fn=functools.partial(make_batch, empty=memory.empty))
+    return _read(_prefetch(batches, memory, num_workers))
 
 
 def eval_batches(
@@ -163,8 +165,9 @@ def eval_batches(
     rows = global_batch_size // process_count
     padded = grain.MapDataset.range(num_batches * global_batch_size).seed(seed).random_map(draw)
     own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
-    batches = own.batch(rows, batch_fn=functools.partial(samples.read_batch, dataset))
-    return iter(_prefetch(batches, num_workers))
+    memory = buffers.Buffers()
+    batches = own.batch(rows, batch_fn=functools.partial(samples.read_batch, dataset, empty=memory.empty))
+    return _read(_prefetch(batches, memory, num_workers))
 
 
 def clip_batches(
@@ -212,20 +215,44 @@ def clip_batches(
     )
     num_batches = -(-read.num_samples // global_batch_size)
     starts = [step * global_batch_size + process_index * own for step in range(num_batches)]
-    return iter(_prefetch(grain.MapDataset.source(starts).map(read), num_workers))
+    return _read(_prefetch(grain.MapDataset.source(starts).map(read), buffers.Buffers(), num_workers))
 
 
-def _prefetch(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
-    threads = 2 if num_workers == 0 else 1
-    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
-    if num_workers:
-        if not flags.FLAGS.is_parsed():  # grain's worker processes look at absl's flags, which we do not use
-            flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
-            worker_init_fn=_start_worker,
-        )
-    return stream
+def _read(stream: grain.IterDataset) -> Iterator[Batch]:
+    """What a stream yields. Closing this generator, or forgetting it, ends the processes that read.
+
+    Raises:
+      OSError: one of these was killed.
+    """
+    batches = iter(stream)
+    try:
+        yield from batches
+    except (RuntimeError, buffers.Unreachable) as error:
+        if isinstance(error, RuntimeError) and "terminated unexpectedly" not in str(error):  # grain's words
+            raise
+        raise OSError(
+            f"A process that reads the data was killed, or its memory cannot be reached on this system ({error}). If "
+            "the memory was full, set data.num_workers lower; 0 reads in threads. The same command goes on from the "
+            "last checkpoint."
+        ) from error
+    finally:
+        batches.close()
+
+
+def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: int) -> grain.IterDataset:
+    if num_workers == 0:
+        return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    if not flags.FLAGS.is_parsed():  # grain's worker processes look at absl's flags, which we do not use
+        flags.FLAGS.mark_as_parsed()
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).map(memory.share)
+    if buffers.SHAREABLE:  # large arrays are addresses by now, small ones are pickled: grain need not copy any
+        options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        stream = grain.experimental.WithOptionsIterDataset(stream, options)
+    stream = stream.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
+        worker_init_fn=_start_worker,
+    )
+    return stream.map(buffers.Opener())
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -258,6 +285,11 @@ class _ProcessRows(grain.MapDataset):
         return self._parent[(self._start_step + step) * self._per_step + self._first_row + row]
 
 
-def _join_repeats(elements: Sequence[Batch]) -> Batch:
+def _join_repeats(elements: Sequence[Batch], empty: samples.Empty = np.empty) -> Batch:
     """Elements of (repeats, ...) -> (elements * repeats, ...): crops of the same clip are neighbours."""
-    return {key: np.concatenate([element[key] for element in elements]) for key in elements[0]}
+    batch = {}
+    for key, first in elements[0].items():
+        parts = [element[key] for element in elements]
+        into = empty((len(parts) * len(first), *first.shape[1:]), first.dtype)
+        batch[key] = np.concatenate(parts, out=into)
+    return batch

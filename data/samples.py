@@ -6,7 +6,7 @@ What is drawn comes from the generator that is passed in; `data.pipeline` decide
 import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -19,7 +19,7 @@ from data.labelled import LabelledDataset
 from data.motion import motion_energy
 
 Sample = dict[str, np.ndarray | dict[str, np.ndarray]]
-
+Empty = Callable[[tuple[int, ...], Any], np.ndarray]  # where large arrays come from: np.empty, or buffers.Buffers.empty
 
 # [ours] Other elements that are tried in the place of one that cannot be read, before this is an error.
 MOST_REPLACEMENTS = 10
@@ -82,7 +82,7 @@ def _facts(dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.nd
     return {"take": np.int32(take), "view": view.astype(np.int32), "label": np.int32(label)}
 
 
-def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]]) -> Sample:
+def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
     """As `read_batch`, but another sample stands in for one of which a record is damaged.
 
     A function of what was drawn and of what is damaged, so that a step that is done again meets the same batch.
@@ -98,7 +98,7 @@ def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]]) -> Sa
     while True:
         try:
             plain = [{key: value for key, value in sample.items() if key != "replacement"} for sample in drawn]
-            batch = read_batch(draw.dataset, plain)
+            batch = read_batch(draw.dataset, plain, empty)
             break
         except takes.DamagedRecord as error:
             hit = next(i for i, sample in enumerate(drawn) if error.record in records[sample["video"].rows])
@@ -110,7 +110,7 @@ def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]]) -> Sa
     return batch | {"damaged": damaged.repeat(draw.dataset.spec.repeats)}
 
 
-def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]]) -> Sample:
+def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
     """Samples -> a batch: clips are read, all else is stacked; the crops of a clip are neighbours.
 
     Returns:
@@ -123,7 +123,7 @@ def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]]) -> Sample:
     for key, value in drawn[0].items():
         values = [sample[key] for sample in drawn]
         if isinstance(value, Views):
-            batch[key] = read_clips(dataset.prepared, dataset.spec, values)
+            batch[key] = read_clips(dataset.prepared, dataset.spec, values, empty)
         else:
             batch[key] = np.repeat(np.stack(values), repeats, axis=0)  # (B, ...)
     if not isinstance(batch["video"], dict):
@@ -133,7 +133,7 @@ def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]]) -> Sample:
 
 
 def read_clips(
-    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views]
+    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views], empty: Empty = np.empty
 ) -> np.ndarray | dict[str, np.ndarray]:
     """The clips of E samples. The one place where the codec decides what a batch holds.
 
@@ -146,22 +146,25 @@ def read_clips(
       ValueError: a view cannot be read; names the take and the view.
     """
     if prepared.codec == "dct":
-        return _read_coefficients(prepared, spec, samples)
-    video = []
+        return _read_coefficients(prepared, spec, samples, empty)
+    num_crops = sum(len(sample.crops) for sample in samples)
+    video = empty((num_crops, len(samples[0].rows), spec.num_frames, *spec.crop_size, 3), np.uint8)
+    places = iter(video)
     for sample in samples:
         indices, records = _frame_indices(prepared, spec, sample), prepared.views["record"][sample.rows].tolist()
         frames = [prepared.read_frames(record, indices) for record in records]
         for crops in sample.crops:
-            video.append([crop_clip(f, crop, spec.crop_size) for f, crop in zip(frames, crops, strict=True)])
-    return np.array(video)  # (E * R, V, T, H, W, 3)
+            for view, crop, into in zip(frames, crops, next(places), strict=True):
+                crop_clip(view, crop, spec.crop_size, into)
+    return video  # (E * R, V, T, H, W, 3)
 
 
 def _read_coefficients(
-    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views]
+    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views], empty: Empty
 ) -> dict[str, np.ndarray]:
     num_views = len(samples[0].rows)
     shape = (len(samples), num_views, spec.num_frames, *prepared.coefficients_shape)
-    coefficients = np.empty(shape, np.int8)  # filled in place: copies of it would cost as much as unpacking
+    coefficients = empty(shape, np.int8)  # filled in place: copies of it would cost as much as unpacking
     steps = np.empty((len(samples), num_views, 2, 8, 8), np.uint8)
     box = np.empty((len(samples), len(samples[0].crops), num_views, 4), np.int32)
     for i, sample in enumerate(samples):
@@ -178,15 +181,21 @@ def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views
     return clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, sample.position)
 
 
-def crop_clip(frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
-    """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3]."""
+def crop_clip(
+    frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int], into: np.ndarray | None = None
+) -> np.ndarray:
+    """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3], written to `into` if given."""
     top, left, height, width = clips.crop_box(draw, frames[0].shape[:2], crop_size)
-    box = [frame[top : top + height, left : left + width] for frame in frames]
-    if (height, width) == tuple(crop_size):
-        return np.stack(box)
+    video = np.empty((len(frames), *crop_size, 3), np.uint8) if into is None else into
     shrinks = height > crop_size[0] or width > crop_size[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.stack([cv2.resize(frame, crop_size[::-1], interpolation=interpolation) for frame in box])
+    for frame, place in zip(frames, video, strict=True):
+        box = frame[top : top + height, left : left + width]
+        if (height, width) == tuple(crop_size):
+            place[:] = box
+        else:
+            cv2.resize(box, crop_size[::-1], dst=place, interpolation=interpolation)
+    return video
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,9 +281,9 @@ def _single_views(
     prepared: takes.Prepared, spec: clips.ClipSpec, wanted: Sequence[Views]
 ) -> np.ndarray | dict[str, np.ndarray]:
     """As `read_clips` of one view each, without its axis; clips may have different numbers of crops."""
+    if prepared.codec != "dct":
+        return read_clips(prepared, spec, wanted)[:, 0]  # (B, T, H, W, 3)
     video = [read_clips(prepared, spec, [clip]) for clip in wanted]
-    if not isinstance(video[0], dict):
-        return np.concatenate(video)[:, 0]  # (B, T, H, W, 3)
     repeats = [len(clip.crops) for clip in wanted]
     parts = {key: np.concatenate([clip[key][0] for clip in video]) for key in video[0]}
     return {

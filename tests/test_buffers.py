@@ -1,0 +1,183 @@
+"""The memory of batches: reused, shared between processes, and never changed while somebody has a batch."""
+
+import dataclasses
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data import buffers, pipeline, samples, takes
+from tests.test_pipeline import make_dataset
+
+LARGE = (2**17,)
+
+needs_sharing = pytest.mark.skipif(not buffers.SHAREABLE, reason="memory is shared on Linux alone")
+
+
+def digests(batch) -> list[int]:
+    return [zlib.crc32(np.ascontiguousarray(leaf)) for leaf in jax.tree.leaves(batch)]
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_is_used_again_when_the_last_view_is_gone():
+    memory = buffers.Buffers()
+    first = memory.empty(LARGE, np.int8)
+    place, view = address(first), first.reshape(2, -1)[1, 5:].view(np.uint8)
+    del first
+    other = memory.empty(LARGE, np.int8)
+    assert address(other) != place
+    del view
+    assert address(memory.empty(LARGE, np.float16)[: 2**16]) != place, "of another size"
+    assert address(memory.empty((2**9, 2**8), bool)) == place
+    assert address(memory.empty((3,), np.int32)) and memory.empty((0, 4), np.uint8).shape == (0, 4)
+
+
+def test_arrays_are_aligned_as_devices_like_them():
+    assert address(buffers.Buffers().empty(LARGE, np.int8)) % 64 == 0
+
+
+@needs_sharing
+def test_an_array_crosses_processes_without_a_copy_and_comes_back():
+    """Sender and receiver are one process here: the address is a descriptor of this process all the same."""
+    memory, opener = buffers.Buffers(), buffers.Opener()
+    sent = memory.empty((2, *LARGE), np.int8)
+    sent[:] = 7
+    shared = pickle.loads(pickle.dumps(memory.share({"clip": {"a": sent}, "label": np.arange(3)})))
+    assert isinstance(shared["clip"]["a"], buffers.Address)
+    received = opener(shared)
+    np.testing.assert_array_equal(received["label"], np.arange(3))
+    sent[0, 0] = 8  # the same bytes, though mapped twice
+    assert received["clip"]["a"][0, 0] == 8 and received["clip"]["a"].shape == (2, *LARGE)
+    place = address(sent)
+    del sent
+    assert address(memory.empty((2, *LARGE), np.int8)) != place, "the receiver still has it"
+    del received
+    assert address(memory.empty((2, *LARGE), np.int8)) == place
+
+
+@needs_sharing
+def test_arrays_of_other_memory_are_copied():
+    memory, opener = buffers.Buffers(), buffers.Opener()
+    whole = memory.empty((2, *LARGE), np.int32)
+    whole[:] = np.arange(2 * LARGE[0]).reshape(2, -1)
+    fresh = np.arange(LARGE[0], dtype=np.float32)
+    wanted = {"part": whole[1].copy(), "same part": whole[1].copy(), "turned": whole.T.copy(), "fresh": fresh.copy()}
+    batch = {"part": whole[1], "same part": whole[1], "turned": whole.T, "fresh": fresh}
+    received = opener(memory.share(batch))
+    whole[:], fresh[:] = 0, 0
+    jax.tree.map(np.testing.assert_array_equal, received, wanted)
+
+
+@needs_sharing
+def test_a_process_that_is_gone_is_told_of():
+    process = multiprocessing.get_context("spawn").Process(target=int)
+    process.start()
+    process.join()
+    gone = buffers.Address(process.pid, 0, 3, LARGE, np.dtype(np.int8))
+    with pytest.raises(buffers.Unreachable, match=f"memory of process {process.pid} cannot be opened"):
+        buffers.Opener()({"video": gone})
+
+
+@pytest.fixture
+def dataset(synthetic_set_dct):
+    return make_dataset(synthetic_set_dct)
+
+
+@pytest.mark.parametrize(("codec", "num_workers"), [("jpeg", 0), ("jpeg", 1), ("dct", 0), ("dct", 2)])
+def test_no_batch_changes_after_it_was_handed_out(request, codec, num_workers):
+    """Some are kept, some are dropped; JAX aliases the memory of others, of which nothing else is left."""
+    dataset = make_dataset(request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec]))
+    stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=num_workers)
+    kept = []
+    for step in range(24):
+        batch = next(stream)
+        found = digests(batch)
+        if step % 3 == 0:
+            kept.append((found, batch))
+        if step % 3 == 1:
+            kept.append((found, jax.tree.map(jax.device_put, batch)))
+        del batch
+    for found, batch in kept:
+        assert digests(batch) == found
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_that_are_dropped_cost_no_new_memory(dataset, num_workers):
+    stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=num_workers)
+    places = set()
+    for _ in range(40):
+        batch = next(stream)
+        clip = batch["video"]["coefficients"]
+        assert clip.nbytes >= buffers.MIN_BYTES
+        places.add(address(clip))
+        del batch, clip
+    assert len(places) <= 10
+
+
+def test_a_sample_that_cannot_be_read_loses_no_memory(synthetic_set, monkeypatch):
+    dataset, memory = make_dataset(synthetic_set), buffers.Buffers()
+    draw = samples.DrawSample(dataset=dataset)
+    drawn = [draw.random_map(element, np.random.default_rng(0)) for element in range(16)]
+    first = {int(dataset.prepared.views["record"][row]) for row in drawn[-1]["video"].rows}
+    read = takes.Prepared.read_frames
+
+    def damaged(self, record, frames):
+        if record in first:
+            raise takes.DamagedRecord("damaged", record)
+        return read(self, record, frames)
+
+    monkeypatch.setattr(takes.Prepared, "read_frames", damaged)
+    for _ in range(5):
+        batch = samples.read_training_batch(draw, drawn, memory.empty)
+        assert (batch["damaged"] >= 0).any()
+        del batch
+    gc.collect()
+    assert len(memory._buffers) == 1
+
+
+@needs_sharing
+def test_no_array_of_a_batch_lies_in_dev_shm_and_closing_ends_the_processes(dataset):
+    """It holds 64 MB in a container of Docker, and keeps what a killed process had there."""
+    others = set(multiprocessing.active_children())
+    stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=2)
+    kept = [next(stream) for _ in range(3)]
+    readers = set(multiprocessing.active_children()) - others
+    assert len(readers) == 2
+    mapped = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in (os.getpid(), *(r.pid for r in readers)))
+    assert "memfd:batch" in mapped
+    assert "/dev/shm/psm" not in mapped, "Python's shared memory, which grain copies arrays to"
+    found = [digests(batch) for batch in kept]
+    stream.close()
+    assert not readers & set(multiprocessing.active_children())
+    assert [digests(batch) for batch in kept] == found
+
+
+@pytest.mark.parametrize("moment", ["at work", "with a batch that was not opened yet"])
+def test_a_killed_process_is_told_of(dataset, moment):
+    others = set(multiprocessing.active_children())
+    stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=1)
+    next(stream)
+    if moment == "at work":
+        for _ in range(20):  # all of its buffers are open
+            next(stream)
+    (reader,) = set(multiprocessing.active_children()) - others
+    os.kill(reader.pid, signal.SIGKILL)
+    with pytest.raises(OSError, match=r"reads the data was killed.*data.num_workers lower"):
+        list(stream)
+
+
+def test_what_a_reading_process_raises_reaches_the_caller(dataset):
+    views = dict(dataset.prepared.views) | {"num_frames": dataset.prepared.views["num_frames"] + 10**6}
+    lying, rows = dataclasses.replace(dataset.prepared, views=views), np.arange(8)
+    with pytest.raises(ValueError, match=r"take S\d{3}P\d{3}R\d{3}A\d{3}, view C\d{3}"):
+        next(pipeline.clip_batches(lying, dataset.spec, rows, global_batch_size=4, num_workers=1))
