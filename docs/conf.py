@@ -17,6 +17,7 @@ extensions = [
     "config_tables",
     "source_pages",
     "mathml",
+    "plain_docstrings",
 ]
 exclude_patterns = ["_build"]
 
@@ -24,12 +25,15 @@ myst_enable_extensions = ["dollarmath", "attrs_block"]
 myst_heading_anchors = 3  # the anchors that GitHub makes
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings give shapes, which say more
+napoleon_use_ivar = True
+toc_object_entries = False
 
 html_theme = "furo"
 html_title = "mv2mae-jax"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_copy_source = False
+smartquotes = False
 html_show_copyright = False
 html_math_renderer = "mathml"
 pygments_style = "friendly"

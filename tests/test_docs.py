@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import fnmatch
 import functools
 import importlib.util
 import os
@@ -16,6 +17,9 @@ from pathlib import Path
 from unittest import mock
 
 import config_tables
+import draw_architecture
+import draw_curves
+import draw_method
 import pytest
 from markdown_it import MarkdownIt
 from source_pages import tracked_files
@@ -66,7 +70,14 @@ def repository() -> tuple[set[str], set[str]]:
     return files, {parent.as_posix() for file in files for parent in Path(file).parents}
 
 
-# --- Links ------------------------------------------------------------------------------------------------------------
+@functools.cache
+def in_examples() -> set[str]:
+    """Keys and names that the patches of extending.md add; only tests/test_docs_examples.py has them."""
+    patches = "".join(text for language, text, _ in fences("docs/extending.md") if language == "diff")
+    return set(re.findall(r'^\+ +"([\w.]+)": ', patches, re.M))
+
+
+# --- Links ---
 
 
 @pytest.mark.parametrize("page", PAGE_NAMES)
@@ -89,11 +100,12 @@ def test_every_page_is_linked_from_the_index():
     assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= linked
 
 
-def test_the_readme_links_to_the_index():
-    assert "docs/index.md" in {link.attrs["href"] for link in inline("README.md", "link_open")}
+def test_the_readme_links_to_every_page():
+    linked = {link.attrs["href"] for link in inline("README.md", "link_open")}
+    assert {f"docs/{page.name}" for page in DOCS.glob("*.md")} - {"docs/reference.md"} <= linked
 
 
-# --- Commands ---------------------------------------------------------------------------------------------------------
+# --- Commands ---
 
 # Programs of others that the pages call; what is asked of them is not checked.
 OTHERS = {"source", "git", "cd", "sha256sum", "find", "tensorboard", "gcloud", "srun", "python3", "chromium", "apt"}
@@ -172,7 +184,7 @@ def check_command(words: list[str], where: str, complete: bool = True) -> None:
             pytest.fail(f"{where}: {program} refuses {rest}")
         assert not unknown, f"{where}: {program} does not know {unknown}"
         if getattr(options, "dataset", None):
-            assert options.dataset in catalog.NAMES, f"{where}: --dataset={options.dataset}"
+            assert options.dataset in {*catalog.NAMES, *in_examples()}, f"{where}: --dataset={options.dataset}"
     else:
         flags = [a.partition("=")[0] for a in rest if a.startswith("--")]
         unknown = set(flags) - parser._option_string_actions.keys()
@@ -190,6 +202,7 @@ def bases() -> dict[str, object]:
 def check_config(file: str | None, overrides: list[str], where: str) -> None:
     """Fails unless the config exists and, with the overrides, is valid for a data set that exists."""
     overrides = [o for o in overrides if o.partition("=")[0].islower() and o.partition("=")[2] != "..."]
+    overrides = [o for o in overrides if o.partition("=")[0] not in in_examples()]
     if file is None:  # any task that has these keys
         for task in TASKS:
             try:
@@ -222,7 +235,7 @@ def test_commands_are_understood(page):
             check_config(None, [flag.removeprefix("--config.") for flag in shlex.split(text)], f"{page}: {text}")
 
 
-# --- Names ------------------------------------------------------------------------------------------------------------
+# --- Names ---
 
 
 # Where runs, demos and users keep things; what lies there is not the repository's.
@@ -239,7 +252,9 @@ def test_config_keys_exist(page):
         if matched and matched[2] in sections and not re.fullmatch(rf".*{SUFFIXES}", code.content):
             key = matched[1]
             module = key.replace(".", "/")  # the package `data` and the section of this name share their form
-            assert key in known or any(f.startswith(module) for f in repository()[0]), f"{page}: there is no key {key}"
+            assert key in known | in_examples() or any(f.startswith(module) for f in repository()[0]), (
+                f"{page}: there is no key {key}"
+            )
 
 
 @functools.cache
@@ -258,13 +273,14 @@ def test_named_files_exist(page):
         if "/" in path:
             top = path.partition("/")[0]
             if top in {file.partition("/")[0] for file in files}:
-                assert path in files or path in folders, f"{page}: {path} does not exist"
+                added = f"<!-- file: {path} -->" in (ROOT / page).read_text()  # by a worked example
+                assert path in files or path in folders or added, f"{page}: {path} does not exist"
         else:
             known = path in names or path in {folder.rpartition("/")[2] for folder in folders}
             assert known or path in written_in_code(), f"{page}: nothing is called {path}"
 
 
-# --- Python -----------------------------------------------------------------------------------------------------------
+# --- Python ---
 
 
 @pytest.mark.parametrize("page", PAGE_NAMES)
@@ -291,7 +307,64 @@ def check_import(module: str, attribute: str | None, where: str) -> None:
         assert found, f"{where}: {module} has no {attribute}"
 
 
-# --- Tables and the whole ---------------------------------------------------------------------------------------------
+# --- Figures ---
+
+
+def test_the_picture_of_the_architecture_is_true():
+    for box in draw_architecture.BOXES:
+        assert all((ROOT / file).exists() for file in box.files), f"{box.name}: {box.files}"
+    for first, second in draw_architecture.ARROWS:
+        assert draw_architecture.is_import(first, second), f"no file of {first} and {second} imports the other's"
+    assert not draw_architecture.is_import("catalogues", "optimiser")
+    drawn = draw_architecture.PICTURE.read_text()
+    assert drawn == draw_architecture.draw(), "python docs/draw_architecture.py draws it anew"
+
+
+def test_every_figure_is_drawn_by_a_script_and_shown():
+    drawn = {"architecture.svg", "model.svg"}  # the latter by hand
+    for script in (draw_method, draw_curves):
+        drawn |= script.FIGURES_BY_NAME.keys()
+    shown = {os.path.basename(i.attrs["src"]) for page in PAGE_NAMES for i in inline(page, "image")}
+    there = {path.name for path in (DOCS / "figures").iterdir()}
+    assert there == drawn and there <= shown
+
+
+# --- Numbers ---
+
+
+def test_the_reference_table_is_that_of_the_histories():
+    runs = ("demo_seed0", "demo_seed1", "demo_rate_tenfold", "demo_rate_tenth")
+    rows = re.findall(r"^\| `eval/(\w+)` \| ([-\d. ±%|]+)\|$", (DOCS / "reading_your_run.md").read_text(), re.M)
+    assert len(rows) == 7
+    for metric, cells in rows:
+        for run, cell in zip(runs, cells.split("|"), strict=True):
+            measured = draw_curves.final(run)
+            number, _, error = cell.strip(" %").partition(" ± ")
+            scale, step = (100, 0.1) if "%" in cell else (1, 10.0 ** -len(number.partition(".")[2]))
+            assert abs(float(number) - scale * measured[metric]) <= 0.51 * step, (run, metric)
+            if error:
+                assert abs(float(error) - scale * measured[f"{metric}_standard_error"]) <= 0.51 * step, (run, metric)
+
+
+def test_explained_metrics_exist():
+    explained = [c.content for c in inline("docs/reading_your_run.md", "code_inline")]
+    explained = {name for name in explained if re.fullmatch(r"(train|eval|data|perf)/[\w*]+", name)}
+    reported = {
+        key for path in draw_curves.HISTORIES.glob("*.jsonl") for row in draw_curves.history(path.stem) for key in row
+    }
+    for name in explained:
+        known = fnmatch.filter(reported, name) or name.partition("/")[2] in written_in_code()
+        assert known, f"nothing reports {name}"
+    not_explained = [key for key in reported if not any(fnmatch.fnmatch(key, name) for name in explained)]
+    assert set(not_explained) <= {
+        "step",
+        "perf/steps_per_second",
+        "perf/tflops_per_second_per_device",
+        "eval/cross_gain_pose_standard_error",
+    }
+
+
+# --- Tables and the whole ---
 
 
 @pytest.mark.parametrize("task", TASKS)

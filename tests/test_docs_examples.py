@@ -1,0 +1,108 @@
+"""The worked examples of docs/extending.md, applied to a copy of the repository and run there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from source_pages import tracked_files
+
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/extending.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory) -> Path:
+    """The repository's code with all patches and new files of the page."""
+    folder = tmp_path_factory.mktemp("patched")
+    for file in tracked_files():
+        if file.endswith(".py") and file.partition("/")[0] in ("configs", "data", "mv2mae_jax", "run.py", "tests"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, folder / file)
+    for path, text in re.findall(r"<!-- file: (\S+) -->\n\n```python\n(.*?)```", PAGE, re.DOTALL):
+        assert not (folder / path).exists(), f"{path} is called new"
+        (folder / path).write_text(text)
+    patches = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
+    assert len(patches) == 6
+    for patch in patches:
+        apply = ["git", "apply", "--whitespace=nowarn", "-"]
+        done = subprocess.run(apply, cwd=folder, input=patch, capture_output=True, text=True)
+        assert done.returncode == 0, f"a patch of docs/extending.md no longer applies:\n{done.stderr}\n{patch}"
+    return folder
+
+
+def run_in(folder: Path, script: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(folder), "XLA_FLAGS": tiny.QUICK_FLAGS}
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+TRAINING = """
+import jax, numpy as np
+from mv2mae_jax import losses
+from mv2mae_jax.models import layers
+from tests import tiny
+
+rng = np.random.default_rng(0)
+prediction, target, weights = rng.normal(size=(4, 6)), rng.normal(size=(4, 6)), rng.random(4)
+total, count = losses.reconstruction_loss(prediction, target, weights, "absolute")
+np.testing.assert_allclose(total, sum(w * np.abs(p - t).mean() for p, t, w in zip(prediction, target, weights)), 1e-5)
+assert count == 4
+
+config = tiny.make_config(loss=dict(error="absolute"), model=dict(backbone="set"))
+state, history = tiny.run_steps(config, 3)  # both in one run, as compiling takes longest
+assert all(np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0 for metrics in history), history
+# Pixels of the batches are uniform on [0, 1], so the mean absolute deviation is 1/4 before normalisation.
+baseline = np.mean([metrics["loss_mean_prediction"] for metrics in history])
+np.testing.assert_allclose(baseline, 0.25 * np.mean(1 / layers.IMAGENET_STD), rtol=0.1)
+names = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(state.params["encoder"])}
+assert "qkv" not in names and {"fc1_0", "fc2_1"} <= names, names
+"""
+
+
+def test_the_objective_and_the_backbone_train(patched):
+    run_in(patched, TRAINING)
+
+
+PREPARATION = """
+from pathlib import Path
+from data import catalog, prepare, takes
+from tests import video_files
+
+for cook, action in ((1, "pour"), (2, "cut")):
+    for view in ("left", "right"):
+        frames = video_files.moving_square(12, 48, 64, seed=cook)
+        video_files.write_video(Path(f"videos/cook0{cook}_{action}_03_{view}.mp4"), frames)
+video_files.write_video(Path("videos/cook01_sing_03_left.mp4"), frames)
+assert prepare.main(["--dataset=kitchen", "--input=videos", "--output=prepared", "--short_side=40", "--workers=1"]) == 0
+prepared = takes.open_prepared("prepared")
+assert sorted(zip(prepared.views["take"].tolist(), prepared.views["view"].tolist())) == [
+    ("cook01_pour_03", "left"), ("cook01_pour_03", "right"), ("cook02_cut_03", "left"), ("cook02_cut_03", "right")
+]
+assert sorted(set(prepared.views["label"].tolist())) == [0, 1]
+assert "sing" in Path("prepared/unmatched.csv").read_text()
+
+kitchen = catalog.get("kitchen")
+video = kitchen.parse("cook07_pour_03_left.mp4")
+assert kitchen.format(video) == "cook07_pour_03_left.mp4"
+assert kitchen.split("xsub", video) == "train"
+assert kitchen.split("xsub", kitchen.parse("cook02_cut_01_left.mp4")) == "test"
+"""
+
+
+def test_the_data_set_is_prepared(patched):
+    run_in(patched, PREPARATION)
+
+
+def test_the_patched_code_is_formatted(patched):
+    if shutil.which("ruff") or (Path(sys.executable).parent / "ruff").exists():
+        config = ["--config", str(ROOT / "pyproject.toml")]
+        command = [sys.executable, "-m", "ruff"]
+        subprocess.run([*command, "check", *config, "data", "mv2mae_jax", "configs"], cwd=patched, check=True)
+        subprocess.run([*command, "format", "--check", *config, "data", "mv2mae_jax"], cwd=patched, check=True)
