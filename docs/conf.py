@@ -15,6 +15,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "config_tables",
+    "hidden_directives",
     "source_pages",
     "mathml",
     "plain_docstrings",

@@ -83,6 +83,7 @@ def in_examples() -> set[str]:
 @pytest.mark.parametrize("page", PAGE_NAMES)
 def test_links_and_pictures_exist(page):
     files, folders = repository()
+    assert all(image.content for image in inline(page, "image")), f"{page}: a picture says nothing to who cannot see it"
     targets = [link.attrs["href"] for link in inline(page, "link_open")]
     targets += [image.attrs["src"] for image in inline(page, "image")]
     for target in targets:
@@ -402,8 +403,12 @@ def test_pages_render_without_a_warning(tmp_path):
     for page in DOCS.glob("*.md"):
         html = (tmp_path / "html" / f"{page.stem}.html").read_text()
         assert html.count("<h1>") == 1
+        assert "<!-- {" not in html, f"{page.name}: a hidden directive was not read"
         fetched = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"', html)
         assert not fetched, f"{page.name} needs the network for {fetched}"
+    method = re.sub("<[^>]+>", "", (tmp_path / "html/method.html").read_text())
+    for name in ("patchify", "draw_mask", "motion_energy", "motion_weights", "reconstruction_loss", "make_train_step"):
+        assert f"def {name}(" in method
     rows = (tmp_path / "html/configs.html").read_text().count("<td><p><code")
     assert rows >= len(dict(configs.flatten(bases()["pretrain"])))
 
