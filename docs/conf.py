@@ -29,6 +29,8 @@ autodoc_typehints = "none"  # docstrings give shapes, which say more
 napoleon_use_ivar = True
 toc_object_entries = False
 
+highlight_language = "sh"  # of blocks without a language, which are commands
+
 html_theme = "furo"
 html_title = "mv2mae-jax"
 html_static_path = ["_static"]

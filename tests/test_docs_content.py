@@ -1,0 +1,187 @@
+"""What the documentation shows is so: figures, numbers, tables, messages; and it renders without a warning."""
+
+import ast
+import fnmatch
+import functools
+import os
+import re
+import subprocess
+import sys
+
+import config_tables
+import draw_architecture
+import draw_curves
+import draw_method
+import pytest
+
+from mv2mae_jax import config as configs
+from tests.pages import DOCS, PAGE_NAMES, ROOT, bases, inline, repository, tokens, written_in_code
+
+# --- Figures ---
+
+
+def test_the_picture_of_the_architecture_is_true():
+    for box in draw_architecture.BOXES:
+        assert all((ROOT / file).exists() for file in box.files), f"{box.name}: {box.files}"
+    for first, second in draw_architecture.ARROWS:
+        assert draw_architecture.is_import(first, second), f"no file of {first} and {second} imports the other's"
+    assert not draw_architecture.is_import("catalogues", "optimiser")
+    drawn = draw_architecture.PICTURE.read_text()
+    assert drawn == draw_architecture.draw(), "python docs/draw_architecture.py draws it anew"
+
+
+def test_every_figure_is_drawn_by_a_script_and_shown():
+    drawn = {"architecture.svg", "model.svg"}  # the latter by hand
+    for script in (draw_method, draw_curves):
+        drawn |= script.FIGURES_BY_NAME.keys()
+    shown = {os.path.basename(i.attrs["src"]) for page in PAGE_NAMES for i in inline(page, "image")}
+    there = {path.name for path in (DOCS / "figures").iterdir()}
+    assert there == drawn and there <= shown
+
+
+# --- Numbers ---
+
+
+def test_the_reference_table_is_that_of_the_histories():
+    runs = ("demo_seed0", "demo_seed1", "demo_rate_tenfold", "demo_rate_tenth")
+    rows = re.findall(r"^\| `eval/(\w+)` \| ([-\d. ±%|]+)\|$", (DOCS / "reading_your_run.md").read_text(), re.M)
+    assert len(rows) == 7
+    for metric, cells in rows:
+        for run, cell in zip(runs, cells.split("|"), strict=True):
+            measured = draw_curves.final(run)
+            number, _, error = cell.strip(" %").partition(" ± ")
+            scale, step = (100, 0.1) if "%" in cell else (1, 10.0 ** -len(number.partition(".")[2]))
+            assert abs(float(number) - scale * measured[metric]) <= 0.51 * step, (run, metric)
+            if error:
+                assert abs(float(error) - scale * measured[f"{metric}_standard_error"]) <= 0.51 * step, (run, metric)
+
+
+def test_sizes_for_your_own_videos_are_those_of_the_configs():
+    small, large = (
+        dict(configs.flatten(configs.load(str(ROOT / f"configs/{name}.py")))) for name in ("folder", "pretrain_base")
+    )
+    page = (DOCS / "your_videos.md").read_text()
+    compared = 0
+    for key, *cells in re.findall(r"^\| `([\w.]+)`[^|]*\| ([^|]*) \| ([^|]*) \|", page, re.M):
+        for config, cell in zip((small, large), cells, strict=True):
+            numbers = tuple(map(int, re.findall(r"\d+", cell.replace(",", ""))))
+            if numbers and key in config and not isinstance(config[key], str):
+                wanted = config[key] if isinstance(config[key], tuple) else (config[key],)
+                assert numbers == wanted, (key, cell)
+                compared += 1
+    assert compared == 10
+
+
+def test_explained_metrics_exist():
+    explained = [c.content for c in inline("docs/reading_your_run.md", "code_inline")]
+    explained = {name for name in explained if re.fullmatch(r"(train|eval|data|perf)/[\w*]+", name)}
+    reported = {
+        key for path in draw_curves.HISTORIES.glob("*.jsonl") for row in draw_curves.history(path.stem) for key in row
+    }
+    for name in explained:
+        known = fnmatch.filter(reported, name) or name.partition("/")[2] in written_in_code()
+        assert known, f"nothing reports {name}"
+    not_explained = [key for key in reported if not any(fnmatch.fnmatch(key, name) for name in explained)]
+    assert set(not_explained) <= {
+        "step",
+        "perf/steps_per_second",
+        "perf/tflops_per_second_per_device",
+        "eval/cross_gain_pose_standard_error",
+    }
+
+
+# --- Tables and the whole ---
+
+
+@pytest.mark.parametrize("task", configs.TASKS)
+def test_tables_hold_every_key_once_with_its_value(task):
+    base = f"{task}_base"
+    rows = [line.split("|")[1:4] for line in config_tables.keys_table(base) if line.startswith("| `")]
+    shown = {key.strip(" `"): value.strip() for key, value, _ in rows}
+    assert len(shown) == len(rows)
+    source = (ROOT / f"configs/{base}.py").read_text()
+    values = dict(configs.flatten(bases()[task]))
+    borrowed = {"mesh", "checkpoint", "log", "limits"} if task != "pretrain" else set()
+    assert shown.keys() == {key for key in values if key.partition(".")[0] not in borrowed}
+    for key, text in shown.items():
+        if text != "not set":
+            assert ast.literal_eval(text.strip("`")) == values[key]
+            assert f"{key.rpartition('.')[2]}=" in source
+
+
+def test_reasons_are_read_from_above_and_behind(tmp_path):
+    path = tmp_path / "base.py"
+    path.write_text(
+        "config.loss = config_dict.ConfigDict(\n    dict(\n        # --- Rule ---\n        # Scale of t,\n"
+        "        # unknown.\n        temperature=60.0,  # [paper] best\n        ess=0.6,  # [ours]\n    )\n)\n"
+    )
+    assert configs.documented_keys(str(path)) == {
+        "loss.temperature": ("paper", "Scale of t, unknown. best"),
+        "loss.ess": ("ours", ""),
+    }
+
+
+def test_pages_render_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(tmp_path / "html")]
+    built = subprocess.run([*command, "-d", str(tmp_path / "trees")], cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    for page in DOCS.glob("*.md"):
+        html = (tmp_path / "html" / f"{page.stem}.html").read_text()
+        assert html.count("<h1>") == 1
+        assert "<!-- {" not in html, f"{page.name}: a hidden directive was not read"
+        fetched = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"', html)
+        assert not fetched, f"{page.name} needs the network for {fetched}"
+    method = re.sub("<[^>]+>", "", (tmp_path / "html/method.html").read_text())
+    for name in ("patchify", "draw_mask", "motion_energy", "motion_weights", "reconstruction_loss", "make_train_step"):
+        assert f"def {name}(" in method
+    rows = (tmp_path / "html/configs.html").read_text().count("<td><p><code")
+    assert rows >= len(dict(configs.flatten(bases()["pretrain"])))
+
+
+# --- Messages ---
+
+PART = "…"  # stands for what a message fills in
+
+
+@functools.cache
+def messages_in_code() -> list[str]:
+    """Every string of the program but its docstrings, with PART for what is filled in."""
+    found = []
+    for file in repository()[0]:
+        if file.endswith(".py") and file.partition("/")[0] in ("run.py", "data", "mv2mae_jax"):
+            nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
+            docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+            for node in nodes:
+                if isinstance(node, ast.JoinedStr):
+                    found.append("".join(v.value if isinstance(v, ast.Constant) else PART for v in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                    found.append(node.value)
+    return found
+
+
+def occurs(message: str) -> bool:
+    pattern = re.compile(".*".join(map(re.escape, message.split(PART))), re.DOTALL)
+    return any(pattern.search(text) for text in messages_in_code())
+
+
+def quoted_messages() -> list[str]:
+    """The first column of the tables of troubleshooting.md, up to the messages of other programs."""
+    found, page = [], tokens("docs/troubleshooting.md")
+    for row, _, cell in zip(page, page[1:], page[2:], strict=False):
+        if row.type == "inline" and row.content == "Messages of other programs":
+            return found
+        if row.type == "tr_open" and cell.content.startswith("`"):
+            found.append(next(child.content for child in cell.children if child.type == "code_inline"))
+    raise AssertionError("The section on other programs is gone.")
+
+
+def test_quoted_messages_are_the_programs():
+    quoted = quoted_messages()
+    assert len(quoted) > 50
+    missing = [message for message in quoted if not occurs(message)]
+    assert not missing, "The program does not say:\n" + "\n".join(missing)
+
+
+def test_a_message_that_nothing_says_is_noticed():
+    assert occurs("There is no config key …")
+    assert not occurs("There is no config kez …")
