@@ -41,6 +41,8 @@ def test_every_figure_is_drawn_by_a_script_and_shown():
 
 # --- Numbers ---
 
+GAINS = ("cross_gain", "cross_gain_pose")
+
 
 def test_the_reference_table_is_that_of_the_histories():
     runs = ("demo_seed0", "demo_seed1", "demo_rate_tenfold", "demo_rate_tenth")
@@ -54,6 +56,24 @@ def test_the_reference_table_is_that_of_the_histories():
             assert abs(float(number) - scale * measured[metric]) <= 0.51 * step, (run, metric)
             if error:
                 assert abs(float(error) - scale * measured[f"{metric}_standard_error"]) <= 0.51 * step, (run, metric)
+
+
+def test_the_demos_numbers_are_those_of_its_history():
+    measured = draw_curves.final("demo_seed0")
+    gains = [f"{100 * measured[name]:.1f} {{}} {100 * measured[f'{name}_standard_error']:.1f} %" for name in GAINS]
+    readme, docstring = (ROOT / "README.md").read_text(), (ROOT / "configs/demo.py").read_text()
+    for gain in gains:
+        assert gain.format("±") in readme and gain.format("+-") in docstring
+    for name in ("loss_mean_prediction", "loss_self", "loss_cross"):
+        assert f"{measured[name]:.3f}" in readme and f"{name} {measured[name]:.3f}" in docstring
+    for name in ("psnr_self", "psnr_cross"):
+        assert f"{name} {measured[name]:.1f}" in docstring
+
+
+def test_the_demos_commands_are_the_makefiles():
+    makefile = (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(DEMO)", "demo_output")
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.M)[1].replace("\t", "")
+    assert recipe in (DOCS / "get_started.md").read_text()
 
 
 def test_sizes_for_your_own_videos_are_those_of_the_configs():
