@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
         with continuation.locked(arguments.workdir):
             probe.run(config, dataset, mesh, arguments.workdir)
+            write_report(config, arguments.workdir)
         return
     sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
     sharding.check_batch(mesh, config.eval.batch_size or config.global_batch_size)
@@ -92,6 +93,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     try:
         with continuation.locked(arguments.workdir):
             train(config, dataset, mesh, arguments.workdir, allow_changes)
+            write_report(config, arguments.workdir)
     except Preempted as preempted:
         print(f"{preempted} The same command goes on from there.", flush=True)
         sys.exit(EXIT_CODE)
@@ -103,6 +105,16 @@ def open_dataset(config):
     from data.labelled import LabelledDataset
 
     return (Dataset if config.task == "pretrain" else LabelledDataset).from_config(config)
+
+
+def write_report(config, workdir: str) -> None:
+    """WORKDIR/report.html; a failure to write it is said and no more."""
+    import jax
+
+    if config.log.report and jax.process_index() == 0:
+        from mv2mae_jax import report
+
+        report.write_at_end(workdir)
 
 
 def _raised_here(error: Exception) -> bool:

@@ -61,7 +61,7 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     import run as program
 
     arguments = [f"--config={CONFIGS / config_name}.py", f"--workdir={workdir}"]
-    arguments += [f"--config.{key}={value}" for key, value in overrides.items()]
+    arguments += [f"--config.{key}={value}" for key, value in overrides.items()] + ["--config.log.report=False"]
     start = time.perf_counter()
     with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
         program.run(*program.parse_arguments(arguments))

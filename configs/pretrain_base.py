@@ -138,6 +138,7 @@ def get_config() -> config_dict.ConfigDict:
         dict(
             every_steps=50,  # [ours] a progress line, TensorBoard scalars, and a row of history.jsonl
             tensorboard=True,  # [ours] event files in WORKDIR/tensorboard
+            report=True,  # [ours] WORKDIR/report.html at the end; see `python -m mv2mae_jax.report --help`
         )
     )
     return config.lock()

@@ -70,5 +70,10 @@ def get_config() -> config_dict.ConfigDict:
             clips_per_view=1,  # [ours] temporal clips per view; the probabilities of several are averaged
         )
     )
+    config.log = config_dict.ConfigDict(
+        dict(
+            report=True,  # [ours] WORKDIR/report.html at the end; see `python -m mv2mae_jax.report --help`
+        )
+    )
     config.mesh = base.mesh
     return config.lock()

@@ -372,10 +372,8 @@ CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
     """The block that a run starts with: what follows from the config, then every value with where it comes from."""
-    values, tags = dict(flatten(config)), {}
-    for task in TASKS:  # a base may take sections from another
-        tags |= {key: tag for key, tag in origins(os.path.join(CONFIGS, f"{task}_base.py")).items() if key in values}
-    base, tags = base_of(config), tags | origins(os.path.join(CONFIGS, f"{config.task}_base.py"))
+    values, base = dict(flatten(config)), base_of(config)
+    tags = {key: tag for key, (tag, _) in reasons_of(config).items()}
     changed = differences(config, base)
     width = max(len(name) for name in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts.items()]
@@ -388,6 +386,15 @@ def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
         lines += textwrap.wrap(f"{title}: {text}", 118, subsequent_indent="  ", break_long_words=False)
     rule = "-" * 118
     return "\n".join([rule, *lines, rule])
+
+
+def reasons_of(config: config_dict.ConfigDict) -> dict[str, tuple[str, str]]:
+    """(tag, reason) of every key of a config, as its base says; for sections taken from another base, as that says."""
+    keys, found = {key for key, _ in flatten(config)}, {}
+    for task in (*TASKS, config.task):
+        said = documented_keys(os.path.join(CONFIGS, f"{task}_base.py"))
+        found |= {key: value for key, value in said.items() if key in keys}
+    return found
 
 
 def base_of(config: config_dict.ConfigDict) -> config_dict.ConfigDict:

@@ -37,6 +37,7 @@ MAY_CHANGE = frozenset(
         "limits.damaged_samples",
         "limits.skipped_updates",
         "log.every_steps",
+        "log.report",
         "log.tensorboard",
         "mesh.data",
         "mesh.fsdp",

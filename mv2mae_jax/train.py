@@ -25,6 +25,7 @@ from mv2mae_jax import (
     outcome,
     perf,
     preemption,
+    provenance,
     sharding,
     visualize,
 )
@@ -87,7 +88,9 @@ def train(
     reporter = metrics.Reporter(
         workdir, first_step=first_step, total_steps=schedule.total_steps, tensorboard=config.log.tensorboard
     )
-    reporter.say(describe(config, run_facts(config, task, schedule, mesh, state)))
+    facts = run_facts(config, task, schedule, mesh, state)
+    reporter.say(describe(config, facts))
+    provenance.record_start(workdir, config, facts, first_step)
     if first_step:
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
     run_record = {

@@ -33,10 +33,7 @@ def write(pictures: dict[str, np.ndarray], directory: str, step: int, blur_sigma
       {'sample_0': uint8[h, w, 3], ...}, the still pictures.
     """
     os.makedirs(directory, exist_ok=True)
-    if blur_sigma:
-        pictures = {
-            name: video if name == "weights" else _blurred(video, blur_sigma) for name, video in pictures.items()
-        }
+    pictures = {name: video if name == "weights" else blurred(video, blur_sigma) for name, video in pictures.items()}
     stills = {}
     for index in range(len(pictures["target"])):
         rows = {name: sample_row(pictures, name, index) for name, _ in ROWS if name in pictures}
@@ -90,7 +87,10 @@ def write_animation(path: str, frames: list[np.ndarray], frames_per_second: floa
     _check(cv2.imwriteanimation(path, animation), path)
 
 
-def _blurred(videos: np.ndarray, sigma: float) -> np.ndarray:
+def blurred(videos: np.ndarray, sigma: float) -> np.ndarray:
+    """float32[..., T, H, W, 3], every frame blurred by a Gaussian of this standard deviation in pixels; 0 for none."""
+    if not sigma:
+        return videos
     frames = videos.reshape(-1, *videos.shape[-3:])  # (B * T, H, W, 3)
     return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames]).reshape(videos.shape)
 

@@ -35,6 +35,7 @@ def assert_is_a_finished_run(workdir: pathlib.Path, area: str):
     assert list((workdir / "pictures").glob("*.png")) and list((workdir / "pictures").glob("*.gif"))
     assert list((workdir / "tensorboard").glob("events*"))
     assert list((workdir / "checkpoints").iterdir())
+    assert (workdir / "starts.jsonl").read_text().count("\n") == 1
 
 
 def test_generated_videos_to_pictures(tmp_path):
@@ -49,6 +50,7 @@ def test_generated_videos_to_pictures(tmp_path):
     assert_is_a_finished_run(workdir, "eval")
     measured = json.loads((workdir / "metrics.json").read_text())["metrics"]
     assert 0 <= measured["eval/knn_top_1"] <= 1 <= measured["eval/retrieval_mean_rank"]
+    assert f"Report: {workdir}/report.html" in started.stdout and (workdir / "report.html").exists()
     for words in ("devices", "parameters", "visible", "held out", "epochs", "learning rate", "stated by the paper"):
         assert words in started.stdout
 
@@ -56,6 +58,7 @@ def test_generated_videos_to_pictures(tmp_path):
 def test_a_pretrained_run_is_fine_tuned_and_probed(synthetic_set, tmp_path):
     """What the configs of the demo's downstream tasks say in their first lines, shrunk."""
     clips = [f"--config.{key}" for key in (f"data.dir={synthetic_set}", "data.crop_size=(32,32)")]
+    clips += ["--config.log.report=False"]
     shrunk = [*clips, "--config.eval.batch_size=16", "--config.eval.num_pictures=0", "--config.total_steps=2"]
     command("run.py", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", *shrunk)
 

@@ -215,7 +215,7 @@ class Pretrain:
             latents = model.encode(video[:, 0], mask.visible)
             target = self._targets(video[:, 0], inputs["motion"][:, 0], positions)
             for other in ("other_subject", "other_action"):
-                source_latents = self._encode_sources(model, inputs[other], inputs["source_mask"])
+                source_latents = self.encode_sources(model, inputs[other], inputs["source_mask"])
                 prediction = model.decode_cross(
                     latents, mask.visible, positions, source_latents, inputs["source_mask"].visible
                 )
@@ -245,7 +245,8 @@ class Pretrain:
     def _bind(self, params: Any) -> mv2mae.MV2MAE:
         return self.model.bind({"params": params})
 
-    def _encode_sources(self, model: mv2mae.MV2MAE, source: jax.Array, mask: Mask) -> jax.Array:
+    def encode_sources(self, model: mv2mae.MV2MAE, source: jax.Array, mask: Mask) -> jax.Array:
+        """uint8[B, S, T, H, W, 3] -> latents of the visible tokens [B, S, Ns, D], by a bound model."""
         batch, num_sources = source.shape[:2]
         visible = mask.visible.reshape(batch * num_sources, -1)  # (B * S, Nv)
         latents = model.encode(source.reshape(batch * num_sources, *source.shape[2:]), visible)
@@ -283,7 +284,7 @@ class Pretrain:
         if self.num_source_views:
             pictures["source"] = video[:, 1] / 255
         if self.model.cross_view:
-            source_latents = self._encode_sources(model, video[:, 1:], source_mask)
+            source_latents = self.encode_sources(model, video[:, 1:], source_mask)
             prediction = model.decode_cross(latents, mask.visible, mask.masked, source_latents, source_mask.visible)
             pictures["cross_view"] = complete(prediction)
         return pictures

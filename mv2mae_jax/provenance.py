@@ -1,0 +1,61 @@
+"""WORKDIR/starts.jsonl: one line per start of a run, with what is needed to know how its files came about."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+
+import jax
+from ml_collections import config_dict
+
+from mv2mae_jax import outcome
+
+STARTS_FILE = "starts.jsonl"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, str], first_step: int = 0) -> None:
+    """Adds a line: time, command, revision, versions, machine, the config and what followed from it.
+
+    Args:
+      workdir: of the run; only process 0 writes.
+      config: of this start.
+      facts: what the start says beside the config, e.g. devices and numbers of parameters.
+      first_step: that is gone on from; 0 for a fresh run.
+
+    Raises:
+      OSError: the line cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    start = {
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "first_step": first_step,
+        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "git_revision": outcome.git_revision(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "facts": facts,
+        "config": json.loads(config.to_json()),
+    }
+    with open(os.path.join(workdir, STARTS_FILE), "a") as file:
+        file.write(json.dumps(start) + "\n")
+
+
+def read_starts(workdir: str) -> list[dict]:
+    """The lines, oldest first; empty where none were written (runs of older revisions)."""
+    try:
+        with open(os.path.join(workdir, STARTS_FILE)) as file:
+            return [json.loads(line) for line in file if line.endswith("\n")]  # the last may be cut off
+    except FileNotFoundError:
+        return []
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

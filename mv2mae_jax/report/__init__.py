@@ -1,0 +1,54 @@
+"""A run, or several to compare, as one HTML file: `python -m mv2mae_jax.report --workdir=RUN`; also at a run's end.
+
+The file needs nothing else: no network, no script, no fonts. Charts are Matplotlib's SVG, written inline with the
+page's own colours and fonts, so that they follow its dark mode and their text can be read aloud, searched and enlarged.
+Interactive libraries were weighed: the scripts alone of Plotly (7.1) are 4.8 MB, of Bokeh (3.9) 1.3 MB; they build the
+figures in the browser, so that nothing is there where scripts are forbidden (mails, viewers of build artifacts), and
+their colours come from themes that do not follow the page. What a reader chooses here (a token, to pause) are radio
+buttons and check boxes.
+
+    collect.py      the files of a run
+    curves.py       history.jsonl -> charts
+    charts.py       Matplotlib -> SVG that belongs to the page
+    tables.py       configurations, results and confusion matrices as tables
+    examine.py      what needs a checkpoint and the data, from:
+    samples.py      reconstructions, motion weights, attention
+    attention.py    where the cross-view decoder looks; looks.py draws it
+    neighbours.py   features of clips: nearest clips of other cameras, and a map of all
+    pictures.py     arrays -> images inside the page
+    page.py         puts everything into template.html
+
+Light to import; __main__.py imports the rest.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPORT_FILE = "report.html"
+SECONDS_AT_END = 240  # [ours] the other processes of a run wait for process 0 when they end, by default 300 s
+
+
+def write_at_end(workdir: str) -> None:
+    """WORKDIR/report.html of a run that has just ended; says in a line how large it is, or why there is none.
+
+    In a process of its own, on the CPU: whatever happens there, the run is done and its files are written. To be called
+    by process 0 alone.
+    """
+    root = str(Path(__file__).parents[2])
+    paths = [root] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "mv2mae_jax.report", f"--workdir={workdir}", "--samples=2", "--max_clips=160"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_AT_END)
+        said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+        line = said[-1] if said else f"exit code {done.returncode}"
+        line = line if done.returncode == 0 else f"No report was written: {line}"
+    except subprocess.TimeoutExpired:
+        line = f"No report was written: it took more than {SECONDS_AT_END} s."
+    except OSError as error:
+        line = f"No report was written: {error}"
+    if not line.startswith("Report"):
+        line += f" To try again: python -m mv2mae_jax.report --workdir={workdir}"
+    print(line, flush=True)

@@ -1,0 +1,121 @@
+"""Matplotlib's figures as SVG that belongs to the page: its colours, its font, and words for those who cannot see."""
+
+import dataclasses
+import functools
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+matplotlib.use("svg")
+
+# Colours that mean nothing but their name: `to_svg` puts the page's variables in their place, so that both colour
+# schemes are one file. style.css says what they are.
+SERIES = tuple(f"#a000{index:02x}" for index in range(8))
+INK, MUTED, GRID, PAGE = "#a000f0", "#a000f1", "#a000f2", "#a000f3"
+_VARIABLES = {colour: f"--series-{index}" for index, colour in enumerate(SERIES)} | {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    PAGE: "--surface",
+}
+SIZE = (5.0, 2.9)  # inches of 72 points: about the width of a phone, so that text keeps its size there
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "report",  # the same data give the same file
+    "font.size": 10.5,
+    "axes.titlesize": 10,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.limits": (-3, 5),
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "legend.labelspacing": 0.3,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.7,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure of the page: its SVG, a heading, a sentence on how to read it, and what it shows in words."""
+
+    key: str
+    title: str
+    caption: str
+    svg: str
+
+
+def chart(key: str, title: str, caption: str, description: str, draw: Callable, size: Sequence[float] = SIZE) -> Chart:
+    """Draws by `draw(axes)`; `key` must be unique in a page."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        return Chart(key=key, title=title, caption=caption, svg=to_svg(figure, key, description))
+
+
+def to_svg(figure: Figure, key: str, description: str) -> str:
+    """An <svg> for the page: accessible name, responsive size, the page's colours, ids that no other figure has."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    view_box = re.search(r'viewBox="[^"]+"', svg)[0]
+    name = html.escape(description, quote=True)
+    opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view_box} role="img" aria-label="{name}">'
+    svg = opening + svg[svg.index(">") + 1 :]
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", svg)
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: inherit", svg)
+    svg = re.sub(r"(font: (?:[a-z]+ )*)([\d.]+px) [^;\"]+", r"font-size: \2; font-family: inherit", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return re.sub(r"\s*\n\s*", "\n", svg)
+
+
+def heat_map(axes: matplotlib.axes.Axes, values: np.ndarray) -> None:
+    """float[rows, columns] in [0, 1] as one colour that grows from transparent to full, on whichever background."""
+    image = np.zeros((*values.shape, 4), np.uint8)
+    image[..., :3] = (47, 125, 195)
+    image[..., 3] = np.round(255 * np.clip(values, 0, 1))
+    axes.imshow(image, interpolation="none", aspect="equal")
+    axes.grid(visible=False)
+
+
+def scatter_marks(num_groups: int) -> list[tuple[str, str]]:
+    """(colour, marker) of each group; those past 24 share a grey dot."""
+    marks = [(colour, marker) for marker in "o^s" for colour in SERIES]
+    return [marks[index] if index < len(marks) else (MUTED, ".") for index in range(num_groups)]
+
+
+@functools.cache
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where that is readable."""
+    if value == 0 or not np.isfinite(value):
+        return f"{value:g}"
+    if 1e-3 <= abs(value) < 1e5:
+        digits = max(0, 2 - int(np.floor(np.log10(abs(value)))))
+        return f"{value:,.{digits}f}"
+    return f"{value:.2e}"

@@ -1,0 +1,118 @@
+"""The files of a run, as they lie in its workdir."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import config_dict
+
+from mv2mae_jax import provenance
+
+RESULTS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a workdir says about its run.
+
+    Attributes:
+      workdir: the folder that run.py wrote to.
+      name: short, and different from those of the other runs of a report.
+      config: of the newest start.
+      history: rows of history.jsonl, in order; may be empty.
+      results: metrics.json, None while the run goes on or where it was stopped.
+      starts: lines of starts.jsonl; empty for runs of revisions that did not write it.
+    """
+
+    workdir: str
+    name: str
+    config: config_dict.ConfigDict
+    history: tuple[dict[str, float], ...]
+    results: dict[str, Any] | None
+    starts: tuple[dict[str, Any], ...]
+
+    @property
+    def task(self) -> str:
+        return self.config.task
+
+    @property
+    def step(self) -> int | None:
+        """The last step that the files speak of; None for a probe that has not ended."""
+        if self.history:
+            return int(self.history[-1]["step"])
+        return None if self.results is None else int(self.results["step"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured last: at the end, or so far."""
+        if self.results is not None:
+            return self.results["metrics"]
+        evaluated = [row for row in self.history if any(key.startswith(("eval", "test/", "held_out/")) for key in row)]
+        return {key: value for key, value in evaluated[-1].items() if key != "step"} if evaluated else {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the labels; empty where the files do not tell."""
+        return [] if self.results is None else self.results.get("class_names", [])
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps int[n], values float[n]) of a metric, finite values only, in the order of the steps."""
+        rows = [(row["step"], row[name]) for row in self.history if name in row and math.isfinite(row[name])]
+        steps, values = np.array(rows, float).reshape(-1, 2).T  # (2, n)
+        return steps.astype(int), values
+
+
+def read(workdir: str, name: str | None = None) -> Run:
+    """Reads a run.
+
+    Raises:
+      ValueError: the folder holds no run, or a file of it is broken.
+    """
+    path = Path(workdir)
+    known = [RESULTS_FILE, HISTORY_FILE, provenance.STARTS_FILE, "checkpoints"]
+    if not any((path / file).exists() for file in known):
+        state = "holds none of " + ", ".join(known) if path.is_dir() else "does not exist"
+        raise ValueError(f"{workdir} is no run: it {state}. A run is the --workdir of run.py.")
+    try:
+        results = json.loads((path / RESULTS_FILE).read_text()) if (path / RESULTS_FILE).exists() else None
+        history = []
+        if (path / HISTORY_FILE).exists():
+            lines = (path / HISTORY_FILE).read_text().splitlines(keepends=True)
+            history = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut off
+        starts = provenance.read_starts(workdir)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{workdir}: a file of the run is no JSON ({error}).") from error
+    return Run(
+        workdir=workdir,
+        name=name or path.resolve().name,
+        config=_config(workdir, starts, results),
+        history=tuple(history),
+        results=results,
+        starts=tuple(starts),
+    )
+
+
+def read_all(workdirs: Sequence[str]) -> list[Run]:
+    """Reads runs, with names as short as possible that tell them apart."""
+    paths = [Path(workdir).resolve().parts for workdir in workdirs]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"--workdir names the same run twice: {', '.join(workdirs)}.")
+    length = 1
+    while len({parts[-length:] for parts in paths}) < len(paths):
+        length += 1
+    return [read(workdir, os.path.join(*parts[-length:])) for workdir, parts in zip(workdirs, paths, strict=True)]
+
+
+def _config(workdir: str, starts: list[dict], results: dict | None) -> config_dict.ConfigDict:
+    if starts:
+        return config_dict.ConfigDict(starts[-1]["config"])
+    if results is not None:
+        return config_dict.ConfigDict(results["config"])
+    from mv2mae_jax import runs
+
+    return runs.read_record(workdir)[2]

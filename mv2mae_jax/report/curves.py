@@ -1,0 +1,306 @@
+"""history.jsonl -> charts over the steps of a run, or of several overlaid."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+
+from mv2mae_jax.report import charts
+from mv2mae_jax.report.charts import Chart
+from mv2mae_jax.report.collect import Run
+
+MOST_POINTS = 240  # [ours] of a drawn line: more cannot be told apart at its width
+MOST_RUNS = len(charts.SERIES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """A metric of a chart: `name` in history.jsonl, `error` the name of its standard error, evaluated now and then."""
+
+    name: str
+    label: str
+    error: str = ""
+    evaluated: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A chart: its lines, and perhaps a line to hold them against, drawn dashed."""
+
+    key: str
+    title: str
+    caption: str
+    lines: tuple[Line, ...]
+    baseline: Line | None = None
+    percent: bool = False
+    logarithmic: bool = False  # where values span more than a factor of 20
+
+
+PANELS = (
+    Panel(
+        key="losses",
+        title="Reconstruction loss",
+        caption="Below the dashed line the decoder predicts better than the mean colour of each patch; where the "
+        "cross-view loss lies below the self-view loss, the other camera helps. Diamonds: held-out takes.",
+        lines=(
+            Line(name="train/loss_self", label="self-view"),
+            Line(name="train/loss_cross", label="cross-view"),
+            Line(name="eval/loss_self", label="self-view, held out", evaluated=True),
+            Line(name="eval/loss_cross", label="cross-view, held out", evaluated=True),
+        ),
+        baseline=Line(name="train/loss_mean_prediction", label="mean colour"),
+        logarithmic=True,
+    ),
+    Panel(
+        key="loss",
+        title="Training loss",
+        caption="What is minimised: for pre-training the self-view losses of all views plus the cross-view loss.",
+        lines=(Line(name="train/loss", label="loss"),),
+        logarithmic=True,
+    ),
+    Panel(
+        key="cross-gain",
+        title="Gain from the other camera",
+        caption="How much the cross-view loss grows when the source view is replaced by another take's. Above 0 the "
+        "decoder uses the other camera; bars are standard errors over takes.",
+        lines=(
+            Line(
+                name="eval/cross_gain",
+                label="another person",
+                error="eval/cross_gain_standard_error",
+                evaluated=True,
+            ),
+            Line(
+                name="eval/cross_gain_pose",
+                label="same person, another pose",
+                error="eval/cross_gain_pose_standard_error",
+                evaluated=True,
+            ),
+        ),
+        percent=True,
+    ),
+    Panel(
+        key="features",
+        title="kNN and retrieval during training",
+        caption="Accuracy of the frozen features on held-out takes: class of the nearest neighbours, and the same take "
+        "found from another camera.",
+        lines=(
+            Line(name="eval/knn_top_1", label="kNN top-1", evaluated=True),
+            Line(name="eval/retrieval_recall_1", label="retrieval, recall at 1", evaluated=True),
+        ),
+        percent=True,
+    ),
+    Panel(
+        key="accuracy-curve",
+        title="Accuracy",
+        caption="The line is measured on the augmented, perhaps mixed clips of training, the diamonds on whole clips "
+        "of the evaluated split.",
+        lines=(
+            Line(name="train/accuracy", label="training clips"),
+            Line(name="test/top_1", label="test, top-1", evaluated=True),
+            Line(name="held_out/top_1", label="held out, top-1", evaluated=True),
+        ),
+        percent=True,
+    ),
+    Panel(
+        key="learning-rate",
+        title="Learning rate",
+        caption="Warm-up, then a cosine. Steps are updates of the optimizer.",
+        lines=(Line(name="train/learning_rate", label="learning rate"),),
+    ),
+    Panel(
+        key="gradient-norm",
+        title="Gradient norm",
+        caption="Norm of the gradient over all parameters, before clipping.",
+        lines=(Line(name="train/gradient_norm", label="gradient norm"),),
+        logarithmic=True,
+    ),
+    Panel(
+        key="ess",
+        title="Tokens that carry the loss",
+        caption="Effective share of the tokens after motion weighting (ESS fraction): 100 % weights all alike, a few "
+        "percent look at a handful of tokens.",
+        lines=(Line(name="train/ess_fraction", label="ESS fraction"),),
+        percent=True,
+    ),
+    Panel(
+        key="throughput",
+        title="Throughput",
+        caption="Clips (one view of a sample) per second over all devices, without evaluation, saving and compilation.",
+        lines=(Line(name="perf/clips_per_second", label="clips/s"),),
+    ),
+    Panel(
+        key="data-wait",
+        title="Waiting for data",
+        caption="Share of the time in which the devices wait for the next batch. Above a few percent, raise "
+        "data.num_workers or read from a faster disk.",
+        lines=(Line(name="data/wait_fraction", label="data wait"),),
+        percent=True,
+    ),
+    Panel(
+        key="mfu",
+        title="Model FLOPs utilisation",
+        caption="Operations that the model needs, as a share of the published bfloat16 peak of the devices.",
+        lines=(Line(name="perf/mfu", label="MFU"),),
+        percent=True,
+    ),
+    Panel(
+        key="memory",
+        title="Peak memory",
+        caption="The most that was in use so far: of a device; on a CPU, of the process.",
+        lines=(Line(name="perf/memory_gb", label="GB"),),
+    ),
+    Panel(
+        key="incidents",
+        title="Skipped updates, spikes, damaged samples",
+        caption="Updates skipped because they were not finite and loss spikes, per interval of the log, and damaged "
+        "samples replaced so far.",
+        lines=(
+            Line(name="train/skipped_updates", label="skipped updates"),
+            Line(name="train/loss_spikes", label="loss spikes"),
+            Line(name="data/damaged_samples", label="damaged samples"),
+        ),
+    ),
+)
+
+
+def draw(runs: Sequence[Run]) -> list[Chart]:
+    """The charts that the histories have data for.
+
+    Of a single run the metrics of a panel share a chart; several runs are compared one metric at a time.
+    """
+    if len(runs) == 1:
+        return list(_charts_of_one(runs[0]))
+    return list(_charts_of_many(runs[:MOST_RUNS]))
+
+
+def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` of the points int[n], float[n]: of each stretch the smallest and the largest, so spikes stay."""
+    if len(steps) <= most:
+        return steps, values
+    kept = []
+    for stretch in np.array_split(np.arange(len(steps)), most // 2):
+        kept += sorted({stretch[np.argmin(values[stretch])], stretch[np.argmax(values[stretch])]})
+    return steps[kept], values[kept]
+
+
+def smooth(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """The trend of int[n], float[n]: means over a fortieth of the points around each, at most `most` of them."""
+    width = len(values) // 40
+    if width > 1:
+        total = np.cumsum(np.concatenate([[0.0], values]))
+        index = np.arange(len(values))
+        first, last = np.maximum(index - width // 2, 0), np.minimum(index + width // 2 + 1, len(values))
+        values = (total[last] - total[first]) / (last - first)
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
+    return steps[chosen], values[chosen]
+
+
+def _charts_of_one(run: Run) -> Iterator[Chart]:
+    for panel in PANELS:
+        lines = [(line, *_series(run, line.name)) for line in panel.lines]
+        lines = [(line, steps, values) for line, steps, values in lines if len(steps)]
+        if not lines or (panel.key == "incidents" and not any(values.any() for _, _, values in lines)):
+            continue
+        baseline = _series(run, panel.baseline.name) if panel.baseline else (np.array([]), np.array([]))
+        colours, drawn, said = {}, [], []
+        for line, steps, values in lines:
+            # A metric has the same colour in training and held out.
+            kind = line.name.partition("/")[2] if panel.key != "accuracy-curve" else line.name
+            colour = colours.setdefault(kind, charts.SERIES[len(colours)])
+            errors = _errors(run, line, steps)
+            drawn.append((line, line.label, colour, steps, values, errors))
+            said.append(_in_words(line.label, steps, values, panel.percent))
+        if len(baseline[0]):
+            said.append(_in_words(panel.baseline.label, *baseline, panel.percent))
+        dashed = [(panel.baseline.label, charts.MUTED, *baseline)] if len(baseline[0]) else []
+        yield _chart(panel, panel.key, panel.title, drawn, dashed, said)
+
+
+def _charts_of_many(runs: Sequence[Run]) -> Iterator[Chart]:
+    """One chart for each metric; what is evaluated on other takes shares that of the training metric."""
+    for panel in PANELS:
+        if panel.key == "incidents":
+            continue
+        metrics: dict[str, list[Line]] = {}
+        for line in panel.lines:
+            metrics.setdefault(line.name.partition("/")[2], []).append(line)
+        for metric, lines in metrics.items():
+            drawn, dashed, said = [], [], []
+            for line, (index, run) in itertools.product(lines, enumerate(runs)):
+                steps, values = _series(run, line.name)
+                if len(steps):
+                    colour = charts.SERIES[index]
+                    drawn.append((line, None, colour, steps, values, _errors(run, line, steps)))
+                    said.append(_in_words(f"{run.name}, {line.label}", steps, values, panel.percent))
+                if panel.baseline and not line.evaluated and len(_series(run, panel.baseline.name)[0]):
+                    dashed.append((None, charts.SERIES[index], *_series(run, panel.baseline.name)))
+            if any(len(steps) > 1 for *_, steps, _, _ in drawn):  # single values stand in the table
+                title = panel.title if len(metrics) == 1 else f"{panel.title}: {lines[0].label}"
+                yield _chart(panel, f"{panel.key}-{metric}", title, drawn, dashed, said)
+
+
+def _chart(panel: Panel, key: str, title: str, drawn: list, dashed: list, said: list[str]) -> Chart:
+    def paint(axes: matplotlib.axes.Axes) -> None:
+        shown = [values if errors is None else values + errors for *_, values, errors in drawn]
+        shown += [values for *_, values in dashed]
+        everything = np.concatenate(shown)
+        if panel.logarithmic and everything.min() > 0 and everything.max() > 20 * everything.min():
+            axes.set_yscale("log")
+        for label, colour, steps, values in dashed:
+            axes.plot(*smooth(steps, values), color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=label)
+        for line, label, colour, steps, values, errors in drawn:
+            if line.evaluated:
+                axes.errorbar(
+                    steps, values, errors, color=colour, marker="D", markersize=4.5, linewidth=1, capsize=3, label=label
+                )
+                continue
+            if len(values) > 80:  # the trend over the single values
+                axes.plot(*thin(steps, values), color=colour, alpha=0.35, linewidth=0.8)
+            axes.plot(*smooth(steps, values), color=colour, label=label)
+        if panel.percent:
+            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
+        elif axes.get_yscale() == "log":
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: charts.number(value)))
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+        axes.set_xlabel("step")
+        axes.set_xlim(left=0)
+        if axes.get_yscale() == "linear" and everything.min() >= 0:
+            axes.set_ylim(0, 1.06 * everything.max() or 1)
+        if sum(entry[0] is not None for entry in dashed) + sum(entry[1] is not None for entry in drawn) > 1:
+            axes.legend(loc="best")
+
+    return charts.chart(key, title, panel.caption, f"{title}. {' '.join(said)}", paint)
+
+
+def _series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A metric of a run; where no take was held out, training takes stand in for the evaluation."""
+    steps, values = run.series(name)
+    if len(steps) == 0 and name.startswith("eval/"):
+        return run.series(name.replace("eval/", "eval_on_training_takes/", 1))
+    return steps, values
+
+
+def _errors(run: Run, line: Line, steps: np.ndarray) -> np.ndarray | None:
+    """Standard errors float[n] at the steps int[n]; None where the metric has none."""
+    if not line.error:
+        return None
+    found = dict(zip(*(axis.tolist() for axis in _series(run, line.error)), strict=True))
+    return np.array([found.get(step, 0.0) for step in steps.tolist()])
+
+
+def _in_words(label: str, steps: np.ndarray, values: np.ndarray, percent: bool) -> str:
+    def text(value: float) -> str:
+        return f"{100 * value:.1f} %" if percent else charts.number(float(value))
+
+    if len(steps) == 1:
+        return f"{label}: {text(values[0])} at step {steps[0]}."
+    return (
+        f"{label}: {text(values[0])} at step {steps[0]}, {text(values[-1])} at step {steps[-1]}, lowest "
+        f"{text(values.min())}, highest {text(values.max())}."
+    )

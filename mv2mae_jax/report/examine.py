@@ -1,0 +1,72 @@
+"""What needs the checkpoint and the data set. Whatever is missing is left out, with a sentence that says so."""
+
+import dataclasses
+import os
+import textwrap
+
+from ml_collections import config_dict
+
+from mv2mae_jax import runs
+from mv2mae_jax.report import neighbours, samples
+from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.neighbours import Neighbours
+from mv2mae_jax.report.samples import Sample
+
+MOST_CHARACTERS = 500  # [ours] of an error in the page
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examined:
+    """A run as its newest checkpoint sees the data.
+
+    Attributes:
+      step: of that checkpoint; None where there are no samples.
+      samples: of pre-training; may be empty.
+      neighbours: None where features could not be computed.
+      left_out: a sentence for each part that is missing.
+    """
+
+    step: int | None = None
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    neighbours: Neighbours | None = None
+    left_out: list[str] = dataclasses.field(default_factory=list)
+
+
+def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined:
+    """Looks at `num_samples` samples and at the features of `max_clips` clips; 0 leaves either out.
+
+    `key` makes the names of the charts different from those of other runs.
+    """
+    step, found, features, left_out = None, [], None, []
+    if run.task == "pretrain" and num_samples:
+        try:
+            step, found = samples.examine(run, count=num_samples)
+        except Exception as error:  # whatever it is, the rest of the report is worth having
+            left_out.append(f"Reconstructions, motion weights and attention are left out: {_said(error, run)}")
+    if max_clips:
+        try:
+            features = neighbours.examine(run, max_clips=max_clips, key=key, blur_sigma=_blur_sigma(run.config))
+        except Exception as error:
+            left_out.append(f"Neighbours and the map of the features are left out: {_said(error, run)}")
+    return Examined(step=step, samples=found, neighbours=features, left_out=left_out)
+
+
+def _said(error: Exception, run: Run) -> str:
+    directory = run.config.data.dir
+    if not os.path.isdir(directory):
+        return (
+            f"the data set {directory} is not there. Start the command where the run was started, or name the folder "
+            "that holds the set now: --data_dir=DIR."
+        )
+    if isinstance(error, ValueError):
+        return textwrap.shorten(str(error), MOST_CHARACTERS)
+    return textwrap.shorten(f"{type(error).__name__}: {error}", MOST_CHARACTERS)
+
+
+def _blur_sigma(config: config_dict.ConfigDict) -> float:
+    """The blur that the run's pictures have; downstream runs follow the run that they started from."""
+    if "picture_blur_sigma" in config.eval:
+        return config.eval.picture_blur_sigma
+    if config.init_from and os.path.isdir(os.path.join(config.init_from, "checkpoints")):
+        return _blur_sigma(runs.read_record(config.init_from)[2])
+    return 0.0

@@ -1,0 +1,151 @@
+"""Samples of a pre-training run as its newest checkpoint sees them: reconstructions, motion weights, attention."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data import pipeline
+from data.dataset import Dataset
+from mv2mae_jax import checkpoint, losses, runs, sharding, visualize
+from mv2mae_jax.report import attention, charts, looks, pictures
+from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.looks import Look
+from mv2mae_jax.report.pictures import Image
+from mv2mae_jax.tasks.pretrain import Pretrain
+
+ALTS = {
+    "target": "the target view",
+    "masked": "what the encoder sees of the target view: hidden tokens are grey",
+    "self_view": "the target view reconstructed from its own visible tokens",
+    "cross_view": "the target view reconstructed with the help of the other camera",
+    "source": "the source view",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A sample: its name, and its pictures.
+
+    Attributes:
+      name: take and cameras.
+      films: target, masked input, reconstructions, source.
+      weights: the target with its motion weights at three temperatures.
+      weights_note: what a fixed temperature of 60 would do here.
+      looks: one for each chosen token; empty without a cross-view decoder.
+    """
+
+    name: str
+    films: list[Image]
+    weights: list[Image]
+    weights_note: str
+    looks: list[Look]
+
+
+def examine(run: Run, *, count: int) -> tuple[int, list[Sample]]:
+    """(step of the newest checkpoint, `count` samples): held-out takes with the masks of an evaluation.
+
+    Raises:
+      ValueError: there is no checkpoint, it is damaged, or the data set is gone.
+    """
+    step, _, config = runs.read_record(run.workdir)
+    config.data.dir = run.config.data.dir
+    config.model.attention = "xla"  # wherever the run computed
+    dataset = Dataset.from_config(config)
+    task = Pretrain.from_config(config, dataset)
+    params = load_params(run.workdir, step, task)
+    batches = pipeline.eval_batches(dataset, seed=config.seed, global_batch_size=count, max_takes=config.eval.max_takes)
+    with contextlib.closing(iter(batches)) as stream:
+        batch = next(stream)
+    inputs = task.eval_inputs(batch, jax.random.fold_in(jax.random.key(config.seed), step))
+    shown = jax.device_get(jax.jit(task.reconstruct)(params, inputs))
+    blur = config.eval.picture_blur_sigma
+    shown = {name: video if name == "weights" else visualize.blurred(video, blur) for name, video in shown.items()}
+    sources = visualize.blurred(np.asarray(inputs["video"][:, 1:], np.float32) / 255, blur)  # (B, S, T, H, W, 3)
+    looked = np.asarray(jax.jit(functools.partial(_attention, task))(params, inputs)) if task.model.cross_view else None
+
+    samples = []
+    for index in np.flatnonzero(batch["valid"]).tolist():
+        motion = np.asarray(inputs["motion"][index, 0])
+        weights, note = weight_maps(task, motion, visualize.sample_row(shown, "target", index))
+        seen = []
+        if looked is not None:
+            pixels = np.round(sources[index] * 255).astype(np.uint8)  # (S, T, H, W, 3)
+            frames = {name: visualize.sample_row(shown, name, index) for name in ("target", "masked")}
+            masks = jax.tree.map(
+                lambda x, index=index: np.asarray(x[index]), (inputs["target_mask"], inputs["source_mask"])
+            )
+            seen = looks.draw(task.model.grid, motion, frames, pixels, masks, looked[index])
+        films = [
+            pictures.film(visualize.sample_row(shown, name, index), dict(visualize.ROWS)[name], f"Animation: {alt}")
+            for name, alt in ALTS.items()
+            if name in shown
+        ]
+        name = _name(dataset, batch, index)
+        samples.append(Sample(name=name, films=films, weights=weights, weights_note=note, looks=seen))
+    return step, samples
+
+
+def load_params(workdir: str, step: int, task: Pretrain) -> Any:
+    """The parameters of a checkpoint (their average, where the run kept one) on one device."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return checkpoint.load_params(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
+
+
+def temperature_of(motion: np.ndarray, weights: np.ndarray) -> float:
+    """The t by which motion energies float[N] became weights float[N] ~ exp(motion / t); inf if all are alike."""
+    motion, weights = np.asarray(motion, np.float64), np.asarray(weights, np.float64)
+    top = int(np.argmax(motion))
+    low = int(np.argmin(np.where(weights > 1e-30, motion, np.inf)))  # smaller ones have lost their digits
+    ratio = math.log(weights[top] / weights[low])
+    return (motion[top] - motion[low]) / ratio if ratio > 0 else math.inf
+
+
+def weight_maps(task: Pretrain, motion: np.ndarray, target: np.ndarray) -> tuple[list[Image], str]:
+    """Motion weights over a target uint8[T, H, W, 3] at the run's temperature, a quarter and four times of it."""
+    pixel_range = 255.0 if task.temperature is None else task.motion_pixel_range
+    own = task.temperature if task.temperature is not None else temperature_of(motion, np.asarray(task.weights(motion)))
+    middle = own if math.isfinite(own) else 60.0
+    images = []
+    for temperature in (middle / 4, middle, 4 * middle):
+        weights = losses.motion_weights(jnp.asarray(motion), temperature=temperature, pixel_range=pixel_range)
+        share = f"{100 * float(losses.ess_fraction(weights)):.0f} %"
+        weights = np.asarray(weights).reshape(task.model.grid)  # (nt, nh, nw)
+        label = f"t = {charts.number(temperature)}{', this run' if temperature == own else ''}: {share} of tokens"
+        alt = f"Animation: the target view under its motion weights at temperature {charts.number(temperature)}; "
+        alt += f"an effective {share} of the tokens carry the loss"
+        images.append(pictures.film(visualize.weight_map(weights, target), label, alt))
+    fixed = 100 * float(losses.ess_fraction(losses.motion_weights(jnp.asarray(motion), temperature=60.0)))
+    note = (
+        f"The paper's t = 60 on pixels in [0, 255] would leave an effective {fixed:.1f} % of the {motion.size} tokens."
+    )
+    if not math.isfinite(own):
+        note += " This run weights all tokens alike (infinite temperature)."
+    return images, note
+
+
+def _attention(task: Pretrain, params: Any, inputs: dict[str, Any]) -> jax.Array:
+    """float32[B, M, S * Ns], the mean over blocks and heads."""
+    model = task.model.bind({"params": params})
+    mask, source_mask = inputs["target_mask"], inputs["source_mask"]
+    latents = model.encode(inputs["video"][:, 0], mask.visible)
+    sources = task.encode_sources(model, inputs["video"][:, 1:], source_mask)
+    found = attention.cross_attention(
+        task.model, params, latents, mask.visible, mask.masked, sources, source_mask.visible
+    )
+    return found.mean(axis=(1, 2))
+
+
+def _name(dataset: Dataset, batch: dict[str, np.ndarray], index: int) -> str:
+    views = dataset.held_out or dataset.train
+    target, *sources = views.view_names[batch["view"][index]].tolist()
+    label, classes = int(batch["label"][index]), dataset.prepared.class_names
+    name = f"{views.take_names[batch['take'][index]]}, target {target}"
+    name += f", source {' and '.join(sources)}" if sources else ""
+    return name + (f" ({classes[label]})" if label >= 0 and classes else "")

@@ -1,0 +1,306 @@
+"""The report says what the files of a run say, and a browser shows it."""
+
+import itertools
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from mv2mae_jax import config as configs
+from mv2mae_jax import losses
+from mv2mae_jax.report import __main__ as command
+from mv2mae_jax.report import attention, collect, curves, examine, looks, neighbours, page, pictures, samples, tables
+from mv2mae_jax.tasks.pretrain import Pretrain
+from tests import tiny
+
+
+def write_run(workdir, *, task="pretrain", overrides=(), rows=(), results=None):
+    """A workdir with the files of a run, without the run."""
+    workdir.mkdir(parents=True)
+    config = json.loads(configs.load(f"configs/{task}_base.py", overrides).to_json())
+    (workdir / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workdir / "starts.jsonl").write_text(json.dumps(START | {"config": config}) + "\n")
+    if results is not None:
+        (workdir / "metrics.json").write_text(json.dumps({"config": config, "step": 5, **results}))
+    return str(workdir)
+
+
+START = {
+    "time": "2026-01-01T00:00:00+00:00",
+    "first_step": 0,
+    "command": "python run.py --config=configs/demo.py",
+    "git_revision": "0123456789ab",
+    "versions": {"python": "3.11.0", "jax": "0.10.2"},
+    "machine": "Linux x86_64, 2 CPU cores",
+    "facts": {"devices": "1 x cpu"},
+}
+
+
+# Curves
+
+
+def test_a_single_spike_among_many_points_is_drawn_where_it_was():
+    steps, values = np.arange(1, 100_001), np.full(100_000, 0.5)
+    values[61_234] = 40.0
+    values[70_001] = 0.001
+    thinned = dict(zip(*curves.thin(steps, values), strict=True))
+    assert len(thinned) <= curves.MOST_POINTS
+    assert thinned[61_235] == 40.0 and thinned[70_002] == 0.001
+
+
+def test_the_trend_is_the_mean_of_the_neighbours():
+    values = np.random.default_rng(0).normal(size=400)
+    steps, trend = curves.smooth(np.arange(400), values, most=400)
+    expected = [values[max(0, i - 5) : i + 6].mean() for i in range(400)]
+    np.testing.assert_allclose(trend, expected, atol=1e-12)
+    assert len(steps) == 400
+
+
+def test_few_points_are_drawn_as_they_are():
+    steps, values = np.arange(30), np.random.default_rng(1).normal(size=30)
+    for chosen in (curves.thin(steps, values), curves.smooth(steps, values)):
+        np.testing.assert_array_equal(chosen, (steps, values))
+
+
+def test_values_that_are_not_finite_are_left_out_of_a_curve(tmp_path):
+    rows = [{"step": step, "train/loss": value} for step, value in ((1, 2.0), (2, float("nan")), (3, 1.0))]
+    run = collect.read(write_run(tmp_path / "run", rows=rows))
+    steps, values = run.series("train/loss")
+    assert steps.tolist() == [1, 3] and values.tolist() == [2.0, 1.0]
+
+
+# Tables
+
+
+def test_settings_say_what_differs_and_where_each_value_is_from(tmp_path):
+    run = collect.read(write_run(tmp_path / "run", overrides=["masking.target_mask_ratio=0.9", "seed=0"]))
+    rows = {row.key: row for row in tables.settings(run)}
+    assert set(rows) == dict(configs.flatten(run.config)).keys()
+    changed = rows["masking.target_mask_ratio"]
+    assert (changed.value, changed.base, changed.origin) == ("0.9", "0.7", "this run")
+    assert changed.reason == "share of the target view's tokens hidden from the encoder"
+    assert rows["data.num_frames"].origin == "paper" and rows["optimizer.b2"].origin == "ours"
+    assert [row.key for row in rows.values() if row.origin == "this run"] == ["masking.target_mask_ratio"]
+
+
+def test_a_comparison_names_the_keys_that_differ(tmp_path):
+    first = write_run(tmp_path / "a", overrides=["seed=1", "data.crop_size=(64,64)"])
+    second = write_run(tmp_path / "b", overrides=["seed=2", "data.crop_size=(64,64)"])
+    runs = collect.read_all([first, second])
+    assert tables.config_differences(runs) == [("seed", ["1", "2"])]
+    assert [run.name for run in runs] == ["a", "b"]
+    assert command.main([f"--workdir={first}", f"--workdir={second}", f"--output={tmp_path / 'c.html'}"]) == 0
+    assert "Comparison of a, b" in (tmp_path / "c.html").read_text()
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+    workdirs = [write_run(tmp_path / parent / "run") for parent in ("a", "b")]
+    assert [run.name for run in collect.read_all(workdirs)] == ["a/run", "b/run"]
+    with pytest.raises(ValueError, match="twice"):
+        collect.read_all([workdirs[0], workdirs[0] + "/"])
+
+
+def test_accuracies_and_mistakes_of_probes_are_those_in_the_file(tmp_path):
+    confusion = [[3, 1, 0], [0, 4, 0], [2, 0, 2]]
+    results = {
+        "metrics": {"knn/top_1": 0.75, "knn/mean_class": 0.75, "knn/top_1/C001": 0.5, "retrieval/recall_1": 0.25},
+        "class_names": ["wave", "sit", "clap"],
+        "knn": {"confusion_matrix": confusion},
+    }
+    run = collect.read(write_run(tmp_path / "run", task="probe", results=results))
+    table = tables.accuracies(run)
+    assert table.columns == ["top-1", "mean class", "top-1, C001"]
+    assert table.rows == [("knn", ["75.0 %", "75.0 %", "50.0 %"])] and table.chance == pytest.approx(1 / 3)
+    (found,) = tables.confusions(run, "confusion")
+    assert found.pairs == [("clap", "wave", 2, 4), ("wave", "sit", 1, 4)]
+    assert "9 of 12 right" in found.chart.svg
+
+
+# Attention
+
+
+def decode_by_hand(params, model, target, visible, decoded, source, source_visible):
+    """The cross-view decoder for one sample in plain NumPy: (attention [depth, heads, Md, Ns], prediction [Md, P])."""
+
+    def norm(x, p):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+    def attend(query, key, value):
+        heads, width = model.decoder_heads, query.shape[-1] // model.decoder_heads
+        mixed, weights = [], []
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            score = np.exp(query[:, part] @ key[:, part].T / math.sqrt(width))
+            weights.append(score / score.sum(-1, keepdims=True))
+            mixed.append(weights[-1] @ value[:, part])
+        return np.concatenate(mixed, -1), np.stack(weights)
+
+    def dense(x, p):
+        return x @ p["kernel"] + p.get("bias", 0)
+
+    width = model.decoder_width
+    angle = np.arange(model.num_tokens)[:, None] / 10000 ** (2 * (np.arange(width) // 2) / width)
+    table = np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle))
+    project = params["encoder_to_decoder"]["kernel"]
+    x = np.concatenate([target @ project + table[visible], params["mask_token"][0] + table[decoded]])
+    source, attentions = source @ project + table[source_visible], []
+    for layer in range(model.decoder_depth):
+        p = params["blocks"][str(layer)] if "0" in params["blocks"] else None
+        p = p or jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        query, key, value = np.split(norm(x, p["norm1"]) @ p["attn"]["qkv"]["kernel"], 3, -1)
+        mixed, _ = attend(query + p["attn"]["q_bias"], key, value + p["attn"]["v_bias"])
+        x = x + dense(mixed, p["attn"]["proj"])
+        cross, other = p["cross_attn"], norm(source, p["norm_y"])
+        mixed, weights = attend(
+            dense(norm(x, p["norm2"]), cross["projq"]), dense(other, cross["projk"]), dense(other, cross["projv"])
+        )
+        attentions.append(weights[:, len(visible) :])
+        x = x + dense(mixed, cross["proj"])
+        hidden = dense(norm(x, p["norm3"]), p["mlp"]["fc1"])
+        hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
+        x = x + dense(hidden, p["mlp"]["fc2"])
+    return np.stack(attentions), dense(norm(x[len(visible) :], params["norm"]), params["head"])
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_attention_is_that_of_a_decoder_written_out_in_numpy(scan_layers):
+    config = tiny.make_config(data={"num_source_views": 2}, model={"scan_layers": scan_layers}, global_batch_size=2)
+    task = Pretrain.from_config(config)
+    params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
+    inputs = task.randomize(tiny.make_batch(config, 0), jax.random.key(1))
+    model, mask, sources = task.model.bind({"params": params}), inputs["target_mask"], inputs["source_mask"]
+    latents = model.encode(inputs["video"][:, 0], mask.visible)
+    source_latents = task.encode_sources(model, inputs["video"][:, 1:], sources)
+    arguments = (latents, mask.visible, mask.masked, source_latents, sources.visible)
+    found = attention.cross_attention(task.model, params, *arguments)
+    predicted = model.decode_cross(*arguments)
+
+    assert found.shape == (2, 2, 3, mask.masked.shape[1], sources.visible[0].size)
+    in_double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["cross_decoder"])
+    for sample in range(2):
+        by_hand, prediction = decode_by_hand(
+            in_double,
+            task.model,
+            np.asarray(latents[sample], np.float64),
+            mask.visible[sample],
+            mask.masked[sample],
+            np.asarray(source_latents[sample], np.float64).reshape(sources.visible[0].size, -1),
+            np.asarray(sources.visible[sample]).reshape(-1),
+        )
+        np.testing.assert_allclose(prediction, predicted[sample], atol=2e-4)  # the same decoder
+        np.testing.assert_allclose(found[sample], by_hand, atol=2e-5)
+
+
+def test_chosen_tokens_are_hidden_lie_apart_and_move_most():
+    grid, rng = (3, 5, 5), np.random.default_rng(0)
+    motion, hidden = rng.random(75), np.sort(rng.permutation(75)[:50])
+    *moving, still = attention.choose_tokens(motion, hidden, grid)
+    assert set(moving) | {still} <= set(hidden.tolist())
+    assert moving[0] == hidden[motion[hidden].argmax()] and still == hidden[motion[hidden].argmin()]
+    places = [(token // 5 % 5, token % 5) for token in moving]
+    apart = [max(abs(a - c), abs(b - d)) for (a, b), (c, d) in itertools.combinations(places, 2)]
+    assert len(moving) == 4 and min(apart) > 1
+
+
+def test_the_picture_is_warm_where_the_attention_is_and_pale_where_hidden():
+    grid, video = (2, 2, 2), np.full((4, 16, 16, 3), 60, np.uint8)
+    video[..., 2] = 200  # blue
+    picture = looks.attended(video, grid, np.array([1.0, 0.0]), np.array([4, 7]), at=1).astype(int)
+    red, blue = picture[..., 0], picture[..., 2]
+    half = len(picture) // 2
+    assert (red[:half, :half] > 200).all() and (blue[:half, :half] < 60).all(), "all attention"
+    assert (picture[half:, half:] == (60, 60, 200)).all(), "seen, not looked at"
+    assert (red[:half, half:] == blue[:half, half:]).all(), "hidden: without colour"
+
+
+# Motion weights and pictures
+
+
+@pytest.mark.parametrize("ess_fraction", [0.1, 0.6, 0.95])
+def test_the_temperature_is_found_from_the_weights(ess_fraction):
+    motion = np.random.default_rng(0).gamma(1.0, 300.0, 64).astype(np.float32)
+    weights = np.asarray(losses.motion_weights(motion, ess_fraction=ess_fraction))
+    again = losses.motion_weights(motion, temperature=samples.temperature_of(motion, weights))
+    np.testing.assert_allclose(again, weights, rtol=1e-3)
+    assert samples.temperature_of(motion, np.ones(64)) == math.inf
+
+
+def test_an_animation_is_its_frames_side_by_side():
+    video = np.stack([np.full((32, 48, 3), 40 * frame, np.uint8) for frame in range(5)])
+    film = pictures.film(video, "label", "alt")
+    strip = pictures.decode(film.uri)
+    assert (film.frames, film.height, film.width) == (5, 32, 48) and strip.shape == (32, 240, 3)
+    for frame in range(5):
+        assert abs(int(strip[:, 48 * frame : 48 * frame + 48].mean()) - 40 * frame) <= 3
+
+
+def test_long_and_large_clips_become_small_animations():
+    film = pictures.film(np.zeros((40, 320, 240, 3), np.uint8), "label", "alt")
+    assert film.frames == pictures.MOST_FRAMES and min(film.height, film.width) == pictures.MOST_PIXELS
+    assert pictures.decode(film.uri).shape == (film.height, film.frames * film.width, 3)
+
+
+# Neighbours
+
+
+def test_neighbours_are_of_other_cameras_and_in_order():
+    rng = np.random.default_rng(0)
+    pooled, view = rng.normal(size=(30, 8)), np.array(["a", "b", "c"] * 10)
+    found = neighbours.nearest(pooled, view, 4, 5)
+    cosine = {
+        i: pooled[i] @ pooled[4] / np.linalg.norm(pooled[i]) / np.linalg.norm(pooled[4])
+        for i in range(30)
+        if view[i] != "b"
+    }
+    assert found.tolist() == sorted(cosine, key=cosine.get, reverse=True)[:5]
+    assert len(neighbours.nearest(pooled[:4], view[:4], 1, 5)) == 3
+
+
+def test_principal_axes_are_those_of_scikit_learn():
+    from sklearn.decomposition import PCA
+
+    values = np.random.default_rng(0).normal(size=(40, 6)) * [5, 3, 1, 1, 1, 1] + 7
+    coordinates, shares = neighbours.principal_axes(values)
+    reference = PCA(2).fit(values)
+    np.testing.assert_allclose(shares, reference.explained_variance_ratio_, rtol=1e-6)
+    np.testing.assert_allclose(np.abs(coordinates), np.abs(reference.transform(values)), atol=1e-6)
+
+
+def test_agreement_of_neighbours_leaves_the_own_take_out():
+    pooled = np.array([[1, 0], [1, 0.01], [0, 1], [0.01, 1]])
+    take = np.array(["s", "s", "t", "u"])
+    share, chance = neighbours.nearest_agree(pooled, take, np.array(["x", "x", "x", "y"]))
+    # Of s both clips are nearest to u (y); t and u to each other (y and x).
+    assert share == 0 and chance == pytest.approx(np.mean([1 / 2, 1 / 2, 2 / 3, 0]))
+
+
+# The command
+
+
+def test_what_is_no_run_is_refused_in_a_line(tmp_path, capsys):
+    for workdir, said in ((tmp_path, "holds none of"), (tmp_path / "nothing", "does not exist")):
+        assert command.main([f"--workdir={workdir}"]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_has_just_started_has_a_report(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    assert command.main([f"--workdir={workdir}"]) == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "the run has not ended" in text and START["command"] in text and START["git_revision"] in text
+
+
+def test_text_from_files_cannot_become_markup(tmp_path):
+    run = collect.read(write_run(tmp_path / "run", overrides=["data.dir=<script>alert(1)</script>"]))
+    assert "<script" not in page.render([run], [examine.Examined()], "python")
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "examples:" in capsys.readouterr().out

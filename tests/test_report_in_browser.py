@@ -1,0 +1,287 @@
+"""The report of real runs in a headless Chromium: it renders whole, on a phone, in the dark, and from the keyboard."""
+
+import base64
+import io
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.dataset import Dataset
+from data.labelled import LabelledDataset
+from mv2mae_jax import config as configs
+from mv2mae_jax import sharding, train
+from mv2mae_jax.report import __main__ as command
+from tests import tiny
+from tests.test_report import write_run
+
+PHONE, DESKTOP = (360, 740), (1280, 900)
+PRETRAIN_SECTIONS = {
+    *("summary", "curves", "reconstructions", "motion-weights", "attention", "neighbours", "embedding"),
+    *("config", "origin"),
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(synthetic_set, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    workdir.mkdir()
+    # Two source views: every picture that a report may hold.
+    overrides = [*tiny.OVERRIDES, f"data.dir={synthetic_set}", "eval.every_steps=3", "data.num_source_views=2"]
+    config = configs.load("configs/pretrain_base.py", overrides)
+    train.train(config, Dataset.from_config(config), sharding.make_mesh(), str(workdir))
+    assert command.main([f"--workdir={workdir}", "--samples=2", "--max_clips=40"]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def compared(pretrained, synthetic_set, tmp_path_factory):
+    """A fine-tuned run beside the one that it started from."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "tuned").mkdir()
+    overrides = (f"data.dir={synthetic_set}", "data.protocol=xsub", f"init_from={pretrained}", "eval.crops_per_clip=1")
+    config = tiny.make_finetune_config(*overrides)
+    train.train(config, LabelledDataset.from_config(config), sharding.make_mesh(), str(folder / "tuned"))
+    runs = [f"--workdir={pretrained}", f"--workdir={folder / 'tuned'}"]
+    output = folder / "comparison.html"
+    assert command.main([*runs, f"--output={output}", "--samples=1", "--max_clips=20"]) == 0
+    return output
+
+
+class Browser:
+    """A headless Chromium with the few things that the tests ask of it."""
+
+    def __init__(self):
+        from selenium import webdriver
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium")
+        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        service = webdriver.ChromeService(shutil.which("chromedriver"))
+        self.driver = webdriver.Chrome(options=options, service=service)
+
+    def open(self, path, *, size=DESKTOP, dark=False) -> None:
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        media = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        self.driver.get(path.as_uri())
+
+    def run(self, script: str, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def find(self, selector: str) -> list:
+        return self.driver.find_elements("css selector", selector)
+
+    def page(self) -> np.ndarray:
+        """uint8[h, w, 3], the whole page."""
+        height, width = self.run("return [document.documentElement.scrollHeight, innerWidth]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB"))
+
+    def press(self, key: str) -> str:
+        """Presses a key and says what has the focus: its id, or its tag and text."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(key).perform()
+        focused = "const e = document.activeElement; return e.id || e.tagName + ' ' + e.textContent.slice(0, 40)"
+        return self.run(focused)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        advice = "Chromium is missing: apt-get install chromium chromium-driver"
+        if os.environ.get("CI") == "true":
+            pytest.fail(advice)
+        pytest.skip(advice)
+    browser = Browser()
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture(params=["pretrained", "compared"])
+def page(request):
+    found = request.getfixturevalue(request.param)
+    return found / "report.html" if found.is_dir() else found
+
+
+def test_every_section_is_there_and_nothing_is_left_out(browser, pretrained, compared):
+    browser.open(pretrained / "report.html")
+    assert {section.get_attribute("id") for section in browser.find("section")} == PRETRAIN_SECTIONS
+    browser.open(compared)
+    ids = {section.get_attribute("id") for section in browser.find("section")}
+    assert {"differences", "attention-0", "accuracy-1", "confusion-1", "neighbours-1"} <= ids
+    assert "attention-1" not in ids and "left-out" not in ids
+
+
+def test_the_page_renders_without_a_word_on_the_console_and_asks_for_nothing(browser, page):
+    browser.open(page)
+    assert browser.driver.get_log("browser") == []
+    assert browser.run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:'))") == []
+    assert browser.find("script") == []
+    anchors = browser.run("return [...document.querySelectorAll('nav a')].map(a => a.hash)")
+    assert anchors and all(browser.find(anchor) for anchor in anchors)
+    ids = browser.run("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(set(ids)) == len(ids)
+    assert page.stat().st_size < 5e6
+
+
+# Of every figure that can be seen: its number, its words, and its box in the page.
+FIGURES = """
+return [...document.querySelectorAll('figure img, figure svg')].map((e, i) => {
+  const box = e.getBoundingClientRect();
+  return [i, e.getAttribute('alt') || e.getAttribute('aria-label'), box.left, box.top + scrollY, box.width, box.height];
+}).filter(figure => figure[4]);
+"""
+
+
+def test_every_figure_shows_something(browser, page):
+    browser.open(page)
+    browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+    browser.run("document.querySelector('#pause').click()")
+    seen = set()
+    for token in range(1, 6):  # hidden pictures come to light as their token is chosen
+        browser.run("document.querySelectorAll(arguments[0]).forEach(i => i.click())", f".picker input[id$='-{token}']")
+        screen = browser.page().astype(int)
+        for number, described, *box in browser.run(FIGURES):
+            if number in seen:
+                continue
+            seen.add(number)
+            left, top, width, height = (round(value) for value in box)
+            assert min(width, height) > 60, described
+            pixels = screen[top + 2 : top + height - 2, left + 2 : left + width - 2]
+            if "encoder sees" not in described:  # may be all grey: nothing visible at that moment
+                assert pixels.std(axis=(0, 1)).max() > 4, described
+    assert len(seen) == len(browser.find("figure img, figure svg")) > 15
+
+
+def test_every_figure_is_said_in_words(browser, page):
+    browser.open(page)
+    words = browser.run(
+        "return [...document.querySelectorAll('img, svg')].map(e => e.getAttribute('alt') || "
+        "(e.getAttribute('role') == 'img' && e.getAttribute('aria-label')) || '')"
+    )
+    assert all(len(text) > 12 for text in words)
+    (curve,) = [text for text in words if text.startswith("Reconstruction loss")][:1]
+    assert "at step" in curve and "lowest" in curve
+
+
+def test_a_phone_needs_no_sideways_scrolling(browser, page):
+    browser.open(page, size=PHONE)
+    browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.run("return document.documentElement.scrollWidth") <= PHONE[0]
+    outside = browser.run(
+        "return [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg, .skip, .film') && "
+        "e.getBoundingClientRect().right > arguments[0] + 1).map(e => e.outerHTML.slice(0, 80))",
+        PHONE[0],
+    )
+    assert outside == []
+    widths = browser.run(
+        "return [...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect().width)"
+    )
+    assert min(widths) > 250
+
+
+# The text's colour and the first background below it that is not transparent, of all text that can be seen.
+COLOURS = """
+const found = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
+  if (!text || !element.checkVisibility() || element.closest('style, .skip')) continue;
+  const style = getComputedStyle(element);
+  let below = element;
+  while (below && getComputedStyle(below).backgroundColor == 'rgba(0, 0, 0, 0)') below = below.parentElement;
+  const behind = below ? getComputedStyle(below).backgroundColor : 'rgb(255, 255, 255)';
+  found.push([element.closest('svg') ? style.fill : style.color, behind, text.slice(0, 40)]);
+}
+return found;
+"""
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2's contrast ratio of two colours `rgb(r, g, b)`."""
+
+    def luminance(colour: str) -> float:
+        channels = np.array([float(c) for c in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    bright, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_and_lines_can_be_told_from_their_background(browser, page, dark):
+    browser.open(page, dark=dark)
+    browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+    body = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert (contrast(body, "rgb(0, 0, 0)") < 2) == dark
+    texts = browser.run(COLOURS)
+    assert len(texts) > 100
+    assert [text for text in texts if contrast(*text[:2]) < 4.5] == []
+    surface = browser.run("return getComputedStyle(document.querySelector('.card')).backgroundColor")
+    lines = browser.run(
+        "return [...document.querySelectorAll('svg path')].filter(p => p.style.stroke.includes('--series'))"
+        ".map(p => getComputedStyle(p).stroke)"
+    )
+    assert lines and min(contrast(line, surface) for line in lines) > 3
+
+
+def test_the_keyboard_reaches_and_changes_everything(browser, pretrained):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(pretrained / "report.html")
+    order = [browser.press(Keys.TAB) for _ in range(40)]
+    assert order[0].startswith("A Skip to")
+    for control in ("pause", "look-1-1", "look-2-1", "SUMMARY All metrics", "SUMMARY Keys as in the base"):
+        assert control in order, control
+
+    browser.open(pretrained / "report.html")
+    first, second, *_ = browser.find(".picker:first-of-type .look")
+    assert first.is_displayed() and not second.is_displayed()
+    while browser.press(Keys.TAB) != "look-1-1":
+        pass
+    outline = browser.run("return getComputedStyle(document.querySelector('#look-1-1 + label')).outlineStyle")
+    assert outline == "solid", "the focus can be seen"
+    assert browser.press(Keys.ARROW_RIGHT) == "look-1-2"
+    assert second.is_displayed() and not first.is_displayed()
+
+
+def test_animations_move_until_they_are_paused(browser, pretrained):
+    browser.open(pretrained / "report.html")
+
+    def positions() -> set[str]:
+        found = set()
+        for _ in range(8):
+            found.add(browser.run("return getComputedStyle(document.querySelector('.film img')).objectPosition"))
+            time.sleep(0.12)
+        return found
+
+    assert positions() >= {"0% 0px", "100% 0px"} or positions() >= {"0% 0%", "100% 0%"}
+    browser.run("document.querySelector('#pause').click()")
+    assert len(positions()) == 1
+
+
+def test_a_film_shows_one_frame_at_a_time(browser, pretrained):
+    browser.open(pretrained / "report.html")
+    for film in browser.find(".film")[:3]:
+        width, height = (int(x) for x in film.get_attribute("style").partition("--ratio:")[2].strip(" ;").split("/"))
+        (image,) = film.find_elements("css selector", "img")
+        assert image.size["width"] / image.size["height"] == pytest.approx(width / height, rel=0.02)
+
+
+def test_a_report_without_data_says_so_and_how_to_get_it(browser, tmp_path):
+    workdir = write_run(tmp_path / "run", overrides=["data.dir=/nowhere"], rows=[{"step": 1, "train/loss": 1.0}])
+    assert command.main([f"--workdir={workdir}"]) == 0
+    browser.open(tmp_path / "run" / "report.html")
+    (left_out,) = browser.find("#left-out")
+    assert "/nowhere is not there" in left_out.text and "--data_dir" in left_out.text
+    assert len(browser.find("#left-out li")) == 2 and browser.find("#curves svg")
