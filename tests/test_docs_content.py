@@ -13,6 +13,7 @@ import draw_architecture
 import draw_curves
 import draw_method
 import pytest
+from source_pages import tracked_files
 
 from mv2mae_jax import config as configs
 from tests.pages import DOCS, PAGE_NAMES, ROOT, bases, inline, repository, tokens, written_in_code
@@ -139,6 +140,13 @@ def test_reasons_are_read_from_above_and_behind(tmp_path):
         "loss.temperature": ("paper", "Scale of t, unknown. best"),
         "loss.ess": ("ours", ""),
     }
+
+
+def test_files_are_found_without_git(tmp_path):
+    for path in ("docs/index.md", ".ci/run", ".venv/bin/python", "demo_output/run/x.png", "docs/_build/a.html"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert tracked_files(tmp_path) == [".ci/run", "docs/index.md"]
 
 
 def test_pages_render_without_a_warning(tmp_path):

@@ -4,6 +4,7 @@ On GitHub such a link opens the file; in the rendered pages it opens a page with
 """
 
 import html
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,18 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
+_IS_OUTPUT = re.compile(r"\.(?!ci|gitignore).*|_build|__pycache__|demo_output|benchmark_output|runs").fullmatch
 _LANGUAGES = {".py": "python", ".md": "markdown", ".json": "json", ".jsonl": "text", ".toml": "toml", ".ipynb": "json"}
 
 
 def tracked_files(root: Path = ROOT) -> list[str]:
     """The repository's files, relative to its root; new ones that git does not ignore included."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.splitlines()
+    try:
+        listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):  # an unpacked archive: everything but environments and output
+        paths = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+        listed = [path.as_posix() for path in paths if not any(map(_IS_OUTPUT, path.parts))]
     return sorted(path for path in listed if (root / path).exists())
 
 
