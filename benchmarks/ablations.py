@@ -10,16 +10,16 @@ and measured on other subjects (`xsub`) with frozen features: what is compared i
 variant unless --seeds asks for more. Results: benchmarks/results/ablations/.
 """
 
-import argparse
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment
 from benchmarks.experiment import CONFIGS, RESULTS, interval
+from console.command import ExitCode, Parser, execute
 
 NAMES = tuple(sorted(path.stem.removeprefix("ablation_") for path in CONFIGS.glob("ablation_*.py")))
 COLUMNS = {
@@ -108,16 +108,19 @@ def write_table(results: Path) -> None:
     (results / "README.md").write_text("\n".join(lines) + "\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.ablations", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
     parser.add_argument("--only", default=",".join(NAMES), help="comma-separated (default: all)")
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds 0 to K - 1 (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("benchmark_output"), help="data and runs (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the machine (%(default)s)")
     parser.add_argument("--list", action="store_true", help="print the variants and stop")
     parser.add_argument("--check", action="store_true", help="only look at the committed results")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(arguments)
     names = experiment.chosen(parser, options.only, NAMES)
     results = RESULTS / "ablations"
@@ -140,4 +143,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute("python -m benchmarks.ablations", main))

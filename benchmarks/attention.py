@@ -9,13 +9,15 @@ Two cores of an AMD EPYC (AVX-512) shared with other work, jax 0.10.2: float32 1
 bfloat16 1.12 to 1.42.
 """
 
-import argparse
+import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.dense_2d import milliseconds
+from console.command import Parser, execute
 from mv2mae_jax.models.layers import attend
 
 # name: (batch, tokens, width, heads)
@@ -44,10 +46,14 @@ def gradients(attention, num_heads):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=30)
-    repeats = parser.parse_args().repeats
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.attention", __doc__)
+    parser.add_argument("--repeats", type=int, default=30, metavar="N", help="of each measurement (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    repeats = make_parser().parse_args(arguments).repeats
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {repeats} repeats")
     print(f"{'dtype':<10} {'shape':<14} {'JAX ms':>8} {'ours ms':>8} {'JAX / ours':>10}  quartiles")
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -65,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(execute("python -m benchmarks.attention", main))

@@ -8,13 +8,15 @@ milliseconds and the median of the ratios (3-D over 2-D) with its quartiles.
 Two cores of an AMD EPYC (AVX-512) shared with other work, jax 0.10.2: float32 1.00 to 1.68, bfloat16 0.95 to 1.02.
 """
 
-import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from console.command import Parser, execute
 
 BATCH = 8
 # name: (tokens, width in, width out). 154 of 512 tokens are visible at mask ratio 0.7.
@@ -49,10 +51,14 @@ def milliseconds(function: Callable, *args: jax.Array) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=30)
-    repeats = parser.parse_args().repeats
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.dense_2d", __doc__)
+    parser.add_argument("--repeats", type=int, default=30, metavar="N", help="of each measurement (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    repeats = make_parser().parse_args(arguments).repeats
 
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, batch {BATCH}, {repeats} repeats")
     print(f"{'dtype':<10} {'layer':<12} {'3-D ms':>8} {'2-D ms':>8} {'3-D / 2-D':>10}  quartiles")
@@ -73,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(execute("python -m benchmarks.dense_2d", main))

@@ -4,7 +4,6 @@ Every part of an experiment is a run of the project itself in a directory of its
 whose file is there is not done again, so a stopped benchmark goes on where it was.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import json
@@ -18,6 +17,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from console.command import Parser, did_you_mean, nearest
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -64,7 +65,7 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     arguments += [f"--config.{key}={value}" for key, value in overrides.items()] + ["--config.log.report=False"]
     start = time.perf_counter()
     with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
-        program.run(*program.parse_arguments(arguments))
+        program.run(program.make_parser().parse_args(arguments))
     jax.clear_caches()  # a process does many runs; the programs of this one are not used again
     record = json.loads(path.read_text()) | {"seconds": round(time.perf_counter() - start, 1), "hardware": hardware()}
     shutil.rmtree(workdir / "features", ignore_errors=True)
@@ -115,11 +116,12 @@ def _start_worker(shares: multiprocessing.Queue, cache: str) -> None:
     sys.path.insert(0, str(ROOT))
 
 
-def chosen(parser: argparse.ArgumentParser, text: str, known: Iterable[str]) -> list[str]:
+def chosen(parser: Parser, text: str, known: Iterable[str]) -> list[str]:
     """The comma-separated names of an option, checked; ends the program where one is unknown."""
     names = text.split(",")
     if unknown := set(names) - set(known):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose among {', '.join(known)}")
+        hint = did_you_mean([near for name in sorted(unknown) for near in nearest(name, known, 1)])
+        parser.error(f"there is no {', '.join(sorted(unknown))} among {', '.join(known)}.{hint}")
     return names
 
 

@@ -1,6 +1,7 @@
 """Kills a run again and again, wherever it happens to be, and compares its end with that of an undisturbed one.
 
-Command: python -m benchmarks.faults --kills=50 --workdir=/tmp/faults
+    python -m benchmarks.faults --kills=50 --workdir=/tmp/faults
+    python -m benchmarks.faults --kills=50 --workdir=/tmp/faults --fuzz=2000
 
 The tiny model is trained once without and once with disturbance. The disturbed one is started by the same command until
 it is done, and struck by SIGKILL (or SIGTERM, for every fourth) after a random time, so that the strikes fall into
@@ -9,7 +10,6 @@ average, metrics history, results and the files of the prepared set must be equa
 mutated videos, sets, checkpoints and configs follow. Writes benchmarks/results/faults/.
 """
 
-import argparse
 import datetime
 import json
 import os
@@ -21,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.experiment import RESULTS
+from console.command import Parser, execute
 from mv2mae_jax import outcome, preemption
 from tests import faults, fuzz
 
@@ -151,13 +152,17 @@ def fuzz_all(folder: Path, prepared: Path, cases: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.faults", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="for the runs; emptied")
     parser.add_argument("--kills", type=int, default=50, help="of the run; a fifth as many more of the preparation")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides when to strike (%(default)s)")
     parser.add_argument("--fuzz", type=int, default=0, metavar="CASES", help="e.g. 2000 of each kind")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
     shutil.rmtree(options.workdir, ignore_errors=True)
     raw, draw, began = options.workdir / "raw", random.Random(options.seed), time.monotonic()
     command = ["-m", "data.synthetic", f"--output={raw}", "--takes=24", "--seed=1", "--resolution=64x48"]
@@ -190,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(execute("python -m benchmarks.faults", main))

@@ -1,8 +1,8 @@
 """The input pipeline: what a core delivers, by stage, codec, stored size, repeats and workers, beside H.264 by PyAV.
 
-    python -m benchmarks.input_pipeline --videos=DIR --pattern=PATTERN [--workers 0 2]
-    python -m benchmarks.input_pipeline          (generated videos)
-    python -m benchmarks.input_pipeline --manifest
+    python -m benchmarks.input_pipeline               # generated videos
+    python -m benchmarks.input_pipeline --videos=my_videos --pattern='{take}_cam{view}.mp4' --workers 0 2
+    python -m benchmarks.input_pipeline --manifest    # opens a set of a million takes, and nothing else
 
 A view-clip is 16 frames at stride 4 of one view, cropped to 128x128 pixels: configs/pretrain_base.py. Rates are per
 second of *processor time*, of all threads and worker processes, so that other work on the machine shows little; what
@@ -10,7 +10,6 @@ still shows (caches, the memory, a core's second thread) strikes all variants, w
 are medians over the rounds and their range; ratios are taken within a round. Files lie in the page cache.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import functools
@@ -26,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs import pretrain_base
+from console.command import Parser, execute
 from data import catalog, clips, dct, frame_index, jpeg, pipeline, samples, takes
 from data.dataset import Dataset
 from data.motion import motion_energy
@@ -287,8 +287,8 @@ def manifest(folder: Path) -> dict[str, float]:
         return executor.submit(open_manifest, folder).result()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.input_pipeline", __doc__)
     parser.add_argument("--videos", type=Path, help="videos of yours, in place of generated ones")
     parser.add_argument("--pattern", help="of their names; see python -m data.prepare --help")
     parser.add_argument("--short_sides", type=int, nargs="+", default=[170, 128], metavar="PIXELS")
@@ -296,7 +296,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0], help="grain's; 0 is threads")
     parser.add_argument("--manifest", action="store_true", help="open a set of a million takes, and nothing else")
     parser.add_argument("--output", type=Path, help="where the raw figures go, as JSON")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
     cv2.setNumThreads(1)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as temporary:
@@ -320,4 +324,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(execute("python -m benchmarks.input_pipeline", main))

@@ -18,15 +18,16 @@ training split; probes choose theirs in the same way. No test score is looked at
 Results: benchmarks/results/method_PRESET/, one file per row and seed, a table and a plot.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment
 from benchmarks.experiment import RESULTS, compare, interval
+from console.command import ExitCode, Parser, execute
 
 PROTOCOLS = ("xsub", "xview")
 COLUMNS = ("knn", "linear", "attentive", "few_label", "recall_1")
@@ -449,15 +450,18 @@ def plot(results: Path, preset: Preset) -> None:
     figure.savefig(results / "plot.png", dpi=110)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.method", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.method", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
+    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="sizes and numbers of steps (cpu)")
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated (default: all)")
     parser.add_argument("--folder", type=Path, default=Path("benchmark_output"), help="data and runs (%(default)s)")
     parser.add_argument("--check", action="store_true", help="only read the committed results")
     parser.add_argument("--quick", action="store_true", help="two rows, one seed, few steps; results are not kept")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(arguments)
     rows = experiment.chosen(parser, options.rows, ROWS)
     results, preset = RESULTS / f"method_{options.preset}", PRESETS[options.preset]
@@ -474,4 +478,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute("python -m benchmarks.method", main))

@@ -1,6 +1,7 @@
 """The preparation: files per second by workers, peak memory at two sizes of the set, bytes per clip against the source.
 
-    python -m benchmarks.prepare [--input=DIR --pattern=PATTERN]
+    python -m benchmarks.prepare
+    python -m benchmarks.prepare --input=my_videos --pattern='{take}_cam{view}.mp4' --workers 1 2 4
 
 Prepares copies of a few 1080p videos under the names of NTU-60 (written here, of NTU's median length of 76 frames, or,
 with --input, videos of yours, as `--dataset=folder`), at sizes that differ by a factor of four, with the command line's
@@ -9,7 +10,6 @@ listing is measured by itself, with all 114,480 names of NTU-120 in an archive. 
 is what tells most on a machine with other work. Results: docs/data_sets.md.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -19,11 +19,13 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 
+from console.command import Parser, execute
 from data import catalog
 from data.listing import list_videos
 
@@ -92,12 +94,16 @@ def listing(folder: Path) -> None:
     print(f"listing of {len(found.videos)} videos: {seconds:.1f} s, {kept:.0f} MB kept, {peak:.0f} MB at its peak")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.prepare", __doc__)
     parser.add_argument("--input", type=Path, help="videos of yours, in place of written ones")
     parser.add_argument("--pattern", help="of their names; see python -m data.prepare --help")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    options = parser.parse_args()
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers to try (1 2)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if options.input:
@@ -122,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(execute("python -m benchmarks.prepare", main))

@@ -1,13 +1,12 @@
 """Trains for half an hour and watches what a leak would fill: memory, open files, threads and processes.
 
-Command: python -m benchmarks.soak --minutes=30 --workdir=/tmp/soak --data=demo_output/prepared
+    python -m benchmarks.soak --minutes=30 --workdir=/tmp/soak --data=demo_output/prepared
 
 The demo's config (`make demo` makes its data), with reading processes, frequent checkpoints and evaluations. Every ten
 seconds the whole tree of processes is looked at; the figures of the last third of the time must not exceed those of the
 second third by more than ALLOWED. Writes benchmarks/results/soak/.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.experiment import RESULTS, ROOT
+from console.command import ExitCode, Parser, execute
 from mv2mae_jax import outcome, preemption
 
 EVERY_SECONDS = 10
@@ -75,12 +75,18 @@ def growth(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30.0)
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.soak", __doc__, exit_codes={ExitCode.FAILED: "something grows"})
+    parser.add_argument("--minutes", type=float, default=30.0, help="to train (%(default)s)")
     parser.add_argument("--workdir", type=Path, required=True, help="for the run; emptied")
     parser.add_argument("--data", default="demo_output/prepared", help="the demo's prepared set")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    if not Path(options.data, "prepared.json").exists():
+        raise ValueError(f"--data={options.data} is no prepared set; `make demo` makes demo_output/prepared.")
     shutil.rmtree(options.workdir, ignore_errors=True)
     options.workdir.mkdir(parents=True)
     command = ["run.py", "--config=configs/demo.py", f"--workdir={options.workdir / 'run'}"]
@@ -116,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(execute("python -m benchmarks.soak", main))

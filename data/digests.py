@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from console import progress
+
 NAME = "SHA256SUMS"
 _THREADS = 8  # [ours] hashing lets other threads run
 
@@ -29,8 +31,12 @@ def table(folder: Path, known: Mapping[str, str] | None = None) -> str:
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
-def check(folder: Path) -> dict[str, str]:
+def check(folder: Path, *, show_progress: bool = False) -> dict[str, str]:
     """Compares the files below `folder` with SHA256SUMS.
+
+    Args:
+      folder: with the files and SHA256SUMS.
+      show_progress: by a bar.
 
     Returns:
       What is wrong with a file ('missing', 'damaged', 'not listed in SHA256SUMS'), by its path in the folder; empty
@@ -53,7 +59,7 @@ def check(folder: Path) -> dict[str, str]:
     wrong = {name: "missing" for name in listed.keys() - there}
     # Without this, a SHA256SUMS that has lost lines would vouch for files that it does not name.
     wrong |= {name: f"not listed in {NAME}" for name in there - listed.keys()}
-    found = _compute(folder, listed.keys() & there)
+    found = _compute(folder, listed.keys() & there, show_progress)
     wrong |= {name: "damaged" for name, digest in found.items() if digest != listed[name]}
     return {name: wrong[name] for name in sorted(wrong)}
 
@@ -65,7 +71,9 @@ def _files(folder: Path) -> set[str]:
     return found - {NAME}
 
 
-def _compute(folder: Path, names: set[str]) -> dict[str, str]:
+def _compute(folder: Path, names: set[str], show_progress: bool = False) -> dict[str, str]:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
         digests = threads.map(lambda name: sha256_of(folder / name)[0], names)
+        if show_progress:
+            digests = progress.track(digests, "checking", "files", total=len(names))
         return dict(zip(names, digests, strict=True))

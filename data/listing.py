@@ -10,7 +10,7 @@ from data import archives, catalog
 MAX_ANNOTATION_BYTES = 32 * 2**20
 
 
-class PreparationError(Exception):
+class PreparationError(ValueError):
     """Stops the preparation; the message says what to do. What is done so far stays and is not done again."""
 
 

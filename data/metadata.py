@@ -143,7 +143,7 @@ def verify(directory: Path) -> list[str]:
     if not (directory / digests.NAME).is_file():
         raise PreparationError(f"no finished preparation in {directory}: {directory / digests.NAME} is missing")
     damage = []
-    for name, problem in digests.check(directory).items():
+    for name, problem in digests.check(directory, show_progress=True).items():
         in_shard = problem == "damaged" and ".array_record-" in name
         takes = f"; takes {', '.join(_damaged_takes(directory / name))}" if in_shard else ""
         damage.append(f"{name}: {problem}{takes}")

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -167,7 +167,7 @@ def eval_batches(
     own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
     memory = buffers.Buffers()
     batches = own.batch(rows, batch_fn=functools.partial(samples.read_batch, dataset, empty=memory.empty))
-    return _read(_prefetch(batches, memory, num_workers))
+    return Pass(_read(_prefetch(batches, memory, num_workers)), num_batches)
 
 
 def clip_batches(
@@ -215,7 +215,23 @@ def clip_batches(
     )
     num_batches = -(-read.num_samples // global_batch_size)
     starts = [step * global_batch_size + process_index * own for step in range(num_batches)]
-    return _read(_prefetch(grain.MapDataset.source(starts).map(read), buffers.Buffers(), num_workers))
+    batches = grain.MapDataset.source(starts).map(read)
+    return Pass(_read(_prefetch(batches, buffers.Buffers(), num_workers)), num_batches)
+
+
+class Pass(Iterator[Batch]):
+    """The batches of one pass over something; it tells how many are left, by `operator.length_hint`."""
+
+    def __init__(self, batches: Iterable[Batch], num_batches: int):
+        self._batches, self._left = iter(batches), num_batches
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._left -= 1
+        return batch
+
+    def __length_hint__(self) -> int:
+        return self._left
 
 
 def _read(stream: grain.IterDataset) -> Iterator[Batch]:

@@ -31,6 +31,8 @@ import cv2
 import numpy as np
 import tqdm
 
+from console import progress
+from console.command import ExitCode, Parser, execute
 from data import archives, catalog, codec, metadata, raw_video, shards, workers
 from data.catalog import folder
 from data.listing import PreparationError, list_videos
@@ -38,9 +40,16 @@ from data.listing import PreparationError, list_videos
 SHOWN = 10  # of a list in the report
 SAMPLED_FILES = 8  # at most, and one in so many at most, for the size and time to expect
 
-EXIT_ERROR = 1
-EXIT_QUARANTINED = 3
-EXIT_INTERRUPTED = 130
+PROG = "python -m data.prepare"
+EXAMPLES = """
+python -m data.prepare --dataset=ntu60 --input=nturgb+d_rgb --output=prepared/ntu60 --workers=16
+python -m data.prepare --dataset=ntu60 --input=nturgb+d_rgb --dry_run  # what would be done, its size and time
+python -m data.prepare --dataset=folder --pattern='{take}_cam{view}.mp4' --input=videos --output=prepared/mine
+python -m data.prepare --dataset=folder --pattern='{label}/{take}/{view}' --input=videos --output=prepared/mine
+python -m data.prepare --dataset=pkummd --num_classes=51 --input=PKUMMDv2 --output=prepared/pkummd51
+python -m data.prepare --dataset=ntu120 --input=/nfs/ntu --output=/nfs/prepared --beam='--runner=FlinkRunner ...'
+python -m data.prepare --verify --output=prepared/ntu60  # is every byte as it was written?
+"""
 
 
 def prepare(
@@ -248,43 +257,43 @@ def _count(number: int, noun: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    options = _parse_arguments(arguments)
-    try:
-        if options.verify:
-            return _verify(options.output)
-        if options.dry_run:
-            encode = functools.partial(codec.get(options.codec).encode, quality=options.quality)
-            how = (options.short_side, encode, options.workers)
-            print(dry_run(options.names, options.input, options.output or Path(), *how))
-            return 0
-        prepared = prepare(
-            options.names,
-            options.input,
-            options.output,
-            codec_name=options.codec,
-            short_side=options.short_side,
-            quality=options.quality,
-            num_workers=options.workers,
-            max_length_difference=options.max_length_difference,
-            announce=functools.partial(print, flush=True),
-            write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
-        )
-    except (PreparationError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    _check_combination(parser, options)
+    progress.configure(options.progress)
+    return execute(PROG, lambda: _run(options), goes_on=True)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.verify:
+        return _verify(options.output)
+    if options.dry_run:
+        encode = functools.partial(codec.get(options.codec).encode, quality=options.quality)
+        how = (options.short_side, encode, options.workers)
+        print(dry_run(options.names, options.input, options.output or Path(), *how))
+        return ExitCode.DONE
+    prepared = prepare(
+        options.names,
+        options.input,
+        options.output,
+        codec_name=options.codec,
+        short_side=options.short_side,
+        quality=options.quality,
+        num_workers=options.workers,
+        max_length_difference=options.max_length_difference,
+        announce=functools.partial(print, flush=True),
+        write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
+    )
     print(report(prepared, options.output))
     num_quarantined = prepared["counts"]["quarantined"]
     if num_quarantined <= options.max_quarantined:
-        return 0
+        return ExitCode.DONE
     print(
         f"{_count(num_quarantined, 'video')} in quarantine, more than --max_quarantined={options.max_quarantined}: the "
-        f"set is complete without them, and exit code {EXIT_QUARANTINED} says so",
+        f"set is complete without them, and exit code {ExitCode.PARTLY} says so",
         file=sys.stderr,
     )
-    return EXIT_QUARANTINED
+    return ExitCode.PARTLY
 
 
 def _on_beam(beam_options: str) -> Callable[..., None]:
@@ -303,34 +312,26 @@ def _verify(directory: Path) -> int:
         print(line)
     if damage:
         print(f"{directory} is damaged: delete the files named above and give the preparing command again")
-        return EXIT_ERROR
+        return ExitCode.FAILED
     print(f"{directory} is intact")
     return 0
 
 
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare",
-        description="Raw multi-view videos -> compressed frames in random-access shards, with a manifest.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="""examples:
-  python -m data.prepare --dataset=ntu60 --input=nturgb+d_rgb --output=prepared/ntu60 --workers=16
-  python -m data.prepare --dataset=folder --pattern='{take}_cam{view}.mp4' --input=videos --output=prepared/mine
-  python -m data.prepare --dataset=folder --pattern='{label}/{take}/{view}' --input=videos --output=prepared/mine
-  python -m data.prepare --dataset=pkummd --num_classes=51 --input=PKUMMDv2 --output=prepared/pkummd51
-  python -m data.prepare --dataset=ntu120 --input=/nfs/ntu --output=/nfs/prepared --beam='--runner=FlinkRunner ...'
-  python -m data.prepare --verify --output=prepared/ntu60
-
+def make_parser() -> Parser:
+    parser = Parser(
+        PROG,
+        "Raw multi-view videos -> compressed frames in random-access shards, with a manifest.",
+        examples=EXAMPLES,
+        notes="""\
 Files in .zip and .tar(.gz) archives below --input are read without being unpacked to disk.
 
-An interrupted preparation goes on when the same command is given again.
-
-exit codes:
-  0    prepared (or intact, with --verify)
-  1    stopped by the input or the output: no videos, disk full, ...; what is done is not done again (or damaged)
-  2    wrong arguments
-  3    prepared, but more than --max_quarantined videos were left out: see quarantine.csv in the output folder
-  130  interrupted by Ctrl-C""",
+An interrupted preparation goes on when the same command is given again; what is done is not done again.""",
+        exit_codes={
+            ExitCode.DONE: "prepared (or intact, with --verify)",
+            ExitCode.FAILED: "damaged, with --verify; else a fault of this program: the traceback says where",
+            ExitCode.REFUSED: "the arguments, the input or the output do not fit: no videos, disk full, ...",
+            ExitCode.PARTLY: "prepared, but more than --max_quarantined videos were left out (quarantine.csv)",
+        },
     )
     parser.add_argument("--dataset", help=f"one of {', '.join(catalog.NAMES)}")
     parser.add_argument("--input", type=Path, metavar="DIR", help="folder with the raw videos")
@@ -374,13 +375,12 @@ exit codes:
     )
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and the size and time")
     parser.add_argument("--verify", action="store_true", help="check the digests of --output, and nothing else")
-    options = parser.parse_args(arguments)
-    _check_combination(parser, options)
-    return options
+    parser.add_progress()
+    return parser
 
 
-def _check_combination(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends with exit code 2 if the arguments do not go together; puts the catalogue into `options.names`."""
+def _check_combination(parser: Parser, options: argparse.Namespace) -> None:
+    """Ends the program if the arguments do not go together; puts the catalogue into `options.names`."""
     needed = ["output"] if options.verify else ["dataset", "input"] + ["output"] * (not options.dry_run)
     missing = [f"--{name}" for name in needed if getattr(options, name) is None]
     if missing:

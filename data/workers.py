@@ -4,7 +4,6 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
-import tqdm
 
+from console import progress
 from data import raw_video, shards
 from data.listing import PreparationError
 
@@ -34,7 +33,7 @@ def write_shards(
     output_dir: Path,
     num_workers: int,
 ) -> None:
-    """Makes shards in worker processes, with a progress bar on a terminal.
+    """Makes shards in worker processes, with a progress bar.
 
     Args:
       jobs: the shards to make.
@@ -52,7 +51,7 @@ def write_shards(
     others = set(multiprocessing.active_children())
     num_before = num_files - sum(job.num_files for job in jobs)
     with (
-        tqdm.tqdm(total=num_files, initial=num_before, unit="video", disable=not sys.stderr.isatty()) as progress,
+        progress.Bar(num_files, "preparing", "videos", initial=num_before) as bar,
         concurrent.futures.ProcessPoolExecutor(
             min(num_workers, len(jobs)),
             mp_context=context,
@@ -66,7 +65,7 @@ def write_shards(
                 done, pending = concurrent.futures.wait(
                     pending, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
                 )
-                progress.update(num_before + num_started.value - progress.n)
+                bar.advance_to(num_before + num_started.value)
                 for future in done:
                     future.result()
         except BaseException as error:

@@ -1,7 +1,6 @@
 """Loading, checking and describing a config. Imports no JAX, so that mistakes show at once."""
 
 import ast
-import difflib
 import importlib.util
 import math
 import os
@@ -11,6 +10,8 @@ import tokenize
 from collections.abc import Iterator
 
 from ml_collections import config_dict
+
+from console.command import did_you_mean, nearest
 
 TASKS = ("pretrain", "finetune", "probe")
 
@@ -26,13 +27,7 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
       ValueError: no such file, an unknown key (names near ones), or a value of another type.
     """
     if not os.path.isfile(path):
-        folder = os.path.dirname(path) or "."
-        known = (
-            sorted(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".py"))
-            if os.path.isdir(folder)
-            else []
-        )
-        raise ValueError(f"There is no config file {path!r}.{_did_you_mean(path, known)}")
+        raise ValueError(f"There is no config file {path!r}.{_near_files(path)}")
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -46,6 +41,26 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
             raise ValueError(f"The override {override!r} has no value: write --config.{key}=VALUE.")
         _set(config, key, value)
     return config
+
+
+def known_keys() -> list[str]:
+    """The keys of all tasks: 'optimizer.name' and so on."""
+    found = {key for task in TASKS for key, _ in flatten(load(os.path.join(CONFIGS, f"{task}_base.py")))}
+    return sorted(found)
+
+
+def _near_files(path: str) -> str:
+    """Names config files like `path`, beside it and among this project's; else says where those are."""
+    folders = dict.fromkeys(os.path.normpath(f) for f in (os.path.dirname(path) or ".", os.path.relpath(CONFIGS)))
+    known = {
+        file.removesuffix(".py"): os.path.join(folder, file)
+        for folder in folders
+        if os.path.isdir(folder)
+        for file in sorted(os.listdir(folder))
+        if file.endswith(".py") and not file.startswith("_")
+    }
+    near = nearest(os.path.basename(path).removesuffix(".py"), known)
+    return did_you_mean([known[name] for name in near]) or f" This project's are in {os.path.relpath(CONFIGS)}."
 
 
 def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
@@ -415,10 +430,8 @@ _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size
 def _did_you_mean(name: str, known) -> str:
     name = re.sub("[A-Za-z]+", lambda word: _ABBREVIATIONS.get(word[0].lower(), word[0]), name)
     leaf = {k.rpartition(".")[2]: k for k in known}
-    near = [leaf[k] for k in difflib.get_close_matches(name.rpartition(".")[2], list(leaf), n=2, cutoff=0.6)]
-    near += difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
-    near = list(dict.fromkeys(near))[:3]
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    near = [leaf[k] for k in nearest(name.rpartition(".")[2], leaf)] + nearest(name, known)
+    return did_you_mean(list(dict.fromkeys(near))[:3])
 
 
 def _explain(error: BaseException) -> str:
@@ -426,6 +439,5 @@ def _explain(error: BaseException) -> str:
     text = str(error.args[0] if error.args else error).strip().splitlines()[0]
     key = re.search(r'Key "(\w+)" does not exist', text)
     if key:
-        known = [k for task in TASKS for k, _ in flatten(load(os.path.join(CONFIGS, f"{task}_base.py")))]
-        return f"there is no key {key[1]!r}.{_did_you_mean(key[1], known)}"
+        return f"there is no key {key[1]!r}.{_did_you_mean(key[1], known_keys())}"
     return text

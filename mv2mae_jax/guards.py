@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from console import progress
 from data.takes import DamagedRecord, Prepared
 from mv2mae_jax import damage
 from mv2mae_jax.metrics import IN_FLIGHT, drop_rows_after
@@ -128,7 +129,7 @@ class DamagedSamples:
             with open(self._path, "a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             for row in rows:
-                print(f"Damaged, replaced by another sample: {row['reason']}", flush=True)
+                progress.say(f"Damaged, replaced by another sample: {row['reason']}")
             samples = max(step * len(damaged), FIRST_SAMPLES)
             if self.count > self._most * samples:
                 raise DamagedRecord(

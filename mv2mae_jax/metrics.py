@@ -3,13 +3,19 @@
 import collections
 import json
 import os
+import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import config_dict
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+from console import progress
+from mv2mae_jax import event_files
 
 IN_FLIGHT = 2  # [ours] steps that the host is ahead at most, since a batch that waits occupies device memory
 
@@ -91,7 +97,7 @@ class Clock:
 def say(text: str) -> None:
     """Prints a line, in the first process alone."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        progress.say(text)
 
 
 class Reporter:
@@ -137,13 +143,27 @@ class Reporter:
         if self._active and self._tensorboard:
             self._tensorboard.flush()
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """uint8[H, W, 3] for TensorBoard."""
+    def picture(self, step: int, name: str, path: str) -> None:
+        """A PNG or GIF file for TensorBoard, which shows GIFs moving."""
         if self._active and self._tensorboard:
-            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+            with open(path, "rb") as file:
+                encoded = file.read()
+            if path.endswith(".png"):
+                width, height = struct.unpack(">II", encoded[16:24])
+            else:
+                width, height = struct.unpack("<HH", encoded[6:10])
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+            self._tensorboard.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def config(self, config: config_dict.ConfigDict, *, finished: bool) -> None:
+        """The config for TensorBoard to compare; again with `finished` when the last evaluation is reported."""
+        if self._active and self._tensorboard:
+            event_files.write_config(self._tensorboard.logdir, config, finished=finished)
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """One line: step, percent, time left, losses, rates."""
+        if progress.silenced():
+            return
         rate, left = values["perf/steps_per_second"], self._total_steps - step
         parts = [f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", f"{step / self._total_steps:4.0%}"]
         parts += [f"{duration(left / rate)} left"] if rate > 0 else []  # unknown while only the first step is done

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from console.command import ExitCode
+
 # 128 + SIGTERM: what a shell or a scheduler sees of a process that the signal ended. [ours] Schedulers that tell
 # failures by their codes (Kubeflow, for one) take 128 and above for those that are worth another start.
-EXIT_CODE = 128 + signal.SIGTERM
+EXIT_CODE = ExitCode.PREEMPTED
 
 
 class Preempted(Exception):

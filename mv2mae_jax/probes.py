@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from console import progress
+
 # No channel is amplified by more than 1000 times the average channel when features are standardised [ours].
 _MIN_RELATIVE_STD = 1e-3
 _QUERIES_AT_ONCE = 256  # rows whose similarities to all training rows are in memory at once [ours]
@@ -194,7 +196,7 @@ def attentive_probe(
         order = list(_minibatches(rows, **schedule))
         init_key = jax.random.key(seed)
         state = _init_attentive(init_key, *settings.T, width=width, num_heads=num_heads, num_classes=num_classes)
-        for batch in order:
+        for batch in progress.track(order, "training the attentive probe", "steps"):
             x = train_tokens[np.sort(batch)]  # ascending: neighbours in a mapped file are read together
             state = _attentive_step(state, x, mean, std, train_y[np.sort(batch)], *settings.T, num_steps=len(order))
         return _attentive_scores(state[0], scored, mean, std, batch_size)

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
+from console.command import ExitCode, Parser, did_you_mean, execute, nearest
 from data import dct
 from mv2mae_jax import config as configs
 from mv2mae_jax import hlo, hlo_cost, optim, sharding
@@ -35,6 +36,7 @@ from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
 
+PROG = "python -m mv2mae_jax.topology"
 GB = 1e9
 RESULTS = "benchmarks/results/topology"
 
@@ -68,7 +70,8 @@ def find_slice(name: str) -> Slice:
     """
     generation = name.partition(":")[0]
     if generation not in CHIPS:
-        raise ValueError(f"--topology={name}: peak rates are known for {', '.join(CHIPS)}; write e.g. v5e:4x4.")
+        hint = did_you_mean([f"{near}:{name.partition(':')[2] or '4x4'}" for near in nearest(generation, CHIPS)])
+        raise ValueError(f"--topology={name}: peak rates are known for {', '.join(CHIPS)}; write e.g. v5e:4x4.{hint}")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "The TPU compiler is missing. Install it into an environment of its own, since `import jax` then looks "
@@ -417,11 +420,9 @@ def _frame_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m mv2mae_jax.topology", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a file of configs/; --config.KEY=VALUE sets a key")
+def make_parser() -> Parser:
+    parser = Parser(PROG, __doc__, exit_codes={ExitCode.DONE: "compiled, whether or not it fits; the table says which"})
+    parser.add_config(configs.known_keys)
     parser.add_argument("--topology", required=True, help="slices, e.g. v5e:16x16 or v4:2x2x1,v5p:2x2x1,v6e:2x2")
     parser.add_argument(
         "--batch_per_chip", type=int, help="samples; without it global_batch_size is cut over the chips"
@@ -434,12 +435,18 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--largest_batch", action="store_true", help="also search for the largest batch that fits")
     parser.add_argument("--output", default=RESULTS, help=f"where one JSON file per compilation goes ({RESULTS})")
-    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
-    return parser.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
+    return parser
 
 
-def main(argv: list[str]) -> None:
-    arguments, overrides = parse_arguments(argv)
+def main(argv: list[str]) -> int:
+    arguments = make_parser().parse_args(argv)
+    return execute(PROG, lambda: compile_all(arguments))
+
+
+def compile_all(arguments: argparse.Namespace) -> None:
+    """Runs the command. Raises ValueError where there is no such slice, config or compiler."""
+    overrides = arguments.overrides
+    configs.load(arguments.config, overrides)  # mistakes show first
     jax.config.update("jax_platforms", "cpu")
     title, records = title_of(arguments.config, overrides), []
     if arguments.coefficients:
@@ -473,8 +480,4 @@ def load_record(path: str) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        print(f"mv2mae_jax.topology: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
+from console import progress
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from mv2mae_jax import (
@@ -73,7 +74,7 @@ def train(
     for line in damage.set_aside(Path(workdir, "checkpoints")):
         metrics.say(line)
     checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
-    state, progress = init_state(config, task, optimizer, mesh, init_key, checkpointer, allow_changes)
+    state, host_state = init_state(config, task, optimizer, mesh, init_key, checkpointer, allow_changes)
     first_step = int(state.step)
     finished = outcome.read(workdir, first_step) if first_step >= schedule.total_steps else None
     if finished:
@@ -91,6 +92,7 @@ def train(
     facts = run_facts(config, task, schedule, mesh, state)
     reporter.say(describe(config, facts))
     provenance.record_start(workdir, config, facts, first_step)
+    reporter.config(config, finished=False)
     if first_step:
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
     run_record = {
@@ -101,16 +103,16 @@ def train(
         "class_names": list(dataset.prepared.class_names),
     }
     skipped = guards.SkippedUpdates(
-        config.limits.skipped_updates, checkpointer.directory, task.take_names, progress.get("skipped_in_a_row", 0)
+        config.limits.skipped_updates, checkpointer.directory, task.take_names, host_state.get("skipped_in_a_row", 0)
     )
     damaged = guards.DamagedSamples(
         workdir,
         dataset.prepared,
         config.limits.damaged_samples,
         first_step=first_step,
-        count=progress.get("damaged_samples", 0),
+        count=host_state.get("damaged_samples", 0),
     )
-    step_metrics, clock = metrics.StepMetrics(skipped.observe, progress.get("window", ())), metrics.Clock()
+    step_metrics, clock = metrics.StepMetrics(skipped.observe, host_state.get("window", ())), metrics.Clock()
     profiler = perf.Profiler(os.path.join(workdir, "tensorboard"), parse_steps(config.profile_steps))
     watch, measured, tables = preemption.Watch(), {}, {}
 
@@ -131,6 +133,9 @@ def train(
             num_workers=config.data.num_workers,
         )
         cleanup.callback(batches.close)
+        bar = cleanup.enter_context(
+            progress.Bar(schedule.total_steps, "training", "steps", initial=first_step, lines=False)
+        )
         for step in range(first_step + 1, schedule.total_steps + 1):
             batch = damaged.take_out(step, clock.wait_for(batches))
             skipped.remember(step, batch)
@@ -138,6 +143,7 @@ def train(
             with profiler.step(step):
                 state, new_metrics = train_step(state, batch)
             step_metrics.add(step, new_metrics)
+            bar.advance()  # the host's steps; the device is at most metrics.IN_FLIGHT behind
 
             if step == first_step + 1:  # keep compilation out of the rates
                 jax.block_until_ready(new_metrics)
@@ -148,6 +154,7 @@ def train(
                     mesh=mesh,
                 )
                 clock.restart()
+                bar.resume()
             if profiler.finish(step, new_metrics):
                 reporter.say(f"Traced the steps {config.profile_steps}: tensorboard --logdir={workdir}/tensorboard")
                 clock.restart()
@@ -166,12 +173,12 @@ def train(
             told_to_stop = watch.reached()
             if told_to_stop or is_evaluated(step) or checkpointer.is_due(step):
                 reporter.flush()
-                progress = {
+                host_state = {
                     "window": step_metrics.unfinished(),
                     "skipped_in_a_row": skipped.in_a_row,
                     "damaged_samples": damaged.count,
                 }
-                checkpointer.save(step, state, run_record | {"progress": progress}, force=True)
+                checkpointer.save(step, state, run_record | {"progress": host_state}, force=True)
                 clock.restart()
             if told_to_stop or is_evaluated(step):
                 checkpointer.wait()
@@ -181,7 +188,9 @@ def train(
                 with watch.suspended():
                     measured, tables = evaluate(state, step, reporter)
                 clock.restart()
+                bar.resume()
     outcome.write(workdir, config, schedule.total_steps, measured, tables)
+    reporter.config(config, finished=True)
     reporter.say(f"Done. The metrics of the last evaluation are in {os.path.join(workdir, outcome.RESULTS_FILE)}.")
     return measured
 
@@ -323,13 +332,15 @@ def make_evaluation(
         pictures = jax.device_get(reconstruct(params, batch))
         if jax.process_index() == 0:
             folder = os.path.join(workdir, "pictures")
-            for name, image in visualize.write(pictures, folder, step, config.eval.picture_blur_sigma).items():
-                reporter.picture(step, f"{area}/{name}", image)
+            for name in visualize.write(pictures, folder, step, config.eval.picture_blur_sigma):
+                path = visualize.path_of(folder, step, name)
+                reporter.picture(step, f"{area}/{name}", path + ".png")
+                reporter.picture(step, f"{area}/{name}_moving", path + ".gif")
 
     def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> tuple[dict[str, float], dict[str, Any]]:
         measured = []
         batches = task.eval_batches(config, process_index=jax.process_index(), process_count=jax.process_count())
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(progress.track(batches, "evaluating", "batches")):
             batch = sharding.put_batch(mesh, batch)
             measured.append(eval_step(state.eval_params, batch, index))
             if index == 0 and num_pictures:

@@ -38,10 +38,15 @@ def write(pictures: dict[str, np.ndarray], directory: str, step: int, blur_sigma
     for index in range(len(pictures["target"])):
         rows = {name: sample_row(pictures, name, index) for name, _ in ROWS if name in pictures}
         stills[f"sample_{index}"] = still = contact_sheet(rows)
-        path = os.path.join(directory, f"step_{step:07d}_sample_{index}")
+        path = path_of(directory, step, f"sample_{index}")
         _check(cv2.imwrite(path + ".png", still[..., ::-1]), path)
         write_animation(path + ".gif", animation_frames(rows))
     return stills
+
+
+def path_of(directory: str, step: int, name: str) -> str:
+    """Of the picture of a sample, without its ending."""
+    return os.path.join(directory, f"step_{step:07d}_{name}")
 
 
 def sample_row(pictures: dict[str, np.ndarray], name: str, index: int) -> np.ndarray:

@@ -38,7 +38,7 @@ if moment == "save":
     strike_before(damage.digests, "table", lambda folder: folder.name.startswith(f"{step}."))
 if moment == "eval":
     strike_before(Pretrain, "summarize", lambda self, samples: True)
-run.main(sys.argv[4:])
+sys.exit(run.main(sys.argv[4:]))
 """
 
 

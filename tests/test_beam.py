@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own: requirements-beam.txt")
 
+from console.command import ExitCode
 from data import prepare
 from tests import video_files
 
@@ -34,8 +35,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_beam_writes_the_same_files(raw, tmp_path):
-    assert prepare.main(arguments(raw, tmp_path / "local")) == prepare.EXIT_QUARANTINED
-    assert prepare.main(arguments(raw, tmp_path / "beam", f"--beam={RUNNER}")) == prepare.EXIT_QUARANTINED
+    assert prepare.main(arguments(raw, tmp_path / "local")) == ExitCode.PARTLY
+    assert prepare.main(arguments(raw, tmp_path / "beam", f"--beam={RUNNER}")) == ExitCode.PARTLY
     assert files_of(tmp_path / "beam") == files_of(tmp_path / "local")
 
 
@@ -45,9 +46,9 @@ def test_a_failed_pipeline_is_told_and_goes_on(raw, tmp_path, capsys):
     output = tmp_path / "beam"
     blocked = output / "folder-takes.array_record-00002-of-00006"
     (blocked / "in_the_way").mkdir(parents=True)  # a folder where a shard belongs
-    assert prepare.main(arguments(raw, output, f"--beam={RUNNER}")) == prepare.EXIT_ERROR
+    assert prepare.main(arguments(raw, output, f"--beam={RUNNER}")) == ExitCode.REFUSED
     assert "the Beam pipeline failed" in capsys.readouterr().err
     (blocked / "in_the_way").rmdir()
     blocked.rmdir()
-    assert prepare.main(arguments(raw, output, f"--beam={RUNNER}")) == prepare.EXIT_QUARANTINED
+    assert prepare.main(arguments(raw, output, f"--beam={RUNNER}")) == ExitCode.PARTLY
     assert files_of(output) == files_of(tmp_path / "local")

@@ -217,7 +217,7 @@ def test_folder_parse_inverts_format(pattern, take, view, label, subject):
 
 
 def test_unknown_data_set_and_protocol_name_the_known_ones():
-    with pytest.raises(ValueError, match="did you mean ntu60"):
+    with pytest.raises(ValueError, match="Did you mean ntu60"):
         catalog.get("NTU-60")
     with pytest.raises(ValueError, match="known are synthetic, ntu60"):
         catalog.get("imagenet")

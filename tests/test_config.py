@@ -201,8 +201,8 @@ def test_mistakes_show_before_jax_is_imported(data_dir):
     """The refusal comes from a process in which JAX could not have been imported."""
     code = (
         "import sys; sys.modules['jax'] = None; sys.modules['grain'] = None; import run; "
-        f"run.main(['--config=configs/pretrain_base.py', '--workdir=/tmp/none', '--config.data.dir={data_dir}', "
-        "'--config.data.num_frames=15'])"
+        "sys.exit(run.main(['--config=configs/pretrain_base.py', '--workdir=/tmp/none', "
+        f"'--config.data.dir={data_dir}', '--config.data.num_frames=15']))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2

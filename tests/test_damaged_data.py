@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from console.command import ExitCode
 from data import frame_index, pipeline, prepare, samples, takes
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
@@ -182,7 +183,7 @@ def test_a_run_goes_on_over_a_damaged_record_and_says_so(damaged_set, tmp_path):
     stopped = faults.run(tmp_path / "strict", directory, *options)
     assert stopped.returncode == 2 and "more than limits.damaged_samples = 0 of 1000" in stopped.stderr
     assert f"(take {take}, view" in stopped.stdout and "Traceback" not in stopped.stderr
-    assert prepare.main(["--verify", f"--output={directory}"]) == prepare.EXIT_ERROR
+    assert prepare.main(["--verify", f"--output={directory}"]) == ExitCode.FAILED
     done = faults.run(tmp_path / "run", directory, *options[:-1])
     assert done.returncode == 0, done.stderr
     assert faults.history(tmp_path / "run")[-2]["data/damaged_samples"] > 0

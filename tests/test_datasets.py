@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import pretrain_base
+from console.command import ExitCode
 from data import catalog, pipeline, prepare, takes
 from data.catalog import __main__ as catalog_command
 from data.dataset import Dataset
@@ -161,7 +162,7 @@ def test_a_copy_is_compared_with_the_catalogue(miniature, capsys):
             assert found.get((protocol, split), 0) == videos
     complete = {"ntu60": 56_880, "ntu120": 114_480}
     if name in complete:
-        assert code == catalog_command.EXIT_INCOMPLETE
+        assert code == ExitCode.PARTLY
         assert len(said["comparison"]["missing"]) == complete[name] - said["comparison"]["videos"]
     else:
         assert code == 0 and said["comparison"]["missing"] == []
@@ -194,7 +195,7 @@ def pkummd(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pkummd_prepared(pkummd, tmp_path_factory):
     output = tmp_path_factory.mktemp("pkummd_prepared")
-    assert run("pkummd", pkummd, output) == prepare.EXIT_QUARANTINED
+    assert run("pkummd", pkummd, output) == ExitCode.PARTLY
     return output
 
 
@@ -243,7 +244,7 @@ def test_pkummd_keeps_all_classes_on_demand(pkummd, tmp_path):
     assert len(prepared.class_names) == 51
     labels = dict(zip(prepared.views["take"], prepared.views["label"], strict=True))
     assert labels["A01N01/002-26"] == 25 and prepared.class_names[25] == "punching/slapping other person"
-    assert run("pkummd", pkummd, tmp_path, "--num_classes=41") == prepare.EXIT_ERROR  # other classes, same folder
+    assert run("pkummd", pkummd, tmp_path, "--num_classes=41") == ExitCode.REFUSED  # other classes, same folder
 
 
 # --- archives
@@ -302,7 +303,7 @@ def test_hostile_archives_write_nothing_and_are_told(tmp_path, capsys):
     content[at + len(good) // 2] ^= 255  # the last member no longer agrees with its checksum
     archive.write_bytes(content)
     before = {path for path in tmp_path.rglob("*")}
-    assert run("ntu60", tmp_path / "in", tmp_path / "out") == prepare.EXIT_QUARANTINED
+    assert run("ntu60", tmp_path / "in", tmp_path / "out") == ExitCode.PARTLY
     assert "leads out of its archive" in capsys.readouterr().out
     with open(tmp_path / "out" / "quarantine.csv", newline="") as file:
         reasons = {row["path"].partition("/")[2]: row["reason"] for row in csv.DictReader(file)}
@@ -316,14 +317,14 @@ def test_hostile_archives_write_nothing_and_are_told(tmp_path, capsys):
 def test_a_damaged_archive_stops_with_its_name(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.zip").write_bytes(b"PK\x03\x04 no archive")
-    assert run("ntu60", tmp_path / "in", tmp_path / "out") == prepare.EXIT_ERROR
+    assert run("ntu60", tmp_path / "in", tmp_path / "out") == ExitCode.REFUSED
     assert "a.zip cannot be read" in capsys.readouterr().err
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as file:
         file.addfile(tarfile.TarInfo("x"), io.BytesIO())
     (tmp_path / "in" / "a.zip").unlink()
     (tmp_path / "in" / "b.tgz").write_bytes(buffer.getvalue()[:-20])
-    assert run("ntu60", tmp_path / "in", tmp_path / "out") == prepare.EXIT_ERROR
+    assert run("ntu60", tmp_path / "in", tmp_path / "out") == ExitCode.REFUSED
     assert "b.tgz cannot be read" in capsys.readouterr().err
 
 
@@ -334,7 +335,7 @@ def test_missing_unexpected_and_incomplete_are_named(tmp_path, capsys):
     for name in (*ntu_names((1,))[:2], *ntu_names((2,)), "S001C009P001R001A001_rgb.avi"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert catalog_command.main(["ntu60", f"--input={tmp_path}"]) == catalog_command.EXIT_INCOMPLETE
+    assert catalog_command.main(["ntu60", f"--input={tmp_path}"]) == ExitCode.PARTLY
     said = capsys.readouterr().out
     assert "found: 5 videos of 2 takes" in said
     assert "complete takes: 1" in said

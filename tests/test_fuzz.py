@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import finetune_base, pretrain_base, probe_base
+from console.command import ExitCode
 from data import prepare, takes
 from mv2mae_jax import checkpoint
 from mv2mae_jax.torch_export import importer
@@ -46,7 +47,7 @@ def test_mutated_sets_are_read_rightly_or_refused(small_set, tmp_path, monkeypat
     assert read > 20 and refused > 50
     assert prepare.main(["--verify", f"--output={copy}"]) == 0, "mended"
     for path in fuzz.mutated_files(copy, seed=1, cases=40, which=lambda path: path.name != ".lock"):
-        assert prepare.main(["--verify", f"--output={copy}"]) == prepare.EXIT_ERROR, path
+        assert prepare.main(["--verify", f"--output={copy}"]) == ExitCode.FAILED, path
 
 
 def test_mutated_checkpoints_are_told(tmp_path):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from console import progress
 from mv2mae_jax import metrics
 
 
@@ -66,3 +67,18 @@ def test_waiting_for_data_is_told_from_computing():
     steps_per_second, waited = clock.read()
     assert steps_per_second == pytest.approx(0.1, rel=0.01) and waited == pytest.approx(0.4, rel=0.01)
     assert clock._steps == 0
+
+
+@pytest.mark.parametrize(("mode", "printed"), [(None, True), ("auto", True), ("plain", True), ("none", False)])
+def test_a_runs_lines_are_printed_unless_progress_is_none(mode, printed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_mode", None)
+    if mode:
+        progress.configure(mode)
+    values = {
+        "perf/steps_per_second": 2.0,
+        "perf/clips_per_second": 16.0,
+        "data/wait_fraction": 0.0,
+        "perf/memory_gb": 1,
+    }
+    metrics.Reporter(str(tmp_path), first_step=0, total_steps=10, tensorboard=False).progress(4, values)
+    assert capsys.readouterr().out.startswith("step  4/10   40%  3s left") == printed

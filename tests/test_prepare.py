@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from console.command import ExitCode
 from data import catalog, frame_index, prepare, raw_video, takes
 from data.listing import PreparationError, list_videos
 from tests import video_files
@@ -113,7 +114,7 @@ def test_a_killed_worker_is_told_with_the_video_it_read(tmp_path):
     wait_for(lambda: at_work.extend(output.glob(".video.*.tmp")) or at_work)
     os.kill(int(at_work[0].name.split(".")[2]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == prepare.EXIT_ERROR
+    assert process.returncode == ExitCode.REFUSED
     assert re.search(r"a worker process was killed.*t0\d_cam\d\.(avi|mp4|mov).*the same command goes on", errors)
     assert prepare.main(arguments(raw_dir, output)) == 0
 
@@ -124,7 +125,7 @@ def test_a_full_disk_stops_it_and_it_goes_on_later(raw, uninterrupted, tmp_path)
 
     process = start(raw, tmp_path, preexec_fn=limit_file_size)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == prepare.EXIT_ERROR
+    assert process.returncode == ExitCode.REFUSED
     assert "cannot write to" in errors and "File too large" in errors and "the same command goes on" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "prepared.json").exists()
@@ -142,7 +143,7 @@ def test_only_the_shard_of_a_changed_video_is_made_again(raw, tmp_path):
     good = broken.read_bytes()
     broken.write_bytes(good[: len(good) // 2])
     output = tmp_path / "prepared"
-    assert prepare.main(arguments(mine, output)) == prepare.EXIT_QUARANTINED
+    assert prepare.main(arguments(mine, output)) == ExitCode.PARTLY
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.array_record-*")}
     assert "t03" not in takes.open_prepared(output).views["take"]
     broken.write_bytes(good)
@@ -220,7 +221,7 @@ def test_bad_videos_are_set_aside_with_their_reason(with_bad_videos, prepared_wi
     for path, reason in expected.items():
         assert re.search(reason, aside[path]["reason"]), (path, aside[path]["reason"])
         assert aside[path]["take"] == path.partition("_cam")[0]
-    assert code == prepare.EXIT_QUARANTINED
+    assert code == ExitCode.PARTLY
 
     views = takes.open_prepared(output).views
     kept = {f"{take}_cam{view}" for take, view in zip(views["take"], views["view"], strict=True)}
@@ -236,7 +237,7 @@ def test_the_report_and_the_exit_code_follow_max_quarantined(with_bad_videos, pr
     report = capsys.readouterr().out
     assert f"aside: {len(expected)} videos, listed with reasons in {output / 'quarantine.csv'}" in report
     assert "'notes.avi' does not match the pattern" in report
-    assert prepare.main(arguments(folder, output, f"--max_quarantined={len(expected) - 1}")) == prepare.EXIT_QUARANTINED
+    assert prepare.main(arguments(folder, output, f"--max_quarantined={len(expected) - 1}")) == ExitCode.PARTLY
 
 
 def test_a_larger_tolerance_keeps_views_of_other_lengths(with_bad_videos, tmp_path):
@@ -292,10 +293,10 @@ def test_listing_follows_links_once(tmp_path):
 
 def test_other_settings_or_other_takes_in_the_same_output_are_refused(raw, uninterrupted, tmp_path, capsys):
     before = files_of(uninterrupted)
-    assert prepare.main([*arguments(raw, uninterrupted), "--quality=80"]) == prepare.EXIT_ERROR
+    assert prepare.main([*arguments(raw, uninterrupted), "--quality=80"]) == ExitCode.REFUSED
     assert "other settings: quality was 90, now 80" in capsys.readouterr().err
     other = write_takes(tmp_path / "other", num_takes=1)
-    assert prepare.main(arguments(other, uninterrupted)) == prepare.EXIT_ERROR
+    assert prepare.main(arguments(other, uninterrupted)) == ExitCode.REFUSED
     assert "other takes: 0 are new, 17 gone (t01" in capsys.readouterr().err
     assert files_of(uninterrupted) == before
 
@@ -303,14 +304,14 @@ def test_other_settings_or_other_takes_in_the_same_output_are_refused(raw, unint
 def test_a_second_preparation_of_the_same_output_is_refused(raw, uninterrupted, capsys):
     with open(uninterrupted / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert prepare.main(arguments(raw, uninterrupted)) == prepare.EXIT_ERROR
+        assert prepare.main(arguments(raw, uninterrupted)) == ExitCode.REFUSED
     assert "another preparation is at work" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (["--dataset=ntu6", "--input=a", "--output=b"], "did you mean ntu60"),
+        (["--dataset=ntu6", "--input=a", "--output=b"], "Did you mean ntu60"),
         (["--dataset=ntu60", "--output=b"], "needs --input"),
         (["--dataset=ntu60", "--input=a", "--output=b", "--quality=101"], "101 is not 1 to 100"),
         (["--dataset=ntu60", "--input=a", "--output=b", "--short_side=0"], "0 is not 1 or more"),
@@ -363,7 +364,7 @@ def test_any_flipped_bit_is_found(uninterrupted, tmp_path):
             flipped = bytearray(content)
             flipped[position] ^= 1 << rng.integers(8)
             path.write_bytes(flipped)
-            assert prepare.main(["--verify", f"--output={tmp_path}"]) == prepare.EXIT_ERROR, (name, position)
+            assert prepare.main(["--verify", f"--output={tmp_path}"]) == ExitCode.FAILED, (name, position)
         path.write_bytes(content)
     assert prepare.main(["--verify", f"--output={tmp_path}"]) == 0
 
@@ -377,7 +378,7 @@ def test_damage_in_a_shard_names_the_takes_and_is_repaired(raw, uninterrupted, t
     content = bytearray(shard.read_bytes())
     content[content.index(b"t05") - 1000] ^= 1  # in the frames, which stand before the names
     shard.write_bytes(content)
-    assert prepare.main(["--verify", f"--output={tmp_path}"]) == prepare.EXIT_ERROR
+    assert prepare.main(["--verify", f"--output={tmp_path}"]) == ExitCode.FAILED
     assert f"{shard.name}: damaged; takes t05\n" in capsys.readouterr().out
     (record,) = np.flatnonzero((prepared.views["take"] == "t05") & (prepared.views["view"] == "0"))
     with pytest.raises(ValueError, match=r"take t05, view 0\) is damaged"):

@@ -1,8 +1,8 @@
 """The data sets by name: `data.catalog.get('ntu60')`; `python -m data.catalog ntu60` prints what a copy holds."""
 
-import difflib
 import importlib
 
+from console.command import did_you_mean, nearest
 from data.catalog.base import Catalog, Count, Row, Split, Video
 
 __all__ = ["NAMES", "OPTIONS", "Catalog", "Count", "Row", "Split", "Video", "get"]
@@ -33,9 +33,8 @@ def get(name: str, **options: object) -> Catalog:
       ValueError: no such data set, an option of another one, or a value that it refuses.
     """
     if name not in _CATALOGS:
-        near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), NAMES, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
+        hint = did_you_mean(nearest(name.replace("-", "").replace("_", ""), NAMES))
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(NAMES)}.{hint}")
     options = {option: value for option, value in options.items() if value is not None}
     for option in options:
         if OPTIONS[option] != name:

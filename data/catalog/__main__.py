@@ -14,13 +14,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from console.command import ExitCode, Parser, did_you_mean, execute, nearest
 from data import catalog
-from data.listing import PreparationError, matching_files
+from data.listing import matching_files
 
 SHOWN = 10  # of a list, as text
 UNOFFICIAL = {"random"}  # protocols left out unless asked for
 
-EXIT_INCOMPLETE = 3
+PROG = "python -m data.catalog"
+EXAMPLES = """
+python -m data.catalog ntu120
+python -m data.catalog ntu60 --protocol=xsub --input=nturgb+d_rgb
+python -m data.catalog etri --input=ETRI-Activity3D --format=json > etri.json
+"""
 
 Counts = dict[tuple[str, str, int | None, int | None], int]  # by protocol, split, camera, label
 
@@ -146,19 +152,21 @@ def _shortened(title: str, items: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    options = _parse_arguments(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    _complete(parser, options)
+    return execute(PROG, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     names, comparison, found = options.names, None, None
     if options.input is not None:
-        try:
-            names, comparison = compare(names, options.input)
-        except PreparationError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        names, comparison = compare(names, options.input)
         found = count(names, comparison.videos, options.protocols)
     expected = expected_counts(names, options.protocols)
     _print(options.format, names, expected, found, comparison)
     incomplete = comparison is not None and bool(comparison.missing or comparison.unexpected)
-    return EXIT_INCOMPLETE if incomplete else 0
+    return ExitCode.PARTLY if incomplete else ExitCode.DONE
 
 
 def _print(
@@ -189,38 +197,37 @@ def _print(
             print(f"- {remark}")
 
 
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.catalog",
-        description="Prints how many videos a data set has by protocol, split, camera and class, and compares a copy.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="""examples:
-  python -m data.catalog ntu120
-  python -m data.catalog ntu60 --protocol=xsub --input=nturgb+d_rgb
-  python -m data.catalog etri --input=ETRI-Activity3D --format=json > etri.json
-
-exit codes:
-  0  printed; with --input: nothing is missing or unexpected, as far as the names are known
-  1  the input cannot be read
-  2  wrong arguments
-  3  files are missing or unexpected""",
+def make_parser() -> Parser:
+    parser = Parser(
+        PROG,
+        "Prints how many videos a data set has by protocol, split, camera and class, and compares a copy.",
+        examples=EXAMPLES,
+        exit_codes={
+            ExitCode.DONE: "printed; with --input: nothing is missing or unexpected, as far as the names are known",
+            ExitCode.PARTLY: "files are missing or unexpected",
+        },
     )
     parser.add_argument("dataset", help=f"one of {', '.join(catalog.NAMES)}")
     parser.add_argument("--protocol", help="only this one (default: all official ones)")
     parser.add_argument("--input", type=Path, metavar="DIR", help="folder with the raw videos, to be compared")
     parser.add_argument("--pattern", help="for folder: as for `python -m data.prepare`")
     parser.add_argument("--num_classes", type=int, help="for pkummd: as for `python -m data.prepare`")
-    parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--format", choices=("text", "json", "csv"), default="text", help="of the counts (text)")
+    return parser
+
+
+def _complete(parser: Parser, options: argparse.Namespace) -> None:
+    """Puts the catalogue and its protocols into `options`; ends the program if there are none of these names."""
     try:
         options.names = catalog.get(options.dataset, pattern=options.pattern, num_classes=options.num_classes)
     except ValueError as error:
         parser.error(str(error))
     known = options.names.protocols
     if options.protocol is not None and options.protocol not in known:
-        parser.error(f"{options.dataset} has no protocol {options.protocol!r}; it has {', '.join(sorted(known))}")
+        hint = did_you_mean(nearest(options.protocol, known))
+        listed = ", ".join(sorted(known))
+        parser.error(f"{options.dataset} has no protocol {options.protocol!r}; it has {listed}.{hint}")
     options.protocols = [options.protocol] if options.protocol else [name for name in known if name not in UNOFFICIAL]
-    return options
 
 
 if __name__ == "__main__":

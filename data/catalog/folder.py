@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from console.command import did_you_mean, nearest
 from data.catalog.base import Catalog, Video
 
 FIELDS = ("take", "view", "label", "subject")
@@ -82,7 +83,8 @@ def _compile(pattern: str, with_extension: bool) -> tuple[list[str], re.Pattern]
         elif len(field) == 1:
             raise ValueError(f"pattern {pattern!r}: a brace without its partner, or more than a name between them")
         elif name not in FIELDS:
-            raise ValueError(f"pattern {pattern!r}: unknown field {field}; fields are {', '.join(FIELDS)}")
+            hint = did_you_mean([f"{{{near}}}" for near in nearest(name, FIELDS)])
+            raise ValueError(f"pattern {pattern!r}: unknown field {field}; fields are {', '.join(FIELDS)}.{hint}")
         elif name in fields:
             regex += f"(?P={name})"
         else:

@@ -8,8 +8,8 @@ import os
 import pathlib
 
 import cv2
-from tqdm import tqdm
 
+from console import progress
 from data.synthetic import rooms, writer
 from data.synthetic.actions import CLASS_NAMES
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
@@ -41,16 +41,18 @@ def generate(
     _claim(output, description(num_takes, seed, width, height, num_setups), takes)
     write = functools.partial(_write_take, output, seed, width, height)
     todo = [t for t in takes if not all((output / t.file_name(c)).exists() for c in rooms.CAMERA_DEGREES)]
-    progress = functools.partial(tqdm, total=len(todo), desc="generating", unit="take", disable=None)
     workers = min(workers, max(1, len(todo)))
-    if workers == 1:
-        for _ in progress(map(write, todo)):
-            pass
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for _ in progress(pool.map(write, todo)):
-            pass
+    with progress.Bar(len(takes), "generating", "takes", initial=len(takes) - len(todo)) as bar:
+        if workers == 1:
+            for take in todo:
+                write(take)
+                bar.advance()
+            return
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+            for done in concurrent.futures.as_completed([pool.submit(write, take) for take in todo]):
+                done.result()
+                bar.advance()
 
 
 def _write_take(output: pathlib.Path, seed: int, width: int, height: int, take: Take) -> None:

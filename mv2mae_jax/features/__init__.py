@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from console import progress
 from data import clips, digests, pipeline, takes
 from mv2mae_jax import accuracy, decode, probes, retrieval, sharding
 from mv2mae_jax.models import mv2mae
@@ -272,7 +273,7 @@ def measure_pretraining(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return extract(model, params, batches, mesh)
+        return extract(model, params, progress.track(batches, "extracting features", "batches"), mesh)
 
     views = prepared.views
     train_rows, labelled = train_rows[views["label"][train_rows] >= 0], views["label"][test_rows] >= 0

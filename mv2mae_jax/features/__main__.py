@@ -11,16 +11,23 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from console import progress
+from console.command import ExitCode, Parser, execute
 from data import clips, takes
 from mv2mae_jax import features, inference, sharding
 from mv2mae_jax.features import sources
 from mv2mae_jax.features.store import Store
 
 BATCHES_PER_PART = 8  # [ours] an interruption costs this much at most
-EXIT_LEFT_OUT = 3
 POOLINGS = (*features.POOLINGS, "tokens")
 
-EPILOG = """\
+PROG = "python -m mv2mae_jax.features"
+EXAMPLES = """
+python -m mv2mae_jax.features --workdir=runs/demo --input=demo_output/prepared --output=features.npz
+python -m mv2mae_jax.features --workdir=runs/demo --input=my_videos --output=features.parquet --pooling=motion
+python -m mv2mae_jax.features --workdir=runs/demo --input=take.mp4 --output=take.npz --pooling=tokens
+"""
+NOTES = """\
 --input is a prepared data set, a folder of videos (.avi, .mp4, ... at any depth) or one video. A clip has the run's
 number of frames, at the run's frame stride, from the middle of the video; its crop is central and as large as can be.
 
@@ -33,17 +40,16 @@ pooling:
 The output has one row per clip: `features`, `clip` (0, 1, ... within a video), and `path`; for a prepared set `take`,
 `view` and `label`. An .npz holds arrays; a .parquet holds lists, with the shape of a row in its metadata. The same
 command goes on where it was interrupted. A video that cannot be read is named with the reason and left out.
-
-exit codes: 0 written; 3 written, but videos were left out; 2 the command, the run or the input do not fit.
 """
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m mv2mae_jax.features",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def make_parser() -> Parser:
+    parser = Parser(
+        PROG,
+        "Extracts features of videos with the encoder of a run.",
+        examples=EXAMPLES,
+        notes=NOTES,
+        exit_codes={ExitCode.DONE: "written", ExitCode.PARTLY: "written, but videos were left out"},
     )
     parser.add_argument("--workdir", required=True, help="the run: the folder that run.py wrote to")
     parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
@@ -56,16 +62,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--short_side", type=int, default=170, help="videos: size that they are read at, as data.prepare's; default 170"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="clips computed at once; default 16")
-    return parser.parse_args(argv)
+    parser.add_progress()
+    return parser
 
 
 def main(argv: list[str]) -> int:
-    arguments = parse_arguments(argv)
-    try:
-        return extract_to_file(arguments)
-    except ValueError as error:
-        print(f"features: {error}", file=sys.stderr)
-        return 2
+    arguments = make_parser().parse_args(argv)
+    progress.configure(arguments.progress)
+    return execute(PROG, lambda: extract_to_file(arguments), goes_on=True)
 
 
 def extract_to_file(arguments: argparse.Namespace) -> int:
@@ -95,19 +99,23 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     missing = [part for part in range(len(parts)) if not store.has(part)]
     if len(missing) < len(parts):
         print(f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there.", file=sys.stderr)
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:  # reads the next part while this one is computed
+    num_before = sum(len(rows) for part, rows in enumerate(parts) if part not in missing)
+    with (
+        progress.Bar(num_videos, "extracting", "videos", initial=num_before) as bar,
+        concurrent.futures.ThreadPoolExecutor(1) as reader,  # reads the next part while this one is computed
+    ):
         coming = None
         for part, following in itertools.pairwise([*missing, None]):
             coming = coming or reader.submit(source.read, parts[part], batch_size)
             num_clips, batches, left_out = coming.result()
             coming = None if following is None else reader.submit(source.read, parts[following], batch_size)
             store.add(part, compute(encoder, source.columns, batches, num_clips, mesh, arguments.pooling), left_out)
-            print(f"part {part + 1} of {len(parts)}: {num_clips} clips", file=sys.stderr, flush=True)
+            bar.advance(len(parts[part]))
     num_rows, left_out = store.finish(len(parts), about)
     print(f"{num_rows} clips of {num_videos - len(left_out)} videos -> {arguments.output}")
     for video, reason in left_out.items():
         print(f"left out: {video}: {reason}", file=sys.stderr)
-    return EXIT_LEFT_OUT if left_out else 0
+    return ExitCode.PARTLY if left_out else ExitCode.DONE
 
 
 def open_source(

@@ -1,4 +1,4 @@
-"""`python -m mv2mae_jax.report --workdir=RUN`; see `--help`."""
+"""One HTML page on a run, or on several to compare: `python -m mv2mae_jax.report --workdir=RUN`."""
 
 import argparse
 import os
@@ -6,57 +6,79 @@ import shlex
 import sys
 import time
 
-EPILOG = """\
-examples:
-  python -m mv2mae_jax.report --workdir=demo_output/run
-  python -m mv2mae_jax.report --workdir=runs/a --workdir=runs/b --output=comparison.html
-  python -m mv2mae_jax.report --workdir=runs/a --data_dir=/mnt/ntu60           # the data set has moved
-  python -m mv2mae_jax.report --workdir=runs/a --samples=0 --max_clips=0       # the files alone
+from console import progress
+from console.command import ExitCode, Parser, execute
 
+PROG = "python -m mv2mae_jax.report"
+EXAMPLES = """
+python -m mv2mae_jax.report --workdir=demo_output/run
+python -m mv2mae_jax.report --workdir=runs/a --workdir=runs/b --output=comparison.html
+python -m mv2mae_jax.report --workdir=runs/a --data_dir=/mnt/ntu60           # the data set has moved
+python -m mv2mae_jax.report --workdir=runs/a --samples=0 --max_clips=0       # the files alone
+"""
+NOTES = """\
 Reconstructions, attention and neighbours are computed from the newest checkpoint and the data set, on the CPU unless
 JAX_PLATFORMS says otherwise; where one of them is gone, the page says so. The page needs no network and runs no script.
-exit codes: 0 written; 2 a workdir is no run, or the page cannot be written.
 """
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mv2mae_jax.report",
-        description="Writes one HTML page on a run, or on several to compare.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def make_parser() -> Parser:
+    parser = Parser(
+        PROG,
+        "Writes one HTML page on a run, or on several to compare.",
+        examples=EXAMPLES,
+        notes=NOTES,
+        exit_codes={
+            ExitCode.DONE: "written",
+            ExitCode.REFUSED: "the arguments do not fit, a workdir is no run, or the page cannot be written",
+        },
     )
     parser.add_argument(
-        "--workdir", action="append", required=True, help="a run: the folder that run.py wrote to; repeat it to compare"
+        "--workdir",
+        action="append",
+        required=True,
+        metavar="RUN",
+        help="the folder that run.py wrote to; repeat it to compare",
     )
-    parser.add_argument("--output", help="the page; by default report.html in the workdir")
-    parser.add_argument("--data_dir", help="where the prepared data set is now, if not where the run read it")
-    parser.add_argument("--samples", type=int, default=3, help="reconstructed samples of each run; 0 for none [3]")
-    parser.add_argument("--max_clips", type=int, default=300, help="whose features are looked at; 0 for none [300]")
+    parser.add_argument("--output", metavar="FILE", help="the page; by default report.html in the workdir")
+    parser.add_argument("--data_dir", metavar="DIR", help="of the prepared data set, if not where the run read it")
+    parser.add_argument(
+        "--samples", type=int, default=3, metavar="N", help="reconstructed ones of each run; 0 for none (3)"
+    )
+    parser.add_argument(
+        "--max_clips", type=int, default=300, metavar="N", help="whose features are looked at; 0 for none (300)"
+    )
+    parser.add_progress()
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.output is None and len(arguments.workdir) > 1:
         parser.error("with several --workdir, say where the page goes: --output=comparison.html")
+    progress.configure(arguments.progress)
+    return execute(PROG, lambda: write(arguments, argv))
+
+
+def write(arguments: argparse.Namespace, argv: list[str]) -> None:
+    """Runs the command. Raises ValueError where a workdir is no run, OSError where the page cannot be written."""
     # What reads the data set and the checkpoint computes on the CPU: a device may be at work for a run.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from mv2mae_jax.report import REPORT_FILE, collect, examine, page
 
     output, started = arguments.output or os.path.join(arguments.workdir[0], REPORT_FILE), time.perf_counter()
-    try:
-        runs = collect.read_all(arguments.workdir)
-        for run in runs:
-            run.config.data.dir = arguments.data_dir or run.config.data.dir
-        seen = [
-            examine.examine(run, num_samples=arguments.samples, max_clips=arguments.max_clips, key=f"map-{index}")
-            for index, run in enumerate(runs)
-        ]
-        text = page.render(runs, seen, shlex.join(["python", "-m", "mv2mae_jax.report", *argv]))
-        page.write(output, text)
-    except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
+    runs = collect.read_all(arguments.workdir)
+    for run in runs:
+        run.config.data.dir = arguments.data_dir or run.config.data.dir
+    seen = [
+        examine.examine(run, num_samples=arguments.samples, max_clips=arguments.max_clips, key=f"map-{index}")
+        for index, run in enumerate(progress.track(runs, "looking at", "runs"))
+    ]
+    text = page.render(runs, seen, shlex.join(["python", "-m", "mv2mae_jax.report", *argv]))
+    page.write(output, text)
     size, seconds = os.path.getsize(output), time.perf_counter() - started
     print(f"Report: {output} ({size / 1e6:.1f} MB, {seconds:.0f} s).")
-    return 0
 
 
 if __name__ == "__main__":

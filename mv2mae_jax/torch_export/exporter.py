@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import config_dict
 from safetensors.numpy import save_file
 
+from console import progress
 from mv2mae_jax import checkpoint, runs, sharding
 from mv2mae_jax.models import classifier, layers, mv2mae
 from mv2mae_jax.models.classifier import Classifier
@@ -109,10 +110,11 @@ def _metrics_at(workdir: str, step: int) -> dict[str, float]:
     }
 
 
-def export(run: Run, layout: str, output: str) -> str:
+def export(run: Run, layout: str, output: str, bar: progress.Bar) -> str:
     """Writes the folder `output` in one of FORMATS, checks it, and says in one line how far it was compared.
 
     The folder takes its name only once it has passed; what did not pass stays in `output`.rejected to be looked at.
+    `bar` advances by 2.
 
     Raises:
       ValueError: the run cannot be written in this layout, or `output` exists.
@@ -135,8 +137,12 @@ def export(run: Run, layout: str, output: str) -> str:
     shutil.rmtree(rejected, ignore_errors=True)
     rejected.mkdir(parents=True)
     state = names.to_videomae(run.params, run.model.tubelet_size)
+    bar.describe("writing")
     {"videomae": write_videomae, "hf": write_hugging_face, "port": write_port}[layout](run, state, rejected)
+    bar.advance()
+    bar.describe("comparing with JAX")
     verdict = verify(run, layout, rejected)
+    bar.advance()
     (rejected / "README.md").write_text(model_card.text(run, layout, verdict))
     rejected.rename(output)
     return verdict

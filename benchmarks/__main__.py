@@ -1,0 +1,11 @@
+"""Lists the commands of this package."""
+
+import functools
+import sys
+
+from console import overview
+
+make_parser = functools.partial(overview.make_parser, "benchmarks")
+
+if __name__ == "__main__":
+    sys.exit(overview.main("benchmarks"))

@@ -1,0 +1,204 @@
+"""The parser and the end of every command: examples, exit codes, and errors that name the nearest match."""
+
+import argparse
+import difflib
+import enum
+import os
+import re
+import shlex
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from console import progress
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+OURS = ("run.py", "benchmarks", "configs", "console", "data", "mv2mae_jax")
+
+
+class ExitCode(enum.IntEnum):
+    """What the shell learns; the same for every command."""
+
+    DONE = 0
+    FAILED = 1
+    REFUSED = 2
+    PARTLY = 3
+    INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+    PREEMPTED = 143  # 128 + SIGTERM
+
+
+_MEANINGS = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "a fault of this program: the traceback says where",
+    ExitCode.REFUSED: "the arguments, or what they name, do not fit: the message says what, and what to do",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose --help ends with examples and exit codes and whose errors are one paragraph.
+
+    Options are not abbreviated. A mistyped option, choice or, with `add_config`, config key names the nearest.
+
+    Args:
+      prog: what is typed: 'python -m data.prepare'.
+      doc: what the command does. Paragraphs in it that are indented command lines become the examples.
+      examples: command lines, one per line, if `doc` has none. `# ...` at the end of a line explains it.
+      notes: text between the options and the examples.
+      exit_codes: what they mean where that is more than `_MEANINGS` says.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        doc: str,
+        *,
+        examples: str = "",
+        notes: str = "",
+        exit_codes: Mapping[int, str] | None = None,
+    ):
+        description, examples_in_doc = _split(doc)
+        self.examples = [line.strip() for line in (examples or examples_in_doc).strip().splitlines()]
+        assert self.examples, f"{prog} has no examples"
+        codes = dict(sorted((_MEANINGS | dict(exit_codes or {})).items()))
+        parts = [notes.strip()] if notes else []
+        parts += ["\n  ".join(["examples:", *self.examples])]
+        parts += ["\n".join(["exit codes:", *(f"  {int(code):<3}  {meaning}" for code, meaning in codes.items())])]
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog="\n\n".join(parts),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._config_keys: Callable[[], Iterable[str]] | None = None
+
+    def add_config(self, keys: Callable[[], Iterable[str]]) -> None:
+        """Adds --config=FILE and --config.KEY=VALUE; the latter come as `options.overrides`, without '--config.'.
+
+        Args:
+          keys: called if an unknown option is given, as it may be the name of a key.
+        """
+        self.add_argument(
+            "--config", required=True, metavar="FILE", help="of configs/; --config.KEY=VALUE sets one of its keys"
+        )
+        self._config_keys = keys
+
+    def add_progress(self, remark: str = "") -> None:
+        """Adds --progress; whoever runs the command passes it to `progress.configure`. `remark` ends its help."""
+        self.add_argument(
+            "--progress",
+            choices=progress.MODES,
+            default="auto",
+            help=f"auto: a bar on a terminal, else nothing; plain: a line every 10 seconds; none (auto){remark}",
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Parses, or ends the program with ExitCode.REFUSED."""
+        args = list(sys.argv[1:] if args is None else args)
+        overrides = []
+        if self._config_keys is not None:
+            overrides = [arg.removeprefix("--config.") for arg in args if arg.startswith("--config.")]
+            args = [arg for arg in args if not arg.startswith("--config.")]
+        self._check_options(args)
+        options, extra = self.parse_known_args(args, namespace)
+        if extra:
+            self.error(f"unexpected: {' '.join(extra)}. Options are written --NAME=VALUE.{self._as_option(extra[0])}")
+        if self._config_keys is not None:
+            options.overrides = overrides
+        return options
+
+    def _check_options(self, args: Sequence[str]) -> None:
+        """Looks at the names of options before argparse does, which would first miss the right one."""
+        for arg in args:
+            name = arg.partition("=")[0]
+            if arg == "--":
+                return
+            if re.match(r"--?[A-Za-z]", arg) and name not in self._option_string_actions:
+                self.error(f"there is no option {name}.{self._as_option(arg)}")
+
+    def _as_option(self, text: str) -> str:
+        """What `text` was perhaps meant to be."""
+        name, separator, value = text.lstrip("-").partition("=")
+        options = [option.lstrip("-") for option in self._option_string_actions if option.startswith("--")]
+        keys = list(self._config_keys()) if self._config_keys is not None else []
+        if name.replace("-", "_") in keys:
+            return f" It is a key of the config: --config.{name.replace('-', '_')}{separator}{value}"
+        near = [f"--{option}" for option in nearest(name, options)]
+        if not near:
+            near = [f"--config.{key}" for key in nearest(name, keys)]
+        return did_you_mean(near)
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            hint = did_you_mean(nearest(str(value), choices))
+            raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(choices)}.{hint}")
+
+    def error(self, message: str) -> None:
+        """Ends the program: one paragraph instead of argparse's usage, which is in --help."""
+        message = message if message.endswith((".", "?")) else f"{message}."
+        self.exit(ExitCode.REFUSED, f"{self.prog}: {message} Options and examples: {self.prog} --help\n")
+
+
+def _split(doc: str) -> tuple[str, str]:
+    """(a docstring without the paragraphs that are indented commands, those)."""
+    paragraphs = doc.strip().split("\n\n")
+    commands = [text for text in paragraphs if all(line.startswith("    python ") for line in text.splitlines())]
+    return "\n\n".join(text for text in paragraphs if text not in commands), "\n".join(commands)
+
+
+def nearest(name: str, known: Iterable[str], count: int = 2) -> list[str]:
+    """The names in `known` that `name` is most probably a mistyping of, the nearest first; may be none.
+
+    Case, and '-' in place of '_', do not count against a match.
+    """
+
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "_")
+
+    by_plain = {plain(text): text for text in known}
+    found = difflib.get_close_matches(plain(name), list(by_plain), n=count, cutoff=0.6)
+    if not found:
+        found = [text for text in by_plain if len(name) > 2 and text.startswith(plain(name))][:count]
+    return [by_plain[text] for text in found]
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    """' Did you mean X or Y?', to follow a sentence; empty where nothing is near."""
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) -> int:
+    """Runs a command; returns its exit code.
+
+    What this project refuses with a message for the user (ValueError, OSError, FloatingPointError raised by its own
+    code), what the system refuses about a file, and what another command of this project has refused is told in one
+    paragraph; all else keeps its traceback.
+
+    Args:
+      prog: what is typed.
+      run: does the work; None stands for ExitCode.DONE.
+      goes_on: the same command, given again, goes on where it was interrupted.
+    """
+    try:
+        return ExitCode.DONE if (code := run()) is None else code
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not (_raised_here(error) or (isinstance(error, OSError) and error.filename)):
+            raise
+        print(f"{prog}: {error}", file=sys.stderr)
+        return ExitCode.REFUSED
+    except subprocess.CalledProcessError as error:
+        if error.returncode != ExitCode.REFUSED:
+            raise
+        print(f"{prog}: what is said above stopped the command {shlex.join(map(str, error.cmd))}", file=sys.stderr)
+        return ExitCode.REFUSED
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted.{' The same command goes on from here.' * goes_on}", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+
+
+def _raised_here(error: Exception) -> bool:
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return any(last.startswith(os.path.join(ROOT, part)) for part in OURS)

@@ -1,0 +1,119 @@
+"""Progress of long commands: a bar on a terminal, lines every few seconds, or nothing.
+
+A command chooses the mode once (`configure`). Until then no bar is shown, and so none in worker processes and where
+this is used as a library. Bars go to stderr.
+"""
+
+import contextlib
+import operator
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+MODES = ("auto", "plain", "none")
+SECONDS_BETWEEN_LINES = 10.0  # [ours]
+
+# What matters stands in front: a narrow terminal cuts off the end.
+_BAR = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt}{unit}, {remaining} left {bar} {elapsed} gone, {rate_fmt}"
+_LINE = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt}{unit}, {remaining} left, {elapsed} gone, {rate_fmt}"
+_mode: str | None = None  # "bar", "plain", "none", or None: no bars, but a run's own lines
+Item = TypeVar("Item")
+
+
+def configure(mode: str) -> None:
+    """What bars are from now on, in this process.
+
+    Args:
+      mode: one of MODES. 'auto' shows bars if stderr is a terminal, else none; 'plain' prints a line every ten seconds,
+        wherever stderr goes; 'none' silences a run's own lines too.
+    """
+    assert mode in MODES, mode
+    global _mode
+    _mode = ("bar" if sys.stderr.isatty() else None) if mode == "auto" else mode
+
+
+def silenced() -> bool:
+    """Whether a command was told to show no progress, not even its own lines."""
+    return _mode == "none"
+
+
+class Bar:
+    """How much of a long command is done, with the time that is left. A context that ends the bar.
+
+    Args:
+      total: parts to do; None if unknown.
+      title: 'generating'.
+      unit: of what, in the plural: 'takes'.
+      initial: parts done before.
+      leave: whether the bar stays when all is done.
+      lines: whether 'plain' prints lines; not for what reports in lines of its own.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        title: str,
+        unit: str,
+        *,
+        initial: int = 0,
+        leave: bool = True,
+        lines: bool = True,
+    ):
+        options = {"bar_format": _BAR, "dynamic_ncols": True, "leave": leave}
+        if _mode == "plain":
+            interval = dict.fromkeys(("mininterval", "maxinterval", "delay"), SECONDS_BETWEEN_LINES)
+            options = {"bar_format": _LINE, "file": _Lines(), "miniters": 1, **interval}
+        shown = _mode == "bar" or (_mode == "plain" and lines)
+        self._tqdm = tqdm(total=total, desc=title, unit=f" {unit}", initial=initial, disable=not shown, **options)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tqdm.close()
+
+    def advance(self, parts: int = 1) -> None:
+        """So many more parts are done. Cheap enough for every step: it draws at most ten times a second."""
+        self._tqdm.update(parts)
+
+    def describe(self, title: str) -> None:
+        """What is being done now, if that changes."""
+        self._tqdm.set_description(title)
+
+    def advance_to(self, parts: int) -> None:
+        """So many parts are done in all."""
+        self._tqdm.update(parts - self._tqdm.n)
+
+    def resume(self) -> None:
+        """The time since the last part was spent on something else (compilation, an evaluation): it does not count."""
+        if not self._tqdm.disable:
+            self._tqdm.unpause()
+
+
+def track(
+    items: Iterable[Item], title: str, unit: str, *, total: int | None = None, leave: bool = False
+) -> Iterator[Item]:
+    """`items`, counted as they are taken; `total` of them, or as many as they say themselves."""
+    with Bar(total or operator.length_hint(items) or None, title, unit, leave=leave) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def say(text: str) -> None:
+    """Prints a line to stdout, above the bars if there are any."""
+    with tqdm.external_write_mode() if _mode == "bar" else contextlib.nullcontext():
+        print(text, flush=True)
+
+
+class _Lines:
+    """Takes what tqdm draws and prints it as lines."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass

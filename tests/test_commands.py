@@ -1,0 +1,262 @@
+"""Every command: its --help, its examples, its errors, its exit codes."""
+
+import contextlib
+import fcntl
+import importlib
+import os
+import pathlib
+import pty
+import re
+import shlex
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from console import command, overview, progress
+from data import catalog
+
+ROOT = pathlib.Path(__file__).parent.parent
+PLACES = ("run.py", "benchmarks", "data", "mv2mae_jax")
+
+
+def find_commands() -> list[str]:
+    """Modules that are meant to be run: 'run', 'data.prepare', ..."""
+    files = [file for place in PLACES for file in (ROOT / place).rglob("*.py")] + [ROOT / "run.py"]
+    guarded = sorted({file for file in files if '\nif __name__ == "__main__":\n' in file.read_text()})
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in guarded]
+
+
+OLDER = {"benchmarks.train_step", "mv2mae_jax.inference"}  # have parsers of another kind still
+COMMANDS = [name for name in find_commands() if name not in OLDER]
+
+
+def parser_of(name: str) -> command.Parser:
+    module = importlib.import_module(name)
+    if not hasattr(module, "make_parser"):
+        module = importlib.import_module(f"{name}.__main__")
+    return module.make_parser()
+
+
+def test_the_commands_are_found():
+    assert {"run", "data.prepare", "data.catalog", "data.synthetic", "mv2mae_jax.features", "benchmarks.soak"} <= set(
+        COMMANDS
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_that_parse_and_exit_codes(name):
+    parser = parser_of(name)
+    typed = "python run.py" if name == "run" else f"python -m {name}"
+    assert parser.prog == typed
+    text = parser.format_help()
+    assert max(map(len, text.splitlines())) <= 120
+    examples = re.search(r"\nexamples:\n((?:  .+\n)+)", text)[1].splitlines()
+    for line in examples:
+        assert line.strip().startswith(typed), line
+        words = shlex.split(line.strip().removeprefix(typed), comments=True)
+        parser.parse_args(words[: words.index(">")] if ">" in words else words)
+    codes = re.search(r"\nexit codes:\n((?:  .+\n?)+)", text)[1]
+    assert {"0", "1", "2", "130"} <= set(re.findall(r"^  (\d+) ", codes, re.M))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_mistyped_option_names_the_nearest(name, capsys):
+    parser = parser_of(name)
+    options = [option for option in parser._option_string_actions if len(option) > 5 and option != "--help"]
+    for option in options:
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args([option[:-2] + option[-1] + "=1"])
+        said = capsys.readouterr().err
+        assert ended.value.code == command.ExitCode.REFUSED
+        assert re.search(rf"Did you mean .*{option}\b", said), said
+        assert said.count("\n") == 1 and "--help" in said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_mistyped_choice_names_the_nearest(name, capsys):
+    parser = parser_of(name)
+    for action in parser._actions:
+        for choice in filter(lambda choice: len(choice) > 3, action.choices or ()):
+            with pytest.raises(SystemExit) as ended:
+                parser.parse_args([f"{action.option_strings[0]}={choice}x"])
+            said = capsys.readouterr().err
+            assert ended.value.code == command.ExitCode.REFUSED
+            assert re.search(rf"Did you mean .*{choice}\b", said), said
+
+
+def refused(arguments: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as ended:
+        parser_of("run").parse_args(arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_what_was_meant_for_another_form_is_told(capsys):
+    assert "--config.total_steps=5" in refused(["--total_steps=5"], capsys)
+    assert "Did you mean --workdir?" in refused(["--config=a.py", "--workdir=b", "workdir=x"], capsys)
+    assert "required: --config, --workdir" in refused([], capsys)
+    assert "there is no option --work." in refused(["--config=a.py", "--work=b"], capsys), "no abbreviations"
+    assert parser_of("run").parse_args(["--config=a.py", "--workdir=b", "--config.seed=3"]).overrides == ["seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("configs/ntu12.py", "Did you mean configs/ntu120.py"),
+        ("ntu120", "Did you mean configs/ntu120.py"),
+        ("config/demo.py", r"Did you mean configs/demo.py\?"),
+        ("configs/zzzzz.py", "are in configs"),
+    ],
+)
+def test_a_mistyped_config_file_names_the_nearest(path, hint, monkeypatch):
+    from mv2mae_jax import config
+
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match=hint):
+        config.load(path)
+
+
+def test_execute_tells_refusals_from_faults(capsys):
+    def fault():
+        raise ValueError("no message for a user: it does not come from this program's code")
+
+    with pytest.raises(ValueError, match="no message for a user"):
+        command.execute("python x", fault)
+    assert command.execute("python x", lambda: catalog.get("ntu61")) == 2
+    assert "Did you mean ntu60" in capsys.readouterr().err
+    assert command.execute("python x", pathlib.Path("/nowhere/at/all").read_text) == 2
+    assert "/nowhere/at/all" in capsys.readouterr().err
+    assert command.execute("python x", lambda: None) == 0
+    assert command.execute("python x", lambda: 3) == 3
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    assert command.execute("python x", interrupt, goes_on=True) == 130
+    assert capsys.readouterr().err == "python x: interrupted. The same command goes on from here.\n"
+
+
+def test_the_parsers_are_light():
+    """What every worker process imports again costs neither JAX nor NumPy."""
+    code = "import sys, run; run.make_parser(); sys.exit(bool({'jax', 'numpy', 'tensorboardX'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def in_terminal(arguments: list[str], columns: int) -> str:
+    """All that a program draws on a terminal of so many columns."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(arguments, stdin=side, stdout=side, stderr=side)
+    os.close(side)
+    drawn = b""
+    with contextlib.suppress(OSError):  # what Linux answers at the end
+        while data := os.read(main, 65536):
+            drawn += data
+    os.close(main)
+    assert process.wait() == 0, drawn
+    return drawn.decode()
+
+
+def screen_after(drawn: str, columns: int) -> list[str]:
+    """The lines that stand on the terminal in the end."""
+    screen, row, column = [""], 0, 0
+    for code in re.findall(r"\x1b\[A|[\s\S]", drawn):
+        if code == "\r":
+            column = 0
+        elif code == "\n":
+            row += 1
+        elif code == "\x1b[A":
+            row = max(0, row - 1)
+        else:
+            if column == columns:  # what is too long goes on in the next line
+                row, column = row + 1, 0
+            screen += [""] * (row + 1 - len(screen))
+            line = screen[row].ljust(column)
+            screen[row] = line[:column] + code + line[column + 1 :]
+            column += 1
+        screen += [""] * (row + 1 - len(screen))
+    return [line.rstrip() for line in screen]
+
+
+TEN_THINGS = """
+import multiprocessing, sys, time
+from console import progress
+
+progress.SECONDS_BETWEEN_LINES = 0.05
+
+def worker():
+    with progress.Bar(1, "SPAWNED", "things") as bar:
+        bar.advance()
+
+if __name__ == "__main__":
+    progress.configure(sys.argv[1] if len(sys.argv) > 1 else "auto")
+    with progress.Bar(10, "doing", "things") as bar:
+        for thing in range(10):
+            time.sleep(0.02)
+            bar.advance()
+            if thing == 5:
+                progress.say("a line of the log")
+                for _ in progress.track([1, 2], "within", "parts"):
+                    progress.say("another line")
+    worker_process = multiprocessing.get_context("spawn").Process(target=worker)
+    worker_process.start()
+    worker_process.join()
+"""
+
+
+@pytest.fixture
+def ten_things(tmp_path):
+    path = tmp_path / "ten_things.py"
+    path.write_text(TEN_THINGS)
+    return path
+
+
+def run_things(path: pathlib.Path, *mode: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, path, *mode], env=environment, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("columns", [100, 30])
+def test_a_bar_on_a_terminal_keeps_to_its_line_and_spares_the_log(ten_things, columns):
+    drawn = in_terminal(["env", f"PYTHONPATH={ROOT}", sys.executable, str(ten_things)], columns)
+    screen = screen_after(drawn, columns)
+    assert "a line of the log" in screen and screen.count("another line") == 2
+    assert any(line.startswith("doing 100% 10/10 things") for line in screen)
+    assert "SPAWNED" not in drawn
+    assert not any(line.startswith("within") for line in screen), "it was taken away"
+    assert len([line for line in screen if line]) == 4
+
+
+def test_without_a_terminal_there_are_no_bars(ten_things):
+    for mode in ((), ("auto",), ("none",)):
+        shown = run_things(ten_things, *mode)
+        assert shown.stderr == "" and shown.stdout.splitlines() == ["a line of the log", "another line", "another line"]
+
+
+def test_plain_progress_is_lines(ten_things):
+    lines = run_things(ten_things, "plain").stderr.splitlines()
+    assert re.match(r"doing  \d0% \d/10 things, 00:00 left, 00:00 gone, [ .\d]+ things/s$", lines[0])
+    assert len(lines) > 2
+    assert lines[-1].startswith("doing 100% 10/10 things, 00:00 left")
+    assert not any("\r" in line or "SPAWNED" in line for line in lines)
+
+
+def test_the_packages_list_their_commands(capsys):
+    assert set(overview.find("data")) == {name for name in COMMANDS if name.startswith("data.")}
+    assert overview.main("data", []) == 0
+    assert "python -m data.prepare    Raw multi-view videos" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        overview.main("data", ["prepar"])
+    assert "Did you mean python -m data.prepare?" in capsys.readouterr().err
+
+
+def test_progress_is_silent_until_a_command_asks_for_it(capfd):
+    with progress.Bar(2, "doing", "things") as bar:
+        bar.advance()
+        bar.resume()
+    assert list(progress.track("ab", "doing", "things")) == ["a", "b"]
+    assert capfd.readouterr() == ("", "")
+    assert not progress.silenced(), "a run's own lines are printed"
