@@ -15,6 +15,7 @@ from data.labelled import LabelledDataset
 from mv2mae_jax import config as configs
 from mv2mae_jax import sharding, train
 from mv2mae_jax.report import __main__ as command
+from mv2mae_jax.report import collect, examine, neighbours, pictures, samples
 from tests import tiny
 from tests.test_report import write_run
 
@@ -29,8 +30,7 @@ PRETRAIN_SECTIONS = {
 def pretrained(synthetic_set, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained") / "run"
     workdir.mkdir()
-    # Two source views: every picture that a report may hold.
-    overrides = [*tiny.OVERRIDES, f"data.dir={synthetic_set}", "eval.every_steps=3", "data.num_source_views=2"]
+    overrides = [*tiny.OVERRIDES, f"data.dir={synthetic_set}", "eval.every_steps=3", "eval.picture_blur_sigma=1.0"]
     config = configs.load("configs/pretrain_base.py", overrides)
     train.train(config, Dataset.from_config(config), sharding.make_mesh(), str(workdir))
     assert command.main([f"--workdir={workdir}", "--samples=2", "--max_clips=40"]) == 0
@@ -276,6 +276,21 @@ def test_a_film_shows_one_frame_at_a_time(browser, pretrained):
         width, height = (int(x) for x in film.get_attribute("style").partition("--ratio:")[2].strip(" ;").split("/"))
         (image,) = film.find_elements("css selector", "img")
         assert image.size["width"] / image.size["height"] == pytest.approx(width / height, rel=0.02)
+
+
+def test_pictures_are_as_blurred_as_the_run_wants_them(pretrained, compared):
+    run, tuned = collect.read(str(pretrained)), collect.read(str(compared.parent / "tuned"))
+    assert examine.blur_sigma(run.config) == examine.blur_sigma(tuned.config) == 1.0
+
+    def sharpness(picture) -> float:
+        return float(np.abs(np.diff(pictures.decode(picture.uri).astype(int), axis=0)).mean())
+
+    blurred = neighbours.examine(run, max_clips=12, key="a", blur_sigma=1.0).queries[0]
+    sharp = neighbours.examine(run, max_clips=12, key="a").queries[0]
+    assert sharpness(blurred.clip) < 0.8 * sharpness(sharp.clip)
+    _, (sample,) = samples.examine(run, count=1)
+    target = next(film for film in sample.films if film.label == "target view")
+    assert sharpness(target) < 0.8 * sharpness(sharp.clip)
 
 
 def test_a_report_without_data_says_so_and_how_to_get_it(browser, tmp_path):

@@ -188,15 +188,10 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tupl
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """The trend of int[n], float[n]: means over a fortieth of the points around each, at most `most` of them."""
-    width = len(values) // 40
-    if width > 1:
-        total = np.cumsum(np.concatenate([[0.0], values]))
-        index = np.arange(len(values))
-        first, last = np.maximum(index - width // 2, 0), np.minimum(index + width // 2 + 1, len(values))
-        values = (total[last] - total[first]) / (last - first)
+    """The trend of int[n], float[n]: medians over a fortieth of the points around each, at most `most` of them."""
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
-    return steps[chosen], values[chosen]
+    half = len(values) // 80
+    return steps[chosen], np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in chosen])
 
 
 def _charts_of_one(run: Run) -> Iterator[Chart]:
@@ -264,7 +259,7 @@ def _chart(panel: Panel, key: str, title: str, drawn: list, dashed: list, said: 
         if panel.percent:
             axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
         elif axes.get_yscale() == "log":
-            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: charts.number(value)))
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))

@@ -45,7 +45,7 @@ def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined
             left_out.append(f"Reconstructions, motion weights and attention are left out: {_said(error, run)}")
     if max_clips:
         try:
-            features = neighbours.examine(run, max_clips=max_clips, key=key, blur_sigma=_blur_sigma(run.config))
+            features = neighbours.examine(run, max_clips=max_clips, key=key, blur_sigma=blur_sigma(run.config))
         except Exception as error:
             left_out.append(f"Neighbours and the map of the features are left out: {_said(error, run)}")
     return Examined(step=step, samples=found, neighbours=features, left_out=left_out)
@@ -63,10 +63,10 @@ def _said(error: Exception, run: Run) -> str:
     return textwrap.shorten(f"{type(error).__name__}: {error}", MOST_CHARACTERS)
 
 
-def _blur_sigma(config: config_dict.ConfigDict) -> float:
+def blur_sigma(config: config_dict.ConfigDict) -> float:
     """The blur that the run's pictures have; downstream runs follow the run that they started from."""
     if "picture_blur_sigma" in config.eval:
         return config.eval.picture_blur_sigma
     if config.init_from and os.path.isdir(os.path.join(config.init_from, "checkpoints")):
-        return _blur_sigma(runs.read_record(config.init_from)[2])
+        return blur_sigma(runs.read_record(config.init_from)[2])
     return 0.0

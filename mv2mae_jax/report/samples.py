@@ -62,25 +62,22 @@ def examine(run: Run, *, count: int) -> tuple[int, list[Sample]]:
     batches = pipeline.eval_batches(dataset, seed=config.seed, global_batch_size=count, max_takes=config.eval.max_takes)
     with contextlib.closing(iter(batches)) as stream:
         batch = next(stream)
-    inputs = task.eval_inputs(batch, jax.random.fold_in(jax.random.key(config.seed), step))
-    shown = jax.device_get(jax.jit(task.reconstruct)(params, inputs))
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    inputs, shown, looked = jax.device_get(jax.jit(functools.partial(_compute, task))(params, batch, key))
     blur = config.eval.picture_blur_sigma
     shown = {name: video if name == "weights" else visualize.blurred(video, blur) for name, video in shown.items()}
-    sources = visualize.blurred(np.asarray(inputs["video"][:, 1:], np.float32) / 255, blur)  # (B, S, T, H, W, 3)
-    looked = np.asarray(jax.jit(functools.partial(_attention, task))(params, inputs)) if task.model.cross_view else None
 
     samples = []
     for index in np.flatnonzero(batch["valid"]).tolist():
-        motion = np.asarray(inputs["motion"][index, 0])
+        motion = inputs["motion"][index, 0]
         weights, note = weight_maps(task, motion, visualize.sample_row(shown, "target", index))
         seen = []
         if looked is not None:
-            pixels = np.round(sources[index] * 255).astype(np.uint8)  # (S, T, H, W, 3)
+            sources = visualize.blurred(inputs["video"][index, 1:].astype(np.float32), blur)
+            sources = np.round(sources).astype(np.uint8)  # (S, T, H, W, 3)
             frames = {name: visualize.sample_row(shown, name, index) for name in ("target", "masked")}
-            masks = jax.tree.map(
-                lambda x, index=index: np.asarray(x[index]), (inputs["target_mask"], inputs["source_mask"])
-            )
-            seen = looks.draw(task.model.grid, motion, frames, pixels, masks, looked[index])
+            masks = jax.tree.map(lambda x, index=index: x[index], (inputs["target_mask"], inputs["source_mask"]))
+            seen = looks.draw(task.model.grid, motion, frames, sources, masks, looked[index])
         films = [
             pictures.film(visualize.sample_row(shown, name, index), dict(visualize.ROWS)[name], f"Animation: {alt}")
             for name, alt in ALTS.items()
@@ -128,6 +125,14 @@ def weight_maps(task: Pretrain, motion: np.ndarray, target: np.ndarray) -> tuple
     if not math.isfinite(own):
         note += " This run weights all tokens alike (infinite temperature)."
     return images, note
+
+
+def _compute(task: Pretrain, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Any, Any, Any]:
+    """(inputs with their masks; reconstructions; attention, None without a cross-view decoder) of a batch."""
+    inputs = task.eval_inputs(batch, key)
+    looked = _attention(task, params, inputs) if task.model.cross_view else None
+    inputs = {name: inputs[name] for name in ("video", "motion", "target_mask", "source_mask")}
+    return inputs, task.reconstruct(params, inputs), looked
 
 
 def _attention(task: Pretrain, params: Any, inputs: dict[str, Any]) -> jax.Array:
