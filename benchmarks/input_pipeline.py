@@ -2,6 +2,7 @@
 
     python -m benchmarks.input_pipeline               # generated videos
     python -m benchmarks.input_pipeline --videos=my_videos --pattern='{take}_cam{view}.mp4' --workers 0 2
+    python -m benchmarks.input_pipeline --memory      # reads the memory during a longer run, and nothing else
     python -m benchmarks.input_pipeline --manifest    # opens a set of a million takes, and nothing else
 
 A view-clip is 16 frames at stride 4 of one view, cropped to 128x128 pixels: configs/pretrain_base.py. Rates are per
@@ -19,7 +20,7 @@ import multiprocessing
 import os
 import platform
 import random
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -37,7 +38,7 @@ import pyarrow.parquet as pq
 
 from configs import pretrain_base
 from console.command import Parser, execute
-from data import catalog, clips, dct, frame_index, jpeg, pipeline, samples, takes
+from data import catalog, dct, frame_index, jpeg, pipeline, samples, takes
 from data.dataset import Dataset
 from data.motion import motion_energy
 
@@ -137,27 +138,43 @@ def stages(dataset: Dataset) -> dict[str, float]:
     }
 
 
-def whole_pipeline(directory: Path, repeats: int, num_workers: int, num_batches: int) -> dict[str, float]:
-    """Milliseconds of processor time per view-clip through grain; megabytes by which memory grows meanwhile."""
+def whole_pipeline(directory: Path, repeats: int, num_workers: int, num_batches: int) -> float:
+    """Milliseconds of processor time per view-clip through grain."""
     dataset = open_dataset(directory, repeats)
     batches = pipeline.train_batches(
         dataset, seed=0, start_step=0, global_batch_size=BATCH * repeats, num_workers=num_workers
     )
     next(batches)
     settle()  # what is read ahead before counts as much as what is read ahead after
-    began, resident = cpu_seconds(), resident_megabytes()
+    began = cpu_seconds()
     for _ in range(num_batches):
         next(batches)
     settle()
     num_clips = num_batches * BATCH * repeats * (1 + dataset.spec.num_source_views)
-    return {"pipeline": 1e3 * (cpu_seconds() - began) / num_clips, "growth": resident_megabytes() - resident}
+    spent = 1e3 * (cpu_seconds() - began) / num_clips
+    batches.close()
+    return spent
 
 
-def resident_megabytes() -> float:
-    """Of this process and of the grain workers that it has started."""
+def memory(directory: Path, num_workers: int, num_batches: int = 50, num_readings: int = 9) -> list[float]:
+    """Megabytes of this process and the grain workers that it has started, read every `num_batches`, from the start."""
+    batches = pipeline.train_batches(
+        open_dataset(directory), seed=0, start_step=0, global_batch_size=BATCH, num_workers=num_workers
+    )
+    readings = []
+    for _ in range(num_readings):
+        readings.append(megabytes())
+        for _ in range(num_batches):
+            next(batches)
+    batches.close()
+    return readings
+
+
+def megabytes() -> float:
+    """Of this process and of the grain workers that it has started; what they share counts once."""
     pids = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    return sum(int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1]) for rollup in rollups) * 1024 / 1e6
 
 
 def settle() -> None:
@@ -203,8 +220,8 @@ def measure(sets: dict[str, Path], videos: list[Path], rounds: int, workers: lis
         for variant, directory in list(sets.items())[:: 1 if number % 2 else -1]:
             add(variant, stages(open_dataset(directory)))
             for repeats, num_workers in itertools.product((1, 4), workers):
-                spent = whole_pipeline(directory, repeats, num_workers, num_batches=8 // repeats)
-                add(variant, {f"{k}, repeats={repeats}, workers={num_workers}": v for k, v in spent.items()})
+                spent = whole_pipeline(directory, repeats, num_workers, num_batches=16 // repeats)
+                add(variant, {f"pipeline, repeats={repeats}, workers={num_workers}": spent})
         add("PyAV", {"decode": statistics.mean(pyav(videos, seed) for seed in range(4 * number, 4 * number + 4))})
         print(f"round {number + 1} of {rounds} done", flush=True)
     return found
@@ -218,9 +235,6 @@ def report(found: Rates) -> str:
         for stage, values in columns.items():
             if stage.startswith("bytes"):
                 lines.append(f"  {stage:<32} {values[0] / 1e3:9.0f} kB per view-clip")
-                continue
-            if stage.startswith("growth"):
-                lines.append(f"  {stage:<32} {spread(values, '.0f')} MB")
                 continue
             rates = [1e3 / value for value in values]
             line = f"  {stage:<32} {spread(values, '.3f')} ms  {spread(rates, '.0f')} clips/s"
@@ -267,24 +281,31 @@ def write_manifest(directory: Path) -> None:
     (directory / "prepared.json").write_text(json.dumps(prepared))
 
 
-def open_manifest(directory: Path) -> dict[str, float]:
+def open_manifest(directory: Path, holdout_fraction: float) -> dict[str, float]:
     """Seconds and megabytes of opening it for training, in a process of its own."""
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    prepared = takes.open_prepared(directory)
-    opened = time.process_time()
-    spec = clips.ClipSpec(num_frames=16, frame_stride=4, crop_size=(128, 128), tubelet_size=(2, 16, 16))
-    elements = clips.pair_views(prepared.views, np.ones(len(prepared.views["take"]), bool), spec).elements
-    assert len(elements) == 2 * MILLION
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    done = time.process_time()
-    return {"open, s": opened - began, "elements, s": done - opened, "megabytes": (peak - before) / 1024}
+    config = pretrain_base.get_config()
+    config.data.update(dict(dir=str(directory), holdout_fraction=holdout_fraction))
+    before, began = peak_megabytes(), time.process_time()
+    dataset = Dataset.from_config(config)
+    for column in ("record", "num_frames", "height", "width", "label"):  # what the first batch asks for
+        assert len(dataset.prepared.views[column]) == 2 * MILLION
+    spent = time.process_time() - began
+    assert len(dataset.train.elements) == round(2 * MILLION * (1 - holdout_fraction))
+    return {"seconds": spent, "megabytes": peak_megabytes() - before}
 
 
-def manifest(folder: Path) -> dict[str, float]:
+def peak_megabytes() -> float:
+    """Of this process. Its `ru_maxrss` would be that of the process that started it, if this was larger."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+
+
+def manifest(folder: Path) -> dict[str, dict[str, float]]:
     write_manifest(folder)
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
-        return executor.submit(open_manifest, folder).result()
+    context, found = multiprocessing.get_context("spawn"), {}
+    for fraction in (0.0, 0.02):
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+            found[f"holdout_fraction={fraction}"] = executor.submit(open_manifest, folder, fraction).result()
+    return found
 
 
 def make_parser() -> Parser:
@@ -293,7 +314,8 @@ def make_parser() -> Parser:
     parser.add_argument("--pattern", help="of their names; see python -m data.prepare --help")
     parser.add_argument("--short_sides", type=int, nargs="+", default=[170, 128], metavar="PIXELS")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0], help="grain's; 0 is threads")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="grain's; 0 is threads")
+    parser.add_argument("--memory", action="store_true", help="read the memory during a longer run, and nothing else")
     parser.add_argument("--manifest", action="store_true", help="open a set of a million takes, and nothing else")
     parser.add_argument("--output", type=Path, help="where the raw figures go, as JSON")
     return parser
@@ -306,18 +328,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         if options.manifest:
             found = manifest(Path(temporary))
-            print(", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+            for name, values in found.items():
+                print(name, ", ".join(f"{value:.2f} {unit}" for unit, value in values.items()))
         else:
             make = functools.partial(prepare, Path(temporary), options.videos, options.pattern)
             kinds = itertools.product(options.short_sides, ("jpeg", "dct"))
             sets = {f"{codec} {size}": make(codec, size) for size, codec in kinds}
-            videos = sorted(
-                path
-                for path in (options.videos or Path(temporary, "raw")).rglob("*")
-                if path.suffix in (".mp4", ".avi")
-            )
-            found = measure(sets, videos, options.rounds, options.workers)
-            print(report(found))
+            folder = options.videos or Path(temporary, "raw")
+            videos = sorted(path for path in folder.rglob("*") if path.suffix in (".mp4", ".avi"))
+            if options.memory:
+                variants = itertools.product(sets, options.workers)
+                found = {f"{name}, workers={workers}": memory(sets[name], workers) for name, workers in variants}
+                for name, readings in found.items():
+                    print(name, *(f"{reading:.0f}" for reading in readings), "MB")
+            else:
+                found = measure(sets, videos, options.rounds, options.workers)
+                print(report(found))
     if options.output:
         RESULTS.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps({"machine": machine, "figures": found}, indent=1))

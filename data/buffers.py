@@ -137,11 +137,9 @@ class _Buffer:
             return cls(number, -1, num_bytes, mmap.mmap(-1, _HEADER + num_bytes))
         descriptor = os.memfd_create("batch")
         os.ftruncate(descriptor, _HEADER + num_bytes)
-        return cls(number, descriptor, num_bytes, mmap.mmap(descriptor, _HEADER + num_bytes))
-
-    def __del__(self):
-        if self.descriptor >= 0:
-            os.close(self.descriptor)  # what is mapped stays
+        buffer = cls(number, descriptor, num_bytes, mmap.mmap(descriptor, _HEADER + num_bytes))
+        weakref.finalize(buffer, os.close, descriptor)  # what is mapped stays
+        return buffer
 
 
 def _whole(memory: mmap.mmap) -> np.ndarray:

@@ -7,6 +7,10 @@ import dataclasses
 
 import numpy as np
 
+# [ours] How often a crop's side may be that of the result before areas are averaged. Up to here linear interpolation is
+# as near to Lanczos' filter (38.3 against 38.4 dB at 1.5; above, 36.5 against 38.5 dB at 1.6) and five times as fast.
+MOST_LINEAR = 1.5
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSpec:
@@ -151,6 +155,25 @@ class TakeViews:
         return np.flatnonzero(self.allowed[target] & (self.rows[take] >= 0))
 
 
+def group(column: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `np.unique(column[rows], return_inverse=True)`, without copying or sorting millions of strings.
+
+    Takes come in runs, mostly in order; of views there are few.
+    """
+    is_first = np.ones(len(column), bool)
+    is_first[1:] = column[1:] != column[:-1]
+    names = column[is_first]
+    if (names[1:] > names[:-1]).all():
+        number = np.cumsum(is_first, dtype=np.int32) - 1
+    else:
+        parts = np.array_split(column, -(-len(column) // 2**16))
+        names = np.unique(np.concatenate([np.unique(part) for part in parts]))
+        number = np.concatenate([np.searchsorted(names, part).astype(np.int32) for part in parts])
+    number = number[rows]
+    is_there = np.bincount(number, minlength=len(names)) > 0
+    return names[is_there], (np.cumsum(is_there, dtype=np.int32) - 1)[number]
+
+
 def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpec) -> TakeViews:
     """Groups the selected manifest rows into takes and lists the (take, target view) elements.
 
@@ -162,11 +185,12 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
     Raises:
       ValueError: a view pair names a view that does not exist, or no take has enough views.
     """
-    row_index = np.flatnonzero(selected)
-    take_names, take_of_row = np.unique(views["take"][row_index], return_inverse=True)
-    view_names, view_of_row = np.unique(views["view"][row_index], return_inverse=True)
-    rows = np.full((len(take_names), len(view_names)), -1, np.int64)
+    row_index = np.flatnonzero(selected).astype(np.int32)
+    take_names, take_of_row = group(views["take"], row_index)
+    view_names, view_of_row = group(views["view"], row_index)
+    rows = np.full((len(take_names), len(view_names)), -1, np.int32)
     rows[take_of_row, view_of_row] = row_index
+    del take_of_row, view_of_row, row_index  # of millions of rows, each costs megabytes
 
     allowed = ~np.eye(len(view_names), dtype=bool)
     if spec.view_pairs:
@@ -181,11 +205,11 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
             allowed[known[target], known[source]] = True
 
     present = rows >= 0
-    num_sources = present.astype(np.int32) @ allowed.T.astype(np.int32)  # (num_takes, num_views)
+    num_sources = present.astype(np.int16) @ allowed.T.astype(np.int16)  # (num_takes, num_views)
     as_target = present & (num_sources >= spec.num_source_views)
     if spec.view_pairs:
         as_target &= allowed.any(axis=1)
-    elements = np.argwhere(as_target)
+    elements = np.stack([index.astype(np.int32) for index in np.nonzero(as_target)], axis=1)
     if len(elements) == 0:
         most = int(present.sum(axis=1).max(initial=0))
         raise ValueError(

@@ -75,8 +75,12 @@ def hold_out(prepared: takes.Prepared, rows: np.ndarray, fraction: float) -> tup
     Takes are ranked by a digest of their names, so the choice is the same in every run and barely moves when the set
     grows. At least one take is held out where there are two or more, and none for a fraction of 0.
     """
-    names = np.unique(prepared.views["take"][rows]).tolist()
+    kept_rows = np.flatnonzero(rows)
+    names, take_of_row = clips.group(prepared.views["take"], kept_rows)
     wanted = max(1, round(fraction * len(names))) if fraction > 0 and len(names) > 1 else 0
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    held_out = rows & np.isin(prepared.views["take"], ranked[:wanted])
+    held_out = np.zeros(len(rows), bool)
+    if wanted:
+        digests = np.fromiter((hashlib.sha256(name.encode()).digest() for name in names), "V32", len(names))
+        ranked = np.argsort(digests)
+        held_out[kept_rows] = np.isin(take_of_row, ranked[:wanted])
     return rows & ~held_out, held_out

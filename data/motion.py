@@ -21,9 +21,13 @@ def motion_energy(video: np.ndarray, tubelet_size: tuple[int, int, int]) -> np.n
     t, h, w = tubelet_size
     if num_frames == 1:
         return np.zeros((height // h) * (width // w), np.float32)
-    flat = video.reshape(num_frames, height * width * channels)  # (T, HW3)
-    difference = cv2.absdiff(flat[1:], flat[:-1])  # (T - 1, HW3)
-    difference = np.concatenate([difference[:1], difference])  # (T, HW3)
-    squared = np.square(difference, dtype=np.float32)
-    squared = squared.reshape(num_frames // t, t, height // h, h, width // w, w * channels)  # (nt, t, nh, h, nw, w3)
-    return np.sqrt(np.einsum("atbhcw->abc", squared)).reshape(-1)  # (N,)
+    flat = video.reshape(num_frames, height, width * channels)  # (T, H, W3)
+    difference = np.empty(flat.shape[1:], np.uint8)
+    squared = np.zeros((num_frames // t, height, width * channels), np.float32)
+    for index in range(num_frames):  # one frame at a time, which stays in the processor's cache
+        later = max(index, 1)
+        cv2.absdiff(flat[later], flat[later - 1], dst=difference)
+        cv2.accumulateSquare(difference, squared[index // t])
+    of_rows = squared.reshape(-1, h, width * channels).sum(axis=1)  # (nt nh, W3)
+    of_tokens = of_rows.reshape(num_frames // t, height // h, width // w, w * channels).sum(axis=-1)  # (nt, nh, nw)
+    return np.sqrt(of_tokens).reshape(-1)  # (N,)

@@ -184,11 +184,14 @@ def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views
 def crop_clip(
     frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int], into: np.ndarray | None = None
 ) -> np.ndarray:
-    """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3], written to `into` if given."""
+    """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3], written to `into` if given.
+
+    Linearly, or by averages of areas where it shrinks by more than `clips.MOST_LINEAR`.
+    """
     top, left, height, width = clips.crop_box(draw, frames[0].shape[:2], crop_size)
     video = np.empty((len(frames), *crop_size, 3), np.uint8) if into is None else into
-    shrinks = height > crop_size[0] or width > crop_size[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    by_area = max(height / crop_size[0], width / crop_size[1]) > clips.MOST_LINEAR
+    interpolation = cv2.INTER_AREA if by_area else cv2.INTER_LINEAR
     for frame, place in zip(frames, video, strict=True):
         box = frame[top : top + height, left : left + width]
         if (height, width) == tuple(crop_size):

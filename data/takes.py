@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data import catalog, codec, dct
@@ -92,7 +94,7 @@ class Prepared:
                 dct.put(coefficients, place)  # while it is in the cache
         return dct.steps(quality)
 
-    @property
+    @functools.cached_property
     def coefficients_shape(self) -> tuple[int, int]:
         """Of the image that holds the coefficients of any frame of the set; see data/dct.py."""
         height, width = dct.padded_size(int(self.views["height"].max()), int(self.views["width"].max()))
@@ -175,8 +177,7 @@ def open_prepared(directory: str | Path) -> Prepared:
         path = directory / shard["file"]
         if not path.exists() or path.stat().st_size != shard["bytes"]:
             raise ValueError(f"{path} is missing or has lost its end: make it anew with `{command}`")
-    with pq.ParquetFile(directory / "manifest.parquet") as manifest:
-        views = {name: _column(manifest, name) for name in manifest.schema_arrow.names}
+    views = _Columns(directory / "manifest.parquet")
     return Prepared(
         directory=str(directory),
         name=prepared["dataset"],
@@ -190,10 +191,45 @@ def open_prepared(directory: str | Path) -> Prepared:
     )
 
 
+class _Columns(Mapping):
+    """The columns of a manifest, each read when it is first asked for; to other processes goes the path alone."""
+
+    def __init__(self, path: Path):
+        self._path, self._read = path, {}
+        with pq.ParquetFile(path) as manifest:
+            self._names = tuple(manifest.schema_arrow.names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._read:
+            if name not in self._names:
+                raise KeyError(name)
+            with pq.ParquetFile(self._path) as manifest:
+                self._read[name] = _column(manifest, name)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_read": {}}
+
+
 def _column(manifest: pq.ParquetFile, name: str) -> np.ndarray:
-    """One by one, and text by its different values: a manifest of millions of rows is never in memory twice."""
-    (column,) = manifest.read([name]).columns
-    if not pa.types.is_string(column.type):
-        return column.to_numpy()
-    encoded = column.combine_chunks().dictionary_encode()
-    return np.array(encoded.dictionary.to_pylist(), np.str_)[encoded.indices.to_numpy()]
+    """In parts, and no Python object for a text: a manifest may have millions of rows."""
+    parts = [_values(batch[0]) for batch in manifest.iter_batches(2**16, columns=[name], use_threads=False)]
+    column = np.concatenate(parts)
+    pa.default_memory_pool().release_unused()
+    return column.astype(np.str_) if column.dtype.kind == "S" else column
+
+
+def _values(part: pa.Array) -> np.ndarray:
+    if not pa.types.is_string(part.type):
+        return part.to_numpy(zero_copy_only=False)
+    if not pc.all(pc.string_is_ascii(part)).as_py():
+        return np.array(part.to_pylist(), np.str_)
+    width = pc.max(pc.binary_length(part)).as_py() or 1
+    fixed = pc.utf8_rpad(part, width, "\0").cast(pa.binary()).cast(pa.binary(width))
+    return np.frombuffer(fixed.buffers()[1], f"S{width}", len(part)).copy()

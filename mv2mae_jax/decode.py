@@ -2,8 +2,8 @@
 
 Dequantisation is a product with a table. Inverse DCT, upsampling of chroma and the resizing of the crop are all linear
 and separable, so that a plane costs two matrix products, out = L @ coefficients @ R.T, with L and R made for each box.
-Colour comes last, at the size of the crop. As on the host (`data.samples.crop_clip`), a box is averaged by area where
-it shrinks and interpolated linearly elsewhere, within its borders.
+Colour comes last, at the size of the crop. As on the host (`data.samples.crop_clip`), a box is interpolated
+linearly, within its borders, or averaged by area where it shrinks much.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data import clips as sampling
 from data import dct
 
 Arrays = dict[str, Any]
@@ -77,20 +78,22 @@ def _decode_clip(coefficients: jax.Array, steps: jax.Array, box: jax.Array, crop
     y = _transform(luma, steps[0], vertical, horizontal)
     halves = (_halved(vertical), _halved(horizontal))
     cb, cr = (_transform(plane, steps[1], *halves) for plane in (cb, cr))
+    y, cb, cr = (plane.astype(jnp.float32) for plane in (y, cb, cr))
     # JFIF's conversion, around 0: the blocks' means are of pixels - 128.
     rgb = jnp.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-3)
     return jnp.clip(jnp.round(rgb + 128), 0, 255).astype(jnp.uint8)  # (R, T, 3, h, w)
 
 
 def _transform(plane: jax.Array, steps: jax.Array, vertical: jax.Array, horizontal: jax.Array) -> jax.Array:
-    """int8[T, n, m], uint8[8, 8], float32[R, h, n], float32[R, w, m] -> float32[R, T, h, w]."""
+    """int8[T, n, m], uint8[8, 8], float32[R, h, n], float32[R, w, m] -> bfloat16[R, T, h, w]."""
     num_rows, num_columns = plane.shape[-2:]
     spread = jnp.repeat(jnp.repeat(steps, num_rows // 8, axis=0), num_columns // 8, axis=1)  # (n, m)
     dequantised = plane.astype(jnp.float32) * spread.astype(jnp.float32)
     left = jnp.matmul(vertical, _basis(num_rows).T, precision=PRECISION)  # (R, h, n)
     right = jnp.matmul(horizontal, _basis(num_columns).T, precision=PRECISION)  # (R, w, m)
     rows = jnp.einsum("rhn,tnm->rthm", left, dequantised, precision=PRECISION)
-    return jnp.einsum("rthm,rwm->rthw", rows, right, precision=PRECISION)
+    # Half as much to write and read. Eight bits of -128 to 127 are off by 1/4 at most, rounding to grey levels by 1/2.
+    return jnp.einsum("rthm,rwm->rthw", rows, right, precision=PRECISION).astype(jnp.bfloat16)
 
 
 @functools.cache
@@ -109,9 +112,9 @@ def _basis(length: int) -> np.ndarray:
 
 def _weights(box: jax.Array, frame_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """What every pixel of a crop takes from those of the frame: float32[h, H] and float32[w, W]; rows sum to 1."""
-    shrinks = (box[2] > crop_size[0]) | (box[3] > crop_size[1])
-    vertical = _resize_weights(box[0], box[2], frame_size[0], crop_size[0], shrinks)
-    return vertical, _resize_weights(box[1], box[3], frame_size[1], crop_size[1], shrinks)
+    by_area = jnp.maximum(box[2] / crop_size[0], box[3] / crop_size[1]) > sampling.MOST_LINEAR
+    vertical = _resize_weights(box[0], box[2], frame_size[0], crop_size[0], by_area)
+    return vertical, _resize_weights(box[1], box[3], frame_size[1], crop_size[1], by_area)
 
 
 def _resize_weights(start: jax.Array, size: jax.Array, num_in: int, num_out: int, by_area: jax.Array) -> jax.Array:
@@ -147,11 +150,11 @@ def _planar_motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) 
     if num_frames == 1:
         return jnp.zeros((*batch, height // h * (width // w)), jnp.float32)
     frames = video.astype(jnp.float32)
-    squared = jnp.square(frames[..., 1:, :, :, :] - frames[..., :-1, :, :, :]).sum(axis=-3)  # (..., T - 1, H, W)
+    squared = jnp.square(frames[..., 1:, :, :, :] - frames[..., :-1, :, :, :])  # (..., T - 1, 3, H, W)
     rows, columns = (np.repeat(np.eye(size // step), step, axis=0) for size, step in ((height, h), (width, w)))
     exactly = jax.lax.Precision.HIGHEST
-    of_rows = jnp.einsum("...hw,wj->...hj", squared, columns.astype(np.float32), precision=exactly)
-    of_tokens = jnp.einsum("...hj,hi->...ij", of_rows, rows.astype(np.float32), precision=exactly)
+    of_rows = jnp.einsum("...chw,wj->...chj", squared, columns.astype(np.float32), precision=exactly)
+    of_tokens = jnp.einsum("...chj,hi->...ij", of_rows, rows.astype(np.float32), precision=exactly)
     of_tokens = jnp.concatenate([of_tokens[..., :1, :, :], of_tokens], axis=-3)  # (..., T, nh, nw)
     of_tokens = of_tokens.reshape(*batch, num_frames // t, t, *of_tokens.shape[-2:])  # (..., nt, t, nh, nw)
     return jnp.sqrt(of_tokens.sum(axis=-3)).reshape(*batch, -1)  # (..., N)
