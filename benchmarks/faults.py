@@ -1,13 +1,13 @@
 """Kills a run again and again, wherever it happens to be, and compares its end with that of an undisturbed one.
 
     python -m benchmarks.faults --kills=50 --workdir=/tmp/faults
-    python -m benchmarks.faults --kills=50 --workdir=/tmp/faults --fuzz=2000
+    python -m benchmarks.faults --kills=0 --fuzz=2000 --workdir=/tmp/faults
 
 The tiny model is trained once without and once with disturbance. The disturbed one is started by the same command until
 it is done, and struck by SIGKILL (or SIGTERM, for every fourth) after a random time, so that the strikes fall into
 start-up, compilation, steps, saves and evaluations; likewise a preparation of videos. Then parameters, optimiser state,
 average, metrics history, results and the files of the prepared set must be equal bit for bit. With --fuzz, thousands of
-mutated videos, sets, checkpoints and configs follow. Writes benchmarks/results/faults/.
+mutated videos, sets, checkpoints and configs follow. Writes benchmarks/results/faults/faults.json and fuzz.json.
 """
 
 import datetime
@@ -39,7 +39,7 @@ OPTIONS = (
     "data.num_workers=1",
 )
 SIGTERM_EVERY = 4
-RESULTS_FILE = RESULTS / "faults" / "faults.json"
+FOLDER = RESULTS / "faults"
 
 
 def strike(command: list[str], seconds: float, number: signal.Signals) -> tuple[int, str]:
@@ -72,16 +72,21 @@ def phase(output: str) -> str:
     return "compilation or first steps" if any(line.startswith("devices ") for line in lines) else "start-up"
 
 
+def train_undisturbed(folder: Path, prepared: Path) -> Path:
+    """Trains FOLDER/whole to its end."""
+    command = ["run.py", *faults.arguments(folder / "whole", prepared, *OPTIONS)]
+    subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True, stdout=subprocess.DEVNULL)
+    return folder / "whole"
+
+
 def kill_run(folder: Path, prepared: Path, kills: int, draw: random.Random) -> Iterator[list[dict]]:
     """Trains FOLDER/disturbed with at least `kills` strikes in one or more runs; compares each end.
 
     Yields:
       After each end, for each strike so far: signal, seconds after the start, exit code, phase.
     """
-    whole, strikes = folder / "whole", []
-    command = ["run.py", *faults.arguments(whole, prepared, *OPTIONS)]
-    began = time.monotonic()
-    subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True, stdout=subprocess.DEVNULL)
+    strikes, began = [], time.monotonic()
+    whole = train_undisturbed(folder, prepared)
     duration = time.monotonic() - began
     while len(strikes) < kills:
         disturbed = folder / "disturbed"
@@ -130,8 +135,15 @@ def kill_preparation(folder: Path, raw: Path, kills: int, draw: random.Random) -
     return strikes
 
 
-def fuzz_all(folder: Path, prepared: Path, cases: int) -> dict[str, object]:
-    """Thousands of mutated inputs; an AssertionError or any other exception is a failure."""
+def fuzz_all(folder: Path, run: Path, prepared: Path, cases: int) -> dict[str, object]:
+    """Thousands of mutated inputs; an AssertionError or any other exception is a failure.
+
+    Args:
+      folder: for what is mutated.
+      run: a finished run, whose newest checkpoint is mutated and mended again.
+      prepared: the set that random configs name.
+      cases: of each kind; a tenth as many of prepared sets, of which each is read as a whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     seeds = fuzz.video_seeds(folder)
     used, aside = 0, 0
@@ -140,7 +152,7 @@ def fuzz_all(folder: Path, prepared: Path, cases: int) -> dict[str, object]:
         used, aside = used + counts[0], aside + counts[1]
     small = folder / "videos" / "prepared"
     read, refused = fuzz.read_mutated_set(small, seed=1, cases=cases // 10)
-    step = max((folder.parent / "runs" / "whole" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
+    step = max((run / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
     fuzz.check_mutated_step(step, seed=2, cases=cases)
     base = str(faults.ROOT / "configs" / "pretrain_base.py")
     accepted = sum(fuzz.validate_random_config(base, seed, str(prepared)) for seed in range(cases))
@@ -164,34 +176,49 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     shutil.rmtree(options.workdir, ignore_errors=True)
-    raw, draw, began = options.workdir / "raw", random.Random(options.seed), time.monotonic()
+    raw = options.workdir / "raw"
     command = ["-m", "data.synthetic", f"--output={raw}", "--takes=24", "--seed=1", "--resolution=64x48"]
     subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True)
-    (options.workdir / "preparations").mkdir()
-    preparation = kill_preparation(options.workdir / "preparations", raw, options.kills // 5, draw)
-    prepared = options.workdir / "preparations" / "whole"
-    record = {
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if options.kills:
+        strike_all(options.workdir, raw, options.kills, options.seed)
+    if options.fuzz:
+        fuzz_and_record(options.workdir, raw, options.fuzz)
+
+
+def about_this_run() -> dict[str, str]:
+    return {
         "date": datetime.date.today().isoformat(),
         "git_revision": outcome.git_revision(),
         "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
-        "seed": options.seed,
-        "options": OPTIONS,
-        "preparation": preparation,
     }
 
-    def write() -> None:
-        record["minutes"] = round((time.monotonic() - began) / 60, 1)
-        RESULTS_FILE.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS_FILE.write_text(json.dumps(record, indent=1) + "\n")
 
+def strike_all(workdir: Path, raw: Path, kills: int, seed: int) -> None:
+    """Strikes at a preparation and at runs; each end that was equal bit for bit is recorded in faults.json."""
+    draw, began = random.Random(seed), time.monotonic()
+    (workdir / "preparations").mkdir()
+    preparation = kill_preparation(workdir / "preparations", raw, kills // 5, draw)
+    record = {**about_this_run(), "seed": seed, "options": OPTIONS, "preparation": preparation}
+    prepared = workdir / "preparations" / "whole"
     # An end that differs is an AssertionError: what is in the file was equal bit for bit.
-    for ends, strikes in enumerate(kill_run(options.workdir / "runs", prepared, options.kills, draw), start=1):
-        record |= {"equal_ends": ends, "run": strikes}
-        write()
-    if options.fuzz:
-        record["fuzz"] = fuzz_all(options.workdir / "fuzz", prepared, options.fuzz)
-        write()
-    print(f"{len(record['run'])} strikes at the run, {len(preparation)} at the preparation: {RESULTS_FILE}")
+    for ends, strikes in enumerate(kill_run(workdir / "runs", prepared, kills, draw), start=1):
+        minutes = round((time.monotonic() - began) / 60, 1)
+        record |= {"equal_ends": ends, "run": strikes, "minutes": minutes}
+        (FOLDER / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{len(record['run'])} strikes at the run, {len(preparation)} at the preparation: {FOLDER / 'faults.json'}")
+
+
+def fuzz_and_record(workdir: Path, raw: Path, cases: int) -> None:
+    """What became of mutated inputs, into fuzz.json."""
+    began, prepared = time.monotonic(), workdir / "fuzz" / "set"
+    command = ["-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", "--short_side=40", f"--output={prepared}"]
+    subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True)
+    run = train_undisturbed(workdir / "fuzz", prepared)
+    counts = fuzz_all(workdir / "fuzz", run, prepared, cases)
+    record = {**about_this_run(), "minutes": round((time.monotonic() - began) / 60, 1), **counts}
+    (FOLDER / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{counts}: {FOLDER / 'fuzz.json'}")
 
 
 if __name__ == "__main__":
