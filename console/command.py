@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import enum
+import errno
 import os
 import re
 import shlex
@@ -185,6 +186,11 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
     try:
         return ExitCode.DONE if (code := run()) is None else code
     except (ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {error.filename}" if error.filename else ""
+            then = "goes on from here" if goes_on else "can be given again"
+            print(f"{prog}: no space is left on the disk{where}. With room, the same command {then}.", file=sys.stderr)
+            return ExitCode.REFUSED
         if not (_raised_here(error) or (isinstance(error, OSError) and error.filename)):
             raise
         print(f"{prog}: {error}", file=sys.stderr)

@@ -52,7 +52,8 @@ def read(file: BinaryIO, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
         raise BadVideo("empty file")
     file.seek(0)
     try:
-        container = av.open(file, mode="r", options=_LIMITS)
+        # Titles and the like may be in any encoding, or damaged; they are not used.
+        container = av.open(file, mode="r", options=_LIMITS, metadata_errors="replace")
     except av.FFmpegError as error:
         raise BadVideo(f"not a readable video: {_reason(error)}") from error
     try:

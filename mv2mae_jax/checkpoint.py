@@ -1,6 +1,7 @@
 """Checkpoints: one directory per step in WORKDIR/checkpoints, written by Orbax, with digests (see damage.py)."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +9,25 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from mv2mae_jax import damage, sharding
 from mv2mae_jax.models import layers
+
+
+class _RaisedAnyway(logging.Filter):
+    """Drops the tracebacks that Orbax logs in the background: hundreds for one failed save, which is raised anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        trace = record.exc_info[2] if record.exc_info else None
+        while trace:
+            if f"{os.sep}orbax{os.sep}" in trace.tb_frame.f_code.co_filename:
+                return False
+            trace = trace.tb_next
+        return True
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_RaisedAnyway())
 
 
 class Checkpointer:
@@ -185,7 +201,7 @@ def _load(workdir: str, directory: str, step: int, wanted: Any, select: Callable
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         items = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
         restored = manager.restore(step, args=ocp.args.Composite(state=items))["state"]
-    logging.info("Parameters taken from %s, step %d (%s).", workdir, step, source)
+    logging.getLogger(__name__).info("Parameters taken from %s, step %d (%s).", workdir, step, source)
     return jax.jit(lambda tree: convert(select(tree)), out_shardings=placement)(restored[source])
 
 

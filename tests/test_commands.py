@@ -1,6 +1,7 @@
 """Every command: its --help, its examples, its errors, its exit codes."""
 
 import contextlib
+import errno
 import fcntl
 import importlib
 import os
@@ -129,6 +130,12 @@ def test_execute_tells_refusals_from_faults(capsys):
     assert "Did you mean ntu60" in capsys.readouterr().err
     assert command.execute("python x", pathlib.Path("/nowhere/at/all").read_text) == 2
     assert "/nowhere/at/all" in capsys.readouterr().err
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert command.execute("python x", full, goes_on=True) == 2
+    assert "no space is left on the disk. With room, the same command goes on" in capsys.readouterr().err
     assert command.execute("python x", lambda: None) == 0
     assert command.execute("python x", lambda: 3) == 3
 

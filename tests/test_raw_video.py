@@ -58,6 +58,17 @@ def test_playlists_open_no_other_file(video, tmp_path):
             list(raw_video.read(file, 32)[1])
 
 
+def test_a_title_in_another_encoding_is_no_damage(tmp_path):
+    """MP4 writes titles as UTF-8; a camera that wrote Latin-1 leaves bytes that are none."""
+    frames = video_files.moving_square(6, 24, 32, seed=0)
+    path = video_files.write_video(tmp_path / "a.mp4", frames, title="cafe_")
+    content = path.read_bytes()
+    assert content.count(b"cafe_") == 1
+    path.write_bytes(content.replace(b"cafe_", b"caf\xe9_"))
+    with open(path, "rb") as file:
+        assert len(list(raw_video.read(file, 24)[1])) == 6
+
+
 def test_files_in_archives_are_bounded(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("bomb.avi", bytes(10_000))

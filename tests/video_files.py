@@ -30,6 +30,7 @@ def write_video(
     fps: int = 30,
     container: str | None = None,
     pixel_aspect: Fraction | None = None,
+    title: str = "",
 ) -> Path:
     """Writes uint8[T, h, w, 3] RGB frames at a quality without visible loss; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +38,8 @@ def write_video(
     x264 = {"crf": "10", "g": "8", "x264-params": "mbtree=0"}
     options = {"libx264": x264, "libvpx-vp9": {"crf": "10", "b": "0", "cpu-used": "8"}}.get(codec, {})
     with av.open(str(path), "w", format=container) as output:
+        if title:
+            output.metadata["title"] = title
         stream = output.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
