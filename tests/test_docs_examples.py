@@ -18,10 +18,10 @@ PAGE = (ROOT / "docs/extending.md").read_text()
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory) -> Path:
-    """The repository's code with all patches and new files of the page."""
+    """The repository's Python files with all patches and new files of the page."""
     folder = tmp_path_factory.mktemp("patched")
     for file in tracked_files():
-        if file.endswith(".py") and file.partition("/")[0] in ("configs", "data", "mv2mae_jax", "run.py", "tests"):
+        if file.endswith(".py"):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, folder / file)
     for path, text in re.findall(r"<!-- file: (\S+) -->\n\n```python\n(.*?)```", PAGE, re.DOTALL):
