@@ -243,8 +243,8 @@ def _read(stream: grain.IterDataset) -> Iterator[Batch]:
     batches = iter(stream)
     try:
         yield from batches
-    except (RuntimeError, buffers.Unreachable) as error:
-        if isinstance(error, RuntimeError) and "terminated unexpectedly" not in str(error):  # grain's words
+    except (RuntimeError, OSError) as error:
+        if not isinstance(error, buffers.Unreachable) and "terminated unexpectedly" not in str(error):  # grain's words
             raise
         raise OSError(
             f"A process that reads the data was killed, or its memory cannot be reached on this system ({error}). If "
@@ -260,12 +260,13 @@ def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: i
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if not flags.FLAGS.is_parsed():  # grain's worker processes look at absl's flags, which we do not use
         flags.FLAGS.mark_as_parsed()
-    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).map(memory.share)
+    # One batch is read, one is ready, one is in the queue: a batch may be gigabytes, and there may be many processes.
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).map(memory.share)
     if buffers.SHAREABLE:  # large arrays are addresses by now, small ones are pickled: grain need not copy any
         options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, options)
     stream = stream.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
+        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1),
         worker_init_fn=_start_worker,
     )
     return stream.map(buffers.Opener())

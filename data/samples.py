@@ -6,7 +6,7 @@ What is drawn comes from the generator that is passed in; `data.pipeline` decide
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -149,13 +149,14 @@ def read_clips(
         return _read_coefficients(prepared, spec, samples, empty)
     num_crops = sum(len(sample.crops) for sample in samples)
     video = empty((num_crops, len(samples[0].rows), spec.num_frames, *spec.crop_size, 3), np.uint8)
-    places = iter(video)
+    first = 0
     for sample in samples:
         indices, records = _frame_indices(prepared, spec, sample), prepared.views["record"][sample.rows].tolist()
-        frames = [prepared.read_frames(record, indices) for record in records]
-        for crops in sample.crops:
-            for view, crop, into in zip(frames, crops, next(places), strict=True):
-                crop_clip(view, crop, spec.crop_size, into)
+        for v, record in enumerate(records):
+            crops = [views[v] for views in sample.crops]
+            into = video[first : first + len(crops), v]  # (R, T, H, W, 3)
+            crop_frames(prepared.read_frames(record, indices), crops, spec.crop_size, into)
+        first += len(sample.crops)
     return video  # (E * R, V, T, H, W, 3)
 
 
@@ -181,24 +182,30 @@ def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views
     return clips.frame_indices(shortest, spec.num_frames, spec.frame_stride, sample.position)
 
 
-def crop_clip(
-    frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int], into: np.ndarray | None = None
-) -> np.ndarray:
-    """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3], written to `into` if given.
+def crop_clip(frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
+    """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3]; see `crop_frames`."""
+    video = np.empty((1, len(frames), *crop_size, 3), np.uint8)
+    crop_frames(frames, [draw], crop_size, video)
+    return video[0]
 
-    Linearly, or by averages of areas where it shrinks by more than `clips.MOST_LINEAR`.
+
+def crop_frames(
+    frames: Iterable[np.ndarray], draws: Sequence[clips.CropDraw], crop_size: tuple[int, int], into: np.ndarray
+) -> None:
+    """Several boxes of every frame, resized: T times uint8[h, w, 3] -> `into` uint8[R, T, H, W, 3].
+
+    Linearly, or by averages of areas where a box shrinks by more than `clips.MOST_LINEAR`.
     """
-    top, left, height, width = clips.crop_box(draw, frames[0].shape[:2], crop_size)
-    video = np.empty((len(frames), *crop_size, 3), np.uint8) if into is None else into
-    by_area = max(height / crop_size[0], width / crop_size[1]) > clips.MOST_LINEAR
-    interpolation = cv2.INTER_AREA if by_area else cv2.INTER_LINEAR
-    for frame, place in zip(frames, video, strict=True):
-        box = frame[top : top + height, left : left + width]
-        if (height, width) == tuple(crop_size):
-            place[:] = box
-        else:
-            cv2.resize(box, crop_size[::-1], dst=place, interpolation=interpolation)
-    return video
+    for index, frame in enumerate(frames):
+        for draw, video in zip(draws, into, strict=True):
+            top, left, height, width = clips.crop_box(draw, frame.shape[:2], crop_size)
+            box = frame[top : top + height, left : left + width]
+            if (height, width) == tuple(crop_size):
+                video[index] = box
+            else:
+                by_area = max(height / crop_size[0], width / crop_size[1]) > clips.MOST_LINEAR
+                interpolation = cv2.INTER_AREA if by_area else cv2.INTER_LINEAR
+                cv2.resize(box, crop_size[::-1], dst=video[index], interpolation=interpolation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

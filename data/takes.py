@@ -68,14 +68,19 @@ class Prepared:
           ValueError: no such record or frame.
           DamagedRecord: the record is damaged, also when it is read again; the message names take and view.
         """
-        return np.stack(self.read_frames(record, frames))  # (T, h, w, 3)
+        numbers, place = np.unique(frames, return_inverse=True)
+        decoded = list(self.read_frames(record, numbers))
+        return np.stack([decoded[i] for i in place])  # (T, h, w, 3)
 
-    def read_frames(self, record: int, frames: np.ndarray) -> list[np.ndarray]:
-        """As `read`, T times uint8[h, w, 3]: what is cropped next need not be joined before."""
-        decode, stored = codec.get(self.codec).decode, self._stored(record, frames)
-        with self._naming_damage(record):
-            decoded = {frame: decode(data) for frame, data in stored.items()}
-        return [decoded[frame] for frame in np.asarray(frames).tolist()]
+    def read_frames(self, record: int, frames: np.ndarray) -> Iterator[np.ndarray]:
+        """As `read`, T times uint8[h, w, 3]: one after the other, so that a frame is used while it is in the cache."""
+        decode, stored, last = codec.get(self.codec).decode, self._stored(record, frames), None
+        for frame in np.asarray(frames).tolist():
+            if frame != last:
+                with self._naming_damage(record):
+                    decoded = decode(stored[frame])
+                last = frame
+            yield decoded
 
     def read_coefficients(self, record: int, frames: np.ndarray, into: np.ndarray) -> np.ndarray:
         """As `read`, but of frames that are stored as coefficients, which are unpacked and no more.

@@ -129,3 +129,15 @@ def test_impossible_samples_are_refused(change, message):
     settings = dict(num_frames=4, frame_stride=4, crop_size=(16, 16), tubelet_size=(2, 8, 8)) | change
     with pytest.raises(ValueError, match=message):
         pair(views, clips.ClipSpec(**settings))
+
+
+@pytest.mark.parametrize("names", ["in order", "in disorder", "few", "one"])
+def test_groups_are_those_of_a_sort(names):
+    rng = np.random.default_rng(0)
+    column = np.array([f"S{i:05d}" for i in range({"few": 4, "one": 1}.get(names, 20_000))])
+    column = column if names == "one" else rng.choice(column, 100_000)
+    column = np.sort(column) if names == "in order" else column
+    for rows in (np.arange(len(column)), np.flatnonzero(rng.random(len(column)) < 0.3), np.arange(0)):
+        found, wanted = clips.group(column, rows), np.unique(column[rows], return_inverse=True)
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_array_equal(found[1], wanted[1])

@@ -129,10 +129,13 @@ def test_when_nothing_can_be_read_the_reader_gives_up(synthetic_set, monkeypatch
     assert len(asked) == reads * (1 + samples.MOST_REPLACEMENTS) and len(set(asked)) > 5
 
 
-def test_no_bit_of_a_shard_changes_a_pixel_unseen(synthetic_set, tmp_path):
+@pytest.mark.parametrize("codec", ["jpeg", "dct"])
+def test_no_bit_of_a_shard_changes_a_pixel_unseen(request, codec, tmp_path):
     """Every frame read from a damaged shard is either refused or what was written."""
-    copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
-    prepared, frames = takes.open_prepared(synthetic_set), np.array([0, 20, 40])
+    directory = request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec])
+    copy = Path(shutil.copytree(directory, tmp_path / "prepared"))
+    prepared, frames = takes.open_prepared(directory), np.array([0, 20, 40])
+    assert prepared.codec == codec
     shard, records = sorted(copy.glob("*.array_record-*"))[1], range(6, 12)
     wanted = {record: prepared.read(record, frames) for record in records}
     content, rng, refused = shard.read_bytes(), np.random.default_rng(0), 0

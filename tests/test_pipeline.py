@@ -1,6 +1,7 @@
 """The input pipeline: a batch is a pure function of (seed, step), and its contents are what the video shows."""
 
 import dataclasses
+import hashlib
 import itertools
 
 import grain
@@ -177,6 +178,8 @@ def test_held_out_takes_are_whole_fixed_and_disjoint(dataset):
     kept, held_out = hold_out(dataset.prepared, np.ones(len(views["take"]), bool), 0.25)
     names = {split: set(views["take"][rows]) for split, rows in (("kept", kept), ("held out", held_out))}
     assert len(names["held out"]) == 6 and len(names["kept"]) == 18 and not names["kept"] & names["held out"]
+    ranked = sorted(set(views["take"]), key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert names["held out"] == set(ranked[:6])
     assert set(dataset.train.take_names) == names["kept"] and set(dataset.held_out.take_names) == names["held out"]
     few, _ = hold_out(dataset.prepared, kept, 0.0)
     np.testing.assert_array_equal(few, kept)

@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data import codec, prepare, takes
@@ -193,3 +195,22 @@ def test_real_phones_and_cameras(tmp_path):
         assert np.abs(got[:1].astype(int) - wanted).mean() < JPEG_TOLERANCE
     counts = json.loads((tmp_path / "prepared.json").read_text())["counts"]
     assert (counts["videos"], counts["quarantined"]) == (4, 0)
+
+
+def test_columns_are_read_in_parts_and_again_in_another_process(tmp_path):
+    columns = {
+        "take": [f"S{i}" for i in range(70_000)],
+        "view": ["", "Kamera süd", "C1"] * 23_333 + [""],
+        "label": list(range(-1, 69_999)),
+    }
+    types = {"take": pa.string(), "view": pa.string(), "label": pa.int32()}
+    table = pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+    pq.write_table(table, tmp_path / "manifest.parquet", row_group_size=30_000)
+    views = takes._Columns(tmp_path / "manifest.parquet")
+    assert list(views) == list(columns) and "fps" not in views
+    for name, values in columns.items():
+        assert views[name].tolist() == values
+    sent = pickle.dumps(views)
+    assert len(sent) < 1000 and pickle.loads(sent)["view"].tolist() == columns["view"]
+    with pytest.raises(KeyError, match="fps"):
+        views["fps"]
