@@ -297,7 +297,7 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path, capsys):
 def test_a_report_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, capsys):
     report.write_at_end(str(tmp_path))
     said = capsys.readouterr().out
-    assert said.startswith("No report was written: report: ") and said.count("\n") == 1 and "To try again" in said
+    assert said.startswith("No report was written: ") and said.count("\n") == 1 and "To try again" in said
 
 
 def test_a_run_that_has_just_started_has_a_report(tmp_path):

@@ -98,7 +98,7 @@ def to_svg(figure: Figure, key: str, description: str) -> str:
 def heat_map(axes: matplotlib.axes.Axes, values: np.ndarray) -> None:
     """float[rows, columns] in [0, 1] as one colour that grows from transparent to full, on whichever background."""
     image = np.zeros((*values.shape, 4), np.uint8)
-    image[..., :3] = (47, 125, 195)
+    image[..., :3] = (64, 145, 220)
     image[..., 3] = np.round(255 * np.clip(values, 0, 1))
     axes.imshow(image, interpolation="none", aspect="equal")
     axes.grid(visible=False)

@@ -139,12 +139,14 @@ def _confusion(kind: str, counts: np.ndarray, names: Sequence[str], key: str) ->
     ]
 
     def draw(axes) -> None:
-        charts.heat_map(axes, shares)
+        charts.heat_map(axes, shares / max(shares.max(), 1e-9))
+        last = len(counts) - 0.5
+        axes.plot([-0.5, last], [-0.5, last], color=charts.MUTED, linewidth=0.8, linestyle=":")
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         if len(names) <= 24:
             ticks = range(len(names))
-            axes.set_xticks(ticks, [_shortened(name, 14) for name in names], rotation=90, fontsize=7.5)
+            axes.set_xticks(ticks, [_shortened(name, 22) for name in names], rotation=90, fontsize=7.5)
             axes.set_yticks(ticks, [_shortened(name, 22) for name in names], fontsize=7.5)
         for spine in axes.spines.values():
             spine.set_visible(True)
@@ -154,12 +156,12 @@ def _confusion(kind: str, counts: np.ndarray, names: Sequence[str], key: str) ->
         chart=charts.chart(
             key,
             f"Confusion matrix, {kind}",
-            "Each row is a true class, each column what it was taken for; the darker a cell, the larger its share of "
-            "the row. Right answers lie on the diagonal.",
+            "Each row is a true class, each column what it was taken for; the stronger the colour, the larger the "
+            f"share of the row (at most {100 * shares.max():.0f} %). Right answers lie on the dotted diagonal.",
             f"Confusion matrix of {kind}: {correct} of {int(counts.sum())} right. Most frequent mistakes: "
             + "; ".join(f"{a} taken for {b}, {n} of {total}" for a, b, n, total in pairs[:3]),
             draw,
-            size=(5.0, 4.6),
+            size=(5.0, 5.0),
         ),
         pairs=pairs,
     )
