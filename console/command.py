@@ -201,7 +201,7 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
         print(f"{prog}: what is said above stopped the command {shlex.join(map(str, error.cmd))}", file=sys.stderr)
         return ExitCode.REFUSED
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted.{' The same command goes on from here.' * goes_on}", file=sys.stderr)
+        print(f"{prog}: interrupted.{' The same command goes on from what is saved.' * goes_on}", file=sys.stderr)
         return ExitCode.INTERRUPTED
 
 

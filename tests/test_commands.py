@@ -143,7 +143,7 @@ def test_execute_tells_refusals_from_faults(capsys):
         raise KeyboardInterrupt
 
     assert command.execute("python x", interrupt, goes_on=True) == 130
-    assert capsys.readouterr().err == "python x: interrupted. The same command goes on from here.\n"
+    assert capsys.readouterr().err == "python x: interrupted. The same command goes on from what is saved.\n"
 
 
 def test_the_parsers_are_light():
