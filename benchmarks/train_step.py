@@ -13,7 +13,6 @@ quartiles), peak memory, and the rate of floating-point operations that the mode
 published. Needs torch and transformers (requirements-torch.txt).
 """
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -25,13 +24,14 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.experiment import CONFIGS, RESULTS, hardware
+from benchmarks.experiment import CONFIGS, RESULTS, chosen, hardware
+from console.command import Parser, execute
 
 OURS, WHOLE = "mv2mae-jax", "mv2mae-jax, whole MV2MAE step"
 PEER, COMPILED = "transformers", "transformers, torch.compile"
@@ -253,12 +253,8 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def make_parser() -> Parser:
+    parser = Parser("python -m benchmarks.train_step", __doc__)
     parser.add_argument("--models", default="S", help="ViT sizes, comma-separated (%(default)s)")
     parser.add_argument("--clips", default="16x128x128", help="FRAMESxHEIGHTxWIDTH, comma-separated (%(default)s)")
     parser.add_argument("--precisions", default="float32,bfloat16", help="comma-separated (%(default)s)")
@@ -266,13 +262,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=15, help="steps of each implementation (%(default)s)")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, default=RESULTS / "train_step" / "cpu.json", help="%(default)s")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(arguments)
+    models = chosen(parser, options.models, ("Ti", "S", "B", "L", "H"))
+    precisions = chosen(parser, options.precisions, ("float32", "bfloat16"))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share one accelerator
     names = [name for name in IMPLEMENTATIONS if not (options.no_compile and name == COMPILED)]
     records = []
-    for model in options.models.split(","):
+    for model in models:
         for clip in options.clips.split(","):
-            for precision in options.precisions.split(","):
+            for precision in precisions:
                 size = tuple(int(part) for part in clip.split("x"))
                 case = Case(model=model, clip=size, batch=options.batch, precision=precision)
                 records.append(measure(case, names, options.turns))
@@ -286,4 +289,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute("python -m benchmarks.train_step", main))

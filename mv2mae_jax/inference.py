@@ -19,9 +19,16 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from console import progress
+from console.command import ExitCode, Parser, execute
 from mv2mae_jax import checkpoint, features, runs, sharding
 from mv2mae_jax.models import mv2mae
 
+PROG = "python -m mv2mae_jax.inference"
+EXAMPLES = """
+python -m mv2mae_jax.inference --workdir=runs/demo --output=encoder.jax_export
+python -m mv2mae_jax.inference --workdir=runs/demo --output=encoder.jax_export --step=1000
+"""
 PLATFORMS = ("cpu", "cuda", "tpu")  # that an exported file runs on
 
 
@@ -103,28 +110,39 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
     return Encoder(workdir=workdir, step=step, model=model, params=params, frame_stride=config.data.frame_stride)
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mv2mae_jax.inference",
-        description="Writes a run's encoder, with its weights, to a file that needs JAX but not this package.",
-        epilog="exit codes: 0 written, 2 there is no such run or step.",
+def make_parser() -> Parser:
+    parser = Parser(
+        PROG,
+        "Writes a run's encoder, with its weights, to a file that needs JAX but not this package.",
+        examples=EXAMPLES,
+        exit_codes={ExitCode.DONE: "written", ExitCode.REFUSED: "the arguments do not fit: no such run or step, ..."},
     )
-    parser.add_argument("--workdir", required=True, help="the run: the folder that run.py wrote to")
+    parser.add_argument("--workdir", required=True, metavar="RUN", help="the folder that run.py wrote to")
     parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
-    parser.add_argument("--output", required=True, help="the file to write, e.g. encoder.jax_export")
-    arguments = parser.parse_args(argv)
-    try:
+    parser.add_argument("--output", required=True, metavar="FILE", help="to write, e.g. encoder.jax_export")
+    parser.add_progress()
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = make_parser().parse_args(argv)
+    progress.configure(arguments.progress)
+    return execute(PROG, lambda: export_to_file(arguments))
+
+
+def export_to_file(arguments: argparse.Namespace) -> None:
+    """Runs the command. Raises ValueError where there is no such run or step."""
+    with progress.Bar(2, "reading the run", "stages", leave=False) as bar:
         encoder = load_encoder(arguments.workdir, arguments.step)
-    except ValueError as error:
-        print(f"inference: {error}", file=sys.stderr)
-        return 2
-    encoder.export(arguments.output)
+        bar.advance()
+        bar.describe("compiling and writing")
+        encoder.export(arguments.output)
+        bar.advance()
     size, model = os.path.getsize(arguments.output), encoder.model
     clip, tokens = ", ".join(map(str, model.clip_size)), f"{model.num_tokens}, {model.width}"
     print(f"Step {encoder.step} of {encoder.workdir} -> {arguments.output} ({size / 2**20:.1f} MiB).")
     print(f"uint8[B, {clip}, 3] RGB -> float32[B, {tokens}], any B, on {', '.join(PLATFORMS)}:")
     print(f"  jax.export.deserialize(bytearray(open({arguments.output!r}, 'rb').read())).call(video)")
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ def find_commands() -> list[str]:
     return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in guarded]
 
 
-OLDER = {"benchmarks.train_step", "mv2mae_jax.inference"}  # have parsers of another kind still
-COMMANDS = [name for name in find_commands() if name not in OLDER]
+COMMANDS = find_commands()
 
 
 def parser_of(name: str) -> command.Parser:

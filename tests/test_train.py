@@ -129,7 +129,7 @@ def failing(*args, **kwargs):
         yield batch
 pipeline.train_batches = failing
 import run
-run.main(sys.argv[1:])
+sys.exit(run.main(sys.argv[1:]))
 """
     arguments = ["--config=configs/pretrain_base.py", f"--workdir={parts}", f"--config.data.dir={synthetic_set}"]
     arguments += [f"--config.{override}" for override in (*tiny.OVERRIDES, *options)]

@@ -9,9 +9,10 @@ import numpy as np
 from absl import logging
 from ml_collections import config_dict
 
+from console import progress
 from data import pipeline
 from data.labelled import LabelledDataset
-from mv2mae_jax import accuracy, checkpoint, features, outcome, probes, retrieval, runs, sharding
+from mv2mae_jax import accuracy, checkpoint, event_files, features, outcome, probes, retrieval, runs, sharding
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.torch_export import importer
@@ -68,6 +69,8 @@ def run(
     for name, value in results.items():
         print(f"{name:<32} {value:.4g}", flush=True)
     outcome.write(workdir, config, step, results, tables)
+    event_files.write_config(os.path.join(workdir, "tensorboard"), config, finished=True)
+    event_files.write_results(os.path.join(workdir, "tensorboard"), step, results)
     return results
 
 
@@ -134,6 +137,7 @@ def _extract(
             num_workers=config.data.num_workers,
         )
         tokens = features.map_tokens(folder, num_clips, model) if with_tokens else None
+        batches = progress.track(batches, "extracting features", "batches", leave=True)
         return features.extract(model, params, batches, mesh, tokens=tokens)
 
     facts = features.facts_of(
