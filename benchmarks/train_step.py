@@ -91,11 +91,9 @@ def make_our_step(case: Case, *, whole: bool) -> tuple[Callable[[], None], Calla
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     state = jax.jit(lambda key: TrainState.create(task.init(key), optimizer, with_ema=False))(jax.random.key(0))
     rng = np.random.default_rng(0)
-    random = {
-        name: rng.integers(0, 256, shape.shape, np.uint8) if shape.dtype == np.uint8 else rng.gamma(1, 300, shape.shape)
-        for name, shape in topology.batch_shapes(config).items()
-    }
-    batch = sharding.put_batch(mesh, {k: v.astype(topology.batch_shapes(config)[k].dtype) for k, v in random.items()})
+    shapes = topology.batch_shapes(config)
+    rows = {"video": rng.integers(0, 256, shapes["video"].shape), "motion": rng.gamma(1, 300, shapes["motion"].shape)}
+    batch = sharding.put_batch(mesh, {name: array.astype(shapes[name].dtype) for name, array in rows.items()})
     train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
     needed = flops.training_flops(task, state.params, batch)
     device = jax.devices()[0]

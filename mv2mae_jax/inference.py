@@ -103,11 +103,23 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
       ValueError: there is no such run or step, or it is damaged.
     """
     step, _, config = runs.read_record(workdir, step)
-    model = mv2mae.from_config(config).clone(final_norm=config.task == "pretrain")
-    shapes = jax.eval_shape(functools.partial(features.init_encoder, model), jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
-    params = checkpoint.load_encoder(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
+    model, params = restore(workdir, step, config.task, mv2mae.from_config(config), mesh)
     return Encoder(workdir=workdir, step=step, model=model, params=params, frame_stride=config.data.frame_stride)
+
+
+def restore(
+    workdir: str, step: int, task: str, model: mv2mae.MV2MAE, mesh: jax.sharding.Mesh
+) -> tuple[mv2mae.MV2MAE, Any]:
+    """(the model with the encoder that a run of this task has, the encoder's parameters) of a checkpoint.
+
+    Raises:
+      ValueError: names or shapes differ; lists them.
+    """
+    model = model.clone(final_norm=task == "pretrain")  # a classifier norms the mean of the tokens instead
+    shapes = jax.eval_shape(functools.partial(features.init_encoder, model), jax.random.key(0))
+    params = checkpoint.load_encoder(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
+    return model, params
 
 
 def make_parser() -> Parser:

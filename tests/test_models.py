@@ -18,7 +18,6 @@ CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike
 TINY = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
 
 # These tests compile much and compute little.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def build(**overrides) -> mv2mae.MV2MAE:
@@ -65,7 +64,7 @@ def random_params(model: mv2mae.MV2MAE):
 
 @functools.cache
 def jitted(model: mv2mae.MV2MAE, method: str = "__call__"):
-    return jax.jit(functools.partial(model.apply, method=method), compiler_options=QUICK)
+    return jax.jit(functools.partial(model.apply, method=method), compiler_options=tiny.QUICK)
 
 
 def run(model, method, *args):
@@ -383,7 +382,7 @@ def test_vit_s_has_as_many_parameters_as_videomaes():
 
 def test_initialisation_is_videomaes():
     model = build(depth=4)
-    init = jax.jit(model.init, compiler_options=QUICK)
+    init = jax.jit(model.init, compiler_options=tiny.QUICK)
     params = init(jax.random.key(0), random_video(2, 2), *draw_masks(model))["params"]
     kernel = np.asarray(params["encoder"]["blocks"]["mlp"]["fc1"]["kernel"])  # (depth, 32, 128)
     limit = math.sqrt(6 / (32 + 128))
@@ -410,7 +409,7 @@ def loss_and_gradient(model, params, video, masks):
         reconstruction = model.apply({"params": params}, video, *masks)
         return sum(jnp.square(part).mean() for part in jax.tree.leaves(reconstruction))
 
-    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)
+    return jax.jit(jax.value_and_grad(loss), compiler_options=tiny.QUICK)(params)
 
 
 @functools.cache
@@ -489,7 +488,7 @@ def test_dense_equals_a_product_on_any_rank():
 
 
 def apply_quickly(module: nn.Module, params, *args, seed: int | None = None, **kwargs) -> np.ndarray:
-    apply = jax.jit(functools.partial(module.apply, **kwargs), compiler_options=QUICK)
+    apply = jax.jit(functools.partial(module.apply, **kwargs), compiler_options=tiny.QUICK)
     return np.asarray(
         apply({"params": params}, *args, rngs=None if seed is None else {"drop_path": jax.random.key(seed)})
     )

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from mv2mae_jax import processes
-from tests import tiny
+from tests import faults, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Rows of training and of evaluation every two steps, and a learning rate that does not depend on the run's length.
@@ -49,12 +49,6 @@ def run(workdir, data_dir, num_processes, *overrides) -> list[str]:
     return outputs
 
 
-def history(workdir) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
-    timed = ("perf/", "data/")
-    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
-
-
 def assert_same_history(first, second):
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
@@ -74,14 +68,14 @@ def test_processes_train_like_one_and_one_goes_on(alone, synthetic_set, tmp_path
     said = [bool(without_warnings(output).strip()) for output in outputs]
     assert said == [True] + [False] * (num_processes - 1)
     assert f"{num_processes} process(es)" in outputs[0]
-    assert_same_history(history(tmp_path), history(alone)[: len(history(tmp_path))])
+    assert_same_history(faults.history(tmp_path), faults.history(alone)[: len(faults.history(tmp_path))])
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
     assert {path.name for path in (tmp_path / "pictures").iterdir()}
     assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 2
 
     (output,) = run(tmp_path, synthetic_set, 1, "total_steps=4")
     assert "Going on from step 2" in output
-    assert_same_history(history(tmp_path)[-2:], history(alone)[-2:])
+    assert_same_history(faults.history(tmp_path)[-2:], faults.history(alone)[-2:])
 
 
 @pytest.mark.slow
@@ -90,7 +84,7 @@ def test_two_processes_go_on_with_the_run_of_one(alone, synthetic_set, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "4")  # as if it had been stopped before
     outputs = run(tmp_path, synthetic_set, 2, "total_steps=4", "mesh.data=1", "mesh.fsdp=2")
     assert "Going on from step 2" in outputs[0]
-    assert_same_history(history(tmp_path), history(alone))
+    assert_same_history(faults.history(tmp_path), faults.history(alone))
 
 
 def without_warnings(output: str) -> str:

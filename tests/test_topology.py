@@ -15,6 +15,7 @@ import pytest
 from mv2mae_jax import config as configs
 from mv2mae_jax import hlo, hlo_cost, topology
 from mv2mae_jax.chips import CHIPS
+from tests import tiny
 
 TINY = [
     "compute_dtype=float32",
@@ -32,16 +33,13 @@ TINY = [
 ]
 NUM_TOKENS, VISIBLE, PATCH = 32, 10, 2 * 8 * 8 * 3  # int(0.7 * 32) = 22 tokens are masked
 
-# Compiled much, run never.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 def tiny_config(*overrides: str):
     return configs.load("configs/ntu120.py", [*TINY, *overrides])
 
 
 def compile_here(config) -> jax.stages.Compiled:
-    return topology.lower_train_step(config, jax.devices()[:1]).compile(compiler_options=QUICK)
+    return topology.lower_train_step(config, jax.devices()[:1]).compile(compiler_options=tiny.QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,9 @@ import transformers
 from mv2mae_jax import checkpoint
 from mv2mae_jax.models import classifier, layers
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.torch_export import __main__ as command
 from mv2mae_jax.torch_export import check, exporter, importer, mv2mae_torch, names
 from tests import tiny, torch_runs
+from tests.torch_runs import run_command
 
 CLASS_NAMES = ("sit down", "stand up", "wave", "jump", "clap")
 
@@ -58,10 +57,6 @@ def workdir(tmp_path_factory):
     checkpointer.close()
     (folder / "history.jsonl").write_text('{"step": 6, "test/top_1": 0.625, "perf/steps_per_second": 7.5}\n')
     return folder
-
-
-def run_command(workdir, layout, output):
-    return command.main([f"--workdir={workdir}", f"--format={layout}", f"--output={output}"])
 
 
 @pytest.mark.parametrize("layout", exporter.FORMATS)
@@ -146,11 +141,7 @@ def drop_head_bias(state):
 def test_a_wrong_export_is_caught_and_its_first_layer_named(
     workdir, tmp_path, capsys, monkeypatch, layout, damage, named
 ):
-    right = names.to_videomae
-    monkeypatch.setattr(names, "to_videomae", lambda *args: damage(right(*args)))
-    assert run_command(workdir, layout, tmp_path / "out") == 1
-    assert re.search(named, capsys.readouterr().err)
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.rejected").exists()
+    torch_runs.assert_caught(workdir, layout, tmp_path / "out", damage, named, monkeypatch, capsys)
 
 
 def test_a_wrong_eps_is_caught(workdir, tmp_path, capsys, monkeypatch):

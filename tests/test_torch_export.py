@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -20,9 +19,9 @@ from mv2mae_jax import checkpoint
 from mv2mae_jax.models import layers
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import __main__ as command
 from mv2mae_jax.torch_export import exporter, importer, mv2mae_torch, names
 from tests import tiny, torch_runs
+from tests.torch_runs import run_command
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,6 @@ def tiny_task():
 
 def tiny_params(seed):
     return tiny.random_like(jax.eval_shape(tiny_task().init, jax.random.key(0)), seed)
-
-
-def run_command(workdir, layout, output, *more):
-    return command.main([f"--workdir={workdir}", f"--format={layout}", f"--output={output}", *more])
 
 
 @pytest.mark.parametrize("layout", exporter.FORMATS)
@@ -215,11 +210,7 @@ def exchange_axes(state):
 def test_a_wrong_export_is_caught_and_its_first_layer_named(
     workdir, tmp_path, capsys, monkeypatch, layout, damage, named
 ):
-    right = names.to_videomae
-    monkeypatch.setattr(names, "to_videomae", lambda *args: damage(right(*args)))
-    assert run_command(workdir, layout, tmp_path / "out") == 1
-    assert re.search(named, capsys.readouterr().err)
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.rejected").exists()
+    torch_runs.assert_caught(workdir, layout, tmp_path / "out", damage, named, monkeypatch, capsys)
 
 
 def test_a_wrong_eps_is_caught(workdir, tmp_path, capsys, monkeypatch):

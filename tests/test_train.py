@@ -16,7 +16,7 @@ import pytest
 from mv2mae_jax import checkpoint, optim, train
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
-from tests import tiny
+from tests import faults, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -101,12 +101,6 @@ def final_state(workdir):
     return step, restored["state"]
 
 
-def history(workdir):
-    rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
-    timed = ("perf/", "data/")
-    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
-
-
 @pytest.mark.slow
 def test_an_interrupted_run_equals_an_uninterrupted_one(synthetic_set, tmp_path):
     """Stopped and started again by the same command: equal bit for bit, with EMA and accumulation."""
@@ -141,7 +135,7 @@ sys.exit(run.main(sys.argv[1:]))
     (step, state), (same_step, same_state) = final_state(whole), final_state(parts)
     assert step == same_step == 6
     assert_identical(state, same_state)
-    assert history(whole) == history(parts)
+    assert faults.history(whole) == faults.history(parts)
     assert (
         json.loads((whole / "metrics.json").read_text())["metrics"]
         == (json.loads((parts / "metrics.json").read_text())["metrics"])

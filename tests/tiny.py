@@ -11,8 +11,9 @@ from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
 
-# XLA_FLAGS of subprocesses that compile much and run little.
-QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Compiler options of what is compiled much and run little; as XLA_FLAGS for subprocesses.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
 
 # As command-line overrides, so that the same run can be started with run.py.
 OVERRIDES = (

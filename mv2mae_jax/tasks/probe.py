@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from console import progress
 from data import pipeline
 from data.labelled import LabelledDataset
-from mv2mae_jax import accuracy, checkpoint, event_files, features, outcome, probes, retrieval, runs, sharding
+from mv2mae_jax import accuracy, event_files, features, inference, outcome, probes, retrieval, runs, sharding
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.torch_export import importer
@@ -79,20 +79,16 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
 
     That is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, or `random`.
     """
-    model, step = mv2mae.from_config(config), 0
-    from_run = not (config.init_from == "random" or importer.is_torch_checkpoint(config.init_from))
-    if from_run:
+    model = mv2mae.from_config(config)
+    if config.init_from != "random" and not importer.is_torch_checkpoint(config.init_from):
         step, _, trained = runs.read_record(config.init_from)
-        model = model.clone(final_norm=trained.task == "pretrain")
+        return *inference.restore(config.init_from, step, trained.task, model, mesh), step
     create = functools.partial(features.init_encoder, model)
-    shapes = jax.eval_shape(create, jax.random.key(0))
-    placement = sharding.state_sharding(mesh, shapes)
-    if from_run:
-        return model, checkpoint.load_encoder(config.init_from, sharding.abstract(shapes, placement), step), step
+    placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
     params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
     if config.init_from != "random":
         params = importer.load_videomae(config.init_from, {"encoder": params}, model)["encoder"]
-    return model, params, step
+    return model, params, 0
 
 
 def _searched_rows(dataset: LabelledDataset) -> np.ndarray:
