@@ -1,6 +1,5 @@
 """Samples of a pre-training run as its newest checkpoint sees them: reconstructions, motion weights, attention."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -60,8 +59,7 @@ def examine(run: Run, *, count: int) -> tuple[int, list[Sample]]:
     task = Pretrain.from_config(config, dataset)
     params = load_params(run.workdir, step, task)
     batches = pipeline.eval_batches(dataset, seed=config.seed, global_batch_size=count, max_takes=config.eval.max_takes)
-    with contextlib.closing(iter(batches)) as stream:
-        batch = next(stream)
+    batch = next(batches)
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     inputs, shown, looked = jax.device_get(jax.jit(functools.partial(_compute, task))(params, batch, key))
     blur = config.eval.picture_blur_sigma
