@@ -17,8 +17,6 @@ from tests import tiny
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike
 TINY = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
 
-# These tests compile much and compute little.
-
 
 def build(**overrides) -> mv2mae.MV2MAE:
     return mv2mae.build("S", **({"clip_size": CLIP, "tubelet_size": TUBELET} | TINY | overrides))
