@@ -35,6 +35,7 @@ OVERRIDES = (
     "eval.every_steps=1000",
     "eval.num_pictures=1",
     "log.every_steps=2",
+    "log.report=False",
 )
 
 # The same encoder, fine-tuned with every part of the recipe on.

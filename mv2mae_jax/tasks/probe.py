@@ -12,7 +12,18 @@ from ml_collections import config_dict
 from console import progress
 from data import pipeline
 from data.labelled import LabelledDataset
-from mv2mae_jax import accuracy, event_files, features, inference, outcome, probes, retrieval, runs, sharding
+from mv2mae_jax import (
+    accuracy,
+    event_files,
+    features,
+    inference,
+    outcome,
+    probes,
+    provenance,
+    retrieval,
+    runs,
+    sharding,
+)
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.torch_export import importer
@@ -44,6 +55,7 @@ def run(
     kinds = config.probe.kinds
     searched = _searched_rows(dataset) if "retrieval" in kinds else np.array([], np.int64)
     model, params, step = load_encoder(config, mesh)
+    provenance.record_start(workdir, config, _facts(config, dataset, mesh))
     extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)
     with_tokens = "attentive" in kinds
 
@@ -72,6 +84,16 @@ def run(
     event_files.write_config(os.path.join(workdir, "tensorboard"), config, finished=True)
     event_files.write_results(os.path.join(workdir, "tensorboard"), step, results)
     return results
+
+
+def _facts(config: config_dict.ConfigDict, dataset: LabelledDataset, mesh: jax.sharding.Mesh) -> dict[str, str]:
+    device, prepared = mesh.devices.flat[0], dataset.prepared
+    return {
+        "devices": f"{mesh.size} x {device.device_kind} ({device.platform})",
+        "encoder": config.init_from,
+        "data": f"{prepared.name} in {prepared.directory}, {dataset.num_classes} classes: {len(dataset.train)} views "
+        f"to train on, {len(dataset.test)} to test on by {dataset.clips_per_view} clip(s)",
+    }
 
 
 def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int]:
