@@ -25,11 +25,11 @@ test-beam:
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt
 	.venv-beam/bin/python -m pytest tests/test_beam.py
 
-# With libtpu installed `import jax` looks for a TPU, so the TPU compiler has an environment of its own too.
-test-tpu-aot:
-	$(MAKE) VENV=.venv-tpu .venv-tpu/created
-	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tpu-aot.txt
-	.venv-tpu/bin/python -m pytest -m slow tests/test_topology.py
+# With libtpu installed `import jax` looks for a TPU, so the TPU compiler lies beside the environment.
+test-tpu-aot: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target=.venv-libtpu \
+	  "$$(grep -o '^libtpu[^ ]*' requirements-tpu-aot.txt)"
+	PYTHONPATH=.venv-libtpu $(BIN)/python -m pytest -m slow tests/test_topology.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -48,6 +48,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.dense_2d
 	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.gelu
 
 clean:
 	rm -rf $(VENV) $(DEMO) docs/_build

@@ -36,7 +36,9 @@ def jax_attention(query, key, value, *, num_heads):
 
 def one_batch_axis(query, key, value, *, num_heads):
     """query, key, value [B, N, D] -> [B, N, D]."""
-    return attend(query, key, value, num_heads=num_heads, implementation="xla")
+    split = [x.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3) for x in (query, key, value)]
+    y = attend(*split, implementation="xla")  # (B, heads, N, head_dim)
+    return y.transpose(0, 2, 1, 3).reshape(query.shape)  # (B, N, D)
 
 
 def gradients(attention, num_heads):

@@ -59,7 +59,8 @@ def get_config() -> config_dict.ConfigDict:
             scan_layers=True,  # [ours] compiles one block instead of all; the numbers are the same
             # What the backward pass recomputes instead of keeping: nothing, all but dense products, or whole blocks.
             remat="auto",  # [ours] none | dots | block; auto is dots on TPU, where memory bounds the step, else none
-            attention="xla",  # [ours] xla | cudnn: implementation of jax.nn.dot_product_attention
+            # per_head: the projections' products write the heads apart; transposing them takes a TPU longer.
+            attention="auto",  # [ours] xla | cudnn | per_head; auto is per_head on TPU, else xla
         )
     )
 

@@ -130,7 +130,7 @@ _CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "model.variant": ("Ti", "S", "B", "L", "H"),
     "model.remat": ("auto", "none", "dots", "block"),
-    "model.attention": ("xla", "cudnn"),
+    "model.attention": ("auto", "xla", "cudnn", "per_head"),
     "masking.kind": ("random", "tube"),
     "loss.weighted_views": ("all", "target"),
     "loss.target": ("pixels", "normalized_pixels"),

@@ -274,7 +274,8 @@ def report(
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"The step was compiled for {where.name}, but jaxlib {jax.lib.__version__} cannot read the program that "
-            f"libtpu {identity['libtpu']} made ({reason}). Try another version of one of them, or another slice."
+            f"libtpu {identity['libtpu']} made ({reason}). jax 0.12 reads what 0.10 cannot, and needs Python 3.12: "
+            "make the environment with it. Or try another libtpu."
         ) from error
     program = read_program(text)
     cost = compiled.cost_analysis()
@@ -454,7 +455,7 @@ def compile_all(arguments: argparse.Namespace) -> None:
     for name in arguments.topology.split(","):
         where = find_slice(name)
         config = configs.load(arguments.config, overrides)
-        config.compute_dtype, config.model.remat = settle_auto(config, "tpu")
+        config.compute_dtype, config.model.remat, config.model.attention = settle_auto(config, "tpu")
         if arguments.batch_per_chip:
             config.global_batch_size = arguments.batch_per_chip * where.num_chips
         batch = f"b{config.global_batch_size / where.num_chips:g}"

@@ -4,6 +4,7 @@ Follows MCG-NJU/VideoMAE `modeling_finetune.py` (pre-norm blocks, q and v biases
 positions) and, for the block with cross-attention, the names of naver/croco `models/blocks.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,8 +54,9 @@ def patchify(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
     *batch, frames, height, width, channels = video.shape
     t, h, w = tubelet_size
     grid_t, grid_h, grid_w = token_grid((frames, height, width), tubelet_size)
-    tokens = video.reshape(-1, grid_t, t, grid_h, h, grid_w, w, channels)  # (B, T/t, t, H/h, h, W/w, w, C)
-    tokens = tokens.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    # The pixels of a row stay together as one axis: a TPU would pad one of three colours to 128 lanes.
+    tokens = video.reshape(-1, grid_t, t, grid_h, h, grid_w, w * channels)  # (B, T/t, t, H/h, h, W/w, w * C)
+    tokens = tokens.transpose(0, 1, 3, 5, 2, 4, 6)
     return tokens.reshape(*batch, grid_t * grid_h * grid_w, t * h * w * channels)  # (..., N, P)
 
 
@@ -97,11 +99,7 @@ def sinusoid_table(num_positions: int, width: int) -> np.ndarray:
 
 
 class Dense(nn.Module):
-    """A dense layer whose product is 2-D whatever the rank of its input: [..., D_in] -> [..., features].
-
-    XLA's CPU backend is slower on the same product of a 3-D input and its gradients: up to 1.7 times in float32, not in
-    bfloat16, where this was measured (benchmarks/dense_2d.py).
-    """
+    """A dense layer: [..., D_in] -> [..., features]."""
 
     features: int
     use_bias: bool = True
@@ -111,12 +109,26 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])  # (B * N, D_in)
-        y = flat @ kernel.astype(self.dtype)
-        if self.use_bias:
-            y += self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], self.features)  # (..., D_out)
+        y = product_2d(x.astype(self.dtype), self.kernel(x.shape[-1]))
+        return y + self.bias() if self.use_bias else y
+
+    def kernel(self, num_inputs: int) -> jax.Array:
+        """[D_in, features] in `dtype`."""
+        return self.param("kernel", self.kernel_init, (num_inputs, self.features)).astype(self.dtype)
+
+    def bias(self) -> jax.Array:
+        """[features] in `dtype`."""
+        return self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
+
+
+def product_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., D_in] @ kernel [D_in, D_out] as a product of two matrices whatever the rank of x.
+
+    XLA's CPU backend is slower on the same product of a 3-D input and its gradients: up to 1.7 times in float32, not in
+    bfloat16, where this was measured (benchmarks/dense_2d.py).
+    """
+    flat = x.reshape(-1, x.shape[-1])  # (B * N, D_in)
+    return (flat @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])  # (..., D_out)
 
 
 class LayerNorm(nn.Module):
@@ -134,30 +146,60 @@ class LayerNorm(nn.Module):
         return (x * scale + bias).astype(self.dtype)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, num_heads: int, implementation: str) -> jax.Array:
-    """Multi-head attention: query [B, Nq, D], key and value [B, Nk, D] -> [B, Nq, D]; softmax in float32.
+class ToHeads(Dense):
+    """A dense layer that cuts its features into heads: [B, N, D_in] -> [B, heads, N, features / heads].
 
-    'xla' writes the products with one batch axis: on XLA's CPU backend, forward and backward are 1.1 to 1.5 times as
-    fast as `jax.nn.dot_product_attention`, which has two (benchmarks/attention.py). 'cudnn' calls the latter.
+    `attention='per_head'` writes this order by the product itself, where a TPU would spend longer on the transposition.
     """
-    batch, num_queries, width = query.shape
-    head_width = width // num_heads
-    query, key, value = (
-        x.reshape(batch, x.shape[1], num_heads, head_width)  # (B, N, heads, head_dim)
-        for x in (query, key, value)
-    )
+
+    num_heads: int = 1
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, kernel = x.astype(self.dtype), self.kernel(x.shape[-1])
+        if self.attention == "per_head":
+            y = jnp.einsum("bnd,dhk->bhnk", x, kernel.reshape(x.shape[-1], self.num_heads, -1))
+        else:
+            y = product_2d(x, kernel).reshape(*x.shape[:2], self.num_heads, -1)  # (B, N, heads, head_dim)
+            y = y.transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
+        return y + self.bias().reshape(self.num_heads, 1, -1) if self.use_bias else y
+
+
+class FromHeads(Dense):
+    """The dense layer after attention: [B, heads, N, head_dim] -> [B, N, features]; `attention` as in ToHeads."""
+
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, num_heads, num_tokens, head_dim = x.shape
+        kernel = self.kernel(num_heads * head_dim)
+        if self.attention == "per_head":
+            y = jnp.einsum("bhnk,hkd->bnd", x, kernel.reshape(num_heads, head_dim, -1))
+        else:
+            y = product_2d(x.transpose(0, 2, 1, 3).reshape(batch, num_tokens, -1), kernel)  # (B, N, features)
+        return y + self.bias() if self.use_bias else y
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str) -> jax.Array:
+    """Attention of every head: query [B, heads, Nq, head_dim], key and value [B, heads, Nk, head_dim] -> query's shape.
+
+    The softmax is in float32. 'cudnn' is that of `jax.nn.dot_product_attention`. The others write the products with one
+    batch axis: on XLA's CPU backend, forward and backward are 1.1 to 1.5 times as fast as JAX's, which has two
+    (benchmarks/attention.py).
+    """
     if implementation == "cudnn":
-        y = jax.nn.dot_product_attention(query, key, value, implementation=implementation)
-        return y.reshape(batch, num_queries, width)  # (B, Nq, D)
+        query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # (B, N, heads, head_dim)
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation).transpose(0, 2, 1, 3)
+    shape, head_dim = query.shape, query.shape[-1]
     query, key, value = (
-        x.transpose(0, 2, 1, 3).reshape(batch * num_heads, -1, head_width)  # (B * heads, N, head_dim)
-        for x in (query * head_width**-0.5, key, value)
+        x.reshape(-1, *x.shape[2:])  # (B * heads, N, head_dim)
+        for x in (query * head_dim**-0.5, key, value)
     )
     logits = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    y = jnp.einsum("bqk,bkd->bqd", weights, value)
-    y = y.reshape(batch, num_heads, num_queries, head_width).transpose(0, 2, 1, 3)
-    return y.reshape(batch, num_queries, width)  # (B, Nq, D)
+    return jnp.einsum("bqk,bkd->bqd", weights, value).reshape(shape)  # (B, heads, Nq, head_dim)
 
 
 class SelfAttention(nn.Module):
@@ -170,12 +212,15 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        qkv = Dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(x)  # (B, N, 3 * D)
-        query, key, value = jnp.split(qkv, 3, axis=-1)
-        query += self.param("q_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
-        value += self.param("v_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
-        y = attend(query, key, value, num_heads=self.num_heads, implementation=self.attention)
-        return Dense(width, dtype=self.dtype, name="proj")(y)
+        kwargs = {"dtype": self.dtype, "attention": self.attention}
+        qkv = ToHeads(3 * width, num_heads=3 * self.num_heads, use_bias=False, name="qkv", **kwargs)(x)
+        query, key, value = jnp.split(qkv, 3, axis=1)  # (B, heads, N, head_dim)
+        q_bias, v_bias = (
+            self.param(name, nn.initializers.zeros, (width,)).astype(self.dtype).reshape(self.num_heads, 1, -1)
+            for name in ("q_bias", "v_bias")
+        )
+        y = attend(query + q_bias, key, value + v_bias, implementation=self.attention)
+        return FromHeads(width, name="proj", **kwargs)(y)
 
 
 class CrossAttention(nn.Module):
@@ -188,11 +233,22 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        query = Dense(width, dtype=self.dtype, name="projq")(x)
-        key = Dense(width, use_bias=False, dtype=self.dtype, name="projk")(source)
-        value = Dense(width, dtype=self.dtype, name="projv")(source)
-        y = attend(query, key, value, num_heads=self.num_heads, implementation=self.attention)
-        return Dense(width, dtype=self.dtype, name="proj")(y)
+        kwargs = {"dtype": self.dtype, "attention": self.attention}
+        query = ToHeads(width, num_heads=self.num_heads, name="projq", **kwargs)(x)
+        key = ToHeads(width, num_heads=self.num_heads, use_bias=False, name="projk", **kwargs)(source)
+        value = ToHeads(width, num_heads=self.num_heads, name="projv", **kwargs)(source)
+        y = attend(query, key, value, implementation=self.attention)
+        return FromHeads(width, name="proj", **kwargs)(y)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x/2 * (1 + erf(x / sqrt 2)), in float32, the result in the dtype of x; only x is kept for backward.
+
+    `jax.nn.gelu` takes erfc, which is slower (benchmarks/gelu.py); in float32 the two differ by rounding errors.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide / 2 * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -204,7 +260,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
-        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(nn.gelu(hidden, approximate=False))
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(gelu(hidden))
 
 
 class Block(nn.Module):

@@ -42,7 +42,7 @@ VARIANTS: dict[str, Variant] = {
     "H": Variant(width=1280, depth=32, num_heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
 }
 
-ATTENTION = ("xla", "cudnn")  # implementations of jax.nn.dot_product_attention
+ATTENTION = ("xla", "cudnn", "per_head")  # layers.attend, layers.ToHeads
 
 
 @flax.struct.dataclass
@@ -258,14 +258,15 @@ class MV2MAE(nn.Module):
         """
         num_sources = self._check_views(video, source_mask)
         decoded_target = target_mask.masked if decoded_target is None else decoded_target
+        patches = self._patchify(video)  # (B, V, N, P)
         if num_sources == 0:
-            latents = self.encode(video[:, 0], target_mask.visible)
+            latents = self._encode(patches[:, 0], target_mask.visible)
             self_target = self.decode_self(latents, target_mask.visible, decoded_target)
             return Reconstruction(self_target=self_target, self_source=None, cross=None)
         decoded_source = source_mask.masked if decoded_source is None else decoded_source
 
         target_latents, source_latents = self._per_view(
-            self.encode, (video[:, 0], target_mask.visible), (video[:, 1:], source_mask.visible)
+            self._encode, (patches[:, 0], target_mask.visible), (patches[:, 1:], source_mask.visible)
         )
         self_target, self_source = self._per_view(
             self.decode_self,
@@ -281,13 +282,7 @@ class MV2MAE(nn.Module):
 
     def encode(self, video: jax.Array, visible: jax.Array) -> jax.Array:
         """uint8[B, T, H, W, 3], int32[B, Nv] -> latents [B, Nv, width]. Masked tokens never enter a product."""
-        if video.shape[1:] != (*self.clip_size, 3) or video.dtype != jnp.uint8:
-            raise ValueError(
-                f"The encoder takes uint8 clips of shape (B, {', '.join(map(str, self.clip_size))}, 3), got "
-                f"{video.dtype}{list(video.shape)}. Crop clips to clip_size; pixels are normalised inside the model."
-            )
-        patches = layers.patchify(video, self.tubelet_size)  # (B, N, P)
-        return self.encoder(layers.gather_tokens(patches, visible), visible)
+        return self._encode(self._patchify(video), visible)
 
     def decode_self(self, latents: jax.Array, visible: jax.Array, decoded: jax.Array) -> jax.Array:
         """[B, Nv, width], int32[B, Nv], int32[B, Md] -> float32[B, Md, P], from the view's own visible tokens."""
@@ -309,6 +304,18 @@ class MV2MAE(nn.Module):
         source_latents = source_latents.reshape(batch, num_sources * num_visible, width)  # (B, S * Ns, D)
         source_visible = source_visible.reshape(batch, num_sources * num_visible)  # (B, S * Ns)
         return self.cross_decoder(target_latents, target_visible, decoded, source_latents, source_visible)
+
+    def _patchify(self, video: jax.Array) -> jax.Array:
+        """uint8[..., T, H, W, 3] -> uint8[..., N, P]."""
+        if video.shape[-4:] != (*self.clip_size, 3) or video.dtype != jnp.uint8:
+            raise ValueError(
+                f"The encoder takes uint8 clips of shape (B, {', '.join(map(str, self.clip_size))}, 3), got "
+                f"{video.dtype}{list(video.shape)}. Crop clips to clip_size; pixels are normalised inside the model."
+            )
+        return layers.patchify(video, self.tubelet_size)
+
+    def _encode(self, patches: jax.Array, visible: jax.Array) -> jax.Array:
+        return self.encoder(layers.gather_tokens(patches, visible), visible)
 
     def _per_view(self, function: Any, target: tuple[jax.Array, ...], source: tuple[jax.Array, ...]):
         """Applies `function` to target [B, ...] and sources [B, S, ...], in one call where their shapes agree."""
@@ -368,7 +375,7 @@ def build(
 
 def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     """The model of a config's `model` and `data` sections, with `auto` settled for the backend at hand."""
-    dtype, remat = settle_auto(config, jax.default_backend())
+    dtype, remat, attention = settle_auto(config, jax.default_backend())
     sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
     return build(
@@ -379,17 +386,21 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
         dtype=jnp.dtype(dtype),
         scan_layers=config.model.scan_layers,
         remat=remat,
-        attention=config.model.attention,
+        attention=attention,
         **overrides,
     )
 
 
-def settle_auto(config: config_dict.ConfigDict, backend: str) -> tuple[str, str]:
-    """(compute_dtype, remat): `auto` is bfloat16 except on CPU, and 'dots' on TPU, where memory bounds the step."""
-    dtype, remat = config.compute_dtype, config.model.remat
+def settle_auto(config: config_dict.ConfigDict, backend: str) -> tuple[str, str, str]:
+    """(compute_dtype, remat, attention) for 'cpu', 'gpu' or 'tpu'.
+
+    `auto` is bfloat16 except on CPU; on TPU, where memory and transpositions bound the step, 'dots' and 'per_head'.
+    """
+    dtype, remat, attention = config.compute_dtype, config.model.remat, config.model.attention
     return (
         ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype,
         ("dots" if backend == "tpu" else "none") if remat == "auto" else remat,
+        ("per_head" if backend == "tpu" else "xla") if attention == "auto" else attention,
     )
 
 

@@ -44,11 +44,8 @@ def cross_attention(
     attention = []
     for index in range(model.decoder_depth):
         (query,), (key,) = (blocks[str(index)]["cross_attn"][name]["__call__"] for name in ("projq", "projk"))
-        query, key = (
-            x.reshape(*x.shape[:2], model.decoder_heads, -1)  # (B, tokens, heads, head_dim)
-            for x in (query[:, target_visible.shape[1] :], key)
-        )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+        query = query[:, :, target_visible.shape[1] :]  # (B, heads, Md, head_dim)
+        logits = jnp.einsum("bhqd,bhkd->bhqk", query, key) * query.shape[-1] ** -0.5
         attention.append(jax.nn.softmax(logits, axis=-1))  # (B, heads, Md, S * Ns)
     return jnp.stack(attention, axis=1)
 

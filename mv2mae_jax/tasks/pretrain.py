@@ -134,13 +134,14 @@ class Pretrain:
         `loss_mean_prediction`, the loss of predicting every patch's mean colour, is what the losses are held against.
         """
         per_sample, baseline = jax.vmap(losses.reconstruction_loss), jax.vmap(losses.mean_prediction_loss)
-        target = self._targets(inputs["video"][:, 0], inputs["motion"][:, 0], inputs["decoded_target"])
+        patches = self._patchify(inputs["video"])
+        target = self._targets(patches[:, 0], inputs["motion"][:, 0], inputs["decoded_target"])
         measured = {
             "loss_self": per_sample(reconstruction.self_target, *target),
             "loss_mean_prediction": baseline(*target),
         }
         if self.num_source_views:
-            targets, weights = self._targets(inputs["video"][:, 1:], inputs["motion"][:, 1:], inputs["decoded_source"])
+            targets, weights = self._targets(patches[:, 1:], inputs["motion"][:, 1:], inputs["decoded_source"])
             source = targets, weights if self.weighted_views == "all" else jnp.ones_like(weights)
             of_source = {
                 "loss_self": per_sample(reconstruction.self_source, *source),
@@ -166,9 +167,13 @@ class Pretrain:
             ess_fraction=self.ess_fraction,
         )
 
-    def _targets(self, video: jax.Array, motion: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Targets float32[..., M, P] and weights float32[..., M] at the decoded positions int32[..., M]."""
-        patches = layers.gather_tokens(layers.patchify(video, self.model.tubelet_size), positions)  # (..., M, P)
+    def _patchify(self, video: jax.Array) -> jax.Array:
+        """All views uint8[B, V, T, H, W, 3] -> uint8[B, V, N, P], as the model does: compiled, they are cut once."""
+        return layers.patchify(video, self.model.tubelet_size)
+
+    def _targets(self, patches: jax.Array, motion: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """uint8[..., N, P] -> targets float32[..., M, P], weights float32[..., M] at the decoded int32[..., M]."""
+        patches = layers.gather_tokens(patches, positions)  # (..., M, P)
         weights = jnp.take_along_axis(self.weights(motion), positions, axis=-1)  # (..., M)
         return losses.targets(patches, self.target), weights
 
@@ -202,7 +207,8 @@ class Pretrain:
         video, mask, positions = inputs["video"], inputs["target_mask"], inputs["decoded_target"]
         reconstruction = self._reconstruct(params, inputs)
         measured = {k: total / count for k, (total, count) in self._measure(reconstruction, inputs).items()}
-        pixels = layers.gather_tokens(layers.patchify(video[:, 0], self.model.tubelet_size), positions)  # (B, M, P)
+        patches = self._patchify(video)  # (B, V, N, P)
+        pixels = layers.gather_tokens(patches[:, 0], positions)  # (B, M, P)
 
         def psnr(prediction: jax.Array) -> jax.Array:
             return losses.psnr(losses.to_pixels(prediction, self.target, statistics_of=pixels), pixels / 255)
@@ -213,7 +219,7 @@ class Pretrain:
             measured["psnr_cross"] = psnr(reconstruction.cross)
             model = self._bind(params)
             latents = model.encode(video[:, 0], mask.visible)
-            target = self._targets(video[:, 0], inputs["motion"][:, 0], positions)
+            target = self._targets(patches[:, 0], inputs["motion"][:, 0], positions)
             for other in ("other_subject", "other_action"):
                 source_latents = self.encode_sources(model, inputs[other], inputs["source_mask"])
                 prediction = model.decode_cross(
@@ -231,7 +237,7 @@ class Pretrain:
         """
         positions, motion = inputs["decoded_target"], inputs["motion"][:, 0]
         moving = jnp.take_along_axis(motion > motion.mean(axis=-1, keepdims=True), positions, axis=-1)  # (B, M)
-        targets, _ = self._targets(inputs["video"][:, 0], motion, positions)  # (B, M, P)
+        targets, _ = self._targets(self._patchify(inputs["video"])[:, 0], motion, positions)  # (B, M, P)
         predictions = {"self": reconstruction.self_target, "cross": reconstruction.cross}
         measured = {}
         for part, chosen in (("moving", moving.astype(jnp.float32)), ("static", 1.0 - moving)):
