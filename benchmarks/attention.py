@@ -10,7 +10,7 @@ bfloat16 1.12 to 1.42.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,28 +48,34 @@ def gradients(attention, num_heads):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
 
 
-def make_parser() -> Parser:
-    parser = Parser("python -m benchmarks.attention", __doc__)
+def print_header(repeats: int) -> None:
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {repeats} repeats")
+    print(f"{'dtype':<10} {'shape':<14} {'JAX ms':>8} {'ours ms':>8} {'JAX / ours':>10}  quartiles")
+
+
+def compare(shape: str, theirs: Callable, ours: Callable, inputs: Sequence[jax.Array], repeats: int) -> None:
+    """Times two functions of the same inputs in turns and prints a line."""
+    milliseconds(theirs, *inputs), milliseconds(ours, *inputs)  # compile
+    times = np.array([(milliseconds(theirs, *inputs), milliseconds(ours, *inputs)) for _ in range(repeats)])
+    medians = np.median(times, axis=0)
+    low, ratio, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
+    dtype = inputs[0].dtype.name
+    print(f"{dtype:<10} {shape:<14} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:10.2f}  {low:.2f} to {high:.2f}")
+
+
+def make_parser(command: str = "python -m benchmarks.attention", description: str = __doc__) -> Parser:
+    parser = Parser(command, description)
     parser.add_argument("--repeats", type=int, default=30, metavar="N", help="of each measurement (%(default)s)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     repeats = make_parser().parse_args(arguments).repeats
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {repeats} repeats")
-    print(f"{'dtype':<10} {'shape':<14} {'JAX ms':>8} {'ours ms':>8} {'JAX / ours':>10}  quartiles")
+    print_header(repeats)
     for dtype in (jnp.float32, jnp.bfloat16):
         for name, (batch, num_tokens, width, num_heads) in SHAPES.items():
             inputs = jax.random.normal(jax.random.key(0), (3, batch, num_tokens, width), dtype)
-            theirs, ours = gradients(jax_attention, num_heads), gradients(one_batch_axis, num_heads)
-            milliseconds(theirs, *inputs), milliseconds(ours, *inputs)  # compile
-            times = np.array([(milliseconds(theirs, *inputs), milliseconds(ours, *inputs)) for _ in range(repeats)])
-            medians = np.median(times, axis=0)
-            low, ratio, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
-            print(
-                f"{jnp.dtype(dtype).name:<10} {name:<14} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:10.2f}  "
-                f"{low:.2f} to {high:.2f}"
-            )
+            compare(name, gradients(jax_attention, num_heads), gradients(one_batch_axis, num_heads), inputs, repeats)
 
 
 if __name__ == "__main__":

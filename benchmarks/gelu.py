@@ -6,15 +6,15 @@ The two alternate in one process. Prints the median time of each in milliseconds
 over ours) with its quartiles.
 """
 
-import argparse
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from benchmarks.dense_2d import milliseconds
+from benchmarks.attention import compare, make_parser, print_header
+from console.command import execute
 from mv2mae_jax.models import layers
 
 # name: (tokens of 8 clips, width)
@@ -28,29 +28,19 @@ def gradients(gelu: Callable) -> Callable:
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=30)
-    repeats = parser.parse_args().repeats
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {repeats} repeats")
-    print(f"{'dtype':<10} {'shape':<14} {'JAX ms':>8} {'ours ms':>8} {'JAX / ours':>10}  quartiles")
+def main(arguments: Sequence[str] | None = None) -> None:
+    repeats = make_parser("python -m benchmarks.gelu", __doc__).parse_args(arguments).repeats
+    print_header(repeats)
     theirs, ours = gradients(functools.partial(jax.nn.gelu, approximate=False)), gradients(layers.gelu)
     for dtype in (jnp.float32, jnp.bfloat16):
         for name, (num_tokens, width) in SHAPES.items():
-            keys = jax.random.split(jax.random.key(0), 3)
-            shapes = (num_tokens, width), (width, 4 * width), (4 * width, width)
-            inputs = [
-                jax.random.normal(key, shape, dtype) * width**-0.5 for key, shape in zip(keys, shapes, strict=True)
-            ]
-            milliseconds(theirs, *inputs), milliseconds(ours, *inputs)  # compile
-            times = np.array([(milliseconds(theirs, *inputs), milliseconds(ours, *inputs)) for _ in range(repeats)])
-            medians = np.median(times, axis=0)
-            low, ratio, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
-            print(
-                f"{jnp.dtype(dtype).name:<10} {name:<14} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:10.2f}  "
-                f"{low:.2f} to {high:.2f}"
+            keys, shapes = jax.random.split(jax.random.key(0), 3), ((num_tokens, width), (width, 4 * width))
+            x, fc1, fc2 = (
+                jax.random.normal(key, shape, dtype) * width**-0.5
+                for key, shape in zip(keys, (*shapes, shapes[1][::-1]), strict=True)
             )
+            compare(name, theirs, ours, (x, fc1, fc2), repeats)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(execute("python -m benchmarks.gelu", main))
