@@ -31,7 +31,7 @@ class Box:
 OFFLINE, INPUT, METHOD, LOOP, OUT = "#eef3fb", "#e4f1f1", "#dfeadf", "#fdf1de", "#f7e6ea"
 HEIGHT = 96
 BOXES = (
-    Box("run.py", "flags, processes, errors", ("run.py",), 480, 16, LOOP),
+    Box("run.py", "flags, processes, errors", ("run.py", "console"), 480, 16, LOOP),
     Box("configs", "every value, once, with its reason", ("configs", "mv2mae_jax/config.py"), 712, 16, LOOP),
     Box("generated data", "people, rooms, cameras", ("data/synthetic",), 16, 136, OFFLINE),
     Box("catalogues", "names, labels, official splits", ("data/catalog",), 16, 256, OFFLINE),
@@ -103,8 +103,8 @@ BOXES = (
     ),
     Box(
         "use",
-        "features, inference, PyTorch",
-        ("mv2mae_jax/features", "mv2mae_jax/inference.py", "mv2mae_jax/torch_export"),
+        "report, features, PyTorch",
+        ("mv2mae_jax/report", "mv2mae_jax/features", "mv2mae_jax/inference.py", "mv2mae_jax/torch_export"),
         944,
         376,
         OUT,

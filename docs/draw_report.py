@@ -21,7 +21,7 @@ FIGURES = Path(__file__).parent / "figures"
 WORKDIR = "demo_output/run"
 WIDTH = 1200  # pixels of the window
 # Picture -> the section whose head it starts with, the height in pixels.
-FIGURES_BY_NAME = {"report_results.jpg": ("summary", 1100), "report_attention.jpg": ("attention", 520)}
+FIGURES_BY_NAME = {"report_results.jpg": ("summary", 1045), "report_attention.jpg": ("attention", 575)}
 
 
 def shoot(page: Path, folder: Path) -> None:
@@ -37,7 +37,7 @@ def shoot(page: Path, folder: Path) -> None:
         driver.get(page.as_uri())
         for name, (section, height) in FIGURES_BY_NAME.items():
             top = driver.execute_script(f"return document.getElementById('{section}').getBoundingClientRect().top")
-            clip = {"x": 0, "y": top, "width": WIDTH, "height": height, "scale": 1}
+            clip = {"x": 0, "y": top - 12, "width": WIDTH, "height": height, "scale": 1}
             shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
             picture = cv2.imdecode(np.frombuffer(base64.b64decode(shot["data"]), np.uint8), cv2.IMREAD_COLOR)
             cv2.imwrite(str(folder / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 82])

@@ -249,7 +249,7 @@ def test_python_compiles(page):
 
 
 def check_import(module: str, attribute: str | None, where: str) -> None:
-    if module.partition(".")[0] not in ("mv2mae_jax", "data", "configs", "benchmarks", "run"):
+    if module.partition(".")[0] not in ("mv2mae_jax", "data", "configs", "benchmarks", "console", "run"):
         return
     assert importlib.util.find_spec(module), f"{where}: there is no module {module}"
     if attribute:

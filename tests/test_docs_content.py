@@ -12,6 +12,7 @@ import config_tables
 import draw_architecture
 import draw_curves
 import draw_method
+import draw_report
 import pytest
 from source_pages import tracked_files
 
@@ -33,7 +34,7 @@ def test_the_picture_of_the_architecture_is_true():
 
 def test_every_figure_is_drawn_by_a_script_and_shown():
     drawn = {"architecture.svg", "model.svg"}  # the latter by hand
-    for script in (draw_method, draw_curves):
+    for script in (draw_method, draw_curves, draw_report):
         drawn |= script.FIGURES_BY_NAME.keys()
     shown = {os.path.basename(i.attrs["src"]) for page in PAGE_NAMES for i in inline(page, "image")}
     there = {path.name for path in (DOCS / "figures").iterdir()}
@@ -176,7 +177,7 @@ def messages_in_code() -> list[str]:
     """Every string of the program but its docstrings, with PART for what is filled in."""
     found = []
     for file in repository()[0]:
-        if file.endswith(".py") and file.partition("/")[0] in ("run.py", "data", "mv2mae_jax"):
+        if file.endswith(".py") and file.partition("/")[0] in ("run.py", "console", "data", "mv2mae_jax"):
             nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
             docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
             for node in nodes:
