@@ -105,7 +105,7 @@ def check_command(words: list[str], where: str, complete: bool = True) -> None:
     """Fails unless program, flags, config, keys and values exist; `complete`: nothing that is needed is missing."""
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
-    name = words[0].removeprefix(".venv/bin/").removeprefix(".venv-tpu/bin/") if words else ""
+    name = re.sub(r"^\.venv[\w-]*/bin/", "", words[0]) if words else ""
     for word in words[1:]:
         if re.search(r"python (-m|run\.py)", word):  # a command for another shell
             for command in commands(re.sub("^--[a-z]+=", "", word)):
@@ -121,7 +121,9 @@ def check_command(words: list[str], where: str, complete: bool = True) -> None:
         assert all((ROOT / file).exists() for file in named), f"{where}: {named}"
         return None
     if name != "python":
-        assert name in OTHERS, f"{where}: {name!r} is no command that is known here"
+        assert name in OTHERS or re.fullmatch(r"python3\.\d+", name), (
+            f"{where}: {name!r} is no command that is known here"
+        )
         return None
     program, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
     if program in ("pytest", "sphinx"):
@@ -184,7 +186,7 @@ def test_commands_are_understood(page):
             check_command(command, f"{page}:{line}")
     for code in inline(page, "code_inline"):
         text = code.content
-        if re.match(r"(\.venv/bin/)?python (-m |run\.py)|make [a-z]", text):
+        if re.match(r"(\.venv[\w-]*/bin/)?python (-m |run\.py)|make [a-z]", text):
             check_command(shlex.split(text), f"{page}: {text}", complete=False)
         elif text.startswith("--config."):
             check_config(None, [flag.removeprefix("--config.") for flag in shlex.split(text)], f"{page}: {text}")
