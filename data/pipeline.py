@@ -204,7 +204,7 @@ def clip_batches(
     """
     if global_batch_size % process_count:
         raise ValueError(f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es).")
-    own = global_batch_size // process_count
+    own, memory = global_batch_size // process_count, buffers.Buffers()
     read = samples.ReadClips(
         prepared=prepared,
         spec=spec,
@@ -212,6 +212,7 @@ def clip_batches(
         positions=clips.spread_positions(clips_per_view),
         crops=clips.spread_crops(crops_per_clip),
         own=own,
+        empty=memory.empty,
     )
     num_batches = -(-read.num_samples // global_batch_size)
     starts = [step * global_batch_size + process_index * own for step in range(num_batches)]

@@ -260,6 +260,7 @@ class ReadClips(grain.transforms.Map):
     positions: list[float]
     crops: list[clips.CropDraw]
     own: int
+    empty: Empty = np.empty
 
     @property
     def num_samples(self) -> int:
@@ -280,7 +281,7 @@ class ReadClips(grain.transforms.Map):
             for (i, j), group in same_clip
         ]
         return {
-            "video": _single_views(self.prepared, self.spec, wanted),
+            "video": _single_views(self.prepared, self.spec, wanted, self.empty),
             "label": self.prepared.views["label"][rows].astype(np.int32),
             "row": rows.astype(np.int32),
             "valid": numbers < self.num_samples,
@@ -288,17 +289,19 @@ class ReadClips(grain.transforms.Map):
 
 
 def _single_views(
-    prepared: takes.Prepared, spec: clips.ClipSpec, wanted: Sequence[Views]
+    prepared: takes.Prepared, spec: clips.ClipSpec, wanted: Sequence[Views], empty: Empty
 ) -> np.ndarray | dict[str, np.ndarray]:
     """As `read_clips` of one view each, without its axis; clips may have different numbers of crops."""
     if prepared.codec != "dct":
-        return read_clips(prepared, spec, wanted)[:, 0]  # (B, T, H, W, 3)
+        return read_clips(prepared, spec, wanted, empty)[:, 0]  # (B, T, H, W, 3)
     video = [read_clips(prepared, spec, [clip]) for clip in wanted]
-    repeats = [len(clip.crops) for clip in wanted]
     parts = {key: np.concatenate([clip[key][0] for clip in video]) for key in video[0]}
+    clip_of = np.repeat(np.arange(len(wanted)), [len(clip.crops) for clip in wanted])
+    coefficients = empty((len(clip_of), *parts["coefficients"].shape[1:]), np.int8)
     return {
-        "coefficients": parts["coefficients"].repeat(repeats, axis=0),  # (B, T, 3 H / 2, W)
-        "steps": parts["steps"].repeat(repeats, axis=0),  # (B, 2, 8, 8)
+        # (B, T, 3 H / 2, W); all numbers are valid, and to see that they are it would make another copy
+        "coefficients": parts["coefficients"].take(clip_of, axis=0, out=coefficients, mode="clip"),
+        "steps": parts["steps"][clip_of],  # (B, 2, 8, 8)
         "box": parts["box"],  # (B, 1, 4)
     }
 

@@ -280,7 +280,7 @@ def test_retrieval_under_a_cross_view_protocol_searches_the_other_cameras(synthe
 
 
 def with_subjects(dataset, subject) -> LabelledDataset:
-    views = dataset.prepared.views | {"subject": subject}
+    views = dict(dataset.prepared.views) | {"subject": subject}
     return dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, views=views))
 
 
@@ -322,7 +322,7 @@ def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
     known = np.isin(views["label"][dataset.test], views["label"][dataset.train])
     assert measured["knn_top_1"] >= known.mean() and measured["retrieval_recall_1"] == 1
     # Without labels, or with one camera, what cannot be measured is left out.
-    without = prepared.views | {"label": np.full_like(views["label"], -1)}
+    without = dict(prepared.views) | {"label": np.full_like(views["label"], -1)}
     unlabelled = dataclasses.replace(prepared, views=without)
     measured = features.measure_pretraining(
         model, params, unlabelled, dataset.spec, mesh, global_batch_size=8, knn_k=1, **rows
