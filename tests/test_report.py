@@ -1,5 +1,6 @@
 """The report says what the files of a run say, and a browser shows it."""
 
+import functools
 import itertools
 import json
 import math
@@ -173,7 +174,7 @@ def test_attention_is_that_of_a_decoder_written_out_in_numpy(scan_layers):
     inputs = task.randomize(tiny.make_batch(config, 0), jax.random.key(1))
     mask, sources = inputs["target_mask"], inputs["source_mask"]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=tiny.QUICK)
     def compute(params):
         model = task.model.bind({"params": params})
         latents = model.encode(inputs["video"][:, 0], mask.visible)
