@@ -103,6 +103,22 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
         collect.read_all([workdirs[0], workdirs[0] + "/"])
 
 
+def test_more_runs_than_colours_are_refused(tmp_path):
+    workdirs = [write_run(tmp_path / str(number)) for number in range(collect.MOST_RUNS + 1)]
+    assert len(collect.read_all(workdirs[1:])) == collect.MOST_RUNS
+    with pytest.raises(ValueError, match="Compare fewer"):
+        collect.read_all(workdirs)
+
+
+def test_results_of_an_earlier_end_are_not_those_of_a_run_that_goes_on(tmp_path):
+    results = {"metrics": {"eval/loss_self": 0.25}}  # of step 5
+    rows = [{"step": 5, "eval/loss_self": 0.25}, {"step": 8, "train/loss": 1.0}]
+    ended = collect.read(write_run(tmp_path / "ended", rows=rows[:1], results=results))
+    going_on = collect.read(write_run(tmp_path / "going_on", rows=rows, results=results))
+    assert ended.results is not None and going_on.results is None
+    assert going_on.metrics == {"eval/loss_self": 0.25}, "what was measured so far"
+
+
 def test_accuracies_and_mistakes_of_probes_are_those_in_the_file(tmp_path):
     confusion = [[3, 1, 0], [0, 4, 0], [2, 0, 2]]
     results = {

@@ -11,11 +11,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from mv2mae_jax.report.collect import MOST_RUNS
+
 matplotlib.use("svg")
 
 # Colours that mean nothing but their name: `to_svg` puts the page's variables in their place, so that both colour
 # schemes are one file. style.css says what they are.
-SERIES = tuple(f"#a000{index:02x}" for index in range(8))
+SERIES = tuple(f"#a000{index:02x}" for index in range(MOST_RUNS))
 INK, MUTED, GRID, PAGE = "#a000f0", "#a000f1", "#a000f2", "#a000f3"
 _VARIABLES = {colour: f"--series-{index}" for index, colour in enumerate(SERIES)} | {
     INK: "--ink",

@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from mv2mae_jax import provenance
 
+MOST_RUNS = 8  # [ours] the colours of charts.SERIES
 RESULTS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
 
 
@@ -25,7 +26,7 @@ class Run:
       name: short, and different from those of the other runs of a report.
       config: of the newest start.
       history: rows of history.jsonl, in order; may be empty.
-      results: metrics.json, None while the run goes on or where it was stopped.
+      results: metrics.json, None while the run goes on (also after an earlier end) or where it was stopped.
       starts: lines of starts.jsonl; empty for runs of revisions that did not write it.
     """
 
@@ -87,10 +88,13 @@ def read(workdir: str, name: str | None = None) -> Run:
         starts = provenance.read_starts(workdir)
     except json.JSONDecodeError as error:
         raise ValueError(f"{workdir}: a file of the run is no JSON ({error}).") from error
+    config = _config(workdir, starts, results)
+    if results is not None and history and history[-1]["step"] > results["step"]:
+        results = None  # of an earlier end: the run goes on
     return Run(
         workdir=workdir,
         name=name or path.resolve().name,
-        config=_config(workdir, starts, results),
+        config=config,
         history=tuple(history),
         results=results,
         starts=tuple(starts),
@@ -98,7 +102,13 @@ def read(workdir: str, name: str | None = None) -> Run:
 
 
 def read_all(workdirs: Sequence[str]) -> list[Run]:
-    """Reads runs, with names as short as possible that tell them apart."""
+    """Reads runs, with names as short as possible that tell them apart.
+
+    Raises:
+      ValueError: as `read`; or a run is named twice, or there are more runs than colours.
+    """
+    if len(workdirs) > MOST_RUNS:
+        raise ValueError(f"{len(workdirs)} runs are more than {MOST_RUNS} colours can tell apart. Compare fewer.")
     paths = [Path(workdir).resolve().parts for workdir in workdirs]
     if len(set(paths)) < len(paths):
         raise ValueError(f"--workdir names the same run twice: {', '.join(workdirs)}.")

@@ -13,7 +13,6 @@ from mv2mae_jax.report.charts import Chart
 from mv2mae_jax.report.collect import Run
 
 MOST_POINTS = 240  # [ours] of a drawn line: more cannot be told apart at its width
-MOST_RUNS = len(charts.SERIES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +173,7 @@ def draw(runs: Sequence[Run]) -> list[Chart]:
     """
     if len(runs) == 1:
         return list(_charts_of_one(runs[0]))
-    return list(_charts_of_many(runs[:MOST_RUNS]))
+    return list(_charts_of_many(runs))
 
 
 def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:

@@ -71,7 +71,7 @@ def _of_run(run: Run, seen: Examined, index: int | None) -> dict[str, Any]:
         "name": run.name,
         "task": run.task,
         "suffix": suffix,
-        "colour": None if index is None or index >= len(charts.SERIES) else f"--series-{index}",
+        "colour": None if index is None else f"--series-{index}",
         "tiles": tiles(run),
         "seen": seen,
         "samples": seen.samples,
