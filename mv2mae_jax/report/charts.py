@@ -25,6 +25,8 @@ _VARIABLES = {colour: f"--series-{index}" for index, colour in enumerate(SERIES)
     GRID: "--grid",
     PAGE: "--surface",
 }
+MARKERS = "o^s"
+MOST_MARKS = len(MARKERS) * len(SERIES)  # groups that a scatter plot tells apart
 SIZE = (5.0, 2.9)  # inches of 72 points: about the width of a phone, so that text keeps its size there
 
 _STYLE = {
@@ -107,9 +109,9 @@ def heat_map(axes: matplotlib.axes.Axes, values: np.ndarray) -> None:
 
 
 def scatter_marks(num_groups: int) -> list[tuple[str, str]]:
-    """(colour, marker) of each group; those past 24 share a grey dot."""
-    marks = [(colour, marker) for marker in "o^s" for colour in SERIES]
-    return [marks[index] if index < len(marks) else (MUTED, ".") for index in range(num_groups)]
+    """(colour, marker) of each group; those past MOST_MARKS share a grey dot."""
+    marks = [(colour, marker) for marker in MARKERS for colour in SERIES]
+    return [marks[index] if index < MOST_MARKS else (MUTED, ".") for index in range(num_groups)]
 
 
 @functools.cache

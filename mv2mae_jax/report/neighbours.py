@@ -11,7 +11,7 @@ from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from mv2mae_jax import decode, features, inference, retrieval, sharding, visualize
 from mv2mae_jax.report import charts, pictures
-from mv2mae_jax.report.charts import Chart
+from mv2mae_jax.report.charts import MOST_MARKS, Chart
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.pictures import Image
 from mv2mae_jax.tasks import probe
@@ -193,7 +193,8 @@ def _maps(pooled, take, view, label, class_names, key: str) -> list[Chart]:
             if math.isfinite(near)
             else ""
         )
-        caption = f"Each point is a clip; neighbours have similar features, as far as two axes tell. {said}"
+        grey = f" Past the first {MOST_MARKS}, they are grey." if len(names) > MOST_MARKS else ""
+        caption = f"Each point is a clip; neighbours have similar features, as far as two axes tell.{grey} {said}"
 
         def draw(axes, group=group, names=names) -> None:
             for name, (colour, marker) in zip(names, charts.scatter_marks(len(names)), strict=True):
@@ -202,7 +203,7 @@ def _maps(pooled, take, view, label, class_names, key: str) -> list[Chart]:
             axes.set_xlabel(f"first axis ({100 * shares[0]:.0f} % of the variance)")
             axes.set_ylabel(f"second axis ({100 * shares[1]:.0f} %)")
             axes.tick_params(labelbottom=False, labelleft=False)
-            if len(names) <= 24:
+            if len(names) <= MOST_MARKS:
                 columns = 3 if len(names) > 3 else len(names)
                 axes.legend(
                     loc="upper center",
@@ -213,9 +214,9 @@ def _maps(pooled, take, view, label, class_names, key: str) -> list[Chart]:
                     handletextpad=0.1,
                 )
 
-        listed = ", ".join(f"{name} ({int((group == name).sum())})" for name in names[:24])
+        listed = ", ".join(f"{name} ({int((group == name).sum())})" for name in names[:MOST_MARKS])
         alt = f"Scatter plot of {len(group)} clips along two principal axes, coloured by {kind}: {listed}. {said}"
-        height = 3.1 + 0.17 * math.ceil(min(len(names), 24) / 3)
+        height = 3.1 + 0.17 * math.ceil(min(len(names), MOST_MARKS) / 3)
         found.append(charts.chart(f"{key}-{kind}", f"Features by {kind}", caption, alt, draw, size=(5.0, height)))
     return found
 
