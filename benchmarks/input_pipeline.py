@@ -156,7 +156,7 @@ def whole_pipeline(directory: Path, repeats: int, num_workers: int, num_batches:
     return spent
 
 
-def memory(directory: Path, num_workers: int, num_batches: int = 50, num_readings: int = 9) -> list[float]:
+def memory(directory: Path, num_workers: int, num_batches: int = 25, num_readings: int = 9) -> list[float]:
     """Megabytes of this process and the grain workers that it has started, read every `num_batches`, from the start."""
     batches = pipeline.train_batches(
         open_dataset(directory), seed=0, start_step=0, global_batch_size=BATCH, num_workers=num_workers
