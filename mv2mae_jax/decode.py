@@ -92,10 +92,10 @@ def _transform(plane: jax.Array, steps: jax.Array, vertical: jax.Array, horizont
     dequantised = plane.astype(jnp.float32) * spread.astype(jnp.float32)
     left = jnp.matmul(vertical, _basis(num_rows).T, precision=PRECISION)  # (R, h, n)
     right = jnp.matmul(horizontal, _basis(num_columns).T, precision=PRECISION)  # (R, w, m)
-    # Half as much to write and read. Eight bits of -128 to 127 are off by 1/4 at most, rounding to grey levels by 1/2.
-    # Without the barrier that follows the compiler leaves out both conversions, and writes float32.
     # The longer side is contracted first: fewer operations.
     decoded = jnp.einsum("rhn,tnm,rwm->rthw", left, dequantised, right, precision=PRECISION, optimize="optimal")
+    # Half as much to write and read. Eight bits of -128 to 127 are off by 1/4 at most, rounding to grey levels by 1/2.
+    # Without the barrier that follows the compiler leaves out both conversions, and writes float32.
     return decoded.astype(jnp.bfloat16)
 
 
