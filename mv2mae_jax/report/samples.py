@@ -110,7 +110,8 @@ def weight_maps(task: Pretrain, motion: np.ndarray, target: np.ndarray) -> tuple
     images = []
     for temperature in (middle / 4, middle, 4 * middle):
         weights = losses.motion_weights(jnp.asarray(motion), temperature=temperature, pixel_range=pixel_range)
-        share = f"{100 * float(losses.ess_fraction(weights)):.0f} %"
+        share = 100 * float(losses.ess_fraction(weights))
+        share = f"{share:.0f} %" if share >= 10 else f"{share:.1f} %"
         weights = np.asarray(weights).reshape(task.model.grid)  # (nt, nh, nw)
         label = f"t = {charts.number(temperature)}{', this run' if temperature == own else ''}: {share} of tokens"
         alt = f"Animation: the target view under its motion weights at temperature {charts.number(temperature)}; "
