@@ -30,7 +30,7 @@ def patched(tmp_path_factory) -> Path:
     patches = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
     assert len(patches) == 6
     for patch in patches:
-        apply = ["git", "apply", "--whitespace=nowarn", "-"]
+        apply = ["git", "apply", "--unidiff-zero", "--whitespace=nowarn", "-"]
         done = subprocess.run(apply, cwd=folder, input=patch, capture_output=True, text=True)
         assert done.returncode == 0, f"a patch of docs/extending.md no longer applies:\n{done.stderr}\n{patch}"
     return folder
