@@ -4,6 +4,10 @@
 
 The two alternate in one process. Prints the median time of each in milliseconds and the median of the ratios (JAX's
 over ours) with its quartiles.
+
+One core of an AMD EPYC (AVX-512) shared with other work, jax 0.10.2, 15 repeats: ViT-S float32 1.22 and 1.08, bfloat16
+1.04 and 1.11. The demo's decoder takes 4 ms, where the load hides the difference: float32 0.74 (quartiles 0.34 to
+1.00), bfloat16 1.40 (1.38 to 1.43).
 """
 
 import functools
