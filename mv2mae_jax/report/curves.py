@@ -127,7 +127,7 @@ PANELS = (
     ),
     Panel(
         key="throughput",
-        title="Throughput",
+        title="Throughput (clips/s)",
         caption="Clips (one view of a sample) per second over all devices, without evaluation, saving and compilation.",
         lines=(Line(name="perf/clips_per_second", label="clips/s"),),
     ),
@@ -148,7 +148,7 @@ PANELS = (
     ),
     Panel(
         key="memory",
-        title="Peak memory",
+        title="Peak memory (GB)",
         caption="The most that was in use so far: of a device; on a CPU, of the process.",
         lines=(Line(name="perf/memory_gb", label="GB"),),
     ),
