@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from mv2mae_jax import processes
+from mv2mae_jax import event_files, processes
 from tests import faults, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -69,7 +69,8 @@ def test_processes_train_like_one_and_one_goes_on(alone, synthetic_set, tmp_path
     assert said == [True] + [False] * (num_processes - 1)
     assert f"{num_processes} process(es)" in outputs[0]
     assert_same_history(faults.history(tmp_path), faults.history(alone)[: len(faults.history(tmp_path))])
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    events = {path.name for path in (tmp_path / "tensorboard").iterdir()}
+    assert event_files.CONFIG_FILE in events and len(events) == 2, "one process writes"
     assert {path.name for path in (tmp_path / "pictures").iterdir()}
     assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 2
 

@@ -21,6 +21,7 @@ from mv2mae_jax.torch_export.exporter import Mismatch, Run
 # Largest difference in a layer's outputs, relative to its largest output [ours]. Correct exports stay near 1e-6.
 TOLERANCE = 1e-4
 LAYER_NORM_EPS = 1e-6
+TO_HEADS = (".qkv", ".projq", ".projk", ".projv")  # ends of the names of layers.ToHeads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,13 @@ def jax_outputs(model: mv2mae.MV2MAE | Classifier, params: Any, inputs: FixedInp
 
     with jax.default_matmul_precision("highest"):
         outputs = jax.device_get(jax.jit(apply)(params, inputs.video))
-    return {names.videomae_name(name.removesuffix("/__call__")): out for name, out in names.flatten(outputs).items()}
+    named = {names.videomae_name(name.removesuffix("/__call__")): out for name, out in names.flatten(outputs).items()}
+    return {name: _heads_last(out) if name.endswith(TO_HEADS) else out for name, out in named.items()}
+
+
+def _heads_last(output: np.ndarray) -> np.ndarray:
+    """[B, heads, N, head_dim], as `layers.ToHeads` has it -> [B, N, heads * head_dim], as PyTorch has it."""
+    return output.swapaxes(1, 2).reshape(output.shape[0], output.shape[2], -1)  # (B, N, D)
 
 
 def record(module: nn.Module, rename: Callable[[str], str], run: Callable[[], Any]) -> Outputs:
