@@ -234,7 +234,7 @@ def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
         return None
     clip, grid = (data.num_frames, *data.crop_size), []
     for axis, size, step in zip(("frames", "height", "width"), clip, model.tubelet_size, strict=True):
-        if step < 1 or size % step:
+        if step < 1 or size < 1 or size % step:
             nearest = max(step, round(size / max(step, 1)) * max(step, 1))
             yield f"The clip's {axis} ({size}) is not a multiple of the tubelet's ({step}); {nearest} would be."
         grid.append(size // max(step, 1))
@@ -243,7 +243,7 @@ def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
         yield f"data.crop_scales = {crop_scales} must be fractions in (0, 1]."
     if not 0 <= data.get("holdout_fraction", 0.0) < 1:
         yield f"data.holdout_fraction = {data.holdout_fraction} must lie in [0, 1)."
-    return grid
+    return grid if min(grid) > 0 else None
 
 
 def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[str]:
@@ -258,7 +258,9 @@ def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[st
         ratio = masking[name]
         cell = grid[1] * grid[2] if masking.kind == "tube" else num_tokens
         masked = int(ratio * cell)
-        if not 0 < ratio < 1 or not 0 < masked < cell:
+        if cell == 1:
+            yield f"masking.{name}: one token cannot be hidden in part; cut the clip into more (model.tubelet_size)."
+        elif not 0 < ratio < 1 or not 0 < masked < cell:
             lowest, highest = math.ceil(1000 / cell) / 1000, math.floor(1000 * (cell - 1) / cell) / 1000
             yield (
                 f"masking.{name} = {ratio} leaves {cell - masked} visible of {cell} tokens; both visible and masked "
