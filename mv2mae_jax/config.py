@@ -236,7 +236,11 @@ def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
     for axis, size, step in zip(("frames", "height", "width"), clip, model.tubelet_size, strict=True):
         if step < 1 or size < 1 or size % step:
             nearest = max(step, round(size / max(step, 1)) * max(step, 1))
-            yield f"The clip's {axis} ({size}) is not a multiple of the tubelet's ({step}); {nearest} would be."
+            key = "data.num_frames" if axis == "frames" else "data.crop_size"
+            yield (
+                f"The clip's {axis} ({size}) is not a multiple of the tubelet's ({step}); {nearest} would be. "
+                f"Set {key} or model.tubelet_size."
+            )
         grid.append(size // max(step, 1))
     crop_scales = data.get("crop_scales", (1.0,))
     if not all(0 < scale <= 1 for scale in crop_scales) or not crop_scales:
@@ -257,14 +261,17 @@ def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[st
     for name in ("target_mask_ratio", "source_mask_ratio"):
         ratio = masking[name]
         cell = grid[1] * grid[2] if masking.kind == "tube" else num_tokens
-        masked = int(ratio * cell)
+        masked = int(ratio * cell) if 0 <= ratio <= 1 else 0
         if cell == 1:
             yield f"masking.{name}: one token cannot be hidden in part; cut the clip into more (model.tubelet_size)."
         elif not 0 < ratio < 1 or not 0 < masked < cell:
             lowest, highest = math.ceil(1000 / cell) / 1000, math.floor(1000 * (cell - 1) / cell) / 1000
+            leaves = (
+                f"leaves {cell - masked} visible of {cell} tokens" if 0 <= ratio <= 1 else "is no share of the tokens"
+            )
             yield (
-                f"masking.{name} = {ratio} leaves {cell - masked} visible of {cell} tokens; both visible and masked "
-                f"ones are needed: choose it between {lowest} and {highest}."
+                f"masking.{name} = {ratio} {leaves}; both visible and masked ones are needed: choose it between "
+                f"{lowest} and {highest}."
             )
     if not 0 < masking.decode_ratio <= 1:
         yield f"masking.decode_ratio = {masking.decode_ratio} must lie in (0, 1]."
