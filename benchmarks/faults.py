@@ -143,7 +143,7 @@ def fuzz_all(folder: Path, run: Path, prepared: Path, cases: int) -> dict[str, o
       folder: for what is mutated.
       run: a finished run, whose newest checkpoint is mutated and mended again.
       prepared: the set that random configs name.
-      cases: of each kind; a tenth as many of prepared sets, of which each is read as a whole.
+      cases: of each kind, and for each base config; a tenth as many of prepared sets, each of which is read as a whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     seeds = fuzz.video_seeds(folder)
@@ -156,13 +156,14 @@ def fuzz_all(folder: Path, run: Path, prepared: Path, cases: int) -> dict[str, o
     read, refused = fuzz.read_mutated_set(small, seed=1, cases=cases // 10)
     step = max((run / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
     fuzz.check_mutated_step(step, seed=2, cases=cases)
-    base = str(faults.ROOT / "configs" / "pretrain_base.py")
-    accepted = sum(fuzz.validate_random_config(base, seed, str(prepared)) for seed in range(cases))
+    bases = [str(path) for path in sorted((faults.ROOT / "configs").glob("*_base.py"))]
+    accepted = sum(fuzz.validate_random_config(base, seed, str(prepared)) for base in bases for seed in range(cases))
+    num_configs = cases * len(bases)
     return {
         "videos": {"mutated": cases // 200 * 200, "views_used": used, "views_in_quarantine": aside},
         "prepared_sets": {"mutated": cases // 10, "clips_read_unchanged": read, "clips_refused": refused},
         "checkpoints": {"mutated": cases, "detected": cases},
-        "configs": {"random": cases, "accepted": accepted, "refused": cases - accepted},
+        "configs": {"random": num_configs, "accepted": accepted, "refused": num_configs - accepted},
     }
 
 

@@ -261,17 +261,15 @@ def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[st
     for name in ("target_mask_ratio", "source_mask_ratio"):
         ratio = masking[name]
         cell = grid[1] * grid[2] if masking.kind == "tube" else num_tokens
-        masked = int(ratio * cell) if 0 <= ratio <= 1 else 0
+        lowest, highest = math.ceil(1000 / cell) / 1000, math.floor(1000 * (cell - 1) / cell) / 1000
         if cell == 1:
             yield f"masking.{name}: one token cannot be hidden in part; cut the clip into more (model.tubelet_size)."
-        elif not 0 < ratio < 1 or not 0 < masked < cell:
-            lowest, highest = math.ceil(1000 / cell) / 1000, math.floor(1000 * (cell - 1) / cell) / 1000
-            leaves = (
-                f"leaves {cell - masked} visible of {cell} tokens" if 0 <= ratio <= 1 else "is no share of the tokens"
-            )
+        elif not 0 <= ratio <= 1:
+            yield f"masking.{name} = {ratio} must lie between {lowest} and {highest}."
+        elif not 0 < int(ratio * cell) < cell:
             yield (
-                f"masking.{name} = {ratio} {leaves}; both visible and masked ones are needed: choose it between "
-                f"{lowest} and {highest}."
+                f"masking.{name} = {ratio} leaves {cell - int(ratio * cell)} visible of {cell} tokens; both visible "
+                f"and masked ones are needed: choose it between {lowest} and {highest}."
             )
     if not 0 < masking.decode_ratio <= 1:
         yield f"masking.decode_ratio = {masking.decode_ratio} must lie in (0, 1]."
@@ -305,7 +303,7 @@ def _probing(config: config_dict.ConfigDict) -> Iterator[str]:
     if not probe.kinds:
         yield f"probe.kinds is empty: name some of {', '.join(PROBES)}."
     for kind in set(probe.kinds) - set(PROBES):
-        yield f"probe.kinds holds {kind!r}, which is not one of {', '.join(PROBES)}.{_did_you_mean(kind, PROBES)}"
+        yield f"probe.kinds holds {kind!r}, which is not one of {', '.join(PROBES)}.{_did_you_mean(str(kind), PROBES)}"
     if not config.init_from:
         yield (
             "init_from is not set: probes look at a trained encoder. Pass --config.init_from=RUN, or `random` for an "

@@ -107,7 +107,7 @@ def test_wrong_overrides_are_refused_by_name(override, message):
         (["data.crop_size=(120,128)"], r"height \(120\) is not a multiple .* \(16\); 128 would be"),
         (["data.crop_size=(0,0)"], r"height \(0\) is not a multiple .* \(16\); 16 would be"),
         (["data.num_frames=2", "data.crop_size=(16,16)"], "one token cannot be hidden in part"),
-        (["masking.target_mask_ratio=inf"], "target_mask_ratio = inf is no share of the tokens; .* between 0.002 and"),
+        (["masking.target_mask_ratio=inf"], "target_mask_ratio = inf must lie between 0.002 and"),
         (["masking.target_mask_ratio=1.0"], "leaves 0 visible of 512 tokens"),
         (["masking.source_mask_ratio=0.0"], "leaves 512 visible of 512 tokens"),
         (
