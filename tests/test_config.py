@@ -158,6 +158,19 @@ def test_impossible_fine_tuning_is_refused_with_the_fix(data_dir, overrides, mes
 
 
 @pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ("('knnn',)", "'knnn', which is not one of .* Did you mean knn"),
+        ("(7,)", "probe.kinds holds 7, which is not one"),
+    ],
+)
+def test_unknown_probes_are_refused_by_name(data_dir, kinds, message):
+    config = configs.load(str(ROOT / "configs" / "probe_base.py"), [f"data.dir={data_dir}", f"probe.kinds={kinds}"])
+    with pytest.raises(ValueError, match=message):
+        configs.validate(config)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("masking.target_mask_ratio=0.9", "masking"),  # pre-training's
