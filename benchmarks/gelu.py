@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from benchmarks.attention import compare, make_parser, print_header
-from console.command import execute
+from benchmarks import attention
+from console.command import Parser, execute
 from mv2mae_jax.models import layers
 
 # name: (tokens of 8 clips, width)
@@ -32,9 +32,13 @@ def gradients(gelu: Callable) -> Callable:
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
 
 
+def make_parser() -> Parser:
+    return attention.make_parser("python -m benchmarks.gelu", __doc__)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    repeats = make_parser("python -m benchmarks.gelu", __doc__).parse_args(arguments).repeats
-    print_header(repeats)
+    repeats = make_parser().parse_args(arguments).repeats
+    attention.print_header(repeats)
     theirs, ours = gradients(functools.partial(jax.nn.gelu, approximate=False)), gradients(layers.gelu)
     for dtype in (jnp.float32, jnp.bfloat16):
         for name, (num_tokens, width) in SHAPES.items():
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 jax.random.normal(key, shape, dtype) * width**-0.5
                 for key, shape in zip(keys, (*shapes, shapes[1][::-1]), strict=True)
             )
-            compare(name, theirs, ours, (x, fc1, fc2), repeats)
+            attention.compare(name, theirs, ours, (x, fc1, fc2), repeats)
 
 
 if __name__ == "__main__":
