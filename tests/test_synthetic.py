@@ -423,4 +423,4 @@ def test_other_arguments_for_the_same_folder_are_refused(generated, capsys):
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     assert main([f"--output={tmp_path / 'file' / 'raw'}", "--takes=1"]) == 2
-    assert "error:" in capsys.readouterr().err
+    assert f"Not a directory: '{tmp_path / 'file' / 'raw'}'" in capsys.readouterr().err
