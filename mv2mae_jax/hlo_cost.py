@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 from mv2mae_jax.hlo import Array, Computation, Instruction, Module
 
+# Raised whenever a count changes: reports that were counted otherwise are made again.
+COUNTED_AS = 2
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 # Instructions that name or group buffers and move nothing. The second half of an asynchronous pair waits, no more.
@@ -71,22 +74,40 @@ def bytes_moved(module: Module, size: Callable[[Array], float], *, count_loops: 
     """What all instructions read and write by the operation they came from; `.total()` is the sum.
 
     An operand of which a fusion reads slices counts as those slices; a result into which a fusion writes a slice
-    counts as the slice. What passes between two instructions counts twice: written, and read.
+    counts as the slice. What passes between two instructions counts twice: written, and read. A collective counts where
+    it starts, as its operand and its result; the fusions that go on with it beside other work hand its buffers on.
 
     Args:
       size: bytes that an array counts, e.g. `lambda array: array.bytes`, or `hbm_bytes`.
       count_loops: False counts the body of a loop once, as `cost_analysis` does.
     """
-    moved = collections.Counter()
+    moved, continued = collections.Counter(), _continued_collectives(module)
     for instruction, computation, runs in module.executed():
-        size_moved = _moved_by(module, instruction, computation, size)
+        size_moved = _moved_by(module, instruction, computation, size, continued)
         if size_moved:
             moved[instruction.source] += (runs if count_loops else 1) * size_moved
     return moved
 
 
+def _continued_collectives(module: Module) -> frozenset[str]:
+    """Names of collectives inside fusions whose channel an earlier fusion of the same computation has named."""
+    seen, continued = set(), set()
+    for instruction, computation, _ in module.executed():
+        inside = _fused_instructions(module, instruction) if instruction.opcode == "fusion" else []
+        for one in inside:
+            channel = (id(computation), one.attribute("channel_id") or one.name)
+            if one.opcode in COLLECTIVES and channel in seen:
+                continued.add(one.name)
+            seen.add(channel)
+    return frozenset(continued)
+
+
 def _moved_by(
-    module: Module, instruction: Instruction, computation: Computation, size: Callable[[Array], float]
+    module: Module,
+    instruction: Instruction,
+    computation: Computation,
+    size: Callable[[Array], float],
+    continued: frozenset[str],
 ) -> float:
     if instruction.opcode in _FREE or "AllocateBuffer" in instruction.attributes:
         return 0.0
@@ -97,33 +118,45 @@ def _moved_by(
         return sum(size(dataclasses.replace(moved, layout=array.layout)) for array in instruction.arrays[:2])
     if instruction.opcode == "fusion":
         fused = module.computations[instruction.called[0]]
-        return _read_by_fusion(module, fused, size) + _written_by_fusion(module, fused, size)
+        read = _read_by_fusion(module, fused, size, continued)
+        return read + _written_by_fusion(module, fused, size, continued)
     if instruction.opcode in _SLICES:
         return 2 * sum(map(size, instruction.arrays))
     if instruction.opcode == "dynamic-update-slice":
         return 2 * sum(map(size, computation[instruction.operands[1]].arrays))
     read = sum(size(array) for name in instruction.operands for array in computation[name].arrays)
-    return read + sum(map(size, instruction.arrays))
+    return read + sum(map(size, _results(instruction)))
 
 
-def _read_by_fusion(module: Module, fused: Computation, size: Callable[[Array], float]) -> float:
+def _results(instruction: Instruction) -> tuple[Array, ...]:
+    """The arrays of an instruction's result, without the operands that the start of a collective repeats."""
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # (operands, results, ...)
+        return instruction.arrays[len(instruction.operands) : 2 * len(instruction.operands)]
+    return instruction.arrays
+
+
+def _read_by_fusion(
+    module: Module, fused: Computation, size: Callable[[Array], float], continued: frozenset[str]
+) -> float:
     parameters = [i for i in fused.values() if i.opcode == "parameter"]
-    return sum(min(size(p.arrays[0]), _read(module, p, fused, size)) for p in parameters if p.arrays)
+    return sum(min(size(p.arrays[0]), _read(module, p, fused, size, continued)) for p in parameters if p.arrays)
 
 
-def _read(module: Module, value: Instruction, fused: Computation, size: Callable[[Array], float]) -> float:
+def _read(
+    module: Module, value: Instruction, fused: Computation, size: Callable[[Array], float], continued: frozenset[str]
+) -> float:
     """What the users of a value inside a fusion read of it, at most; each slice in the memory of the whole."""
     total = 0.0
     for user in fused.values():
         for position, name in enumerate(user.operands):
-            if name != value.name:
+            if name != value.name or _hands_on(user, continued):
                 continue
             if user.opcode == "bitcast":
-                total += _read(module, user, fused, size)
+                total += _read(module, user, fused, size, continued)
             elif user.opcode == "fusion":
                 inner = module.computations[user.called[0]]
                 parameter = next(i for i in inner.values() if i.opcode == "parameter" and int(i.argument) == position)
-                total += _read(module, parameter, inner, size)
+                total += _read(module, parameter, inner, size, continued)
             elif user.opcode in _SLICES and position == 0:
                 layout = value.arrays[0].layout
                 total += sum(size(_placed_as(array, layout)) for array in user.arrays)
@@ -134,7 +167,16 @@ def _read(module: Module, value: Instruction, fused: Computation, size: Callable
     return total
 
 
-def _written_by_fusion(module: Module, fused: Computation, size: Callable[[Array], float]) -> float:
+def _hands_on(instruction: Instruction, continued: frozenset[str]) -> bool:
+    """Whether an instruction inside a fusion only names buffers: what it returns, or a collective under way."""
+    if instruction.opcode == "custom-call":
+        return "AsyncCollective" in instruction.attributes
+    return instruction.opcode == "tuple" or instruction.name in continued
+
+
+def _written_by_fusion(
+    module: Module, fused: Computation, size: Callable[[Array], float], continued: frozenset[str]
+) -> float:
     root = next(i for i in fused.values() if i.is_root)
     outputs = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
     total = 0.0
@@ -142,11 +184,15 @@ def _written_by_fusion(module: Module, fused: Computation, size: Callable[[Array
         source = output
         while source.opcode == "bitcast":
             source = fused[source.operands[0]]
-        if source.opcode == "dynamic-update-slice":
+        if source.opcode == "parameter" or source.name in continued or "AsyncCollectiveDone" in source.attributes:
+            continue
+        if "AsyncCollectiveStart" in source.attributes:  # (operand, result, flags ...)
+            total += sum(map(size, output.arrays[1:]))
+        elif source.opcode == "dynamic-update-slice":
             update = fused[source.operands[1]].arrays[0]
             total += size(_placed_as(update, output.arrays[0].layout))
         elif source.opcode == "fusion":
-            total += _written_by_fusion(module, module.computations[source.called[0]], size)
+            total += _written_by_fusion(module, module.computations[source.called[0]], size, continued)
         else:
             total += sum(map(size, output.arrays))
     return total
@@ -182,10 +228,7 @@ def _fused_instructions(module: Module, fusion: Instruction) -> list[Instruction
 
 def _collective(module: Module, instruction: Instruction, runs: int) -> Collective:
     kind, group_size = instruction.opcode.removesuffix("-start"), _group_size(module, instruction.attributes)
-    arrays = instruction.arrays
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # (operands, results, ...)
-        arrays = arrays[len(instruction.operands) : 2 * len(instruction.operands)]
-    total = sum(array.bytes for array in arrays)
+    total = sum(array.bytes for array in _results(instruction))
     return Collective(
         kind=kind,
         bytes=total * group_size if kind == "reduce-scatter" else total,

@@ -4,7 +4,9 @@ The batch is cut along both mesh axes; parameters, optimiser state and EMA are r
 `fsdp`. jit inserts the collectives.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,6 +67,30 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
     return jax.tree.map(place, state)
+
+
+def whole(weights: jax.Array) -> jax.Array:
+    """Weights that `fsdp` cuts, gathered where they are used; in a function of `with_mesh`, elsewhere as they are.
+
+    Left to itself, the compiler follows the cut of the weights into the products, gathers the activations of all
+    devices instead, and sends 15 times as much for ViT-S (docs/scaling.md). Called in a layer, one layer at a time is
+    whole, and is gathered again for the backward pass; with `model.remat=none` all layers are kept whole for it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get("fsdp", 1) == 1:
+        return weights
+    return jax.lax.with_sharding_constraint(weights, PartitionSpec())
+
+
+def with_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """The function, traced with the mesh at hand for `whole`."""
+
+    @functools.wraps(function)
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def abstract(tree: Any, placement: Any) -> Any:

@@ -1,7 +1,8 @@
 """Compiles the training step for a TPU slice that is not there: what it needs, how fast it could be.
 
     python -m mv2mae_jax.topology --config=configs/ntu120.py --topology=v5e:16x16 --batch_per_chip=16
-    python -m mv2mae_jax.topology --config=configs/ntu120.py --topology=v4:4x4x4,v5p:4x4x4,v6e:8x8 --largest_batch
+    python -m mv2mae_jax.topology --config=configs/ntu120.py --topology=v4:4x4x4,v5p:4x4x4,v6e:8x8
+    python -m mv2mae_jax.topology --config=configs/ntu120.py --topology=v5e:2x2 --batch_per_chip=16 --largest_batch
 
 Needs libtpu (requirements-tpu-aot.txt), whose compiler runs on a CPU, and no TPU. All figures are read off the compiled
 program or follow from it and from published peak rates (chips.py): bounds, not measurements. docs/scaling.md explains.
@@ -27,8 +28,8 @@ from ml_collections import config_dict
 
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest
 from data import dct
+from mv2mae_jax import batch_search, hlo, hlo_cost, optim, sharding
 from mv2mae_jax import config as configs
-from mv2mae_jax import hlo, hlo_cost, optim, sharding
 from mv2mae_jax.chips import CHIPS, Chip
 from mv2mae_jax.flops import training_flops
 from mv2mae_jax.models.mv2mae import settle_auto
@@ -224,6 +225,29 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+_REFUSALS = (  # libtpu 0.0.52, and before
+    re.compile(rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+)
+
+
+def read_out_of_memory(message: str) -> dict[str, float | None] | None:
+    """The compiler's refusal of a program in numbers, None where these are not stated.
+
+    Newer compilers name the temporaries alone, without the arguments. Returns None if the error is another one.
+    """
+    if "RESOURCE_EXHAUSTED" not in message or "hbm" not in message.lower():
+        return None
+    found = next(filter(None, (refusal.search(message) for refusal in _REFUSALS)), None)
+    used, used_unit, available, available_unit = found.groups() if found else (None, "", None, "")
+    return {
+        "memory_used_bytes": float(used) * _UNITS[used_unit] if found else None,
+        "memory_available_bytes": float(available) * _UNITS[available_unit] if found else None,
+    }
+
+
 def report(
     config: config_dict.ConfigDict,
     where: Slice,
@@ -239,7 +263,8 @@ def report(
       frame_size: as in `batch_shapes`.
 
     Returns:
-      JSON-ready figures; `fits` is False, and little else is there, where the program does not fit the memory.
+      JSON-ready figures; where the program does not fit the memory, `fits` is False, and instead of them there is what
+      it would use and what the compiler grants.
 
     Raises:
       ValueError: the compiled program cannot be read.
@@ -249,6 +274,7 @@ def report(
         "topology": where.name,
         "program_sha256": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
         "libtpu": importlib.metadata.version("libtpu"),
+        "counted_as": hlo_cost.COUNTED_AS,
     }
     if known and all(known.get(key) == value for key, value in identity.items()):
         return known
@@ -259,15 +285,19 @@ def report(
         "hosts": where.num_hosts,
         "batch_per_chip": config.global_batch_size / where.num_chips,
         "views_per_sample": 1 + config.data.num_source_views,
+        "remat": config.model.remat,
+        "attention": config.model.attention,
+        "compute_dtype": config.compute_dtype,
     }
     start = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+        lacking = read_out_of_memory(str(error))
+        if lacking is None:
             raise
-        return {**record, "fits": False, "memory_used": used[1], "memory_available": used[2].rstrip(".")}
+        seconds = round(time.monotonic() - start, 1)
+        return {**record, "fits": False, "compile_seconds": seconds, **lacking}
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -311,55 +341,6 @@ def input_rate(
     }
 
 
-def largest_batch(
-    config: config_dict.ConfigDict,
-    where: Slice,
-    first: dict[str, Any],
-    frame_size: tuple[int, int] | None = None,
-    *,
-    multiple: int = 8,
-    max_compiles: int = 4,
-) -> dict[str, Any]:
-    """The largest batch per chip that compiles, to `multiple` samples [ours] or as near as `max_compiles` allow [ours].
-
-    The compiler is the judge; what it assigned before says where to try next, memory being linear in the batch.
-
-    Returns:
-      `fits`: the largest batch that compiled; `fails`: the smallest that did not, None if none was tried; `tried`.
-    """
-    total = first["memory_per_device"]["total"]
-    fixed = total - first["memory_per_device"]["temporaries"]
-    fits, fails = int(first["batch_per_chip"]), None
-    slope = (total - fixed) / fits
-    tried = {}
-    for _ in range(max_compiles):
-        batch = next_batch(fits, fails, int((where.chip.hbm_bytes - fixed) / slope), multiple)
-        if batch is None:
-            break
-        trial = config.copy_and_resolve_references()
-        trial.global_batch_size = batch * where.num_chips
-        record = report(trial, where, frame_size=frame_size)
-        tried[batch] = record["memory_per_device"]["total"] if record["fits"] else record["memory_used"]
-        if record["fits"]:
-            fits = batch
-            slope = (tried[batch] - fixed) / batch
-        else:
-            fails = batch
-    return {"fits": fits, "fails": fails, "tried": tried}
-
-
-def next_batch(fits: int, fails: int | None, predicted: int, multiple: int) -> int | None:
-    """The prediction if it lies between what fits and what fails, else their middle; None where they are neighbours."""
-    lowest = fits // multiple * multiple + multiple
-    highest = None if fails is None else (fails - 1) // multiple * multiple
-    if highest is not None and lowest > highest:
-        return None
-    guess = max(predicted // multiple * multiple, lowest)
-    if highest is None:
-        return guess
-    return guess if guess <= highest else (lowest + highest) // 2 // multiple * multiple or lowest
-
-
 COLUMNS = (
     "program",
     "slice",
@@ -388,17 +369,21 @@ def table(records: list[dict[str, Any]]) -> str:
         if record["fits"]:
             cells += _figures(record)
         else:
-            cells += [f"{record['memory_used']} of {record['memory_available']}: does not fit"]
+            cells += [f"{_memory_cell(record)}: does not fit"]
             cells += [""] * (len(COLUMNS) - len(cells))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _memory_cell(record: dict[str, Any]) -> str:
+    return " of ".join("?" if size is None else f"{size / GB:.1f}" for size in used_and_available(record))
 
 
 def _figures(record: dict[str, Any]) -> list[str]:
     bound, program = record["bound"], record["program"]
     sent = sum(kind["wire_bytes"] for kind in program["collectives"].values())
     return [
-        f"{record['memory_per_device']['total'] / GB:.1f} of {record['chip_memory_bytes'] / GB:.1f}",
+        _memory_cell(record),
         f"{program['matmul_flops'] / 1e12:.2f}",
         f"{program['hbm_bytes'] / GB:.1f}",
         f"{bound['flops_per_hbm_byte']:.0f}",
@@ -448,30 +433,104 @@ def main(argv: list[str]) -> int:
 
 def compile_all(arguments: argparse.Namespace) -> None:
     """Runs the command. Raises ValueError where there is no such slice, config or compiler."""
-    overrides = arguments.overrides
+    overrides, frame_size = arguments.overrides, arguments.coefficients
     configs.load(arguments.config, overrides)  # mistakes show first
     jax.config.update("jax_platforms", "cpu")
-    title, records = title_of(arguments.config, overrides), []
-    if arguments.coefficients:
-        title += " coefficients=" + "x".join(map(str, arguments.coefficients))
+    title, records, found = title_of(arguments.config, overrides), [], []
+    if frame_size:
+        title += " coefficients=" + "x".join(map(str, frame_size))
+    os.makedirs(arguments.output, exist_ok=True)
     for name in arguments.topology.split(","):
         where = find_slice(name)
         config = configs.load(arguments.config, overrides)
         config.compute_dtype, config.model.remat, config.model.attention = settle_auto(config, "tpu")
         if arguments.batch_per_chip:
             config.global_batch_size = arguments.batch_per_chip * where.num_chips
-        batch = f"b{config.global_batch_size / where.num_chips:g}"
-        file_name = re.sub(r"[^\w.=-]+", "_", f"{title} {batch} {name}") + ".json"
-        path = os.path.join(arguments.output, file_name)
-        record = {"title": title, **report(config, where, load_record(path), arguments.coefficients)}
-        if arguments.largest_batch and record["fits"] and "largest_batch" not in record:
-            record["largest_batch"] = largest_batch(config, where, record, arguments.coefficients)
-        os.makedirs(arguments.output, exist_ok=True)
-        with open(path, "w") as file:
-            json.dump(record, file, indent=1)
-        print(f"{path}: {'fits' if record['fits'] else 'does not fit'}", flush=True)
-        records.append(record)
-    print(table(records))
+        if arguments.largest_batch:
+            tried, summary = search_batch(title, config, where, frame_size, arguments.output)
+            records += tried
+            found.append(summary)
+        else:
+            records.append(saved_report(title, config, where, frame_size, arguments.output))
+    print("\n".join([table(records), *found]))
+
+
+def saved_report(
+    title: str, config: config_dict.ConfigDict, where: Slice, frame_size: tuple[int, int] | None, output: str
+) -> dict[str, Any]:
+    """`report`, written to a file in `output`; read from it where it is there and of the same program and compiler."""
+    batch = f"{config.global_batch_size / where.num_chips:g}"
+    path = result_path(output, f"{title} b{batch} {where.name}")
+    print(f"{where.name}: {batch} samples per chip, remat={config.model.remat} ...", end=" ", flush=True)
+    known = load_record(path)
+    record = {"title": title, **report(config, where, known, frame_size)}
+    if record == known:
+        how = "as compiled before"
+    else:
+        how = f"compiled in {record['compile_seconds']:.0f} s"
+        save_record(path, record)
+    verdict = "" if record["fits"] else ", does not fit"
+    print(f"{_memory_cell(record)} GB{verdict}; {how}: {path}", flush=True)
+    return record
+
+
+def search_batch(
+    title: str, config: config_dict.ConfigDict, where: Slice, frame_size: tuple[int, int] | None, output: str
+) -> tuple[list[dict[str, Any]], str]:
+    """Reports for the batches that the search for the largest one compiled, in order of size, and what it found.
+
+    It goes on where it was interrupted, since every compilation is a file in `output`.
+
+    Raises:
+      ValueError: the batch to start with is not whole.
+    """
+    first, rest = divmod(config.global_batch_size, where.num_chips)
+    if rest:
+        raise ValueError(
+            f"global_batch_size = {config.global_batch_size} is not a whole number of samples for each of "
+            f"{where.num_chips} chips, where the search starts; set --batch_per_chip."
+        )
+    reports = {}
+
+    def compile_at(batch: int) -> batch_search.Trial:
+        trial = config.copy_and_resolve_references()
+        trial.global_batch_size = batch * where.num_chips
+        record = reports[batch] = saved_report(title, trial, where, frame_size, output)
+        used, available = used_and_available(record)
+        return batch_search.Trial(
+            fits=record["fits"], used_bytes=used, available_bytes=None if record["fits"] else available
+        )
+
+    trials = batch_search.largest_batch(compile_at, first=first, memory_bytes=where.chip.hbm_bytes)
+    fits, fails = batch_search.bracket(trials)
+    available = batch_search.available_bytes(trials, where.chip.hbm_bytes)
+    said = f"{title}, {where.name}, remat={config.model.remat}: "
+    if fits:
+        free = available - trials[fits].used_bytes
+        said += f"{fits} samples per chip fit, {free / GB:.1f} of {available / GB:.1f} GB are free"
+    else:
+        said += "no batch that was tried fits"
+    said += f"; {fails} do not fit." if fails else "; nothing larger was tried."
+    return [reports[batch] for batch in sorted(reports)], said
+
+
+def used_and_available(record: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Bytes of a chip's memory that a program needs, and what there is.
+
+    The second is published, or what the compiler said when it refused; None where it did not say.
+    """
+    if record["fits"]:
+        return record["memory_per_device"]["total"], record["chip_memory_bytes"]
+    return record["memory_used_bytes"], record["memory_available_bytes"]
+
+
+def result_path(output: str, name: str) -> str:
+    return os.path.join(output, re.sub(r"[^\w.=-]+", "_", name) + ".json")
+
+
+def save_record(path: str, record: dict[str, Any]) -> None:
+    with open(path, "w") as file:
+        json.dump(record, file, indent=1)
 
 
 def load_record(path: str) -> dict[str, Any] | None:

@@ -304,7 +304,7 @@ def jit_train_step(
     )
     placement = sharding.state_sharding(mesh, state)
     return jax.jit(
-        train_step,
+        sharding.with_mesh(mesh, train_step),
         in_shardings=(placement, sharding.batch_sharding(mesh)),
         out_shardings=(placement, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -325,8 +325,8 @@ def make_evaluation(
         return {name: images[:num_pictures] for name, images in pictures.items()}
 
     everywhere = sharding.replicated(mesh)  # every process receives all rows
-    eval_step = jax.jit(eval_step, out_shardings=everywhere)
-    reconstruct = jax.jit(reconstruct, out_shardings=everywhere)
+    eval_step = jax.jit(sharding.with_mesh(mesh, eval_step), out_shardings=everywhere)
+    reconstruct = jax.jit(sharding.with_mesh(mesh, reconstruct), out_shardings=everywhere)
 
     def draw(params: Any, batch: dict[str, jax.Array], step: int, reporter: metrics.Reporter) -> None:
         pictures = jax.device_get(reconstruct(params, batch))

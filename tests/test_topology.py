@@ -1,6 +1,7 @@
 """Reports for absent hardware: loops, products, traffic and communication are counted right, and what follows."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -15,6 +16,7 @@ import pytest
 from mv2mae_jax import config as configs
 from mv2mae_jax import hlo, hlo_cost, topology
 from mv2mae_jax.chips import CHIPS
+from mv2mae_jax.tasks.pretrain import Pretrain
 from tests import tiny
 
 TINY = [
@@ -102,6 +104,8 @@ COLLECTIVES = """
 import jax, jax.numpy as jnp, json
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mv2mae_jax import sharding, topology
+from tests.test_topology import tiny_config
+sharding.MIN_FSDP_ELEMENTS = 64
 mesh = sharding.make_mesh(data=2, fsdp=4)
 
 def loss(weights, x):  # weights f32[3, 64, 64], cut along fsdp; x f32[16, 64], rows cut over all devices
@@ -115,18 +119,27 @@ looped = jax.jit(jax.shard_map(
     lambda x: jax.lax.fori_loop(0, 5, lambda i, t: jax.lax.psum(t * x.sum(), "fsdp") / 4, jnp.ones(16)),
     mesh=mesh, in_specs=P(("data", "fsdp")), out_specs=P(), check_vma=False))
 weights, x = jnp.zeros((3, 64, 64)), jnp.zeros((16, 64))
+step = topology.lower_train_step(tiny_config("global_batch_size=16", "mesh.data=2", "mesh.fsdp=4"), jax.devices())
 programs = {"fsdp": fsdp.lower(weights, x), "data": data.lower(weights[0], x), "looped": looped.lower(jnp.zeros(8))}
+programs["step"] = step
 print(json.dumps({k: topology.read_program(p.compile().as_text())["collectives"] for k, p in programs.items()}))
 """
 
 
-def test_collectives_of_eight_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+@pytest.fixture(scope="module")
+def eight_devices():
+    """Collectives by kind of the programs above, compiled in a process with eight devices."""
+    flags = f"--xla_force_host_platform_device_count=8 {tiny.QUICK_FLAGS}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(
         [sys.executable, "-c", COLLECTIVES], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_collectives_of_eight_devices(eight_devices):
+    found = eight_devices
     # One sum of f32[64] over eight devices; a ring sends each element twice, less its own share.
     assert found["data"] == {
         "all-reduce": {"runs": 1, "runs_in_loops": 0, "bytes": 256.0, "wire_bytes": 2 * 7 / 8 * 256}
@@ -139,6 +152,15 @@ def test_collectives_of_eight_devices():
     gathered = found["fsdp"]["all-gather"]
     assert gathered["bytes"] >= 3 * 64 * 64 * 4
     assert gathered["runs"] >= 1
+
+
+def test_fsdp_gathers_weights_and_no_activations(eight_devices):
+    """Without `sharding.whole` the products follow the cut of the weights, and activations are exchanged."""
+    step = eight_devices["step"]
+    assert set(step) <= {"all-gather", "reduce-scatter", "all-reduce"}
+    params = jax.eval_shape(Pretrain.from_config(tiny_config()).init, jax.random.key(0))
+    weights = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(params))
+    assert 0 < step["all-gather"]["bytes"] <= 2 * weights  # once for the forward pass, at most once more for backward
 
 
 # Three ways in which the TPU compiler writes a product as a convolution, from compiled training steps.
@@ -252,6 +274,58 @@ def test_asynchronous_collectives_of_tpus_count_once():
     assert scatter.wire_bytes == 1 / 2 * 256
 
 
+# As the TPU compiler writes it, shortened: a gather starts, goes on beside a sum, and ends. Its buffers are handed on.
+IN_FLIGHT = """HloModule m, num_partitions=4
+
+%start (p: f32[2,8]) -> (f32[2,8], f32[8,8], s32[2]) {
+  %p = f32[2,8] parameter(0)
+  %g1 = f32[8,8] all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %s = (f32[2,8]{1,0}, f32[8,8]{1,0}, s32[2]{0:S(4)}) custom-call(%g1), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (a: f32[100], q: f32[2,8], r: f32[8,8], f: s32[2]) -> (f32[100], f32[2,8], f32[8,8], f32[8,8], s32[2]) {
+  %a = f32[100] parameter(0)
+  %q = f32[2,8] parameter(1)
+  %r = f32[8,8] parameter(2)
+  %f = s32[2]{0:S(4)} parameter(3)
+  %twice = f32[100] add(%a, %a)
+  %g2 = f32[8,8] all-gather(%q), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %t = (f32[100]{0}, f32[2,8]{1,0}, f32[8,8]{1,0}, f32[8,8]{1,0}, s32[2]{0:S(4)}) tuple(%twice, %q, %r, %g2, %f)
+}
+
+%done (q: f32[2,8], r: f32[8,8], f: s32[2]) -> f32[8,8] {
+  %q.1 = f32[2,8] parameter(0)
+  %r.1 = f32[8,8] parameter(1)
+  %f.1 = s32[2]{0:S(4)} parameter(2)
+  %g3 = f32[8,8] all-gather(%q.1), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %d = f32[8,8]{1,0} custom-call(%q.1, %r.1, %g3, %f.1), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: f32[2,8], y: f32[100]) -> f32[8,8] {
+  %x = f32[2,8] parameter(0)
+  %y = f32[100] parameter(1)
+  %started = (f32[2,8]{1,0}, f32[8,8]{1,0}, s32[2]{0:S(4)}) fusion(%x), kind=kCustom, calls=%start
+  %x1 = f32[2,8]{1,0} get-tuple-element(%started), index=0
+  %r1 = f32[8,8]{1,0} get-tuple-element(%started), index=1
+  %f1 = s32[2]{0:S(4)} get-tuple-element(%started), index=2
+  %went = (f32[100]{0}, f32[2,8]{1,0}, f32[8,8]{1,0}, f32[8,8]{1,0}, s32[2]{0:S(4)}) fusion(%y, %x1, %r1, %f1), \
+kind=kOutput, calls=%beside
+  %x2 = f32[2,8]{1,0} get-tuple-element(%went), index=1
+  %r2 = f32[8,8]{1,0} get-tuple-element(%went), index=2
+  %f2 = s32[2]{0:S(4)} get-tuple-element(%went), index=4
+  %gathered = f32[8,8]{1,0} fusion(%x2, %r2, %f2), kind=kCustom, calls=%done
+  %moved = (f32[8,8]{1,0}, f32[8,8]{1,0}, u32[]{:S(2)}) collective-permute-start(%gathered), channel_id=9
+  ROOT %there = f32[8,8]{1,0} collective-permute-done(%moved)
+}
+"""
+
+
+def test_traffic_of_a_collective_counts_where_it_starts():
+    moved = hlo_cost.bytes_moved(hlo.parse(IN_FLIGHT), hlo_cost.hbm_bytes)
+    gather, work, permute = 2 * 8 * 4 + 8 * 8 * 4, 2 * 100 * 4, 2 * 8 * 8 * 4
+    assert moved == {"fusion": gather + work, "collective-permute-start": permute}
+
+
 @pytest.mark.parametrize(
     ("shape", "padded"),
     [
@@ -303,16 +377,80 @@ def test_clocks_of_the_published_peaks():
     assert CHIPS["v4"].flops_per_second / (2 * 128 * 128 * 8) == pytest.approx(CHIPS["v4"].clock_hz, rel=0.01)
 
 
-@pytest.mark.parametrize("limit", [16, 23, 40, 100, 1000])
-@pytest.mark.parametrize("optimism", [0.5, 1.0, 1.7])
-def test_search_ends_at_the_largest_batch(limit, optimism):
-    fits, fails, compiles = 16, None, 0
-    while (batch := topology.next_batch(fits, fails, int(limit * optimism), multiple=8)) is not None:
-        assert fits < batch and (fails is None or batch < fails)
-        fits, fails = (batch, fails) if batch <= limit else (fits, batch)
-        compiles += 1
-        assert compiles < 200
-    assert fits == max(16, limit // 8 * 8) and fails == fits + 8
+REFUSALS = {
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (601.71G) exceeds available HBM (15.75G). HLO module: jit_train_step.": (
+        601.71 * 2**30,
+        15.75 * 2**30,
+    ),
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 17.50G of 15.75G "
+    "hbm. Exceeded hbm capacity by 1.75G.": (17.5 * 2**30, 15.75 * 2**30),
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM.": (None, None),
+}
+
+
+@pytest.mark.parametrize("message", REFUSALS)
+def test_refusals_for_lack_of_memory(message):
+    used, available = REFUSALS[message]
+    assert topology.read_out_of_memory(message) == {"memory_used_bytes": used, "memory_available_bytes": available}
+
+
+@pytest.mark.parametrize("message", ["INTERNAL: hbm", "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem"])
+def test_other_errors_are_not_taken_for_lack_of_memory(message):
+    assert topology.read_out_of_memory(message) is None
+
+
+class Refused(jax.stages.Lowered):
+    """A step of whose program the compiler says that it does not fit."""
+
+    def __init__(self):
+        pass
+
+    def as_text(self):
+        return "program"
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(next(iter(REFUSALS)))
+
+
+def test_a_step_that_does_not_fit_is_a_report(monkeypatch):
+    monkeypatch.setattr(topology, "lower_train_step", lambda *_: Refused())
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0.52")
+    where = topology.Slice(name="v5e:2x2", devices=[None] * 4, num_hosts=1, chip=CHIPS["v5e"])
+    record = topology.report(tiny_config("global_batch_size=64"), where)
+    assert not record["fits"] and record["memory_used_bytes"] == 601.71 * 2**30
+    row = topology.table([{"title": "tiny", **record}]).splitlines()[-1]
+    assert "646.1 of 16.9: does not fit" in row and "16" in row
+
+
+def test_the_search_reports_each_batch_and_goes_on_from_its_files(monkeypatch, tmp_path, capsys):
+    compiled = []
+
+    def report(config, where, known, frame_size):
+        batch = config.global_batch_size // where.num_chips
+        if known:
+            return known
+        compiled.append(batch)
+        record = {"batch_per_chip": float(batch), "compile_seconds": 60.0, "fits": batch <= 100}
+        used = 1e9 + batch * 0.15e9
+        if record["fits"]:
+            return {**record, "memory_per_device": {"total": used}, "chip_memory_bytes": where.chip.hbm_bytes}
+        return {**record, "memory_used_bytes": used, "memory_available_bytes": 16.2e9}
+
+    monkeypatch.setattr(topology, "report", report)
+    where = topology.Slice(name="v5e:2x2", devices=[None] * 4, num_hosts=1, chip=CHIPS["v5e"])
+    config = tiny_config("global_batch_size=64", "model.remat=dots")
+    records, said = topology.search_batch("tiny", config, where, None, str(tmp_path))
+    assert [record["batch_per_chip"] for record in records] == sorted(compiled)
+    assert said == "tiny, v5e:2x2, remat=dots: 96 samples per chip fit, 0.8 of 16.2 GB are free; 104 do not fit."
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("v5e:2x2: 16 samples per chip, remat=dots ... 3.4 of 17.2 GB; compiled in 60 s: ")
+    assert "104 samples per chip, remat=dots ... 16.6 of 16.2 GB, does not fit; compiled" in lines[-2] + lines[-1]
+    number = len(compiled)
+    assert topology.search_batch("tiny", config, where, None, str(tmp_path))[1] == said
+    assert len(compiled) == number and "as compiled before" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="66 is not a whole number of samples for each of 4 chips"):
+        topology.search_batch("tiny", tiny_config("global_batch_size=66"), where, None, str(tmp_path))
 
 
 def test_input_rate_of_the_hosts():

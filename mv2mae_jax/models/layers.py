@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mv2mae_jax import sharding
+
 # Per-channel statistics of ImageNet's RGB pixels in [0, 1], as VideoMAE uses them.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -114,11 +116,12 @@ class Dense(nn.Module):
 
     def kernel(self, num_inputs: int) -> jax.Array:
         """[D_in, features] in `dtype`."""
-        return self.param("kernel", self.kernel_init, (num_inputs, self.features)).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (num_inputs, self.features))
+        return sharding.whole(kernel.astype(self.dtype))
 
     def bias(self) -> jax.Array:
         """[features] in `dtype`."""
-        return self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
+        return sharding.whole(self.param("bias", self.bias_init, (self.features,)).astype(self.dtype))
 
 
 def product_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -216,7 +219,9 @@ class SelfAttention(nn.Module):
         qkv = ToHeads(3 * width, num_heads=3 * self.num_heads, use_bias=False, name="qkv", **kwargs)(x)
         query, key, value = jnp.split(qkv, 3, axis=1)  # (B, heads, N, head_dim)
         q_bias, v_bias = (
-            self.param(name, nn.initializers.zeros, (width,)).astype(self.dtype).reshape(self.num_heads, 1, -1)
+            sharding.whole(self.param(name, nn.initializers.zeros, (width,)).astype(self.dtype)).reshape(
+                self.num_heads, 1, -1
+            )
             for name in ("q_bias", "v_bias")
         )
         y = attend(query + q_bias, key, value + v_bias, implementation=self.attention)

@@ -1,0 +1,71 @@
+"""The search for the largest batch, against compilers whose limit is known."""
+
+import pytest
+
+from mv2mae_jax import batch_search
+from mv2mae_jax.batch_search import Trial
+
+
+class Compiler:
+    """Uses `fixed` + `per_sample` bytes a sample, up to `limit`; where it must, it recomputes and uses `squeezed`."""
+
+    def __init__(self, *, limit, fixed=10.0, per_sample=1.0, squeezed=None, silent=False):
+        self.limit, self.fixed, self.per_sample, self.silent = limit, fixed, per_sample, silent
+        self.squeezed = squeezed or per_sample
+        self.compiled = []
+
+    def __call__(self, batch: int) -> Trial:
+        assert batch not in self.compiled
+        self.compiled.append(batch)
+        used = self.fixed + self.per_sample * batch
+        if used > self.limit:
+            used = max(self.limit - 1, self.fixed + self.squeezed * batch)
+        if used <= self.limit:
+            return Trial(fits=True, used_bytes=used)
+        return Trial(fits=False, used_bytes=None if self.silent else used, available_bytes=self.limit)
+
+    def largest(self) -> int:
+        return int((self.limit - self.fixed) / self.squeezed) // 8 * 8
+
+
+@pytest.mark.parametrize("limit", [50, 123, 210, 1000, 20_000])
+@pytest.mark.parametrize("published", [1.0, 1.02, 1.3])
+def test_where_memory_is_linear_five_compilations_are_enough(limit, published):
+    compiler = Compiler(limit=limit, fixed=30.0, per_sample=0.9)
+    trials = batch_search.largest_batch(compiler, first=16, memory_bytes=limit * published)
+    assert batch_search.bracket(trials) == (compiler.largest(), compiler.largest() + 8)
+    assert len(trials) <= 5 and list(trials) == compiler.compiled
+
+
+@pytest.mark.parametrize("squeezed", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_compiler_that_recomputes_near_the_limit_is_followed(squeezed, silent):
+    compiler = Compiler(limit=300, squeezed=squeezed, silent=silent)
+    trials = batch_search.largest_batch(compiler, first=16, memory_bytes=320, max_trials=30)
+    assert batch_search.bracket(trials) == (compiler.largest(), compiler.largest() + 8)
+
+
+def test_a_first_batch_that_does_not_fit_leads_down():
+    compiler = Compiler(limit=64)
+    trials = batch_search.largest_batch(compiler, first=512, memory_bytes=64)
+    assert compiler.compiled[0] == 512
+    assert batch_search.bracket(trials) == (48, 56)
+
+
+def test_nothing_fits():
+    trials = batch_search.largest_batch(Compiler(limit=12, fixed=11.0), first=64, memory_bytes=12, max_trials=20)
+    assert batch_search.bracket(trials) == (0, 8)
+
+
+def test_the_number_of_compilations_is_limited():
+    """What is left open shows in the bracket."""
+    compiler = Compiler(limit=10_000, silent=True, squeezed=0.3)
+    trials = batch_search.largest_batch(compiler, first=16, memory_bytes=10_000, max_trials=4)
+    assert len(trials) == 4
+    fits, fails = batch_search.bracket(trials)
+    assert trials[fits].fits and (fails is None or not trials[fails].fits)
+    assert fails is None or fails - fits > 8
+
+
+def test_the_bracket_of_no_failure_is_open():
+    assert batch_search.bracket({16: Trial(fits=True, used_bytes=1.0)}) == (16, None)
