@@ -1,25 +1,32 @@
 """A pre-training step of this project beside the same step of Hugging Face's VideoMAE in PyTorch.
 
     python -m benchmarks.train_step                                                  # CPU, ViT-S at 16x128x128
-    python -m benchmarks.train_step --models=S,B --clips=16x128x128,16x224x224 --batch=128 --precisions=bfloat16  # GPU
+    python -m benchmarks.train_step --models=S,B --clips=16x128x128,16x224x224 --batch=128 --precisions=bfloat16 \
+        --steps_per_turn=5 --in_turn --coefficients=170x302                          # GPU
+    python -m benchmarks.train_step --also=model.attention=cudnn --also=--xla_gpu_enable_triton_gemm=false
 
 The same work for both: a single-view masked autoencoder (self-view decoder alone, since the peer has no other), mask
 ratio 0.9, normalised pixels as targets, AdamW, the same batch, clip and precision. Each implementation runs in its own
 process; they take turns, a step each, in one run, so that whatever else the machine does falls on all alike. Beside
-them, not compared: the whole step of MV2MAE (two views, both decoders, motion weights) with as many clips.
+them: the whole step of MV2MAE (two views, both decoders, motion weights) with as many clips, and with --coefficients
+the same decoded within the step from stored DCT coefficients.
 
-Printed and saved: clips per second (median over the turns), the peer's time over ours of each turn (median and
-quartiles), peak memory, and the rate of floating-point operations that the model needs, with MFU where a peak is
-published. Needs torch and transformers (requirements-torch.txt).
+Printed and saved: clips per second (median over the turns); each one's time over that of this project, turn by turn
+(median and quartiles), where the step from coefficients stands against the one from pixels; peak memory; and the rate
+of floating-point operations that the model needs, with MFU where a peak is published. Needs torch and transformers
+(requirements-torch.txt).
 """
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import multiprocessing
 import os
+import re
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -33,9 +40,8 @@ import numpy as np
 from benchmarks.experiment import CONFIGS, RESULTS, chosen, hardware
 from console.command import Parser, execute
 
-OURS, WHOLE = "mv2mae-jax", "mv2mae-jax, whole MV2MAE step"
-PEER, COMPILED = "transformers", "transformers, torch.compile"
-IMPLEMENTATIONS = (OURS, PEER, COMPILED, WHOLE)
+OURS, PEER, COMPILED = "mv2mae-jax", "transformers", "transformers, torch.compile"
+WHOLE, DECODING = "mv2mae-jax, whole MV2MAE step", "mv2mae-jax, whole MV2MAE step from coefficients"
 VERSIONS = ("jax", "jaxlib", "flax", "torch", "transformers")
 
 
@@ -52,12 +58,51 @@ class Case:
         return f"ViT-{self.model}, {'x'.join(map(str, self.clip))}, {self.batch} clips, {self.precision}"
 
 
-def our_config(case: Case, *, whole: bool):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ours:
+    """A step of this project.
+
+    Attributes:
+      whole: the paper's objective; False is VideoMAE's.
+      frame_size: (height, width) of frames that are stored as coefficients and decoded in the step; None for pixels.
+      overrides: `key=value` of the config.
+    """
+
+    whole: bool = False
+    frame_size: tuple[int, int] | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A step of transformers' VideoMAE; `compiled` by torch.compile."""
+
+    compiled: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """What runs in a process of its own.
+
+    Attributes:
+      name: in the tables.
+      step: what it does.
+      compared_with: the name of the implementation whose time its own is divided by; None for none.
+      xla_flags: added to the environment's.
+    """
+
+    name: str
+    step: Ours | Peer
+    compared_with: str | None = None
+    xla_flags: tuple[str, ...] = ()
+
+
+def our_config(case: Case, *, whole: bool, overrides: Sequence[str] = ()):
     """configs/ntu120.py with this case's model, clip and batch; VideoMAE's objective, or the paper's if `whole`."""
     from mv2mae_jax import config as configs
 
     frames, *crop = case.clip
-    overrides = {
+    values = {
         "model.variant": case.model,
         "data.num_frames": frames,
         "data.crop_size": tuple(crop),
@@ -66,18 +111,43 @@ def our_config(case: Case, *, whole: bool):
         "global_batch_size": case.batch // 2 if whole else case.batch,
     }
     if not whole:
-        overrides |= {
+        values |= {
             "model.cross_view": False,
             "data.num_source_views": 0,
             "masking.target_mask_ratio": 0.9,
             "loss.target": "normalized_pixels",
             "loss.temperature": "inf",
         }
-    return configs.load(str(CONFIGS / "ntu120.py"), [f"{key}={value}" for key, value in overrides.items()])
+    arguments = [f"{key}={value}" for key, value in values.items()]
+    return configs.load(str(CONFIGS / "ntu120.py"), [*arguments, *overrides])
 
 
-def make_our_step(case: Case, *, whole: bool) -> tuple[Callable[[], None], Callable[[], int], dict[str, Any]]:
-    """The step that run.py would run, on one random batch: (step, peak memory in bytes, facts)."""
+def random_array(rng: np.random.Generator, spec: Any) -> np.ndarray:
+    """Bytes of every value; boxes and energies are positive numbers."""
+    if np.issubdtype(spec.dtype, np.floating):
+        return rng.gamma(1, 300, spec.shape).astype(spec.dtype)
+    low, high = np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max
+    return rng.integers(low, high, spec.shape, spec.dtype, endpoint=True)
+
+
+def random_batch(config: Any, frame_size: tuple[int, int] | None) -> dict[str, Any]:
+    """A batch as `topology.batch_shapes` describes it; stored frames are faint noise, boxes in the middle."""
+    import jax
+
+    from mv2mae_jax import topology
+
+    rng = np.random.default_rng(0)
+    batch = jax.tree.map(lambda spec: random_array(rng, spec), topology.batch_shapes(config, frame_size))
+    if frame_size is not None:
+        side = min(frame_size)
+        box = np.array([(size - side) // 2 for size in frame_size] + [side, side])
+        batch["video"]["box"] = np.broadcast_to(box.astype(np.int32), batch["video"]["box"].shape).copy()
+        batch["video"]["coefficients"] //= 32
+    return batch
+
+
+def make_our_step(case: Case, what: Ours) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
+    """The step that run.py would run, on one random batch: (does n of them, peak memory in bytes, facts)."""
     import jax
 
     from mv2mae_jax import flops, optim, perf, sharding, topology
@@ -86,26 +156,24 @@ def make_our_step(case: Case, *, whole: bool) -> tuple[Callable[[], None], Calla
     from mv2mae_jax.tasks.pretrain import Pretrain
     from mv2mae_jax.train import jit_train_step
 
-    config = our_config(case, whole=whole)
+    config = our_config(case, whole=what.whole, overrides=what.overrides)
     task, mesh = Pretrain.from_config(config), sharding.make_mesh(1, 1, jax.devices()[:1])
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1000.0)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     state = jax.jit(lambda key: TrainState.create(task.init(key), optimizer, with_ema=False))(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    shapes = topology.batch_shapes(config)
-    rows = {"video": rng.integers(0, 256, shapes["video"].shape), "motion": rng.gamma(1, 300, shapes["motion"].shape)}
-    batch = sharding.put_batch(mesh, {name: array.astype(shapes[name].dtype) for name, array in rows.items()})
+    batch = sharding.put_batch(mesh, random_batch(config, what.frame_size))
     train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
-    needed = flops.training_flops(task, state.params, batch)
+    needed = flops.training_flops(task, state.params, topology.batch_shapes(config))
     device = jax.devices()[0]
 
-    def step() -> None:
+    def steps(number: int) -> None:
         nonlocal state
-        state, metrics = train_step(state, batch)
+        for _ in range(number):
+            state, metrics = train_step(state, batch)
         jax.block_until_ready((state, metrics))
 
     facts = {"model_flops": needed, "peak_flops_per_second": peak_flops_per_second(device.device_kind)}
-    return step, lambda: perf.peak_memory_bytes(device), facts | {"device": device.device_kind}
+    return steps, lambda: perf.peak_memory_bytes(device), facts | {"device": device.device_kind}
 
 
 def model_sizes(case: Case) -> dict[str, int]:
@@ -126,8 +194,8 @@ def model_sizes(case: Case) -> dict[str, int]:
 
 
 def make_peer_step(
-    case: Case, sizes: dict[str, int], *, compiled: bool
-) -> tuple[Callable[[], None], Callable[[], int], dict[str, Any]]:
+    case: Case, sizes: dict[str, int], what: Peer
+) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
     """The same work in PyTorch, with scaled-dot-product attention and fused AdamW."""
     import torch
     import transformers
@@ -151,15 +219,16 @@ def make_peer_step(
     num_masked = int(0.9 * num_tokens)
     order = torch.rand(case.batch, num_tokens, device=device).argsort(dim=1)
     mask = order < num_masked  # as many in every row
-    run = torch.compile(model) if compiled else model
+    run = torch.compile(model) if what.compiled else model
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bfloat16")
 
-    def step() -> None:
-        with autocast:
-            loss = run(video, bool_masked_pos=mask).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def steps(number: int) -> None:
+        for _ in range(number):
+            with autocast:
+                loss = run(video, bool_masked_pos=mask).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -168,23 +237,23 @@ def make_peer_step(
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    return step, peak_memory, {"parameters": sum(p.numel() for p in model.parameters())}
+    return steps, peak_memory, {"parameters": sum(p.numel() for p in model.parameters())}
 
 
-def serve(connection: Any, implementation: str, case: Case, sizes: dict[str, int]) -> None:
-    """The process of one implementation: runs a step whenever it is told to and answers how long it took."""
+def serve(connection: Any, implementation: Implementation, case: Case, sizes: dict[str, int]) -> None:
+    """The process of one implementation: does as many steps as it is told to and answers how long they took."""
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *implementation.xla_flags])
     try:
-        if implementation in (OURS, WHOLE):
-            step, memory, facts = make_our_step(case, whole=implementation == WHOLE)
+        if isinstance(implementation.step, Ours):
+            steps, memory, facts = make_our_step(case, implementation.step)
         else:
-            step, memory, facts = make_peer_step(case, sizes, compiled=implementation == COMPILED)
-        for _ in range(2):
-            step()  # compiles, and settles memory
+            steps, memory, facts = make_peer_step(case, sizes, implementation.step)
+        steps(2)  # compiles, and settles memory
         connection.send(facts)
-        while connection.recv() == "step":
+        while number := connection.recv():
             start = time.perf_counter()
-            step()
-            connection.send(time.perf_counter() - start)
+            steps(number)
+            connection.send((time.perf_counter() - start) / number)
         connection.send(memory())
     except Exception as error:  # of two frameworks and their compilers: reported, the others go on
         traceback.print_exc()
@@ -192,15 +261,17 @@ def serve(connection: Any, implementation: str, case: Case, sizes: dict[str, int
 
 
 @contextlib.contextmanager
-def started(case: Case, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Connections to one process per implementation."""
+def started(case: Case, implementations: Sequence[Implementation], *, in_turn: bool) -> Iterator[dict[str, Any]]:
+    """Connections to one process per implementation; `in_turn`: each is ready before the next one starts."""
     context = multiprocessing.get_context("spawn")
     processes, connections, sizes = [], {}, model_sizes(case)
-    for name in names:
-        connections[name], other = context.Pipe()
-        processes.append(context.Process(target=serve, args=(other, name, case, sizes), daemon=True))
+    for one in implementations:
+        connections[one.name], other = context.Pipe()
+        processes.append(context.Process(target=serve, args=(other, one, case, sizes), daemon=True))
         processes[-1].start()
         other.close()
+        if in_turn:
+            connections[one.name].poll(None)
     try:
         yield connections
     finally:
@@ -209,19 +280,37 @@ def started(case: Case, names: list[str]) -> Iterator[dict[str, Any]]:
             process.join()
 
 
-def measure(case: Case, names: list[str], turns: int) -> dict[str, Any]:
+def answer(connection: Any) -> Any:
+    """What the process says next, or a text where it died without a word, as at an unknown flag of XLA."""
+    try:
+        return connection.recv()
+    except EOFError:
+        return "the process ended, see its output"
+
+
+def measure(
+    case: Case, implementations: Sequence[Implementation], *, turns: int, steps_per_turn: int, in_turn: bool
+) -> dict[str, Any]:
     """The record of a case: per implementation its seconds per step, turn by turn, memory and facts, or its error."""
-    with started(case, names) as connections:
-        answers = {name: connection.recv() for name, connection in connections.items()}
-        record = {name: {"error": answer} for name, answer in answers.items() if isinstance(answer, str)}
-        record |= {name: {**answer, "seconds": []} for name, answer in answers.items() if not isinstance(answer, str)}
-        running = [name for name in names if "seconds" in record[name]]
+    with started(case, implementations, in_turn=in_turn) as connections:
+        record = {}
+        for one in implementations:
+            facts = answer(connections[one.name])
+            record[one.name] = {"error": facts} if isinstance(facts, str) else facts | {"seconds": []}
+            record[one.name]["compared_with"] = one.compared_with
+        running = [one.name for one in implementations if "seconds" in record[one.name]]
         for turn in range(turns):
-            for name in running[turn % len(running) :] + running[: turn % len(running)]:  # nobody is always first
-                connections[name].send("step")
-                record[name]["seconds"].append(connections[name].recv())
+            first = turn % max(1, len(running))  # nobody is always first
+            for name in running[first:] + running[:first]:
+                connections[name].send(steps_per_turn)
+                seconds = answer(connections[name])
+                if isinstance(seconds, str):
+                    record[name]["error"] = seconds
+                    running.remove(name)
+                    continue
+                record[name]["seconds"].append(seconds)
         for name in running:
-            connections[name].send("stop")
+            connections[name].send(0)
             record[name]["memory_bytes"] = connections[name].recv()
     return {"case": dataclasses.asdict(case), "implementations": record}
 
@@ -229,7 +318,7 @@ def measure(case: Case, names: list[str], turns: int) -> dict[str, Any]:
 def table(records: list[dict[str, Any]]) -> str:
     """Markdown: one row per case and implementation."""
     lines = [
-        "| case | implementation | clips/s | its time / ours (quartiles) | memory GB | TFLOP/s | MFU |",
+        "| case | implementation | clips/s | time, relative (quartiles) | memory GB | TFLOP/s | MFU |",
         "|---|---|---|---|---|---|---|",
     ]
     for record in records:
@@ -240,8 +329,9 @@ def table(records: list[dict[str, Any]]) -> str:
                 continue
             seconds = statistics.median(one["seconds"])
             ratio = ""
-            if name in (PEER, COMPILED) and "seconds" in found.get(OURS, {}):
-                low, middle, high = np.quantile(np.divide(one["seconds"], found[OURS]["seconds"]), (0.25, 0.5, 0.75))
+            other = found.get(one["compared_with"], {"error": ""})
+            if "error" not in other:
+                low, middle, high = np.quantile(np.divide(one["seconds"], other["seconds"]), (0.25, 0.5, 0.75))
                 ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
             flops = one.get("model_flops") or found.get(OURS, {}).get("model_flops")
             peak = found.get(OURS, {}).get("peak_flops_per_second")
@@ -252,16 +342,82 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def sizes(count: int) -> Callable[[str], tuple[int, ...]]:
+    """A reader of `count` sizes: '170x302' -> (170, 302)."""
+
+    def read(text: str) -> tuple[int, ...]:
+        if not re.fullmatch("x".join([r"[1-9]\d*"] * count), text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {count} sizes like {'x'.join(['16', '128', '128'][-count:])}"
+            )
+        return tuple(int(part) for part in text.split("x"))
+
+    return read
+
+
 def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.train_step", __doc__)
     parser.add_argument("--models", default="S", help="ViT sizes, comma-separated (%(default)s)")
-    parser.add_argument("--clips", default="16x128x128", help="FRAMESxHEIGHTxWIDTH, comma-separated (%(default)s)")
+    parser.add_argument(
+        "--clips",
+        type=lambda text: [sizes(3)(clip) for clip in text.split(",")],
+        default="16x128x128",
+        metavar="FRAMESxHEIGHTxWIDTH",
+        help="comma-separated (%(default)s)",
+    )
     parser.add_argument("--precisions", default="float32,bfloat16", help="comma-separated (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="clips per step, an even number (%(default)s)")
-    parser.add_argument("--turns", type=int, default=15, help="steps of each implementation (%(default)s)")
+    parser.add_argument("--turns", type=int, default=15, help="of each implementation (%(default)s)")
+    parser.add_argument("--steps_per_turn", type=int, default=1, help="waited for at its end only (%(default)s)")
+    parser.add_argument(
+        "--in_turn",
+        action="store_true",
+        help="start one implementation after the other: on a GPU their compilers time kernels to choose among them",
+    )
+    parser.add_argument("--only_ours", action="store_true", help="leave the peer out")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--coefficients",
+        type=sizes(2),
+        metavar="HEIGHTxWIDTH",
+        help="the whole step once more, decoding stored frames of this size",
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="'KEY=VALUE --xla_FLAG=VALUE ...'",
+        help="this project's step once more with these config keys and XLA flags; may be given several times",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "train_step" / "cpu.json", help="%(default)s")
     return parser
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # the peer's, where it is left out
+        return None
+
+
+def chosen_implementations(options: Any) -> list[Implementation]:
+    """The rows of each case."""
+    implementations = [Implementation(name=OURS, step=Ours())]
+    for text in options.also:
+        words = text.split()
+        overrides = tuple(word for word in words if not word.startswith("--"))
+        flags = tuple(word for word in words if word.startswith("--"))
+        step = Ours(overrides=overrides)
+        implementations.append(Implementation(name=f"{OURS}, {text}", step=step, compared_with=OURS, xla_flags=flags))
+    if not options.only_ours:
+        implementations.append(Implementation(name=PEER, step=Peer(compiled=False), compared_with=OURS))
+        if not options.no_compile:
+            implementations.append(Implementation(name=COMPILED, step=Peer(compiled=True), compared_with=OURS))
+    implementations.append(Implementation(name=WHOLE, step=Ours(whole=True)))
+    if options.coefficients:
+        step = Ours(whole=True, frame_size=options.coefficients)
+        implementations.append(Implementation(name=DECODING, step=step, compared_with=WHOLE))
+    return implementations
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -273,17 +429,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read by the C library as a process starts: what a step frees is kept for the next one, for all alike.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
-    names = [name for name in IMPLEMENTATIONS if not (options.no_compile and name == COMPILED)]
-    versions = {package: importlib.metadata.version(package) for package in VERSIONS}
-    command = "python -m benchmarks.train_step " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    versions = {package: installed_version(package) for package in VERSIONS}
+    command = shlex.join(["python", "-m", "benchmarks.train_step", *(sys.argv[1:] if arguments is None else arguments)])
     summary = {"command": command, "hardware": hardware(), "versions": versions, "records": []}
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    how = {"turns": options.turns, "steps_per_turn": options.steps_per_turn, "in_turn": options.in_turn}
     for model in models:
-        for clip in options.clips.split(","):
+        for clip in options.clips:
             for precision in precisions:
-                size = tuple(int(part) for part in clip.split("x"))
-                case = Case(model=model, clip=size, batch=options.batch, precision=precision)
-                summary["records"].append(measure(case, names, options.turns))
+                case = Case(model=model, clip=clip, batch=options.batch, precision=precision)
+                summary["records"].append(measure(case, chosen_implementations(options), **how))
                 print(table(summary["records"][-1:]), flush=True)
                 options.output.write_text(json.dumps(summary, indent=1) + "\n")
     return 0
