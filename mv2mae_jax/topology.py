@@ -9,7 +9,6 @@ program or follow from it and from published peak rates (chips.py): bounds, not 
 """
 
 import argparse
-import collections
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -28,7 +27,7 @@ from ml_collections import config_dict
 
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest
 from data import dct
-from mv2mae_jax import batch_search, hlo, hlo_cost, optim, sharding
+from mv2mae_jax import batch_search, hlo_cost, optim, roofline, sharding
 from mv2mae_jax import config as configs
 from mv2mae_jax.chips import CHIPS, Chip
 from mv2mae_jax.flops import training_flops
@@ -38,7 +37,6 @@ from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
 
 PROG = "python -m mv2mae_jax.topology"
-GB = 1e9
 RESULTS = "benchmarks/results/topology"
 
 
@@ -159,60 +157,6 @@ def model_flops(config: config_dict.ConfigDict) -> float:
     return training_flops(task, params, sample) * config.global_batch_size
 
 
-def read_program(text: str) -> dict[str, Any]:
-    """What one device does in a step, from the text of the compiled program; loops counted as often as they run."""
-    module = hlo.parse(text)
-    collectives: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for one in hlo_cost.collectives(module):
-        collectives[one.kind].update(
-            runs=one.runs,
-            runs_in_loops=one.runs if one.runs > 1 else 0,
-            bytes=one.runs * one.bytes,
-            wire_bytes=one.runs * one.wire_bytes,
-        )
-    cycles, traffic = hlo_cost.estimated_cycles(module), hlo_cost.bytes_moved(module, hlo_cost.hbm_bytes)
-    return {
-        "matmul_flops": hlo_cost.matmul_flops(module),
-        "bytes_accessed": hlo_cost.bytes_moved(module, lambda array: array.bytes).total(),
-        "hbm_bytes": traffic.total(),
-        "hbm_bytes_of": dict(traffic.most_common(20)),
-        "collectives": {kind: dict(counts) for kind, counts in sorted(collectives.items())},
-        "compiler_cycles": cycles.total(),
-        "compiler_cycles_of": dict(cycles.most_common(20)),
-    }
-
-
-def bounds(program: dict[str, Any], chip: Chip, *, flops_needed: float) -> dict[str, float | str | None]:
-    """Times below which no chip of this kind can run the program, in seconds, and what follows.
-
-    Args:
-      program: from `read_program`.
-      chip: published rates.
-      flops_needed: of the model, per chip and step.
-    """
-    wire_bytes = sum(kind["wire_bytes"] for kind in program["collectives"].values())
-    seconds = {
-        "compute": program["matmul_flops"] / chip.flops_per_second,
-        "memory": program["hbm_bytes"] / chip.hbm_bytes_per_second,
-        "interconnect": wire_bytes / chip.ici_bytes_per_second,
-    }
-    bound_by = max(seconds, key=seconds.get)
-    step = seconds[bound_by]
-    on_chip = program["bytes_accessed"] / chip.hbm_bytes_per_second
-    compiler = program["compiler_cycles"] / chip.clock_hz if chip.clock_hz and program["compiler_cycles"] else None
-    return {
-        **{f"{name}_seconds": value for name, value in seconds.items()},
-        "step_seconds": step,
-        "bound_by": bound_by,
-        "mfu": flops_needed / (step * chip.flops_per_second),
-        "flops_per_hbm_byte": program["matmul_flops"] / program["hbm_bytes"],
-        "flops_per_byte_accessed": program["matmul_flops"] / program["bytes_accessed"],
-        "mfu_if_all_bytes_were_hbm": flops_needed / (max(step, on_chip) * chip.flops_per_second),
-        "compiler_seconds": compiler,
-        "mfu_by_compiler": flops_needed / (compiler * chip.flops_per_second) if compiler else None,
-    }
-
-
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes per device as the compiler assigned them; donated arguments are not counted twice."""
     stats = compiled.memory_analysis()
@@ -307,10 +251,10 @@ def report(
             f"libtpu {identity['libtpu']} made ({reason}). jax 0.12 reads what 0.10 cannot, and needs Python 3.12: "
             "make the environment with it. Or try another libtpu."
         ) from error
-    program = read_program(text)
+    program = roofline.read_program(text)
     cost = compiled.cost_analysis()
     needed = model_flops(config) / where.num_chips
-    bound = bounds(program, where.chip, flops_needed=needed)
+    bound = roofline.bounds(program, where.chip, flops_needed=needed)
     return {
         **record,
         "fits": True,
@@ -339,61 +283,6 @@ def input_rate(
         "clips_per_second_per_host": clips / where.num_hosts,
         "bytes_per_second_per_host": clips * clip_bytes / where.num_hosts,
     }
-
-
-COLUMNS = (
-    "program",
-    "slice",
-    "chips",
-    "batch/chip",
-    "memory GB/chip",
-    "TFLOP/chip",
-    "HBM GB/chip",
-    "flop/byte",
-    "sent MB/chip",
-    "compute ms",
-    "memory ms",
-    "links ms",
-    "compiler's ms",
-    "MFU at most",
-    "clips/s at most",
-    "clips/s per host",
-)
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """A Markdown table of reports in the order given."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for record in records:
-        cells = [record["title"], record["topology"], str(record["chips"]), f"{record['batch_per_chip']:g}"]
-        if record["fits"]:
-            cells += _figures(record)
-        else:
-            cells += [f"{_memory_cell(record)}: does not fit"]
-            cells += [""] * (len(COLUMNS) - len(cells))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _memory_cell(record: dict[str, Any]) -> str:
-    return " of ".join("?" if size is None else f"{size / GB:.1f}" for size in used_and_available(record))
-
-
-def _figures(record: dict[str, Any]) -> list[str]:
-    bound, program = record["bound"], record["program"]
-    sent = sum(kind["wire_bytes"] for kind in program["collectives"].values())
-    return [
-        _memory_cell(record),
-        f"{program['matmul_flops'] / 1e12:.2f}",
-        f"{program['hbm_bytes'] / GB:.1f}",
-        f"{bound['flops_per_hbm_byte']:.0f}",
-        f"{sent / 1e6:.0f}",
-        *(f"{1e3 * bound[f'{name}_seconds']:.1f}" for name in ("compute", "memory", "interconnect")),
-        f"{1e3 * bound['compiler_seconds']:.0f}" if bound["compiler_seconds"] else "",
-        f"{bound['mfu']:.0%}",
-        f"{record['input']['clips_per_second']:,.0f}",
-        f"{record['input']['clips_per_second_per_host']:,.0f}",
-    ]
 
 
 def title_of(config_path: str, overrides: list[str]) -> str:
@@ -452,7 +341,7 @@ def compile_all(arguments: argparse.Namespace) -> None:
             found.append(summary)
         else:
             records.append(saved_report(title, config, where, frame_size, arguments.output))
-    print("\n".join([table(records), *found]))
+    print("\n".join([roofline.table(records), *found]))
 
 
 def saved_report(
@@ -470,7 +359,7 @@ def saved_report(
         how = f"compiled in {record['compile_seconds']:.0f} s"
         save_record(path, record)
     verdict = "" if record["fits"] else ", does not fit"
-    print(f"{_memory_cell(record)} GB{verdict}; {how}: {path}", flush=True)
+    print(f"{roofline.memory_cell(record)} GB{verdict}; {how}: {path}", flush=True)
     return record
 
 
@@ -496,7 +385,7 @@ def search_batch(
         trial = config.copy_and_resolve_references()
         trial.global_batch_size = batch * where.num_chips
         record = reports[batch] = saved_report(title, trial, where, frame_size, output)
-        used, available = used_and_available(record)
+        used, available = roofline.used_and_available(record)
         return batch_search.Trial(
             fits=record["fits"], used_bytes=used, available_bytes=None if record["fits"] else available
         )
@@ -507,21 +396,11 @@ def search_batch(
     said = f"{title}, {where.name}, remat={config.model.remat}: "
     if fits:
         free = available - trials[fits].used_bytes
-        said += f"{fits} samples per chip fit, {free / GB:.1f} of {available / GB:.1f} GB are free"
+        said += f"{fits} samples per chip fit, {free / roofline.GB:.1f} of {available / roofline.GB:.1f} GB are free"
     else:
         said += "no batch that was tried fits"
     said += f"; {fails} do not fit." if fails else "; nothing larger was tried."
     return [reports[batch] for batch in sorted(reports)], said
-
-
-def used_and_available(record: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Bytes of a chip's memory that a program needs, and what there is.
-
-    The second is published, or what the compiler said when it refused; None where it did not say.
-    """
-    if record["fits"]:
-        return record["memory_per_device"]["total"], record["chip_memory_bytes"]
-    return record["memory_used_bytes"], record["memory_available_bytes"]
 
 
 def result_path(output: str, name: str) -> str:

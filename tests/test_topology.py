@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from mv2mae_jax import config as configs
-from mv2mae_jax import hlo, hlo_cost, topology
+from mv2mae_jax import hlo, hlo_cost, roofline, topology
 from mv2mae_jax.chips import CHIPS
 from mv2mae_jax.tasks.pretrain import Pretrain
 from tests import tiny
@@ -103,7 +103,7 @@ def test_the_program_computes_what_the_model_needs(scanned):
 COLLECTIVES = """
 import jax, jax.numpy as jnp, json
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mv2mae_jax import sharding, topology
+from mv2mae_jax import roofline, sharding, topology
 from tests.test_topology import tiny_config
 sharding.MIN_FSDP_ELEMENTS = 64
 mesh = sharding.make_mesh(data=2, fsdp=4)
@@ -122,7 +122,7 @@ weights, x = jnp.zeros((3, 64, 64)), jnp.zeros((16, 64))
 step = topology.lower_train_step(tiny_config("global_batch_size=16", "mesh.data=2", "mesh.fsdp=4"), jax.devices())
 programs = {"fsdp": fsdp.lower(weights, x), "data": data.lower(weights[0], x), "looped": looped.lower(jnp.zeros(8))}
 programs["step"] = step
-print(json.dumps({k: topology.read_program(p.compile().as_text())["collectives"] for k, p in programs.items()}))
+print(json.dumps({k: roofline.read_program(p.compile().as_text())["collectives"] for k, p in programs.items()}))
 """
 
 
@@ -364,7 +364,7 @@ def test_bounds_come_from_the_slowest_of_three():
         "collectives": {"all-reduce": {"wire_bytes": 2.0}, "all-gather": {"wire_bytes": 1.0}},
         "compiler_cycles": 100,
     }
-    bound = topology.bounds(program, chip, flops_needed=300.0)
+    bound = roofline.bounds(program, chip, flops_needed=300.0)
     assert (bound["compute_seconds"], bound["memory_seconds"], bound["interconnect_seconds"]) == (4.0, 8.0, 3.0)
     assert (bound["step_seconds"], bound["bound_by"]) == (8.0, "memory")
     assert bound["mfu"] == 300 / (8 * 100)
@@ -419,7 +419,7 @@ def test_a_step_that_does_not_fit_is_a_report(monkeypatch):
     where = topology.Slice(name="v5e:2x2", devices=[None] * 4, num_hosts=1, chip=CHIPS["v5e"])
     record = topology.report(tiny_config("global_batch_size=64"), where)
     assert not record["fits"] and record["memory_used_bytes"] == 601.71 * 2**30
-    row = topology.table([{"title": "tiny", **record}]).splitlines()[-1]
+    row = roofline.table([{"title": "tiny", **record}]).splitlines()[-1]
     assert "646.1 of 16.9: does not fit" in row and "16" in row
 
 
