@@ -469,10 +469,24 @@ def test_errors_say_what_to_do(monkeypatch):
         topology.find_slice("v5e:2x2")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed in this environment"
 )
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_compiler_refuses_a_batch_that_does_not_fit():
+    """Its words differ from version to version; this one's must be understood."""
+    where = topology.find_slice("v5e:2x2")
+    record = topology.report(tiny_config("compute_dtype=bfloat16", "global_batch_size=4000000"), where)
+    assert not record["fits"]
+    assert 0.9 * where.chip.hbm_bytes < record["memory_available_bytes"] <= where.chip.hbm_bytes
+    assert record["memory_used_bytes"] > 10 * where.chip.hbm_bytes
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_a_tpu_program_of_scanned_layers_counts_like_the_unrolled_one():
     where = topology.find_slice("v5e:2x2")
     reports = [
