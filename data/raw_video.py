@@ -26,6 +26,9 @@ MISSING_SECONDS_TOLERANCE = 0.5  # [ours] of a duration, which may be that of a 
 MISSING_FRACTION_TOLERANCE = 0.1  # [ours] no more than this part of it
 
 _LIMITS = {"max_pixels": str(MAX_PIXELS)}  # FFmpeg refuses larger frames before it allocates them
+# Titles and the like may be in any encoding, or damaged; they are not used. PyAV decodes them only where they are asked
+# for, but did so at once before its version 19, with an error unless told otherwise.
+_METADATA = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _UPRIGHT = {0: None, 90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
 
@@ -52,8 +55,7 @@ def read(file: BinaryIO, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
         raise BadVideo("empty file")
     file.seek(0)
     try:
-        # Titles and the like may be in any encoding, or damaged; they are not used.
-        container = av.open(file, mode="r", options=_LIMITS, metadata_errors="replace")
+        container = av.open(file, mode="r", options=_LIMITS, **_METADATA)
     except av.FFmpegError as error:
         raise BadVideo(f"not a readable video: {_reason(error)}") from error
     try:

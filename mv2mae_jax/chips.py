@@ -1,7 +1,8 @@
 """Published peak rates of accelerator chips, each with its source; nothing here was measured."""
 
 import dataclasses
-from typing import Final
+import re
+from typing import Any, Final
 
 GIB = 2**30
 
@@ -94,3 +95,12 @@ def peak_flops_per_second(device_kind: str) -> float | None:
         return CHIPS[_TPU_KINDS[device_kind]].flops_per_second
     words = set(device_kind.replace("-", " ").split())
     return next((peak for name, peak in _GPU_FLOPS_PER_SECOND if words >= set(name.split())), None)
+
+
+def has_fused_attention(device: Any) -> bool:
+    """Whether cuDNN's fused attention runs on it: NVIDIA's GPUs from Ampere on (compute capability 8.0).
+
+    Source: https://docs.nvidia.com/deeplearning/cudnn (support matrix of scaled dot-product attention).
+    """
+    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's are names
+    return bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8

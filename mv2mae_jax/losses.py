@@ -73,7 +73,7 @@ def mean_prediction_loss(target: jax.Array, weights: jax.Array) -> tuple[jax.Arr
 
     Args and returns as `reconstruction_loss`.
     """
-    mean = _split_channels(target).mean(-2, keepdims=True)  # (..., M, 1, 3)
+    mean = _channel_means(target)  # (..., M, 1, 3)
     prediction = jnp.broadcast_to(mean, (*target.shape[:-1], target.shape[-1] // 3, 3))
     return reconstruction_loss(prediction.reshape(target.shape), target, weights)  # (..., M, P)
 
@@ -165,8 +165,23 @@ def _split_channels(values: jax.Array) -> jax.Array:
     return values.reshape(*values.shape[:-1], -1, 3)  # (..., t * h * w, 3)
 
 
+def _channel_means(values: jax.Array) -> jax.Array:
+    """[..., n * 3] -> mean of each channel [..., 1, 3].
+
+    Groups of neighbouring pixels are summed first: over single pixels, three numbers apart, a GPU sums 15 times slower.
+    """
+    num_pixels = values.shape[-1] // 3
+    group = math.gcd(num_pixels, 32)
+    groups = values.reshape(*values.shape[:-1], num_pixels // group, group * 3).sum(-2)  # (..., group * 3)
+    return _split_channels(groups).sum(-2, keepdims=True) / num_pixels  # (..., 1, 3)
+
+
 def _patch_statistics(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return pixels.mean(-2, keepdims=True), pixels.std(-2, keepdims=True, ddof=1)
+    """[..., n, 3] -> mean and (unbiased) standard deviation of each channel, [..., 1, 3] each."""
+    num_pixels = pixels.shape[-2]
+    mean = _channel_means(pixels.reshape(*pixels.shape[:-2], -1))  # (..., 1, 3)
+    squares = jnp.square(pixels - mean).reshape(*pixels.shape[:-2], -1)  # (..., n * 3)
+    return mean, jnp.sqrt(_channel_means(squares) * (num_pixels / max(1, num_pixels - 1)))
 
 
 def _check_kind(kind: str) -> None:

@@ -579,15 +579,30 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("backend", "settled"),
+    ("backend", "fused", "settled"),
     [
-        ("cpu", ("float32", "none", "xla")),
-        ("gpu", ("bfloat16", "none", "xla")),
-        ("tpu", ("bfloat16", "dots", "per_head")),
+        ("cpu", False, ("float32", "none", "xla")),
+        ("gpu", False, ("bfloat16", "none", "xla")),
+        ("gpu", True, ("bfloat16", "none", "cudnn")),
+        ("tpu", False, ("bfloat16", "dots", "per_head")),
     ],
 )
-def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, settled):
+def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, fused, settled):
     config = tiny.make_config()
-    assert mv2mae.settle_auto(config, backend) == settled
+    assert mv2mae.settle_auto(config, backend, fused_attention=fused) == settled
     chosen = config.compute_dtype, config.model.remat, config.model.attention = "float32", "block", "xla"
-    assert mv2mae.settle_auto(config, backend) == chosen
+    assert mv2mae.settle_auto(config, backend, fused_attention=fused) == chosen
+
+
+def test_auto_takes_fused_attention_only_in_16_bits_and_for_heads_that_fit(monkeypatch):
+    monkeypatch.setattr("mv2mae_jax.chips.has_fused_attention", lambda device: True)
+    config = tiny.make_config()
+    assert mv2mae.from_config(config).attention == "xla", "float32"
+    config.compute_dtype = "bfloat16"
+    config.model.width, config.model.decoder_width = 8 * config.model.num_heads, 16 * config.model.decoder_heads
+    assert mv2mae.from_config(config).attention == "cudnn"
+    config.model.decoder_width = 12 * config.model.decoder_heads
+    assert mv2mae.from_config(config).attention == "xla"
+    config.model.attention = "cudnn"
+    with pytest.raises(ValueError, match="the encoder's have 8 and the decoders' 12"):
+        mv2mae.from_config(config)

@@ -1,7 +1,9 @@
 """Rates against published peaks, and traces of single steps."""
 
+import dataclasses
 import glob
 import resource
+import types
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +61,27 @@ def test_flops_of_a_step_grow_with_the_batch():
     batch = tiny.make_batch(config_, 0)
     half = {key: value[: len(value) // 2] for key, value in batch.items()}
     assert flops.training_flops(task, params, batch) == pytest.approx(2 * flops.training_flops(task, params, half))
+
+
+def test_flops_do_not_depend_on_how_attention_is_computed():
+    config_ = tiny.make_config()
+    config_.compute_dtype = "bfloat16"
+    config_.model.width, config_.model.decoder_width = 8 * config_.model.num_heads, 8 * config_.model.decoder_heads
+    batch, counts = tiny.make_batch(config_, 0), []
+    for config_.model.attention in ("xla", "per_head", "cudnn"):  # the last can only be counted here
+        task = Pretrain.from_config(config_)
+        plain = dataclasses.replace(task, model=task.model.clone(attention="xla"))
+        params = jax.eval_shape(plain.init, jax.random.key(0))
+        counts.append(flops.training_flops(task, params, batch))
+    assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize(
+    ("capability", "fused"), [("9.0", True), ("8.0", True), ("12.0", True), ("7.5", False), ("gfx90a", False)]
+)
+def test_gpus_with_fused_attention_are_those_from_ampere_on(capability, fused):
+    assert chips.has_fused_attention(types.SimpleNamespace(compute_capability=capability)) is fused
+    assert not chips.has_fused_attention(jax.devices()[0]), "a CPU has no compute capability"
 
 
 def test_memory_of_a_cpu_is_that_of_the_process():

@@ -7,6 +7,7 @@ block, the visible tokens of the source views. Encoder and self-view decoder are
 
 import dataclasses
 import difflib
+import functools
 from typing import Any
 
 import flax
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
+from mv2mae_jax import chips
 from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import layers
 
@@ -179,7 +181,7 @@ class MV2MAE(nn.Module):
       dtype: of the computation; parameters are always float32.
       scan_layers: compile one block and loop over stacked parameters; the numbers are the same.
       remat: what the backward pass recomputes: 'none'; 'block': all inside a block; 'dots': all but dense products.
-      attention: 'xla', or 'cudnn' (NVIDIA GPUs, 16-bit dtypes).
+      attention: 'xla'; 'cudnn' (NVIDIA GPUs, 16-bit dtypes); or 'per_head', see layers.ToHeads.
     """
 
     clip_size: tuple[int, int, int]
@@ -375,10 +377,12 @@ def build(
 
 def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     """The model of a config's `model` and `data` sections, with `auto` settled for the backend at hand."""
-    dtype, remat, attention = settle_auto(config, jax.default_backend())
+    fused = chips.has_fused_attention(jax.devices()[0])
+    dtype, remat, attention = settle_auto(config, jax.default_backend(), fused_attention=fused)
     sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
-    return build(
+    build_with = functools.partial(
+        build,
         config.model.variant,
         clip_size=(config.data.num_frames, *config.data.crop_size),
         tubelet_size=tuple(config.model.tubelet_size),
@@ -386,22 +390,35 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
         dtype=jnp.dtype(dtype),
         scan_layers=config.model.scan_layers,
         remat=remat,
-        attention=attention,
         **overrides,
     )
+    if config.model.attention == "auto" and attention == "cudnn":
+        plain = build_with(attention="xla")
+        return plain.clone(attention="cudnn") if _cudnn_takes(plain) else plain
+    return build_with(attention=attention)
 
 
-def settle_auto(config: config_dict.ConfigDict, backend: str) -> tuple[str, str, str]:
-    """(compute_dtype, remat, attention) for 'cpu', 'gpu' or 'tpu'.
+def settle_auto(config: config_dict.ConfigDict, backend: str, *, fused_attention: bool = False) -> tuple[str, str, str]:
+    """(compute_dtype, remat, attention) for 'cpu', 'gpu' or 'tpu'; `fused_attention`: see chips.has_fused_attention.
 
-    `auto` is bfloat16 except on CPU; on TPU, where memory and transpositions bound the step, 'dots' and 'per_head'.
+    `auto` is bfloat16 except on CPU; on TPU, where memory and transpositions bound the step, 'dots' and 'per_head'; on
+    a GPU that can, 'cudnn', if the heads' sizes allow it.
     """
     dtype, remat, attention = config.compute_dtype, config.model.remat, config.model.attention
-    return (
-        ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype,
-        ("dots" if backend == "tpu" else "none") if remat == "auto" else remat,
-        ("per_head" if backend == "tpu" else "xla") if attention == "auto" else attention,
-    )
+    dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    remat = ("dots" if backend == "tpu" else "none") if remat == "auto" else remat
+    if attention == "auto":
+        attention = "cudnn" if fused_attention and dtype == "bfloat16" else "xla"
+        attention = "per_head" if backend == "tpu" else attention
+    return dtype, remat, attention
+
+
+def _head_dims(model: MV2MAE) -> tuple[int, int]:
+    return model.width // model.num_heads, model.decoder_width // model.decoder_heads
+
+
+def _cudnn_takes(model: MV2MAE) -> bool:
+    return all(head_dim % 8 == 0 and head_dim <= 128 for head_dim in _head_dims(model))
 
 
 def _check_sizes(model: MV2MAE) -> None:
@@ -422,4 +439,10 @@ def _check_sizes(model: MV2MAE) -> None:
         raise ValueError(
             f"attention='cudnn' computes in 16 bits, the model's dtype is {jnp.dtype(model.dtype)}. "
             "Set dtype='bfloat16' or attention='xla'."
+        )
+    if model.attention == "cudnn" and not _cudnn_takes(model):
+        encoder, decoder = _head_dims(model)
+        raise ValueError(
+            f"attention='cudnn' takes heads of 8, 16, ... 128 channels, the encoder's have {encoder} and the decoders' "
+            f"{decoder}. Choose widths and numbers of heads for such sizes, or attention='xla'."
         )
