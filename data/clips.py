@@ -132,6 +132,13 @@ def crop_box(draw: CropDraw, frame_size: tuple[int, int], crop_size: tuple[int, 
     return top, left, height, width
 
 
+def enclosing_box(boxes: np.ndarray) -> tuple[int, int, int, int]:
+    """The smallest (top, left, height, width) that holds all of int[R, 4]."""
+    top, left = boxes[:, :2].min(axis=0).tolist()
+    bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
+    return top, left, bottom - top, right - left
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TakeViews:
     """Which views every take has, and which (take, target view) elements can be formed.

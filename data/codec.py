@@ -1,9 +1,10 @@
 """How frames are stored, by name. Nothing but this and `data.samples` knows more of a codec than these two functions:
 
 encode(frame uint8[h, w, 3] RGB, quality) -> bytes
-decode(bytes) -> uint8[h, w, 3] RGB; ValueError where the bytes are damaged
+decode(bytes, window=None) -> uint8[h, w, 3] RGB, or of it the window (top, left, height, width), for less time where
+  the codec can; ValueError where the bytes are damaged
 
-`jpeg`: JPEG files; decoded and cropped on the host.
+`jpeg`: JPEG files; decoded around the crops and cropped on the host.
 `dct`: JPEG's quantised coefficients, packed so that unpacking them is nearly free; decoded and cropped on the
 accelerator (mv2mae_jax/decode.py), or on the host where pixels are needed there.
 """

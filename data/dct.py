@@ -56,8 +56,12 @@ def encode(frame: np.ndarray, quality: int) -> bytes:
     return _HEADER.pack(height, width, quality) + _PACKER.compress(coefficients).to_pybytes()
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The frame, uint8[h, w, 3], RGB, of its stored form. Raises ValueError when the bytes are damaged."""
+def decode(data: bytes, window: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """The frame, uint8[h, w, 3], RGB, of its stored form, or of it the window (top, left, height, width).
+
+    Raises:
+      ValueError: the bytes are damaged.
+    """
     coefficients, (height, width), quality = unpack(data)
     decoded = []
     for kind, plane in zip((0, 1, 1), planes(coefficients), strict=True):
@@ -65,7 +69,8 @@ def decode(data: bytes) -> np.ndarray:
     luma = decoded[0]
     cb, cr = (cv2.resize(plane, luma.shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in decoded[1:])
     ycrcb = np.clip(np.rint(np.stack([luma, cr, cb], axis=-1)), 0, 255).astype(np.uint8)
-    return cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)[:height, :width]
+    top, left, height, width = window or (0, 0, height, width)
+    return cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)[top : top + height, left : left + width]
 
 
 def unpack(data: bytes) -> tuple[np.ndarray, tuple[int, int], int]:

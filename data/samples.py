@@ -119,23 +119,34 @@ def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty =
     Raises:
       ValueError: a view cannot be read; names the take and the view.
     """
-    repeats, batch = len(drawn[0]["video"].crops), {}
+    prepared, spec, video = dataset.prepared, dataset.spec, drawn[0]["video"]
+    repeats, batch = len(video.crops), {}
+    if prepared.codec != "dct":
+        batch["motion"] = np.empty((len(drawn) * repeats, len(video.rows), spec.num_tokens), np.float32)
     for key, value in drawn[0].items():
         values = [sample[key] for sample in drawn]
         if isinstance(value, Views):
-            batch[key] = read_clips(dataset.prepared, dataset.spec, values, empty)
+            motion = batch.get("motion") if key == "video" else None
+            batch[key] = read_clips(prepared, spec, values, empty, motion)
         else:
             batch[key] = np.repeat(np.stack(values), repeats, axis=0)  # (B, ...)
-    if not isinstance(batch["video"], dict):
-        energies = [[motion_energy(clip, dataset.spec.tubelet_size) for clip in views] for views in batch["video"]]
-        batch["motion"] = np.array(energies)  # (B, V, N)
     return batch
 
 
 def read_clips(
-    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views], empty: Empty = np.empty
+    prepared: takes.Prepared,
+    spec: clips.ClipSpec,
+    samples: Sequence[Views],
+    empty: Empty = np.empty,
+    motion: np.ndarray | None = None,
 ) -> np.ndarray | dict[str, np.ndarray]:
     """The clips of E samples. The one place where the codec decides what a batch holds.
+
+    Args:
+      prepared, spec: where from, and what of it.
+      samples: what was drawn.
+      empty: makes the large arrays.
+      motion: float32[E * R, V, N], if wanted: receives the motion energies where the pixels are known.
 
     Returns:
       uint8[E * R, V, T, H, W, 3]; or, of frames stored as coefficients, what mv2mae_jax/decode.py makes that from:
@@ -151,12 +162,16 @@ def read_clips(
     video = empty((num_crops, len(samples[0].rows), spec.num_frames, *spec.crop_size, 3), np.uint8)
     first = 0
     for sample in samples:
-        indices, records = _frame_indices(prepared, spec, sample), prepared.views["record"][sample.rows].tolist()
-        for v, record in enumerate(records):
-            crops = [views[v] for views in sample.crops]
-            into = video[first : first + len(crops), v]  # (R, T, H, W, 3)
-            crop_frames(prepared.read_frames(record, indices), crops, spec.crop_size, into)
-        first += len(sample.crops)
+        indices = _frame_indices(prepared, spec, sample)
+        last = first + len(sample.crops)
+        for v, boxes in enumerate(_boxes(prepared, spec, sample)):
+            top, left, *size = clips.enclosing_box(boxes)
+            record = int(prepared.views["record"][sample.rows[v]])
+            frames = prepared.read_frames(record, indices, (top, left, *size))
+            crop_frames(frames, boxes - [top, left, 0, 0], video[first:last, v])
+            if motion is not None:  # while the clips are in the cache
+                motion[first:last, v] = [motion_energy(clip, spec.tubelet_size) for clip in video[first:last, v]]
+        first = last
     return video  # (E * R, V, T, H, W, 3)
 
 
@@ -172,9 +187,16 @@ def _read_coefficients(
         indices = _frame_indices(prepared, spec, sample)
         for v, row in enumerate(sample.rows.tolist()):
             steps[i, v] = prepared.read_coefficients(int(prepared.views["record"][row]), indices, coefficients[i, v])
-            size = int(prepared.views["height"][row]), int(prepared.views["width"][row])
-            box[i, :, v] = [clips.crop_box(crops[v], size, spec.crop_size) for crops in sample.crops]
+        box[i] = _boxes(prepared, spec, sample).swapaxes(0, 1)  # (R, V, 4)
     return {"coefficients": coefficients, "steps": steps, "box": box}
+
+
+def _boxes(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views) -> np.ndarray:
+    """int[V, R, 4], (top, left, height, width) in pixels."""
+    sizes = zip(*(prepared.views[side][sample.rows].tolist() for side in ("height", "width")), strict=True)
+    return np.array(
+        [[clips.crop_box(crops[v], size, spec.crop_size) for crops in sample.crops] for v, size in enumerate(sizes)]
+    )
 
 
 def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views) -> np.ndarray:
@@ -185,27 +207,28 @@ def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views
 def crop_clip(frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
     """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3]; see `crop_frames`."""
     video = np.empty((1, len(frames), *crop_size, 3), np.uint8)
-    crop_frames(frames, [draw], crop_size, video)
+    crop_frames(frames, np.array([clips.crop_box(draw, frames[0].shape[:2], crop_size)]), video)
     return video[0]
 
 
-def crop_frames(
-    frames: Iterable[np.ndarray], draws: Sequence[clips.CropDraw], crop_size: tuple[int, int], into: np.ndarray
-) -> None:
-    """Several boxes of every frame, resized: T times uint8[h, w, 3] -> `into` uint8[R, T, H, W, 3].
+def crop_frames(frames: Iterable[np.ndarray], boxes: np.ndarray, into: np.ndarray) -> None:
+    """Several boxes of every frame, resized. Linearly, or by areas where one shrinks by more than `clips.MOST_LINEAR`.
 
-    Linearly, or by averages of areas where a box shrinks by more than `clips.MOST_LINEAR`.
+    Args:
+      frames: T times uint8[h, w, 3].
+      boxes: int[R, 4], (top, left, height, width) in pixels.
+      into: uint8[R, T, H, W, 3], receives the crops.
     """
+    crop_height, crop_width = into.shape[2:4]
+    crops = []
+    for (top, left, height, width), video in zip(boxes.tolist(), into, strict=True):
+        by_area = max(height / crop_height, width / crop_width) > clips.MOST_LINEAR
+        interpolation = cv2.INTER_AREA if by_area else cv2.INTER_LINEAR
+        crops.append((np.s_[top : top + height, left : left + width], interpolation, video))
     for index, frame in enumerate(frames):
-        for draw, video in zip(draws, into, strict=True):
-            top, left, height, width = clips.crop_box(draw, frame.shape[:2], crop_size)
-            box = frame[top : top + height, left : left + width]
-            if (height, width) == tuple(crop_size):
-                video[index] = box
-            else:
-                by_area = max(height / crop_size[0], width / crop_size[1]) > clips.MOST_LINEAR
-                interpolation = cv2.INTER_AREA if by_area else cv2.INTER_LINEAR
-                cv2.resize(box, crop_size[::-1], dst=video[index], interpolation=interpolation)
+        for box, interpolation, video in crops:
+            # Of a box that has the size of the crop this makes a copy.
+            cv2.resize(frame[box], (crop_width, crop_height), dst=video[index], interpolation=interpolation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

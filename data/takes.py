@@ -72,13 +72,20 @@ class Prepared:
         decoded = list(self.read_frames(record, numbers))
         return np.stack([decoded[i] for i in place])  # (T, h, w, 3)
 
-    def read_frames(self, record: int, frames: np.ndarray) -> Iterator[np.ndarray]:
-        """As `read`, T times uint8[h, w, 3]: one after the other, so that a frame is used while it is in the cache."""
+    def read_frames(
+        self, record: int, frames: np.ndarray, window: tuple[int, int, int, int] | None = None
+    ) -> Iterator[np.ndarray]:
+        """As `read`, T times uint8[h, w, 3]: one after the other, so that a frame is used while it is in the cache.
+
+        Args:
+          record, frames: as in `read`.
+          window: (top, left, height, width) in pixels, if no more than this is wanted.
+        """
         decode, stored, last = codec.get(self.codec).decode, self._stored(record, frames), None
         for frame in np.asarray(frames).tolist():
             if frame != last:
                 with self._naming_damage(record):
-                    decoded = decode(stored[frame])
+                    decoded = decode(stored[frame], window)
                 last = frame
             yield decoded
 

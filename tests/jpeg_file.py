@@ -1,12 +1,14 @@
 """Reads the quantised coefficients of a JPEG file (ITU-T T.81, baseline, Huffman): what libjpeg decodes pixels from."""
 
+import re
+
 import numpy as np
 
 _ZIGZAG = sorted(range(64), key=lambda i: (i // 8 + i % 8, (i // 8 if (i // 8 + i % 8) % 2 else i % 8)))
 
 
 def coefficients(data: bytes) -> tuple[list[np.ndarray], np.ndarray]:
-    """A file of three components, chroma halved in both directions.
+    """A file of three components, chroma halved in both directions, a restart marker after every MCU.
 
     Returns:
       For Y, Cb and Cr int[rows, columns, 8, 8], quantised blocks [u, v] of whole MCUs; the steps uint8[2, 8, 8].
@@ -28,18 +30,19 @@ def coefficients(data: bytes) -> tuple[list[np.ndarray], np.ndarray]:
             assert body[5] == 3 and [body[7], body[10], body[13]] == [0x22, 0x11, 0x11], "4:2:0"
         elif marker == 0xDA:
             break
-    bits = _Bits(data[position:].replace(b"\xff\x00", b"\xff"))
+    scans = iter(re.split(rb"\xff[\xd0-\xd9]", data[position:]))
     rows, columns = -(-height // 16), -(-width // 16)
     blocks = [np.zeros((rows * n, columns * n, 8, 8), int) for n in (2, 1, 1)]
-    mean = [0, 0, 0]
     for row in range(rows):
         for column in range(columns):
+            bits, mean = _Bits(next(scans).replace(b"\xff\x00", b"\xff")), [0, 0, 0]
             for component, n in enumerate((2, 1, 1)):
                 for i in range(n * n):
                     block = _block(bits, huffman[component > 0], huffman[0x10 + (component > 0)])
                     mean[component] += block[0, 0]
                     block[0, 0] = mean[component]
                     blocks[component][row * n + i // n, column * n + i % n] = block
+    assert list(scans) == [b""]
     return blocks, steps.reshape(2, 8, 8)
 
 

@@ -131,10 +131,10 @@ def test_a_sample_that_cannot_be_read_loses_no_memory(synthetic_set, monkeypatch
     first = {int(dataset.prepared.views["record"][row]) for row in drawn[-1]["video"].rows}
     read = takes.Prepared.read_frames
 
-    def damaged(self, record, frames):
+    def damaged(self, record, frames, window):
         if record in first:
             raise takes.DamagedRecord("damaged", record)
-        return read(self, record, frames)
+        return read(self, record, frames, window)
 
     monkeypatch.setattr(takes.Prepared, "read_frames", damaged)
     for _ in range(5):

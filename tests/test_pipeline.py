@@ -135,6 +135,26 @@ def test_video_is_the_resized_crop_of_the_stored_frames(synthetic_set):
         assert len(matches) >= 1
 
 
+@pytest.mark.parametrize("codec", ["jpeg", "dct"])
+def test_decoding_no_more_than_the_crops_changes_no_pixel(request, codec):
+    """Of frames of 40x53 pixels, crops of 26 and more; with repeats, what is decoded holds all of them."""
+    directory = request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec])
+    dataset = make_dataset(directory, repeats=2, same_crop_in_views=False)
+    prepared, spec, draw = dataset.prepared, dataset.spec, samples.DrawSample(dataset=dataset)
+    for seed in range(5):
+        views = draw.random_map(seed, np.random.default_rng(seed))["video"]
+        indices = samples._frame_indices(prepared, spec, views)
+        for v, (row, boxes) in enumerate(zip(views.rows, samples._boxes(prepared, spec, views), strict=True)):
+            whole = prepared.read(int(row), indices)
+            window = top, left, height, width = clips.enclosing_box(boxes)
+            found = list(prepared.read_frames(int(row), indices, window))
+            np.testing.assert_array_equal(found, whole[:, top : top + height, left : left + width])
+            if codec == "jpeg":
+                batch = samples.read_clips(prepared, spec, [views])
+                for crop, clip in zip(views.crops, batch[:, v], strict=True):
+                    np.testing.assert_array_equal(clip, samples.crop_clip(whole, crop[v], spec.crop_size))
+
+
 def test_motion_energies_are_those_of_the_video_the_model_sees(dataset):
     (batch,) = batches(dataset, 1)
     for video, motion in zip(batch["video"][:, 1], batch["motion"][:, 1], strict=True):
