@@ -1,7 +1,7 @@
 """Placement: the device mesh and where every array lives. Nothing else in the code base knows devices.
 
 The batch is cut along both mesh axes; parameters, optimiser state and EMA are replicated along `data` and cut along
-`fsdp`. jit inserts the collectives.
+`fsdp`. jit inserts the collectives; `whole`, in the layers, says where the weights of `fsdp` are gathered.
 """
 
 import functools
