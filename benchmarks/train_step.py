@@ -1,8 +1,8 @@
 """A pre-training step of this project beside the same step of Hugging Face's VideoMAE in PyTorch.
 
     python -m benchmarks.train_step                                                  # CPU, ViT-S at 16x128x128
-    python -m benchmarks.train_step --models=S,B --clips=16x128x128,16x224x224 --batch=128 --precisions=bfloat16 \
-        --steps_per_turn=5 --in_turn --coefficients=170x302                          # GPU
+    python -m benchmarks.train_step --models=S,B --batch=128 --precisions=bfloat16 --steps_per_turn=5 --in_turn  # GPU
+    python -m benchmarks.train_step --coefficients=170x302                           # and decoding in the step
     python -m benchmarks.train_step --also=model.attention=cudnn --also=--xla_gpu_enable_triton_gemm=false
 
 The same work for both: a single-view masked autoencoder (self-view decoder alone, since the peer has no other), mask
@@ -262,15 +262,15 @@ def serve(connection: Any, implementation: Implementation, case: Case, sizes: di
 
 @contextlib.contextmanager
 def started(case: Case, implementations: Sequence[Implementation], *, in_turn: bool) -> Iterator[dict[str, Any]]:
-    """Connections to one process per implementation; `in_turn`: each is ready before the next one starts."""
+    """Connections to one process per implementation; `in_turn`: each of ours is ready before the next one starts."""
     context = multiprocessing.get_context("spawn")
     processes, connections, sizes = [], {}, model_sizes(case)
-    for one in implementations:
+    for one in sorted(implementations, key=lambda one: isinstance(one.step, Ours)):
         connections[one.name], other = context.Pipe()
         processes.append(context.Process(target=serve, args=(other, one, case, sizes), daemon=True))
         processes[-1].start()
         other.close()
-        if in_turn:
+        if in_turn and isinstance(one.step, Ours):
             connections[one.name].poll(None)
     try:
         yield connections
@@ -292,10 +292,14 @@ def measure(
     case: Case, implementations: Sequence[Implementation], *, turns: int, steps_per_turn: int, in_turn: bool
 ) -> dict[str, Any]:
     """The record of a case: per implementation its seconds per step, turn by turn, memory and facts, or its error."""
+    start, record = time.perf_counter(), {}
     with started(case, implementations, in_turn=in_turn) as connections:
-        record = {}
         for one in implementations:
             facts = answer(connections[one.name])
+            seconds = time.perf_counter() - start
+            print(
+                f"{case}: {one.name} {'failed' if isinstance(facts, str) else 'is ready'}, {seconds:.0f} s", flush=True
+            )
             record[one.name] = {"error": facts} if isinstance(facts, str) else facts | {"seconds": []}
             record[one.name]["compared_with"] = one.compared_with
         running = [one.name for one in implementations if "seconds" in record[one.name]]
@@ -372,7 +376,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--in_turn",
         action="store_true",
-        help="start one implementation after the other: on a GPU their compilers time kernels to choose among them",
+        help="start one step of this project after the other: on a GPU its compiler times kernels to choose among them",
     )
     parser.add_argument("--only_ours", action="store_true", help="leave the peer out")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
@@ -386,8 +390,8 @@ def make_parser() -> Parser:
         "--also",
         action="append",
         default=[],
-        metavar="'KEY=VALUE --xla_FLAG=VALUE ...'",
-        help="this project's step once more with these config keys and XLA flags; may be given several times",
+        metavar="SETTINGS",
+        help="this project's step once more with 'KEY=VALUE --xla_FLAG=VALUE ...'; may be given several times",
     )
     parser.add_argument("--output", type=Path, default=RESULTS / "train_step" / "cpu.json", help="%(default)s")
     return parser
@@ -425,20 +429,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     models = chosen(parser, options.models, ("Ti", "S", "B", "L", "H"))
     precisions = chosen(parser, options.precisions, ("float32", "bfloat16"))
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share one accelerator
+    implementations = chosen_implementations(options)
+    # The processes share one accelerator, of which one would take all that it can.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / len(implementations):.2f}")
     # Read by the C library as a process starts: what a step frees is kept for the next one, for all alike.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
     versions = {package: installed_version(package) for package in VERSIONS}
     command = shlex.join(["python", "-m", "benchmarks.train_step", *(sys.argv[1:] if arguments is None else arguments)])
-    summary = {"command": command, "hardware": hardware(), "versions": versions, "records": []}
+    summary = {
+        "command": command,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "hardware": hardware(),
+        "versions": versions,
+        "records": [],
+    }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     how = {"turns": options.turns, "steps_per_turn": options.steps_per_turn, "in_turn": options.in_turn}
     for model in models:
         for clip in options.clips:
             for precision in precisions:
                 case = Case(model=model, clip=clip, batch=options.batch, precision=precision)
-                summary["records"].append(measure(case, chosen_implementations(options), **how))
+                summary["records"].append(measure(case, implementations, **how))
                 print(table(summary["records"][-1:]), flush=True)
                 options.output.write_text(json.dumps(summary, indent=1) + "\n")
     return 0

@@ -77,7 +77,7 @@ def get_config() -> config_dict.ConfigDict:
             head_init_scale=0.001,  # [ours] VideoMAE's
             scan_layers=True,  # [ours] compiles one block instead of all; the numbers are the same
             remat="auto",  # [ours] none | dots | block; auto is dots on TPU, else none
-            attention="auto",  # [ours] xla | cudnn | per_head; auto is per_head on TPU, else xla
+            attention="auto",  # [ours] xla | cudnn | per_head; auto: per_head on TPU, cudnn on GPUs that can, else xla
         )
     )
 

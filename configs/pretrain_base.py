@@ -60,7 +60,7 @@ def get_config() -> config_dict.ConfigDict:
             # What the backward pass recomputes instead of keeping: nothing, all but dense products, or whole blocks.
             remat="auto",  # [ours] none | dots | block; auto is dots on TPU, where memory bounds the step, else none
             # per_head: the projections' products write the heads apart; transposing them takes a TPU longer.
-            attention="auto",  # [ours] xla | cudnn | per_head; auto is per_head on TPU, else xla
+            attention="auto",  # [ours] xla | cudnn | per_head; auto: per_head on TPU, cudnn on GPUs that can, else xla
         )
     )
 

@@ -46,7 +46,7 @@ def get_config() -> config_dict.ConfigDict:
             tubelet_size=(2, 16, 16),  # [paper] (frames, height, width) of one token
             scan_layers=True,  # [ours] compiles one block instead of all; the numbers are the same
             remat="none",  # [ours] nothing is differentiated here
-            attention="auto",  # [ours] xla | cudnn | per_head; auto is per_head on TPU, else xla
+            attention="auto",  # [ours] xla | cudnn | per_head; auto: per_head on TPU, cudnn on GPUs that can, else xla
         )
     )
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import dis
 import enum
 import errno
 import os
@@ -9,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from console import progress
@@ -206,5 +206,10 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
 
 
 def _raised_here(error: Exception) -> bool:
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return any(last.startswith(os.path.join(ROOT, part)) for part in OURS)
+    """Whether a `raise` in this project's code made it: what NumPy raises in C has its last frame here, too."""
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    by_raise = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return by_raise and any(code.co_filename.startswith(os.path.join(ROOT, part)) for part in OURS)

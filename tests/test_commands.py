@@ -119,6 +119,15 @@ def test_a_mistyped_config_file_names_the_nearest(path, hint, monkeypatch):
         config.load(path)
 
 
+def test_an_error_that_numpy_raises_in_a_line_of_this_program_keeps_its_traceback():
+    source = "import numpy as np\ndef add(): return np.ones(2) + np.ones(3)\ndef refuse(): raise ValueError('too many')"
+    functions = {}
+    exec(compile(source, str(ROOT / "data" / "made_up.py"), "exec"), functions)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        command.execute("python x", functions["add"])
+    assert command.execute("python x", functions["refuse"]) == 2
+
+
 def test_execute_tells_refusals_from_faults(capsys):
     def fault():
         raise ValueError("no message for a user: it does not come from this program's code")
