@@ -97,9 +97,9 @@ def stages(dataset: Dataset) -> dict[str, float]:
     drawn = [draw.random_map(i % len(dataset.train.elements), np.random.default_rng(i)) for i in range(BATCH)]
     indices = [samples._frame_indices(prepared, spec, one["video"]) for one in drawn]
     wanted = [
-        (int(prepared.views["record"][row]), frames, crop)
+        (int(prepared.views["record"][row]), frames)
         for one, frames in zip(drawn, indices, strict=True)
-        for row, crop in zip(one["video"].rows, one["video"].crops[0], strict=True)
+        for row in one["video"].rows
     ]
     spent = {}
 
@@ -109,7 +109,7 @@ def stages(dataset: Dataset) -> dict[str, float]:
         spent[stage] = 1e3 * (time.process_time() - began) / len(wanted)
         return result
 
-    stored = timed("read", lambda: [prepared.stored.read(record, frames) for record, frames, _ in wanted])
+    stored = timed("read", lambda: [prepared.stored.read(record, frames) for record, frames in wanted])
     if prepared.codec == "dct":
         batch = np.zeros((len(wanted), spec.num_frames, *prepared.coefficients_shape), np.int8)
 
@@ -120,14 +120,17 @@ def stages(dataset: Dataset) -> dict[str, float]:
 
         timed("decode", unpack)
     else:
-        decoded = timed("decode", lambda: [[jpeg.decode(frame) for frame in frames] for frames in stored])
-        crops = [crop for _, _, crop in wanted]
-        video = timed(
-            "crop",
-            lambda: [samples.crop_clip(f, crop, spec.crop_size) for f, crop in zip(decoded, crops, strict=True)],
-        )
-        timed("motion", lambda: [motion_energy(clip, spec.tubelet_size) for clip in video])
-        batch = timed("batch", lambda: np.stack(video))
+        boxes = [box for one in drawn for box in samples._boxes(prepared, spec, one["video"])[:, 0].tolist()]
+        windows = zip(stored, boxes, strict=True)
+        decoded = timed("decode", lambda: [list(jpeg.decode_window(frames, box)) for frames, box in windows])
+        batch = np.zeros((len(wanted), spec.num_frames, *spec.crop_size, 3), np.uint8)
+
+        def crop() -> None:
+            for frames, (_, _, *size), into in zip(decoded, boxes, batch, strict=True):
+                samples.crop_frames(frames, np.array([[0, 0, *size]]), into[None])
+
+        timed("crop", crop)
+        timed("motion", lambda: [motion_energy(clip, spec.tubelet_size) for clip in batch])
     import jax
 
     timed("transfer", lambda: jax.block_until_ready(jax.device_put(batch)))

@@ -1,8 +1,8 @@
-"""How frames are stored, by name. Nothing but this and `data.samples` knows more of a codec than these two functions:
+"""How frames are stored, by name. Nothing but this and `data.samples` knows more of a codec than these functions:
 
 encode(frame uint8[h, w, 3] RGB, quality) -> bytes
-decode(bytes, window=None) -> uint8[h, w, 3] RGB, or of it the window (top, left, height, width), for less time where
-  the codec can; ValueError where the bytes are damaged
+decode(bytes) -> uint8[h, w, 3] RGB; ValueError where the bytes are damaged
+decode_window(list of bytes, (top, left, height, width)) -> iterator of such windows, for less time where the codec can
 
 `jpeg`: JPEG files; decoded around the crops and cropped on the host.
 `dct`: JPEG's quantised coefficients, packed so that unpacking them is nearly free; decoded and cropped on the

@@ -11,6 +11,7 @@ holds frequency (u, v) of the 8x8 block (i, j) in row u * n / 8 + i and column v
 
 import functools
 import struct
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -56,12 +57,8 @@ def encode(frame: np.ndarray, quality: int) -> bytes:
     return _HEADER.pack(height, width, quality) + _PACKER.compress(coefficients).to_pybytes()
 
 
-def decode(data: bytes, window: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """The frame, uint8[h, w, 3], RGB, of its stored form, or of it the window (top, left, height, width).
-
-    Raises:
-      ValueError: the bytes are damaged.
-    """
+def decode(data: bytes) -> np.ndarray:
+    """The frame, uint8[h, w, 3], RGB, of its stored form. Raises ValueError when the bytes are damaged."""
     coefficients, (height, width), quality = unpack(data)
     decoded = []
     for kind, plane in zip((0, 1, 1), planes(coefficients), strict=True):
@@ -69,8 +66,14 @@ def decode(data: bytes, window: tuple[int, int, int, int] | None = None) -> np.n
     luma = decoded[0]
     cb, cr = (cv2.resize(plane, luma.shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in decoded[1:])
     ycrcb = np.clip(np.rint(np.stack([luma, cr, cb], axis=-1)), 0, 255).astype(np.uint8)
-    top, left, height, width = window or (0, 0, height, width)
-    return cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)[top : top + height, left : left + width]
+    return cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)[:height, :width]
+
+
+def decode_window(stored: Sequence[bytes], window: tuple[int, int, int, int]) -> Iterator[np.ndarray]:
+    """The same window (top, left, height, width) of several frames, each as of `decode`."""
+    top, left, height, width = window
+    for data in stored:
+        yield decode(data)[top : top + height, left : left + width]
 
 
 def unpack(data: bytes) -> tuple[np.ndarray, tuple[int, int], int]:

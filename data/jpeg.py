@@ -8,6 +8,10 @@ and what a decoder sees in that is, bit for bit, what it sees there in the whole
 
 import dataclasses
 import functools
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -44,67 +48,104 @@ def encode(frame: np.ndarray, quality: int) -> bytes:
     return data.tobytes()
 
 
-def decode(data: bytes, window: Window | None = None) -> np.ndarray:
-    """Pixels of a frame from its stored form.
+def decode(data: bytes) -> np.ndarray:
+    """The frame, uint8[h, w, 3], RGB, of its stored form. Raises ValueError when the bytes are damaged."""
+    try:
+        return simplejpeg.decode_jpeg(data)  # OpenCV's pixels, in two thirds of its time
+    except ValueError as error:
+        raise ValueError(f"{len(data)} bytes are not a JPEG image ({error})") from error
+
+
+def decode_window(stored: Sequence[bytes], window: Window) -> Iterator[np.ndarray]:
+    """The same window of several frames of one size.
 
     Args:
-      data: a JPEG file; one without restart markers is decoded whole, whatever the window.
-      window: (top, left, height, width) in pixels, within the frame; None is all of it.
+      stored: at least one. Files without restart markers are decoded whole, and cut then.
+      window: within the frames.
 
-    Returns:
+    Yields:
       uint8[height, width, 3], RGB: exactly those pixels of the whole frame.
 
     Raises:
-      ValueError: the bytes are damaged, or the window is not within the frame.
+      ValueError: the bytes are damaged, or the window is not within the frames.
     """
     try:
-        if window is None:
-            return simplejpeg.decode_jpeg(data)  # OpenCV's pixels, in two thirds of its time
-        part, first_row, first_column = _cut(data, window)
-        decoded = simplejpeg.decode_jpeg(part)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{len(data)} bytes are not a JPEG image ({error})") from error
+        parts, first_row, first_column = _cut(stored, window)
+    except (ValueError, IndexError, struct.error) as error:
+        num_bytes = ", ".join(str(len(data)) for data in stored)
+        raise ValueError(f"{num_bytes} bytes are not JPEG images ({error})") from error
     top, left, height, width = window
-    return decoded[top - first_row :, left - first_column :][:height, :width]
+    for part in parts:
+        yield decode(part)[top - first_row :, left - first_column :][:height, :width]
 
 
-def _cut(data: bytes, window: Window) -> tuple[bytes, int, int]:
-    """A JPEG file of the MCUs around a window, and the row and column of the frame where they begin.
+def _cut(stored: Sequence[bytes], window: Window) -> tuple[Sequence[bytes], int, int]:
+    """JPEG files of the MCUs around a window, and the row and column of the frames where they begin.
 
-    The file as it is, where it has no restart markers, or where little would be left out.
+    The files as they are, where they have no restart markers, or where little would be left out. All frames at once:
+    with NumPy it takes half the time that it takes for one after the other.
     """
-    scan_start, size_start, interval = _parse_header(data)
-    height, width = (int.from_bytes(data[i : i + 2], "big") for i in (size_start, size_start + 2))
+    headers = [_Header.of(data) for data in stored]
+    (height, width, interval), *others = {(header.height, header.width, header.interval) for header in headers}
+    if others:
+        raise ValueError("they have different sizes or restart intervals")
     mcus = _Mcus.around(window, height, width)
     if interval == 0 or mcus.are_most:
-        return data, 0, 0
-    scan = np.frombuffer(data, np.uint8, offset=scan_start)
-    ends = np.flatnonzero((scan[:-1] == 0xFF) & (scan[1:] != 0)) + 2  # of MCUs with the markers that follow them
-    if scan[ends - 1].tobytes() != mcus.markers:
-        raise ValueError(f"its {len(ends)} markers are not those of {len(mcus.markers)} MCUs")
-    starts, stops = ends[mcus.first - 1], ends[mcus.last]  # of rows of MCUs
+        return stored, 0, 0
+    scans = [data[header.num_bytes :] for data, header in zip(stored, headers, strict=True)]
+    joined = b"".join(scans)
+    values = np.frombuffer(joined, np.uint8)
+    ends = np.flatnonzero((values[:-1] == 0xFF) & (values[1:] != 0)) + 2  # of MCUs with the markers that follow them
+    if values[ends - 1].tobytes() != mcus.markers * len(stored):
+        raise ValueError(f"their markers are not those of {len(mcus.markers)} MCUs each")
+    ends = ends.reshape(len(stored), -1)  # (T, n)
+    starts, stops = ends[:, mcus.first - 1], ends[:, mcus.last]  # (T, r), of rows of MCUs
     if mcus.first[0] == 0:
-        starts[0] = 0
-    rows = [data[scan_start + i : scan_start + j] for i, j in zip(starts.tolist(), stops.tolist(), strict=True)]
-    part = bytearray().join([data[:size_start], mcus.size, data[size_start + 4 : scan_start], *rows])
-    moved_by = scan_start + np.cumsum(stops - starts) - stops
-    markers = ends[mcus.wanted] + moved_by[:, None] - 1  # (r, c), where their last bytes are
-    np.frombuffer(part, np.uint8)[markers] = mcus.new_markers
-    return part, mcus.top, mcus.left
+        starts[:, 0] = [0, *itertools.accumulate(map(len, scans[:-1]))]
+    pieces = []
+    for data, header, ranges in zip(stored, headers, np.stack([starts, stops], axis=-1).tolist(), strict=True):
+        pieces += data[: header.size_start], mcus.size, data[header.size_start + 4 : header.num_bytes]
+        pieces += [joined[first:last] for first, last in ranges]
+    parts = bytearray().join(pieces)
+    row_lengths = stops - starts
+    part_ends = np.cumsum([header.num_bytes for header in headers] + row_lengths.sum(axis=1))  # (T,)
+    scan_starts = part_ends - row_lengths.sum(axis=1)
+    row_ends = scan_starts[:, None] + np.cumsum(row_lengths, axis=1)  # (T, r), in `parts`
+    markers = ends[:, mcus.wanted] + (row_ends - stops)[:, :, None] - 1  # (T, r, c), where their last bytes are
+    np.frombuffer(parts, np.uint8)[markers] = mcus.new_markers
+    bounds = itertools.pairwise([0, *part_ends.tolist()])
+    return [memoryview(parts)[first:last] for first, last in bounds], mcus.top, mcus.left
 
 
-def _parse_header(data: bytes) -> tuple[int, int, int]:
-    """Where the scan's first byte is, where height and width stand (2 bytes each), and the restart interval in MCUs."""
-    position, size_start, interval = 2, 0, 0
-    while True:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == _FRAME:
-            size_start = position + 5
-        elif marker == _INTERVAL:
-            interval = int.from_bytes(data[position + 4 : position + 6], "big")
-        position += 2 + length
-        if marker == _SCAN:
-            return position, size_start, interval
+class _Header(NamedTuple):
+    """What a file holds before its scan.
+
+    Attributes:
+      num_bytes: of the header.
+      size_start: where height and width stand in it, two bytes each.
+      height, width: of the frame, in pixels.
+      interval: of restart markers, in MCUs; 0 is none.
+    """
+
+    num_bytes: int
+    size_start: int
+    height: int
+    width: int
+    interval: int
+
+    @classmethod
+    def of(cls, data: bytes) -> "_Header":
+        position, size_start, interval = 2, 0, 0
+        while True:
+            marker, length = data[position + 1], data[position + 2] << 8 | data[position + 3]
+            if marker == _FRAME:
+                size_start = position + 5
+            elif marker == _INTERVAL:
+                interval = data[position + 4] << 8 | data[position + 5]
+            position += 2 + length
+            if marker == _SCAN:
+                height, width = struct.unpack_from(">HH", data, size_start)
+                return cls(position, size_start, height, width, interval)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,7 +178,7 @@ class _Mcus:
         """With what a decoder looks at for the window's pixels: one more sample of chroma on each side."""
         top, left, height, width = window
         if not (0 <= top < top + height <= frame_height and 0 <= left < left + width <= frame_width):
-            raise ValueError(f"the window {window} is not within its {frame_height}x{frame_width} pixels")
+            raise ValueError(f"the window {window} is not within their {frame_height}x{frame_width} pixels")
         numbers = np.arange(-(-frame_height // _MCU) * -(-frame_width // _MCU)).reshape(-1, -(-frame_width // _MCU))
         rows = slice(max(0, top - 1) // _MCU, -(-(top + height + 1) // _MCU))
         first = min(left - 1, frame_width - 5)  # libjpeg does not interpolate chroma of one or two columns

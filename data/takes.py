@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -81,13 +82,14 @@ class Prepared:
           record, frames: as in `read`.
           window: (top, left, height, width) in pixels, if no more than this is wanted.
         """
-        decode, stored, last = codec.get(self.codec).decode, self._stored(record, frames), None
-        for frame in np.asarray(frames).tolist():
-            if frame != last:
-                with self._naming_damage(record):
-                    decoded = decode(stored[frame], window)
-                last = frame
-            yield decoded
+        module, stored = codec.get(self.codec), self._stored(record, frames)
+        runs = [(frame, len(list(same))) for frame, same in itertools.groupby(np.asarray(frames).tolist())]
+        wanted = [stored[frame] for frame, _ in runs]
+        decoded = module.decode_window(wanted, window) if window else map(module.decode, wanted)
+        for _, times in runs:
+            with self._naming_damage(record):
+                pixels = next(decoded)
+            yield from itertools.repeat(pixels, times)
 
     def read_coefficients(self, record: int, frames: np.ndarray, into: np.ndarray) -> np.ndarray:
         """As `read`, but of frames that are stored as coefficients, which are unpacked and no more.

@@ -12,9 +12,9 @@ from data import jpeg
 from tests.test_decode import make_clip
 
 
-def noise(height: int, width: int, seed: int) -> np.ndarray:
+def noise(num_frames: int, height: int, width: int, seed: int) -> np.ndarray:
     """Colours that change from pixel to pixel, so that no neighbour's chroma goes unseen."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), np.uint8)
 
 
 def without_markers(frame: np.ndarray, quality: int) -> bytes:
@@ -53,33 +53,42 @@ def test_pixels_are_those_of_opencv(size, quality):
 @example(((18, 40), (17, 20, 1, 1)), 90, 0)
 def test_a_window_is_cut_from_the_whole_frame(size_and_window, quality, seed):
     size, window = size_and_window
-    frame = noise(*size, seed)
-    data = jpeg.encode(frame, quality)
-    np.testing.assert_array_equal(jpeg.decode(data, window), cut(jpeg.decode(data), window))
-    old = without_markers(frame, quality)
-    np.testing.assert_array_equal(jpeg.decode(data), jpeg.decode(old))
-    np.testing.assert_array_equal(jpeg.decode(old, window), cut(jpeg.decode(old), window))
+    frames = noise(3, *size, seed)
+    stored, old = ([encode(frame, quality) for frame in frames] for encode in (jpeg.encode, without_markers))
+    whole = [jpeg.decode(data) for data in stored]
+    np.testing.assert_array_equal(whole, [jpeg.decode(data) for data in old])
+    for files in (stored, stored[:1], old):
+        wanted = [cut(pixels, window) for pixels in whole[: len(files)]]
+        np.testing.assert_array_equal(list(jpeg.decode_window(files, window)), wanted)
 
 
 @pytest.mark.parametrize("window", [(20, 150, 120, 120), (0, 0, 170, 170), (50, 182, 120, 120), (16, 16, 32, 32)])
-def test_a_window_of_a_stored_frame(window):
-    data = jpeg.encode(make_clip(1, 170, 302)[0], 90)
-    np.testing.assert_array_equal(jpeg.decode(data, window), cut(jpeg.decode(data), window))
-    part, _, _ = jpeg._cut(data, window)
-    height, width = jpeg.decode(bytes(part)).shape[:2]
-    assert height <= window[2] + 2 * 17 and width <= window[3] + 2 * 17, "no more than the MCUs around it"
+def test_no_more_is_decoded_than_the_mcus_around_a_window(window):
+    stored = [jpeg.encode(frame, 90) for frame in make_clip(2, 170, 302)]
+    wanted = [cut(jpeg.decode(data), window) for data in stored]
+    np.testing.assert_array_equal(list(jpeg.decode_window(stored, window)), wanted)
+    parts, _, _ = jpeg._cut(stored, window)
+    for part in parts:
+        height, width, _ = jpeg.decode(part).shape
+        assert height <= window[2] + 2 * 17 and width <= window[3] + 2 * 17
 
 
 @pytest.mark.parametrize("window", [(0, 0, 41, 64), (-1, 0, 10, 10), (0, 60, 10, 5), (3, 3, 0, 4)])
 @pytest.mark.parametrize("encode", [jpeg.encode, without_markers])
 def test_a_window_outside_of_the_frame_is_refused(encode, window):
-    with pytest.raises(ValueError, match="is not within its 40x64 pixels"):
-        jpeg.decode(encode(make_clip(1, 40, 64)[0], 90), window)
+    with pytest.raises(ValueError, match="is not within their 40x64 pixels"):
+        next(jpeg.decode_window([encode(make_clip(1, 40, 64)[0], 90)], window))
+
+
+def test_frames_of_different_sizes_are_refused():
+    stored = [jpeg.encode(make_clip(1, 40, width)[0], 90) for width in (64, 80)]
+    with pytest.raises(ValueError, match="different sizes"):
+        next(jpeg.decode_window(stored, (0, 0, 10, 10)))
 
 
 @pytest.mark.parametrize("window", [None, (10, 10, 20, 20)])
 def test_damage_is_an_error(window):
-    data = jpeg.encode(make_clip(1, 48, 64)[0], 90)
+    intact, data = (jpeg.encode(frame, 90) for frame in make_clip(2, 48, 64))
     first, second, third = (found.start() for found in list(re.finditer(rb"\xff[\xd0-\xd7]", data))[:3])
     size = data.index(b"\xff\xc0") + 5
     damaged = {
@@ -97,5 +106,6 @@ def test_damage_is_an_error(window):
         "a header alone": data[: data.index(b"\xff\xda")],
     }
     for name, content in damaged.items():
-        with pytest.raises(ValueError, match="are not a JPEG image"):
-            pytest.fail(f"{name}: {jpeg.decode(content, window).shape}")
+        with pytest.raises(ValueError, match=r"bytes are not .*JPEG image"):
+            found = list(jpeg.decode_window([intact, content], window)) if window else jpeg.decode(content)
+            pytest.fail(f"{name}: {np.shape(found)}")
