@@ -122,8 +122,8 @@ def stages(dataset: Dataset) -> dict[str, float]:
     else:
         boxes = [box for one in drawn for box in samples._boxes(prepared, spec, one["video"])[:, 0].tolist()]
         windows = zip(stored, boxes, strict=True)
-        decoded = timed("decode", lambda: [list(jpeg.decode_window(frames, box)) for frames, box in windows])
-        batch = np.zeros((len(wanted), spec.num_frames, *spec.crop_size, 3), np.uint8)
+        decoded = timed("decode", lambda: [list(jpeg.decode_window(frames, tuple(box))) for frames, box in windows])
+        batch = np.ones((len(wanted), spec.num_frames, *spec.crop_size, 3), np.uint8)  # in memory that is not fresh
 
         def crop() -> None:
             for frames, (_, _, *size), into in zip(decoded, boxes, batch, strict=True):
