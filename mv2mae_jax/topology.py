@@ -219,6 +219,7 @@ def report(
         "program_sha256": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
         "libtpu": importlib.metadata.version("libtpu"),
         "counted_as": hlo_cost.COUNTED_AS,
+        "compiler_flags": os.environ.get("LIBTPU_INIT_ARGS") or None,
     }
     if known and all(known.get(key) == value for key, value in identity.items()):
         return known
@@ -328,6 +329,8 @@ def compile_all(arguments: argparse.Namespace) -> None:
     title, records, found = title_of(arguments.config, overrides), [], []
     if frame_size:
         title += " coefficients=" + "x".join(map(str, frame_size))
+    if os.environ.get("LIBTPU_INIT_ARGS"):
+        title += " " + os.environ["LIBTPU_INIT_ARGS"].replace("--", "")
     os.makedirs(arguments.output, exist_ok=True)
     for name in arguments.topology.split(","):
         where = find_slice(name)

@@ -423,6 +423,18 @@ def test_a_step_that_does_not_fit_is_a_report(monkeypatch):
     assert "646.1 of 16.9: does not fit" in row and "16" in row
 
 
+def test_flags_of_the_compiler_make_another_report(monkeypatch):
+    monkeypatch.setattr(topology, "lower_train_step", lambda *_: Refused())
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0.52")
+    where = topology.Slice(name="v5e:2x2", devices=[None] * 4, num_hosts=1, chip=CHIPS["v5e"])
+    config = tiny_config("global_batch_size=64")
+    plain = topology.report(config, where)
+    assert topology.report(config, where, plain) is plain
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_rwb_fusion=false")
+    flagged = topology.report(config, where, plain)
+    assert flagged is not plain and flagged["compiler_flags"] == "--xla_tpu_rwb_fusion=false"
+
+
 def test_the_search_reports_each_batch_and_goes_on_from_its_files(monkeypatch, tmp_path, capsys):
     compiled = []
 
