@@ -7,7 +7,6 @@ and what a decoder sees in that is, bit for bit, what it sees there in the whole
 """
 
 import dataclasses
-import functools
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
@@ -33,8 +32,9 @@ def encode(frame: np.ndarray, quality: int) -> bytes:
       quality: 1 to 100, JPEG's scale; chroma is stored at half the resolution (4:2:0).
 
     Returns:
-      A JPEG file with a restart marker after every MCU. The markers cost 3.5 % of its bytes at quality 90, and Huffman
-      tables of its own save 4 %.
+      A JPEG file with a restart marker after every MCU: runs of several would have to divide a row of MCUs, and the
+      19 of 302 pixels have no divisor. The markers cost 3.6 % of the bytes at quality 90, Huffman tables of the frame's
+      own save 4 %.
     """
     parameters = {
         cv2.IMWRITE_JPEG_QUALITY: quality,
@@ -173,13 +173,13 @@ class _Mcus:
     are_most: bool
 
     @classmethod
-    @functools.lru_cache(256)  # the frames of a clip follow one another
     def around(cls, window: Window, frame_height: int, frame_width: int) -> "_Mcus":
         """With what a decoder looks at for the window's pixels: one more sample of chroma on each side."""
         top, left, height, width = window
         if not (0 <= top < top + height <= frame_height and 0 <= left < left + width <= frame_width):
             raise ValueError(f"the window {window} is not within their {frame_height}x{frame_width} pixels")
-        numbers = np.arange(-(-frame_height // _MCU) * -(-frame_width // _MCU)).reshape(-1, -(-frame_width // _MCU))
+        num_rows, num_columns = -(-frame_height // _MCU), -(-frame_width // _MCU)
+        numbers = np.arange(num_rows * num_columns).reshape(num_rows, num_columns)
         rows = slice(max(0, top - 1) // _MCU, -(-(top + height + 1) // _MCU))
         first = min(left - 1, frame_width - 5)  # libjpeg does not interpolate chroma of one or two columns
         columns = slice(max(0, first) // _MCU, -(-(left + width + 1) // _MCU))
