@@ -1,12 +1,13 @@
 """Frames stored as DCT coefficients (data/dct.py) -> the crops of them that the model sees, on the accelerator.
 
-Dequantisation is a product with a table. Inverse DCT, upsampling of chroma and the resizing of the crop are all linear
-and separable, so that a plane costs two matrix products, out = L @ coefficients @ R.T, with L and R made for each box.
-Colour comes last, at the size of the crop. As on the host (`data.samples.crop_clip`), a box is interpolated
-linearly, within its borders, or averaged by area where it shrinks much.
+Dequantisation is a product with a table. Inverse DCT, upsampling of chroma, the resizing of the crop and the change from
+luma and chroma to colours are all linear and, plane by plane, separable: two matrix products, with matrices made for
+each box, give what a plane adds to each colour. Rounding comes last, at the size of the crop. As on the host
+(`data.samples.crop_clip`), a box is interpolated linearly, within its borders, or averaged by area where it shrinks much.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -14,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import clips as sampling
-from data import dct
+from mv2mae_jax.models import layers
 
 Arrays = dict[str, Any]
 
 # Three passes of bfloat16 on a TPU, TensorFloat-32 on a GPU: with one pass of bfloat16 grey levels would be off by one
 # or two, since the mean of a block is up to 128 grey levels and bfloat16 has eight bits.
 PRECISION = jax.lax.Precision.HIGH
+
+# What (Cb, Cr) add to (red, green, blue), around 0; luma adds 1 to each (JFIF).
+COLOURS = np.array([[0, 1.402], [-0.344136, -0.714136], [1.772, 0]], np.float32)  # (3, 2)
 
 
 def pixels(batch: Arrays, crop_size: tuple[int, int], tubelet_size: tuple[int, int, int]) -> Arrays:
@@ -34,10 +38,9 @@ def pixels(batch: Arrays, crop_size: tuple[int, int], tubelet_size: tuple[int, i
     Returns:
       Every clip as uint8[B, ..., T, H, W, 3]; `motion` float32[B, ..., N] if `video` was not made of pixels.
     """
-    planar = {key: _planar_clips(value, crop_size) for key, value in batch.items() if isinstance(value, dict)}
-    decoded = {key: jnp.moveaxis(value, -3, -1) for key, value in planar.items()}
-    if "video" in planar:
-        decoded["motion"] = _planar_motion_energy(planar["video"], tubelet_size)
+    decoded = {key: clips(value, crop_size) for key, value in batch.items() if isinstance(value, dict)}
+    if "video" in decoded:
+        decoded["motion"] = motion_energy(decoded["video"], tubelet_size)
     return {**batch, **decoded}
 
 
@@ -52,11 +55,6 @@ def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
     Returns:
       uint8[E * R, ..., T, height, width, 3], RGB; the crops of a clip are neighbours.
     """
-    return jnp.moveaxis(_planar_clips(stored, crop_size), -3, -1)
-
-
-def _planar_clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
-    """As `clips`, uint8[E * R, ..., T, 3, height, width]: three colours would fill 3 of a TPU's 128 lanes."""
     coefficients, box = stored["coefficients"], jnp.moveaxis(stored["box"], 1, -2)  # (E, ..., R, 4)
     num_elements, *views, num_frames, _, _ = coefficients.shape
     repeats = box.shape[-2]
@@ -66,37 +64,46 @@ def _planar_clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
         box.reshape(-1, repeats, 4),  # (M, R, 4)
         crop_size,
     )
-    video = video.reshape(num_elements, *views, repeats, num_frames, 3, *crop_size)  # (E, ..., R, T, 3, h, w)
-    video = jnp.moveaxis(video, -5, 1)  # (E, R, ..., T, 3, h, w)
-    return video.reshape(-1, *views, num_frames, 3, *crop_size)  # (E * R, ..., T, 3, h, w)
+    video = video.reshape(num_elements, *views, repeats, num_frames, *crop_size, 3)  # (E, ..., R, T, h, w, 3)
+    video = jnp.moveaxis(video, -5, 1)  # (E, R, ..., T, h, w, 3)
+    return video.reshape(-1, *views, num_frames, *crop_size, 3)  # (E * R, ..., T, h, w, 3)
 
 
 def _decode_clip(coefficients: jax.Array, steps: jax.Array, box: jax.Array, crop_size: tuple[int, int]) -> jax.Array:
-    """int8[T, 3 * H / 2, W], uint8[2, 8, 8], int32[R, 4] -> uint8[R, T, 3, h, w]."""
-    luma, cb, cr = dct.planes(coefficients)
-    vertical, horizontal = jax.vmap(lambda one: _weights(one, luma.shape[-2:], crop_size))(box)
-    y = _transform(luma, steps[0], vertical, horizontal)
-    halves = (_halved(vertical), _halved(horizontal))
-    cb, cr = (_transform(plane, steps[1], *halves) for plane in (cb, cr))
-    y, cb, cr = (plane.astype(jnp.float32) for plane in jax.lax.optimization_barrier((y, cb, cr)))
-    # JFIF's conversion, around 0: the blocks' means are of pixels - 128.
-    rgb = (y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb)
-    rgb = [jnp.clip(jnp.round(colour + 128), 0, 255).astype(jnp.uint8) for colour in rgb]
-    return jnp.stack(rgb, axis=-3)  # (R, T, 3, h, w)
+    """int8[T, 3 * H / 2, W], uint8[2, 8, 8], int32[R, 4] -> uint8[R, T, h, w, 3]."""
+    height, width = 2 * coefficients.shape[-2] // 3, coefficients.shape[-1]
+    luma, chroma = coefficients[:, :height], coefficients[:, height:]  # Cb and Cr stay side by side
+    vertical, horizontal = jax.vmap(lambda one: _weights(one, (height, width), crop_size))(box)
+    luma_columns = _product(_basis(width), horizontal.mT)[:, None]  # (R, 1, W, w)
+    chroma_columns = _product(_basis(width // 2), _halved(horizontal).mT)  # (R, W / 2, w)
+    chroma_columns = COLOURS[:, :, None, None] * chroma_columns[:, None, None]  # (R, 3, 2, W / 2, w)
+    chroma_columns = chroma_columns.reshape(*chroma_columns.shape[:2], width, -1)  # (R, 3, W, w)
+    luma_rows = _product(vertical, _basis(height).T)  # (R, h, H)
+    chroma_rows = _product(_halved(vertical), _basis(height // 2).T)  # (R, h, H / 2)
+    luma_steps = _spread(steps[0], height, width)
+    chroma_steps = jnp.tile(_spread(steps[1], height // 2, width // 2), (1, 2))  # (H / 2, W)
+    y = _transform(luma * luma_steps, luma_rows, luma_columns)  # (R, T, 1, h, w)
+    colours = y + _transform(chroma * chroma_steps, chroma_rows, chroma_columns)  # (R, T, 3, h, w)
+    # The blocks' means are of pixels - 128.
+    colours = jnp.clip(jnp.round(colours + 128), 0, 255).astype(jnp.uint8)
+    return jnp.moveaxis(colours, 2, -1)  # (R, T, h, w, 3)
 
 
-def _transform(plane: jax.Array, steps: jax.Array, vertical: jax.Array, horizontal: jax.Array) -> jax.Array:
-    """int8[T, n, m], uint8[8, 8], float32[R, h, n], float32[R, w, m] -> bfloat16[R, T, h, w]."""
-    num_rows, num_columns = plane.shape[-2:]
-    spread = jnp.repeat(jnp.repeat(steps, num_rows // 8, axis=0), num_columns // 8, axis=1)  # (n, m)
-    dequantised = plane.astype(jnp.float32) * spread.astype(jnp.float32)
-    left = jnp.matmul(vertical, _basis(num_rows).T, precision=PRECISION)  # (R, h, n)
-    right = jnp.matmul(horizontal, _basis(num_columns).T, precision=PRECISION)  # (R, w, m)
-    # The longer side is contracted first: fewer operations.
-    decoded = jnp.einsum("rhn,tnm,rwm->rthw", left, dequantised, right, precision=PRECISION, optimize="optimal")
-    # Half as much to write and read. Eight bits of -128 to 127 are off by 1/4 at most, rounding to grey levels by 1/2.
-    # Without the barrier that follows the compiler leaves out both conversions, and writes float32.
-    return decoded.astype(jnp.bfloat16)
+def _spread(steps: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
+    """uint8[8, 8] -> float32[n, m]: to every coefficient of a plane its step."""
+    steps = steps.astype(jnp.float32)
+    return jnp.repeat(jnp.repeat(steps, num_rows // 8, axis=0), num_columns // 8, axis=1)
+
+
+def _transform(coefficients: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """float32[T, n, m], float32[R, h, n], float32[R, C, m, w] -> C images of each frame, float32[R, T, C, h, w]."""
+    # Columns first: frames are wider than high, and a smaller array lies between the products.
+    of_columns = jnp.einsum("tnm,rcmw->rtcnw", coefficients, columns, precision=PRECISION)
+    return jnp.einsum("rhn,rtcnw->rtchw", rows, of_columns, precision=PRECISION)
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.matmul(left, right, precision=PRECISION)
 
 
 @functools.cache
@@ -131,7 +138,7 @@ def _resize_weights(start: jax.Array, size: jax.Array, num_in: int, num_out: int
 
 def _halved(weights: jax.Array) -> jax.Array:
     """Weights of pixels -> weights of the chroma they are interpolated from: float32[R, h, n] -> [R, h, n / 2]."""
-    return jnp.matmul(weights, _upsampling(weights.shape[-1]), precision=PRECISION)
+    return _product(weights, _upsampling(weights.shape[-1]))
 
 
 def _upsampling(length: int) -> np.ndarray:
@@ -142,22 +149,23 @@ def _upsampling(length: int) -> np.ndarray:
 
 
 def motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
-    """As `data.motion.motion_energy`: uint8[..., T, H, W, 3] -> float32[..., N], grey levels."""
-    return _planar_motion_energy(jnp.moveaxis(video, -1, -3), tubelet_size)
+    """As `data.motion.motion_energy`: uint8[..., T, H, W, 3] -> float32[..., N], grey levels.
+
+    Taken from the video cut into tokens, which the model cuts alike: compiled together, it is cut once.
+    """
+    _, grid_h, grid_w = layers.token_grid(video.shape[-4:-1], tubelet_size)
+    if video.shape[-4] == 1:
+        return jnp.zeros((*video.shape[:-4], grid_h * grid_w), jnp.float32)
+    tokens = layers.patchify(video, tubelet_size)  # (..., N, t * h * w * 3)
+    frames = jnp.split(tokens, tubelet_size[0], axis=-1)  # t of (..., N, h * w * 3)
+    energy = [_squared_distance(later, earlier) for earlier, later in itertools.pairwise(frames)]  # of (..., N)
+    per_frame = grid_h * grid_w
+    across = _squared_distance(frames[0][..., per_frame:, :], frames[-1][..., :-per_frame, :])  # (..., N - nh * nw)
+    # The first frame has no predecessor: the difference of the second stands in.
+    first = (energy[0] if energy else across)[..., :per_frame]  # (..., nh * nw)
+    return jnp.sqrt(sum(energy, start=jnp.concatenate([first, across], axis=-1)))  # (..., N)
 
 
-def _planar_motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
-    """uint8[..., T, 3, H, W] -> float32[..., N]. Sums over tokens are products with zeros and ones."""
-    *batch, num_frames, _, height, width = video.shape
-    t, h, w = tubelet_size
-    if num_frames == 1:
-        return jnp.zeros((*batch, height // h * (width // w)), jnp.float32)
-    frames = video.astype(jnp.float32)
-    squared = jnp.square(frames[..., 1:, :, :, :] - frames[..., :-1, :, :, :])  # (..., T - 1, 3, H, W)
-    rows, columns = (np.repeat(np.eye(size // step), step, axis=0) for size, step in ((height, h), (width, w)))
-    exactly = jax.lax.Precision.HIGHEST
-    of_rows = jnp.einsum("...chw,wj->...chj", squared, columns.astype(np.float32), precision=exactly)
-    of_tokens = jnp.einsum("...chj,hi->...ij", of_rows, rows.astype(np.float32), precision=exactly)
-    of_tokens = jnp.concatenate([of_tokens[..., :1, :, :], of_tokens], axis=-3)  # (..., T, nh, nw)
-    of_tokens = of_tokens.reshape(*batch, num_frames // t, t, *of_tokens.shape[-2:])  # (..., nt, t, nh, nw)
-    return jnp.sqrt(of_tokens.sum(axis=-3)).reshape(*batch, -1)  # (..., N)
+def _squared_distance(first: jax.Array, second: jax.Array) -> jax.Array:
+    """uint8[..., P] twice -> float32[...]."""
+    return jnp.square(first.astype(jnp.float32) - second.astype(jnp.float32)).sum(axis=-1)
