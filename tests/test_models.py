@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2mae_jax import losses
+from mv2mae_jax import hlo, losses
 from mv2mae_jax.masking import Mask, choose_decoded
 from mv2mae_jax.models import layers, mv2mae
 from tests import tiny
@@ -235,6 +235,22 @@ def test_patchify_against_slicing():
                 index += 1
     assert tokens.shape[1] == index and tokens.dtype == np.uint8
     np.testing.assert_array_equal(layers.unpatchify(tokens, CLIP, TUBELET), video)
+
+
+def test_cutting_what_was_put_together_compiles_to_nothing():
+    """mv2mae_jax/decode.py relies on it."""
+    video = jnp.zeros((2, *CLIP, 3), jnp.uint8)
+    tokens = layers.patchify(video, TUBELET)
+
+    def again(tokens):
+        return layers.patchify(layers.unpatchify(tokens, CLIP, TUBELET), TUBELET)
+
+    def operations(function, argument):
+        module = hlo.parse(jax.jit(function).lower(argument).compile().as_text())
+        return {i.opcode for computation in module.computations.values() for i in computation.values()}
+
+    assert "transpose" in operations(lambda video: layers.patchify(video, TUBELET), video)
+    assert operations(again, tokens) <= {"parameter", "copy", "bitcast"}
 
 
 def test_position_table_against_its_formula():

@@ -65,12 +65,11 @@ def patchify(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
 def unpatchify(
     tokens: jax.Array, clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, int], channels: int = 3
 ) -> jax.Array:
-    """Inverse of `patchify`: tokens [..., N, t*h*w*C] -> video [..., T, H, W, C]."""
-    batch = tokens.shape[:-2]
-    video = tokens.reshape(
-        -1, *token_grid(clip_size, tubelet_size), *tubelet_size, channels
-    )  # (B, gt, gh, gw, t, h, w, C)
-    video = video.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    """Inverse of `patchify`: tokens [..., N, t*h*w*C] -> video [..., T, H, W, C]. Compiled together, the two cancel."""
+    *batch, _, _ = tokens.shape
+    t, h, w = tubelet_size
+    video = tokens.reshape(-1, *token_grid(clip_size, tubelet_size), t, h, w * channels)  # (B, gt, gh, gw, t, h, w * C)
+    video = video.transpose(0, 1, 4, 2, 5, 3, 6)
     return video.reshape(*batch, *clip_size, channels)  # (..., T, H, W, C)
 
 
