@@ -103,7 +103,10 @@ def _spread(steps: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
 
 def _transform(coefficients: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """float32[T, n, m], float32[R, h, n], float32[R, C, m, w] -> C images of each frame, float32[R, T, C, h, w]."""
-    # Columns first: frames are wider than high, and a smaller array lies between the products.
+    # The longer side first: fewer operations, and a smaller array between the products.
+    if coefficients.shape[1] > coefficients.shape[2]:
+        of_rows = jnp.einsum("rhn,tnm->rthm", rows, coefficients, precision=PRECISION)
+        return jnp.einsum("rthm,rcmw->rtchw", of_rows, columns, precision=PRECISION)
     of_columns = jnp.einsum("tnm,rcmw->rtcnw", coefficients, columns, precision=PRECISION)
     return jnp.einsum("rhn,rtcnw->rtchw", rows, of_columns, precision=PRECISION)
 
