@@ -1,4 +1,4 @@
-"""Where the time of a training step goes on an accelerator: its kernels, traced by JAX's profiler.
+"""Where the time of a training step goes on a GPU: its kernels, traced by JAX's profiler.
 
     python -m benchmarks.kernels --model=B --batch=128 model.attention=cudnn
 
@@ -10,7 +10,7 @@ of the compiled program take the kernels' place, those of all threads added up.
 import collections
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.experiment import hardware
@@ -43,19 +43,20 @@ def kernels(trace: Path) -> Iterator[tuple[str, float]]:
                         yield event.name, event.duration_ns / 1e9
 
 
-def report(measured: list[tuple[str, float]], steps: int, longest: int) -> str:
-    """Text: milliseconds per step and how often, by kind and for the `longest` single kernels."""
-    by_name, by_kind, counts = collections.Counter(), collections.Counter(), collections.Counter()
+def ranking(measured: Iterable[tuple[str, float]], steps: int) -> list[str]:
+    """A line for each name, the longest first: milliseconds per step, and how often."""
+    times, counts = collections.Counter(), collections.Counter()
     for name, seconds in measured:
-        by_name[name] += seconds
-        by_kind[kind(name)] += seconds
+        times[name] += seconds
         counts[name] += 1
-        counts["kind", kind(name)] += 1
-    lines = [f"{1000 * by_name.total() / steps:9.3f} ms a step in all"]
-    lines += [f"{1000 * s / steps:9.3f} ms {counts['kind', k] / steps:7.1f}x  {k}" for k, s in by_kind.most_common()]
-    lines += ["", "the longest:"]
-    lines += [f"{1000 * s / steps:9.3f} ms {counts[n] / steps:7.1f}x  {n}" for n, s in by_name.most_common(longest)]
-    return "\n".join(lines)
+    return [f"{1000 * s / steps:9.3f} ms {counts[name] / steps:7.1f}x  {name}" for name, s in times.most_common()]
+
+
+def report(measured: Sequence[tuple[str, float]], steps: int, longest: int) -> str:
+    """Text: the time per step, by kind and for the `longest` single kernels."""
+    by_kind = ranking(((kind(name), seconds) for name, seconds in measured), steps)
+    in_all = f"{1000 * sum(seconds for _, seconds in measured) / steps:9.3f} ms a step in all"
+    return "\n".join([in_all, *by_kind, "", "the longest:", *ranking(measured, steps)[:longest]])
 
 
 def make_parser() -> Parser:

@@ -7,7 +7,6 @@ block, the visible tokens of the source views. Encoder and self-view decoder are
 
 import dataclasses
 import difflib
-import functools
 from typing import Any
 
 import flax
@@ -381,8 +380,8 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     dtype, remat, attention = settle_auto(config, jax.default_backend(), fused_attention=fused)
     sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
-    build_with = functools.partial(
-        build,
+    if_it_fits = config.model.attention == "auto" and attention == "cudnn"
+    model = build(
         config.model.variant,
         clip_size=(config.data.num_frames, *config.data.crop_size),
         tubelet_size=tuple(config.model.tubelet_size),
@@ -390,12 +389,10 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
         dtype=jnp.dtype(dtype),
         scan_layers=config.model.scan_layers,
         remat=remat,
+        attention="xla" if if_it_fits else attention,
         **overrides,
     )
-    if config.model.attention == "auto" and attention == "cudnn":
-        plain = build_with(attention="xla")
-        return plain.clone(attention="cudnn") if _cudnn_takes(plain) else plain
-    return build_with(attention=attention)
+    return model.clone(attention="cudnn") if if_it_fits and _cudnn_takes(model) else model
 
 
 def settle_auto(config: config_dict.ConfigDict, backend: str, *, fused_attention: bool = False) -> tuple[str, str, str]:
