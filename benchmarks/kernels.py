@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.experiment import hardware
-from benchmarks.train_step import Case, Ours, make_our_step, sizes
+from benchmarks.train_step import Case, Ours, make_our_step, read_clip
 from console.command import Parser, execute
 
 # Kinds by what stands in a kernel's name, the first that fits: products of libraries, attention of cuDNN. XLA names its
@@ -64,7 +64,7 @@ def make_parser() -> Parser:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config")
     parser.add_argument("--model", default="S", choices=("Ti", "S", "B", "L", "H"), help="ViT size (%(default)s)")
     parser.add_argument(
-        "--clip", type=sizes(3), default="16x128x128", metavar="FRAMESxHEIGHTxWIDTH", help="(%(default)s)"
+        "--clip", type=read_clip, default="16x128x128", metavar="FRAMESxHEIGHTxWIDTH", help="(%(default)s)"
     )
     parser.add_argument("--batch", type=int, default=128, help="clips per step (%(default)s)")
     parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float32"), help="(%(default)s)")

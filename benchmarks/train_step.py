@@ -17,14 +17,12 @@ of floating-point operations that the model needs, with MFU where a peak is publ
 (requirements-torch.txt).
 """
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import multiprocessing
 import os
-import re
 import resource
 import shlex
 import statistics
@@ -38,10 +36,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiment import CONFIGS, RESULTS, chosen, hardware
-from console.command import Parser, execute
+from console.command import Parser, execute, sizes
 
 OURS, PEER, COMPILED = "mv2mae-jax", "transformers", "transformers, torch.compile"
 WHOLE, DECODING = "mv2mae-jax, whole MV2MAE step", "mv2mae-jax, whole MV2MAE step from coefficients"
+read_clip = sizes("FRAMESxHEIGHTxWIDTH", "16x128x128")
 VERSIONS = ("jax", "jaxlib", "flax", "torch", "transformers")
 
 
@@ -194,7 +193,7 @@ def model_sizes(case: Case) -> dict[str, int]:
 
 
 def make_peer_step(
-    case: Case, sizes: dict[str, int], what: Peer
+    case: Case, peer_sizes: dict[str, int], what: Peer
 ) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
     """The same work in PyTorch, with scaled-dot-product attention and fused AdamW."""
     import torch
@@ -210,7 +209,7 @@ def make_peer_step(
         tubelet_size=2,
         norm_pix_loss=True,
         attn_implementation="sdpa",
-        **sizes,
+        **peer_sizes,
     )
     model = transformers.VideoMAEForPreTraining(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
@@ -240,14 +239,14 @@ def make_peer_step(
     return steps, peak_memory, {"parameters": sum(p.numel() for p in model.parameters())}
 
 
-def serve(connection: Any, implementation: Implementation, case: Case, sizes: dict[str, int]) -> None:
+def serve(connection: Any, implementation: Implementation, case: Case, peer_sizes: dict[str, int]) -> None:
     """The process of one implementation: does as many steps as it is told to and answers how long they took."""
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *implementation.xla_flags])
     try:
         if isinstance(implementation.step, Ours):
             steps, memory, facts = make_our_step(case, implementation.step)
         else:
-            steps, memory, facts = make_peer_step(case, sizes, implementation.step)
+            steps, memory, facts = make_peer_step(case, peer_sizes, implementation.step)
         steps(2)  # compiles, and settles memory
         connection.send(facts)
         while number := connection.recv():
@@ -261,19 +260,32 @@ def serve(connection: Any, implementation: Implementation, case: Case, sizes: di
 
 
 @contextlib.contextmanager
-def started(case: Case, implementations: Sequence[Implementation], *, in_turn: bool) -> Iterator[dict[str, Any]]:
-    """Connections to one process per implementation; `in_turn`: each of ours is ready before the next one starts."""
-    context = multiprocessing.get_context("spawn")
-    processes, connections, sizes = [], {}, model_sizes(case)
-    for one in sorted(implementations, key=lambda one: isinstance(one.step, Ours)):
-        connections[one.name], other = context.Pipe()
-        processes.append(context.Process(target=serve, args=(other, one, case, sizes), daemon=True))
-        processes[-1].start()
-        other.close()
-        if in_turn and isinstance(one.step, Ours):
-            connections[one.name].poll(None)
+def started(
+    case: Case, implementations: Sequence[Implementation], *, in_turn: bool
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """(connections, facts or errors) of one process per implementation, all ready, by name.
+
+    `in_turn`: each of ours is ready before the next one starts. It is said when one is ready.
+    """
+    context, began = multiprocessing.get_context("spawn"), time.perf_counter()
+    processes, connections, facts, peer_sizes = [], {}, {}, model_sizes(case)
+
+    def wait_for(name: str) -> None:
+        facts[name] = answer(connections[name])
+        how = "failed" if isinstance(facts[name], str) else "is ready"
+        print(f"{case}: {name} {how}, {time.perf_counter() - began:.0f} s", flush=True)
+
     try:
-        yield connections
+        for one in sorted(implementations, key=lambda one: isinstance(one.step, Ours)):
+            connections[one.name], other = context.Pipe()
+            processes.append(context.Process(target=serve, args=(other, one, case, peer_sizes), daemon=True))
+            processes[-1].start()
+            other.close()
+            if in_turn and isinstance(one.step, Ours):
+                wait_for(one.name)
+        for name in [name for name in connections if name not in facts]:
+            wait_for(name)
+        yield connections, facts
     finally:
         for process in processes:
             process.terminate()
@@ -292,15 +304,11 @@ def measure(
     case: Case, implementations: Sequence[Implementation], *, turns: int, steps_per_turn: int, in_turn: bool
 ) -> dict[str, Any]:
     """The record of a case: per implementation its seconds per step, turn by turn, memory and facts, or its error."""
-    start, record = time.perf_counter(), {}
-    with started(case, implementations, in_turn=in_turn) as connections:
+    with started(case, implementations, in_turn=in_turn) as (connections, facts):
+        record = {}
         for one in implementations:
-            facts = answer(connections[one.name])
-            seconds = time.perf_counter() - start
-            print(
-                f"{case}: {one.name} {'failed' if isinstance(facts, str) else 'is ready'}, {seconds:.0f} s", flush=True
-            )
-            record[one.name] = {"error": facts} if isinstance(facts, str) else facts | {"seconds": []}
+            said = facts[one.name]
+            record[one.name] = {"error": said} if isinstance(said, str) else said | {"seconds": []}
             record[one.name]["compared_with"] = one.compared_with
         running = [one.name for one in implementations if "seconds" in record[one.name]]
         for turn in range(turns):
@@ -346,25 +354,12 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def sizes(count: int) -> Callable[[str], tuple[int, ...]]:
-    """A reader of `count` sizes: '170x302' -> (170, 302)."""
-
-    def read(text: str) -> tuple[int, ...]:
-        if not re.fullmatch("x".join([r"[1-9]\d*"] * count), text):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not {count} sizes like {'x'.join(['16', '128', '128'][-count:])}"
-            )
-        return tuple(int(part) for part in text.split("x"))
-
-    return read
-
-
 def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.train_step", __doc__)
     parser.add_argument("--models", default="S", help="ViT sizes, comma-separated (%(default)s)")
     parser.add_argument(
         "--clips",
-        type=lambda text: [sizes(3)(clip) for clip in text.split(",")],
+        type=lambda text: [read_clip(clip) for clip in text.split(",")],
         default="16x128x128",
         metavar="FRAMESxHEIGHTxWIDTH",
         help="comma-separated (%(default)s)",
@@ -382,7 +377,7 @@ def make_parser() -> Parser:
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(
         "--coefficients",
-        type=sizes(2),
+        type=sizes("HEIGHTxWIDTH in pixels", "170x302"),
         metavar="HEIGHTxWIDTH",
         help="the whole step once more, decoding stored frames of this size",
     )

@@ -150,6 +150,18 @@ def _split(doc: str) -> tuple[str, str]:
     return "\n\n".join(text for text in paragraphs if text not in commands), "\n".join(commands)
 
 
+def sizes(form: str, example: str) -> Callable[[str], tuple[int, ...]]:
+    """The `type` of an option like --frame=170x302: sizes("HEIGHTxWIDTH in pixels", "170x302")("8x16") is (8, 16)."""
+    pattern = "x".join([r"[1-9]\d*"] * len(example.split("x")))
+
+    def read(text: str) -> tuple[int, ...]:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form}, e.g. {example}")
+        return tuple(int(part) for part in text.split("x"))
+
+    return read
+
+
 def nearest(name: str, known: Iterable[str], count: int = 2) -> list[str]:
     """The names in `known` that `name` is most probably a mistyping of, the nearest first; may be none.
 

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from console.command import ExitCode, Parser, did_you_mean, execute, nearest
+from console.command import ExitCode, Parser, did_you_mean, execute, nearest, sizes
 from data import dct
 from mv2mae_jax import batch_search, hlo_cost, optim, roofline, sharding
 from mv2mae_jax import config as configs
@@ -291,13 +291,6 @@ def title_of(config_path: str, overrides: list[str]) -> str:
     return " ".join([os.path.splitext(os.path.basename(config_path))[0], *overrides])
 
 
-def _frame_size(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in pixels, e.g. 170x302")
-    height, width = map(int, text.split("x"))
-    return height, width
-
-
 def make_parser() -> Parser:
     parser = Parser(PROG, __doc__, exit_codes={ExitCode.DONE: "compiled, whether or not it fits; the table says which"})
     parser.add_config(configs.known_keys)
@@ -307,7 +300,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--coefficients",
-        type=_frame_size,
+        type=sizes("HEIGHTxWIDTH in pixels", "170x302"),
         metavar="HEIGHTxWIDTH",
         help="decode frames of this size in the step (data.prepare --codec=dct); without it they come as pixels",
     )
