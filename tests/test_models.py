@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2mae_jax import hlo, losses
+from mv2mae_jax import chips, hlo, losses
 from mv2mae_jax.masking import Mask, choose_decoded
 from mv2mae_jax.models import layers, mv2mae
 from tests import tiny
@@ -558,6 +558,55 @@ def test_drop_path_grows_with_depth_and_is_off_when_deterministic(scan_layers):
     alone = apply_quickly(mv2mae.Encoder(depth=1, **sizes), first_block, *inputs)
     dropped = apply_quickly(dropping, params, *inputs, seed=0, deterministic=False)
     np.testing.assert_allclose(dropped, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 2e-2)])
+def test_the_gradients_of_the_norm_are_those_that_autodiff_derives(dtype, tolerance):
+    def derived(x, scale, bias):
+        x = x.astype(jnp.float32)
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return (x * scale + bias).astype(dtype)
+
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 + 2 * rng.standard_normal((3, 5, 16)), dtype)
+    scale, bias = (jnp.asarray(rng.standard_normal(16), jnp.float32) for _ in range(2))
+    cotangent = jnp.asarray(rng.standard_normal(x.shape), dtype)
+    actual, pullback = jax.vjp(lambda *a: layers.layer_norm(*a, dtype), x, scale, bias)
+    expected, expected_pullback = jax.vjp(derived, x, scale, bias)
+    for ours, theirs in zip((actual, *pullback(cotangent)), (expected, *expected_pullback(cotangent)), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=tolerance, rtol=tolerance)
+
+
+def attention_and_gradients(implementation, num_queries, num_keys, dtype):
+    rng = np.random.default_rng(0)
+    inputs = [jnp.asarray(rng.standard_normal((2, 3, n, 16)), dtype) for n in (num_queries, num_keys, num_keys)]
+    cotangent = jnp.asarray(rng.standard_normal(inputs[0].shape), dtype)
+    y, pullback = jax.vjp(functools.partial(layers.attend, implementation=implementation), *inputs)
+    return [np.asarray(array, np.float32) for array in (y, *pullback(cotangent))]
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(8, 6), (7, 6), (8, 5), (7, 7)])
+def test_tokens_added_for_cudnn_change_nothing(num_queries, num_keys, monkeypatch):
+    def stand_in(query, key, value, *, implementation, **lengths):
+        assert implementation == "cudnn" and query.shape[1] % 2 == key.shape[1] % 2 == 0
+        return jax_attention(query, key, value, implementation="xla", **lengths)
+
+    jax_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    actual = attention_and_gradients("cudnn", num_queries, num_keys, jnp.float32)
+    expected = attention_and_gradients("xla", num_queries, num_keys, jnp.float32)
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.skipif(not chips.has_fused_attention(jax.devices()[0]), reason="needs a GPU with cuDNN's attention")
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(8, 6), (7, 6), (8, 5), (7, 7), (157, 157), (1568, 157)])
+def test_cudnn_attends_as_written_out(num_queries, num_keys):
+    actual = attention_and_gradients("cudnn", num_queries, num_keys, jnp.bfloat16)
+    expected = attention_and_gradients("xla", num_queries, num_keys, jnp.float32)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert np.linalg.norm(ours - theirs) < 2e-2 * np.linalg.norm(theirs)
 
 
 # Errors
