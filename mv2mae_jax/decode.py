@@ -1,10 +1,13 @@
 """Frames stored as DCT coefficients (data/dct.py) -> the crops of them that the model sees, on the accelerator.
 
-Dequantisation is a product with a table. Inverse DCT, upsampling of chroma, resizing of the crop and the change from
-luma and chroma to colours are linear and, plane by plane, separable: two matrix products, with matrices made for each
-box, give what a plane adds to each colour. Rounding comes last, at the size of the crop. As on the host
-(`data.samples.crop_clip`), a box is interpolated linearly, within its borders, or averaged by area where it shrinks
-much.
+Dequantisation is a product with a table. Inverse DCT, upsampling of chroma and resizing of the crop are linear and
+separable: two matrix products, with matrices made for each box, give a plane's crop. Luma and chroma are then rounded
+to bytes, as a JPEG decoder does, and become colours. As on the host (`data.samples.crop_clip`), a box is interpolated
+linearly, within its borders, or averaged by area where it shrinks much.
+
+The products are of bfloat16, since what lies between them is written to memory and bounds the time on a GPU
+(docs/scaling.md). Its eight bits are enough: a stored coefficient has seven, so that its rounding is a quarter of a
+quantisation step at most; and pixels, around 0, err by up to a quarter of a grey level each time they are rounded.
 """
 
 import functools
@@ -19,10 +22,6 @@ from data import clips as sampling
 from mv2mae_jax.models import layers
 
 Arrays = dict[str, Any]
-
-# Three passes of bfloat16 on a TPU, TensorFloat-32 on a GPU: with one pass of bfloat16 grey levels would be off by one
-# or two, since the mean of a block is up to 128 grey levels and bfloat16 has eight bits.
-PRECISION = jax.lax.Precision.HIGH
 
 # What (Cb, Cr) add to (red, green, blue), around 0; luma adds 1 to each (JFIF).
 COLOURS = np.array([[0, 1.402], [-0.344136, -0.714136], [1.772, 0]], np.float32)  # (3, 2)
@@ -78,21 +77,26 @@ def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
 def _decode_clip(coefficients: jax.Array, steps: jax.Array, box: jax.Array, crop_size: tuple[int, int]) -> jax.Array:
     """int8[T, 3 * H / 2, W], uint8[2, 8, 8], int32[R, 4] -> uint8[R, T, h, w, 3]."""
     height, width = 2 * coefficients.shape[-2] // 3, coefficients.shape[-1]
-    luma, chroma = coefficients[:, :height], coefficients[:, height:]  # Cb and Cr stay side by side
-    vertical, horizontal = jax.vmap(lambda one: _weights(one, (height, width), crop_size))(box)
-    luma_columns = _product(_basis(width), horizontal.mT)[:, None]  # (R, 1, W, w)
-    chroma_columns = _product(_basis(width // 2), _halved(horizontal).mT)  # (R, W / 2, w)
-    chroma_columns = COLOURS[:, :, None, None] * chroma_columns[:, None, None]  # (R, 3, 2, W / 2, w)
-    chroma_columns = chroma_columns.reshape(*chroma_columns.shape[:2], width, -1)  # (R, 3, W, w)
-    luma_rows = _product(vertical, _basis(height).T)  # (R, h, H)
-    chroma_rows = _product(_halved(vertical), _basis(height // 2).T)  # (R, h, H / 2)
-    luma_steps = _spread(steps[0], height, width)
+    # Rows before frames: then both products are of two matrices, and what lies between them need not be transposed.
+    coefficients = jnp.moveaxis(coefficients, 0, 1)  # (3 * H / 2, T, W)
+    luma = _dequantise(coefficients[:height], _spread(steps[0], height, width))  # (H, T, W)
     chroma_steps = jnp.tile(_spread(steps[1], height // 2, width // 2), (1, 2))  # (H / 2, W)
-    y = _transform(luma * luma_steps, luma_rows, luma_columns)  # (R, T, 1, h, w)
-    colours = y + _transform(chroma * chroma_steps, chroma_rows, chroma_columns)  # (R, T, 3, h, w)
+    chroma = _dequantise(coefficients[height:], chroma_steps)  # (H / 2, T, W), Cb and Cr stay side by side
+    return jax.vmap(lambda one: _crop(luma, chroma, one, crop_size))(box)
+
+
+def _crop(luma: jax.Array, chroma: jax.Array, box: jax.Array, crop_size: tuple[int, int]) -> jax.Array:
+    """bfloat16[H, T, W], bfloat16[H / 2, T, W], int32[4] -> uint8[T, h, w, 3]."""
+    height, _, width = luma.shape
+    vertical, horizontal = _weights(box, (height, width), crop_size)
+    y = _transform(luma, _product(vertical, _basis(height)), _product(horizontal, _basis(width)))  # (h, T, w)
+    chroma_rows, columns = _product(vertical, _chroma_basis(height)), _product(horizontal, _chroma_basis(width))
+    cb_cr = _transform(chroma, chroma_rows, jax.scipy.linalg.block_diag(columns, columns))  # (h, T, 2 * w)
+    cb, cr = jnp.split(cb_cr, 2, axis=-1)
     # The blocks' means are of pixels - 128.
-    colours = jnp.clip(jnp.round(colours + 128), 0, 255).astype(jnp.uint8)
-    return jnp.moveaxis(colours, 2, -1)  # (R, T, h, w, 3)
+    colours = [jnp.round(y + from_cb * cb + from_cr * cr + 128) for from_cb, from_cr in COLOURS]  # 3 of (h, T, w)
+    colours = jnp.stack([jnp.clip(one, 0, 255).astype(jnp.uint8) for one in colours], axis=-1)  # (h, T, w, 3)
+    return jnp.moveaxis(colours, 0, 1)  # (T, h, w, 3)
 
 
 def _spread(steps: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
@@ -101,32 +105,43 @@ def _spread(steps: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
     return jnp.repeat(jnp.repeat(steps, num_rows // 8, axis=0), num_columns // 8, axis=1)
 
 
+def _dequantise(coefficients: jax.Array, steps: jax.Array) -> jax.Array:
+    """int8[n, T, m], float32[n, m] -> bfloat16[n, T, m]."""
+    return (coefficients * steps[:, None]).astype(jnp.bfloat16)
+
+
 def _transform(coefficients: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """float32[T, n, m], float32[R, h, n], float32[R, C, m, w] -> C images of each frame, float32[R, T, C, h, w]."""
-    # The longer side first: fewer operations, and a smaller array between the products.
-    if coefficients.shape[1] > coefficients.shape[2]:
-        of_rows = jnp.einsum("rhn,tnm->rthm", rows, coefficients, precision=PRECISION)
-        return jnp.einsum("rthm,rcmw->rtchw", of_rows, columns, precision=PRECISION)
-    of_columns = jnp.einsum("tnm,rcmw->rtcnw", coefficients, columns, precision=PRECISION)
-    return jnp.einsum("rhn,rtcnw->rtchw", rows, of_columns, precision=PRECISION)
+    """bfloat16[n, T, m], bfloat16[h, n], bfloat16[w, m] -> an image of each frame, around 0, float32[h, T, w]."""
+    of_columns = jnp.einsum("ntm,wm->ntw", coefficients, columns)
+    image = jnp.einsum("hn,ntw->htw", rows, of_columns, preferred_element_type=jnp.float32)
+    # Whole numbers, of which a compiler writes out the bytes: a quarter of float32.
+    return jnp.clip(jnp.round(image), -128, 127).astype(jnp.int8).astype(jnp.float32)
 
 
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.matmul(left, right, precision=PRECISION)
+def _product(weights: jax.Array, basis: np.ndarray) -> jax.Array:
+    """float32[h, n], float32[n, k] -> bfloat16[h, k]."""
+    precision = jax.lax.Precision.HIGH  # three passes of bfloat16 on a TPU, TensorFloat-32 on a GPU
+    return jnp.matmul(weights, basis, precision=precision, preferred_element_type=jnp.bfloat16)
 
 
 @functools.cache
 def _basis(length: int) -> np.ndarray:
-    """The orthonormal DCT of blocks of 8 along an axis: float32[n, n], rows (frequency, block), columns pixels.
+    """The orthonormal inverse DCT of blocks of 8 along an axis: float32[n, n], rows pixels, columns (frequency, block).
 
-    A plane of coefficients is then _basis(n) @ pixels @ _basis(m).T, divided by the steps.
+    A plane of pixels is _basis(n) @ coefficients @ _basis(m).T.
     """
-    frequency, pixel = np.mgrid[:8, :8]
+    pixel, frequency = np.mgrid[:8, :8]
     block = np.cos((2 * pixel + 1) * frequency * np.pi / 16) * np.where(frequency == 0, np.sqrt(1 / 8), 1 / 2)
-    matrix = np.zeros((8, length // 8, length // 8, 8), np.float32)  # (frequency, block, block, pixel)
+    matrix = np.zeros((length // 8, 8, 8, length // 8), np.float32)  # (block, pixel, frequency, block)
     for index in range(length // 8):
-        matrix[:, index, index] = block
+        matrix[index, :, :, index] = block
     return matrix.reshape(length, length)  # (n, n)
+
+
+@functools.cache
+def _chroma_basis(length: int) -> np.ndarray:
+    """The same for chroma, up to the pixels it is interpolated to: float32[n, n / 2]."""
+    return _upsampling(length) @ _basis(length // 2)
 
 
 def _weights(box: jax.Array, frame_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
@@ -143,11 +158,6 @@ def _resize_weights(start: jax.Array, size: jax.Array, num_in: int, num_out: int
     overlap = jnp.clip(jnp.minimum(pixel + 1, last) - jnp.maximum(pixel, first), 0) / scale
     centre = start + jnp.clip((out + 0.5) * scale - 0.5, 0, size - 1)
     return jnp.where(by_area, overlap, jnp.clip(1 - jnp.abs(pixel - centre), 0))  # (num_out, num_in)
-
-
-def _halved(weights: jax.Array) -> jax.Array:
-    """Weights of pixels -> weights of the chroma they are interpolated from: float32[R, h, n] -> [R, h, n / 2]."""
-    return _product(weights, _upsampling(weights.shape[-1]))
 
 
 def _upsampling(length: int) -> np.ndarray:
@@ -167,12 +177,13 @@ def motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.A
         return jnp.zeros((*video.shape[:-4], grid_h * grid_w), jnp.float32)
     tokens = layers.patchify(video, tubelet_size)  # (..., N, t * h * w * 3)
     frames = jnp.split(tokens, tubelet_size[0], axis=-1)  # t of (..., N, h * w * 3)
-    energy = [_squared_distance(later, earlier) for earlier, later in itertools.pairwise(frames)]  # of (..., N)
     per_frame = grid_h * grid_w
-    across = _squared_distance(frames[0][..., per_frame:, :], frames[-1][..., :-per_frame, :])  # (..., N - nh * nw)
-    # The first frame has no predecessor: the difference of the second stands in.
-    first = (energy[0] if energy else across)[..., :per_frame]  # (..., nh * nw)
-    return jnp.sqrt(sum(energy, start=jnp.concatenate([first, across], axis=-1)))  # (..., N)
+    # The first frame has no predecessor: the second stands in, which gives the same difference.
+    second = frames[1] if len(frames) > 1 else tokens[..., per_frame:, :]
+    before = jnp.concatenate([second[..., :per_frame, :], frames[-1][..., :-per_frame, :]], axis=-2)
+    # Sums of one shape each, which a GPU's compiler makes in one reading.
+    energies = (_squared_distance(later, earlier) for earlier, later in itertools.pairwise([before, *frames]))
+    return jnp.sqrt(sum(energies))  # (..., N)
 
 
 def _squared_distance(first: jax.Array, second: jax.Array) -> jax.Array:

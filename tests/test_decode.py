@@ -110,6 +110,16 @@ def test_crops_are_those_of_the_host(scale, least):
     assert psnr(on_device, on_host) > least
 
 
+def test_even_frames_stay_even():
+    """The mean of a block needs more bits than what varies within it; every grey level, resized over block borders."""
+    levels = np.arange(256, dtype=np.uint8)
+    frames = np.broadcast_to(levels[:, None, None, None], (256, 32, 48, 3))
+    decoded = np.asarray(decode_clips(stored_form(frames, [[1, 2, 29, 43]]), (24, 24)))[0]  # (256, 24, 24, 3)
+    difference = decoded.astype(int) - levels[:, None, None, None]
+    assert np.abs(difference).max() <= 1
+    assert np.abs(difference.mean(axis=(1, 2, 3))).max() < 0.25
+
+
 def test_the_crops_of_a_clip_are_neighbours_in_the_batch():
     frames, crop_size = [make_clip(2, 40, 56, seed) for seed in (0, 1)], (16, 24)
     boxes = [[[0, 0, 16, 24], [8, 16, 16, 24], [20, 30, 20, 26]], [[3, 5, 30, 40], [1, 2, 16, 24], [24, 32, 16, 24]]]
@@ -143,7 +153,7 @@ def test_a_smaller_frame_keeps_its_place_in_a_larger_image():
     dct.put(stored["coefficients"][0, 0], larger[0, 0])
     alone, within = decode_clips(stored, crop_size), decode_clips(stored | {"coefficients": larger}, crop_size)
     difference = np.abs(np.asarray(alone, int) - np.asarray(within, int))
-    # In a wide image the columns are contracted first, in this tall one the rows: a level at an edge of rounding.
+    # The sums are longer, and added up in another order: a level at an edge of rounding.
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
