@@ -23,9 +23,6 @@ from mv2mae_jax.models import layers
 
 Arrays = dict[str, Any]
 
-# What (Cb, Cr) add to (red, green, blue), around 0; luma adds 1 to each (JFIF).
-COLOURS = np.array([[0, 1.402], [-0.344136, -0.714136], [1.772, 0]], np.float32)  # (3, 2)
-
 
 def pixels(batch: Arrays, crop_size: tuple[int, int], tubelet_size: tuple[int, int, int]) -> Arrays:
     """A batch as data/pipeline.py makes it of either codec -> the same with pixels and motion energies.
@@ -93,10 +90,10 @@ def _crop(luma: jax.Array, chroma: jax.Array, box: jax.Array, crop_size: tuple[i
     chroma_rows, columns = _product(vertical, _chroma_basis(height)), _product(horizontal, _chroma_basis(width))
     cb_cr = _transform(chroma, chroma_rows, jax.scipy.linalg.block_diag(columns, columns))  # (h, T, 2 * w)
     cb, cr = jnp.split(cb_cr, 2, axis=-1)
+    red, green, blue = y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb  # (h, T, w) each; JFIF
     # The blocks' means are of pixels - 128.
-    colours = [jnp.round(y + from_cb * cb + from_cr * cr + 128) for from_cb, from_cr in COLOURS]  # 3 of (h, T, w)
-    colours = jnp.stack([jnp.clip(one, 0, 255).astype(jnp.uint8) for one in colours], axis=-1)  # (h, T, w, 3)
-    return jnp.moveaxis(colours, 0, 1)  # (T, h, w, 3)
+    colours = [jnp.clip(jnp.round(one + 128), 0, 255).astype(jnp.uint8) for one in (red, green, blue)]
+    return jnp.moveaxis(jnp.stack(colours, axis=-1), 0, 1)  # (T, h, w, 3)
 
 
 def _spread(steps: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
