@@ -186,6 +186,8 @@ class _Mcus:
         wanted = numbers[rows, columns]  # (r, c)
         top, left = rows.start * _MCU, columns.start * _MCU
         size = min(len(wanted) * _MCU, frame_height - top), min(len(wanted[0]) * _MCU, frame_width - left)
+        if len(wanted[0]) == num_columns:
+            wanted = wanted.reshape(1, -1)  # neighbours in the scan are cut out at once
         return cls(
             top=top,
             left=left,

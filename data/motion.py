@@ -21,13 +21,14 @@ def motion_energy(video: np.ndarray, tubelet_size: tuple[int, int, int]) -> np.n
     t, h, w = tubelet_size
     if num_frames == 1:
         return np.zeros((height // h) * (width // w), np.float32)
-    flat = video.reshape(num_frames, height, width * channels)  # (T, H, W3)
-    difference = np.empty(flat.shape[1:], np.uint8)
-    squared = np.zeros((num_frames // t, height, width * channels), np.float32)
-    for index in range(num_frames):  # one frame at a time, which stays in the processor's cache
-        later = max(index, 1)
-        cv2.absdiff(flat[later], flat[later - 1], dst=difference)
-        cv2.accumulateSquare(difference, squared[index // t])
-    of_rows = squared.reshape(-1, h, width * channels).sum(axis=1)  # (nt nh, W3)
-    of_tokens = of_rows.reshape(num_frames // t, height // h, width // w, w * channels).sum(axis=-1)  # (nt, nh, nw)
-    return np.sqrt(of_tokens).reshape(-1)  # (N,)
+    row = width * channels  # bytes of a row of pixels
+    flat = video.reshape(num_frames, height * row)  # (T, H W3)
+    difference = cv2.absdiff(flat[1:], flat[:-1]).reshape(-1, h * row)  # ((T-1) nh, h W3)
+    squared = np.zeros((len(difference), row), np.float32)
+    for first in range(0, h * row, row):  # the same row of pixels in all tokens: a sum that fits the cache, few calls
+        cv2.accumulateSquare(difference[:, first : first + row], squared)
+    of_pairs = squared.reshape(num_frames - 1, -1)  # (T-1, nh W3)
+    of_frames = np.concatenate([of_pairs[:1], of_pairs])  # (T, nh W3)
+    of_rows = of_frames.reshape(num_frames // t, t, -1).sum(axis=1)  # (nt, nh W3)
+    of_tokens = of_rows.reshape(-1, w * channels).sum(axis=1)  # (N,)
+    return np.sqrt(of_tokens)

@@ -86,10 +86,9 @@ class Prepared:
         runs = [(frame, len(list(same))) for frame, same in itertools.groupby(np.asarray(frames).tolist())]
         wanted = [stored[frame] for frame, _ in runs]
         decoded = module.decode_window(wanted, window) if window else map(module.decode, wanted)
-        for _, times in runs:
-            with self._naming_damage(record):
-                pixels = next(decoded)
-            yield from itertools.repeat(pixels, times)
+        with self._naming_damage(record):
+            for (_, times), pixels in zip(runs, decoded, strict=True):
+                yield from itertools.repeat(pixels, times)
 
     def read_coefficients(self, record: int, frames: np.ndarray, into: np.ndarray) -> np.ndarray:
         """As `read`, but of frames that are stored as coefficients, which are unpacked and no more.

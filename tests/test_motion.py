@@ -19,7 +19,8 @@ def direct(video: np.ndarray, tubelet_size: tuple[int, int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("shape", "tubelet_size"), [((8, 32, 48, 3), (2, 16, 16)), ((6, 24, 16, 3), (3, 8, 4)), ((4, 8, 8, 3), (1, 8, 8))]
+    ("shape", "tubelet_size"),
+    [((8, 32, 48, 3), (2, 16, 16)), ((6, 24, 16, 3), (3, 8, 4)), ((4, 8, 8, 3), (1, 8, 8)), ((2, 8, 8, 3), (2, 4, 8))],
 )
 def test_energy_is_the_norm_of_frame_differences(shape, tubelet_size):
     video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
