@@ -118,7 +118,7 @@ def _transform(coefficients: jax.Array, rows: jax.Array, columns: jax.Array) -> 
 def _product(weights: jax.Array, basis: np.ndarray) -> jax.Array:
     """float32[h, n], float32[n, k] -> bfloat16[h, k]."""
     precision = jax.lax.Precision.HIGH  # three passes of bfloat16 on a TPU, TensorFloat-32 on a GPU
-    return jnp.matmul(weights, basis, precision=precision, preferred_element_type=jnp.bfloat16)
+    return jnp.matmul(weights, basis, precision=precision).astype(jnp.bfloat16)
 
 
 @functools.cache
