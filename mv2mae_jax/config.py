@@ -130,7 +130,8 @@ _CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "model.variant": ("Ti", "S", "B", "L", "H"),
     "model.remat": ("auto", "none", "dots", "block"),
-    "model.attention": ("auto", "xla", "cudnn", "per_head"),
+    "model.layer_loop": ("auto", "rolled", "unrolled"),
+    "model.attention": ("auto", "xla", "chunked", "cudnn", "per_head"),
     "masking.kind": ("random", "tube"),
     "loss.weighted_views": ("all", "target"),
     "loss.target": ("pixels", "normalized_pixels"),
@@ -198,6 +199,8 @@ def validate(config: config_dict.ConfigDict) -> None:
 
 
 def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
+    if config.model.layer_loop == "rolled" and not config.model.scan_layers:
+        yield "model.layer_loop = 'rolled' needs stacked layers: set model.scan_layers=True, or layer_loop='auto'."
     grid = yield from _clip(config)
     if grid and config.task == "pretrain":
         yield from _pretraining(config, grid)

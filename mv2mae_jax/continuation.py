@@ -41,7 +41,8 @@ MAY_CHANGE = frozenset(
         "log.tensorboard",
         "mesh.data",
         "mesh.fsdp",
-        "model.attention",  # up to rounding, as the next two and the mesh
+        "model.attention",  # up to rounding, as the next three and the mesh
+        "model.layer_loop",
         "model.remat",
         "optimizer.accumulation_steps",
         "profile_steps",

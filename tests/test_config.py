@@ -115,6 +115,7 @@ def test_wrong_overrides_are_refused_by_name(override, message):
             "leaves 16 visible of 16 tokens",
         ),
         (["model.variant=XL"], "not one of Ti, S, B, L, H"),
+        (["model.scan_layers=False", "model.layer_loop=rolled"], "needs stacked layers: set model.scan_layers=True"),
         (["optimizer.name=adam"], "Did you mean adamw"),
         (["global_batch_size=6", "data.repeats=4"], "not divisible by data.repeats"),
         (["loss.ess_fraction=None"], "Set loss.temperature"),

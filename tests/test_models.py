@@ -451,19 +451,21 @@ def assert_trees_close(actual, expected, **tolerance):
 
 
 @pytest.mark.parametrize(
-    ("scan_layers", "remat"),
+    ("scan_layers", "unroll", "remat"),
     [
-        (True, "block"),
-        (False, "none"),
-        pytest.param(True, "dots", marks=pytest.mark.slow),
-        pytest.param(False, "block", marks=pytest.mark.slow),
-        pytest.param(False, "dots", marks=pytest.mark.slow),
+        (True, False, "block"),
+        (True, True, "none"),
+        (False, False, "none"),
+        pytest.param(True, False, "dots", marks=pytest.mark.slow),
+        pytest.param(True, True, "block", marks=pytest.mark.slow),
+        pytest.param(False, False, "block", marks=pytest.mark.slow),
+        pytest.param(False, False, "dots", marks=pytest.mark.slow),
     ],
 )
-def test_scan_and_remat_change_no_number(scan_layers, remat):
+def test_scan_and_remat_change_no_number(scan_layers, unroll, remat):
     (expected_loss, expected_gradient), video, masks = reference()
     params = random_params(build())
-    model = build(scan_layers=scan_layers, remat=remat)
+    model = build(scan_layers=scan_layers, unroll=unroll, remat=remat)
     if scan_layers:
         loss, gradient = loss_and_gradient(model, params, video, masks)
     else:
@@ -586,6 +588,28 @@ def attention_and_gradients(implementation, num_queries, num_keys, dtype):
     return [np.asarray(array, np.float32) for array in (y, *pullback(cotangent))]
 
 
+@pytest.mark.parametrize("weights_at_once", [1, 40, 2 * 42, 4 * 42, 6 * 42])  # of 42 a head, six heads
+def test_chunks_of_heads_change_no_number(weights_at_once, monkeypatch):
+    monkeypatch.setattr(layers, "CHUNK", weights_at_once)
+    actual = attention_and_gradients("chunked", 7, 6, jnp.float32)
+    expected = attention_and_gradients("xla", 7, 6, jnp.float32)
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_weights_of_all_heads_are_never_held_at_once(monkeypatch):
+    monkeypatch.setattr(layers, "CHUNK", 2 * 64 * 64)
+
+    def temporary_bytes(implementation):
+        inputs = [jnp.zeros((2, 6, 64, 8)) for _ in range(3)]
+        attend = functools.partial(layers.attend, implementation=implementation)
+        compiled = jax.jit(lambda *x: jax.vjp(attend, *x)[1](x[0])).lower(*inputs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    of_all_heads = 12 * 64 * 64 * 4
+    assert temporary_bytes("chunked") < of_all_heads < temporary_bytes("xla")
+
+
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(8, 6), (7, 6), (8, 5), (7, 7)])
 def test_tokens_added_for_cudnn_change_nothing(num_queries, num_keys, monkeypatch):
     def stand_in(query, key, value, *, implementation, **lengths):
@@ -622,7 +646,7 @@ def test_cudnn_attends_as_written_out(num_queries, num_keys):
         ("S", {"num_heads": 5}, "width=384 and num_heads=5"),
         ("S", {"decoder_heads": 5}, "decoder_width=192 and decoder_heads=5"),
         ("S", {"remat": "all"}, "none, block, dots"),
-        ("S", {"attention": "flash"}, "xla, cudnn"),
+        ("S", {"attention": "flash"}, "xla, chunked, cudnn"),
         ("S", {"attention": "cudnn"}, "16 bits.*float32"),
     ],
 )
@@ -644,25 +668,27 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("backend", "fused", "settled"),
+    ("backend", "devices", "settled"),
     [
-        ("cpu", False, ("float32", "none", "xla")),
-        ("gpu", False, ("bfloat16", "none", "xla")),
-        ("gpu", True, ("bfloat16", "none", "cudnn")),
-        ("tpu", False, ("bfloat16", "dots", "per_head")),
+        ("cpu", {}, ("float32", "none", "chunked", "rolled")),
+        ("cpu", {"one_device": False}, ("float32", "none", "xla", "rolled")),
+        ("gpu", {}, ("bfloat16", "none", "xla", "unrolled")),
+        ("gpu", {"fused_attention": True}, ("bfloat16", "none", "cudnn", "unrolled")),
+        ("tpu", {}, ("bfloat16", "dots", "per_head", "rolled")),
     ],
 )
-def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, fused, settled):
+def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devices, settled):
     config = tiny.make_config()
-    assert mv2mae.settle_auto(config, backend, fused_attention=fused) == settled
-    chosen = config.compute_dtype, config.model.remat, config.model.attention = "float32", "block", "xla"
-    assert mv2mae.settle_auto(config, backend, fused_attention=fused) == chosen
+    assert mv2mae.settle_auto(config, backend, **devices) == settled
+    chosen = ("float32", "block", "xla", "rolled" if backend == "gpu" else "unrolled")
+    config.compute_dtype, config.model.remat, config.model.attention, config.model.layer_loop = chosen
+    assert mv2mae.settle_auto(config, backend, **devices) == chosen
 
 
 def test_auto_takes_fused_attention_only_in_16_bits_and_for_heads_that_fit(monkeypatch):
     monkeypatch.setattr("mv2mae_jax.chips.has_fused_attention", lambda device: True)
     config = tiny.make_config()
-    assert mv2mae.from_config(config).attention == "xla", "float32"
+    assert mv2mae.from_config(config).attention == "chunked", "float32"
     config.compute_dtype = "bfloat16"
     config.model.width, config.model.decoder_width = 8 * config.model.num_heads, 16 * config.model.decoder_heads
     assert mv2mae.from_config(config).attention == "cudnn"

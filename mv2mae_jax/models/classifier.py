@@ -80,6 +80,7 @@ def from_config(config: config_dict.ConfigDict, num_classes: int) -> Classifier:
         final_norm=False,
         dtype=sizes.dtype,
         scan_layers=sizes.scan_layers,
+        unroll=sizes.unroll,
         remat=sizes.remat,
         attention=sizes.attention,
     )

@@ -25,6 +25,9 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and the outputs of its dense layers
 }
 
+# Attention weights that one chunk of heads may hold: 2 MB in float32, about a core's second-level cache [ours].
+CHUNK = 2**19
+
 # VideoMAE's initialisation: Xavier for the dense layers inside encoder and decoders; PyTorch's default, uniform within
 # +-1/sqrt(fan_in), for the patch embedding and the projection between encoder and decoder; the mask token cut at 1 std.
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -218,18 +221,35 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation
 
     The softmax is in float32. 'cudnn' is that of `jax.nn.dot_product_attention`. The others write the products with one
     batch axis: on XLA's CPU backend, forward and backward are 1.1 to 1.5 times as fast as JAX's, which has two
-    (benchmarks/attention.py).
+    (benchmarks/attention.py). 'chunked' goes through the heads in chunks, see `_attend_in_chunks`.
     """
     if implementation == "cudnn":
         return _attend_by_cudnn(*(x.transpose(0, 2, 1, 3) for x in (query, key, value))).transpose(0, 2, 1, 3)
-    shape, head_dim = query.shape, query.shape[-1]
-    query, key, value = (
-        x.reshape(-1, *x.shape[2:])  # (B * heads, N, head_dim)
-        for x in (query * head_dim**-0.5, key, value)
-    )
-    logits = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32)
+    inputs = [x.reshape(-1, *x.shape[2:]) for x in (query * query.shape[-1] ** -0.5, key, value)]  # (B * heads, N, ...)
+    y = (_attend_in_chunks if implementation == "chunked" else _attend_scaled)(*inputs)
+    return y.reshape(query.shape)  # (B, heads, Nq, head_dim)
+
+
+def _attend_scaled(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """As `attend`, of scaled queries [..., Nq, head_dim], keys and values [..., Nk, head_dim]."""
+    logits = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bqk,bkd->bqd", weights, value).reshape(shape)  # (B, heads, Nq, head_dim)
+    return jnp.einsum("...qk,...kd->...qd", weights, value)
+
+
+def _attend_in_chunks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """As `_attend_scaled`, some heads at a time, whose weights are made again for the backward pass.
+
+    So they never leave a processor's cache, where those of all heads would be written to memory and read back.
+    """
+    num_heads, num_weights = query.shape[0], query.shape[1] * key.shape[1]
+    num_chunks = -(-num_heads // max(1, CHUNK // num_weights))
+    if num_chunks == 1:
+        return _attend_scaled(query, key, value)
+    attend_head = jax.checkpoint(_attend_scaled, prevent_cse=False)  # within a loop there is nothing to prevent
+    heads_at_once = -(-num_heads // num_chunks)
+    batch_size = heads_at_once if heads_at_once > 1 else None  # XLA is three times slower with a batch axis of one
+    return jax.lax.map(lambda head: attend_head(*head), (query, key, value), batch_size=batch_size)
 
 
 def _attend_by_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -362,6 +382,7 @@ def run_blocks(
     depth: int,
     scan_layers: bool,
     remat: str,
+    unroll: bool = False,
     drop_path: float = 0.0,
 ) -> jax.Array:
     """`depth` blocks one after the other, as the submodule `blocks` of the module that calls this.
@@ -372,6 +393,8 @@ def run_blocks(
       block: makes one block, called with `name` only.
       scan_layers: the parameters are stacked along a leading layer axis and the block is compiled once; otherwise they
         lie under '0', '1', ... (`stack_blocks` and `unstack_blocks` convert).
+      unroll: of stacked parameters, too, the block is compiled once for each layer: longer, but what is kept for the
+        backward pass need not be copied into a stack of all layers.
       remat: a key of REMAT_POLICIES: what is kept of a block for the backward pass.
       drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first; 0 for none.
     """
@@ -380,7 +403,7 @@ def run_blocks(
         return module(x, source, rate), None
 
     if remat != "none":
-        body = nn.remat(body, policy=REMAT_POLICIES[remat], prevent_cse=not scan_layers)
+        body = nn.remat(body, policy=REMAT_POLICIES[remat], prevent_cse=unroll or not scan_layers)
     rates = jnp.linspace(0, drop_path, depth) if drop_path else None
     if not scan_layers:
         return UnrolledBlocks(block, body, depth, name="blocks")(x, source, rates)
@@ -390,6 +413,7 @@ def run_blocks(
         split_rngs={"params": True, "drop_path": True},
         in_axes=(nn.broadcast, 0),
         length=depth,
+        unroll=depth if unroll else 1,
     )
     x, _ = scanned(block(name="blocks"), x, source, rates)
     return x

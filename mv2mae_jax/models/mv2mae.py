@@ -43,7 +43,7 @@ VARIANTS: dict[str, Variant] = {
     "H": Variant(width=1280, depth=32, num_heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
 }
 
-ATTENTION = ("xla", "cudnn", "per_head")  # layers.attend, layers.ToHeads
+ATTENTION = ("xla", "chunked", "cudnn", "per_head")  # layers.attend, layers.ToHeads
 
 
 @flax.struct.dataclass
@@ -70,6 +70,7 @@ class Encoder(nn.Module):
     final_norm: bool = True
     dtype: Any = jnp.float32
     scan_layers: bool = True
+    unroll: bool = False
     remat: str = "none"
     attention: str = "xla"
 
@@ -85,6 +86,7 @@ class Encoder(nn.Module):
             ),
             depth=self.depth,
             scan_layers=self.scan_layers,
+            unroll=self.unroll,
             remat=self.remat,
             drop_path=0.0 if deterministic else self.drop_path,
         )
@@ -125,6 +127,7 @@ class Decoder(nn.Module):
     mlp_ratio: float = 4.0
     dtype: Any = jnp.float32
     scan_layers: bool = True
+    unroll: bool = False
     remat: str = "none"
     attention: str = "xla"
 
@@ -158,6 +161,7 @@ class Decoder(nn.Module):
             ),
             depth=self.depth,
             scan_layers=self.scan_layers,
+            unroll=self.unroll,
             remat=self.remat,
         )
         x = layers.LayerNorm(self.dtype, name="norm")(x[:, visible.shape[1] :])
@@ -178,9 +182,11 @@ class MV2MAE(nn.Module):
       final_norm: False leaves the encoder's last norm out, as fine-tuning does.
       cross_view: False leaves the cross-view decoder and its parameters out (the single-view baseline, VideoMAE).
       dtype: of the computation; parameters are always float32.
-      scan_layers: compile one block and loop over stacked parameters; the numbers are the same.
+      scan_layers: the blocks' parameters are stacked, and one block is compiled for all; the numbers are the same.
+      unroll: stacked, too, each block is compiled by itself.
       remat: what the backward pass recomputes: 'none'; 'block': all inside a block; 'dots': all but dense products.
-      attention: 'xla'; 'cudnn' (NVIDIA GPUs, 16-bit dtypes); or 'per_head', see layers.ToHeads.
+      attention: 'xla'; 'chunked', the same for a CPU; 'cudnn' (NVIDIA GPUs, 16-bit dtypes); or 'per_head', see
+        layers.ToHeads.
     """
 
     clip_size: tuple[int, int, int]
@@ -196,6 +202,7 @@ class MV2MAE(nn.Module):
     cross_view: bool = True
     dtype: Any = jnp.float32
     scan_layers: bool = True
+    unroll: bool = False
     remat: str = "none"
     attention: str = "xla"
 
@@ -222,6 +229,7 @@ class MV2MAE(nn.Module):
             "mlp_ratio": self.mlp_ratio,
             "dtype": self.dtype,
             "scan_layers": self.scan_layers,
+            "unroll": self.unroll,
             "remat": self.remat,
             "attention": self.attention,
         }
@@ -377,7 +385,9 @@ def build(
 def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     """The model of a config's `model` and `data` sections, with `auto` settled for the backend at hand."""
     fused = chips.has_fused_attention(jax.devices()[0])
-    dtype, remat, attention = settle_auto(config, jax.default_backend(), fused_attention=fused)
+    dtype, remat, attention, layer_loop = settle_auto(
+        config, jax.default_backend(), fused_attention=fused, one_device=jax.device_count() == 1
+    )
     sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
     if_it_fits = config.model.attention == "auto" and attention == "cudnn"
@@ -388,6 +398,7 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
         cross_view=config.model.get("cross_view", False),
         dtype=jnp.dtype(dtype),
         scan_layers=config.model.scan_layers,
+        unroll=layer_loop == "unrolled",
         remat=remat,
         attention="xla" if if_it_fits else attention,
         **overrides,
@@ -395,19 +406,28 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     return model.clone(attention="cudnn") if if_it_fits and _cudnn_takes(model) else model
 
 
-def settle_auto(config: config_dict.ConfigDict, backend: str, *, fused_attention: bool = False) -> tuple[str, str, str]:
-    """(compute_dtype, remat, attention) for 'cpu', 'gpu' or 'tpu'; `fused_attention`: see chips.has_fused_attention.
+def settle_auto(
+    config: config_dict.ConfigDict, backend: str, *, fused_attention: bool = False, one_device: bool = True
+) -> tuple[str, str, str, str]:
+    """(compute_dtype, remat, attention, layer_loop) for 'cpu', 'gpu' or 'tpu'.
 
-    `auto` is bfloat16 except on CPU; on TPU, where memory and transpositions bound the step, 'dots' and 'per_head'; on
-    a GPU that can, 'cudnn', if the heads' sizes allow it.
+    `auto` is bfloat16 except on CPU. On TPU, where memory and transpositions bound the step, it is 'dots' and
+    'per_head'; on a GPU 'unrolled' and, with `fused_attention` (chips.has_fused_attention) and heads of a size that
+    allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
     """
     dtype, remat, attention = config.compute_dtype, config.model.remat, config.model.attention
+    layer_loop = config.model.layer_loop
     dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
     remat = ("dots" if backend == "tpu" else "none") if remat == "auto" else remat
-    if attention == "auto":
-        attention = "cudnn" if fused_attention and dtype == "bfloat16" else "xla"
-        attention = "per_head" if backend == "tpu" else attention
-    return dtype, remat, attention
+    if attention == "auto" and backend == "tpu":
+        attention = "per_head"
+    elif attention == "auto" and fused_attention and dtype == "bfloat16":
+        attention = "cudnn"
+    elif attention == "auto":
+        attention = "chunked" if backend == "cpu" and one_device else "xla"
+    if layer_loop == "auto":
+        layer_loop = "unrolled" if backend == "gpu" else "rolled"
+    return dtype, remat, attention, layer_loop
 
 
 def _head_dims(model: MV2MAE) -> tuple[int, int]:
