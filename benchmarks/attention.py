@@ -1,14 +1,14 @@
-"""Attention with one batch axis (mv2mae_jax.models.layers.attend) against jax.nn.dot_product_attention, with gradients.
+"""mv2mae_jax.models.attention.attend, 'xla' and 'chunked', against jax.nn.dot_product_attention, with gradients.
 
     python -m benchmarks.attention
 
 The two alternate in one process. Prints the median time of each in milliseconds and the median of the ratios (JAX's
 over ours) with its quartiles.
 
-Two cores of an AMD EPYC (AVX-512) shared with other work, jax 0.10.2: float32 1.12 to 1.52,
-bfloat16 1.12 to 1.42.
+@@
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -18,12 +18,13 @@ import numpy as np
 
 from benchmarks.dense_2d import milliseconds
 from console.command import Parser, execute
-from mv2mae_jax.models.layers import attend
+from mv2mae_jax.models.attention import attend
 
 # name: (batch, tokens, width, heads)
 SHAPES = {
     "ViT-S encoder": (8, 154, 384, 6),
     "ViT-S decoder": (8, 512, 192, 3),
+    "ViT-S, 224": (2, 1568, 192, 3),
     "demo decoder": (8, 76, 96, 3),
 }
 
@@ -34,10 +35,10 @@ def jax_attention(query, key, value, *, num_heads):
     return jax.nn.dot_product_attention(*split).reshape(query.shape)  # (B, N, D)
 
 
-def one_batch_axis(query, key, value, *, num_heads):
+def our_attention(query, key, value, *, num_heads, implementation):
     """query, key, value [B, N, D] -> [B, N, D]."""
     split = [x.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3) for x in (query, key, value)]
-    y = attend(*split, implementation="xla")  # (B, heads, N, head_dim)
+    y = attend(*split, implementation=implementation)  # (B, heads, N, head_dim)
     return y.transpose(0, 2, 1, 3).reshape(query.shape)  # (B, N, D)
 
 
@@ -50,7 +51,7 @@ def gradients(attention, num_heads):
 
 def print_header(repeats: int) -> None:
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {repeats} repeats")
-    print(f"{'dtype':<10} {'shape':<14} {'JAX ms':>8} {'ours ms':>8} {'JAX / ours':>10}  quartiles")
+    print(f"{'dtype':<10} {'shape':<23} {'JAX ms':>8} {'ours ms':>8} {'JAX / ours':>10}  quartiles")
 
 
 def compare(shape: str, theirs: Callable, ours: Callable, inputs: Sequence[jax.Array], repeats: int) -> None:
@@ -60,7 +61,7 @@ def compare(shape: str, theirs: Callable, ours: Callable, inputs: Sequence[jax.A
     medians = np.median(times, axis=0)
     low, ratio, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
     dtype = inputs[0].dtype.name
-    print(f"{dtype:<10} {shape:<14} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:10.2f}  {low:.2f} to {high:.2f}")
+    print(f"{dtype:<10} {shape:<23} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:10.2f}  {low:.2f} to {high:.2f}")
 
 
 def make_parser(command: str = "python -m benchmarks.attention", description: str = __doc__) -> Parser:
@@ -75,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for dtype in (jnp.float32, jnp.bfloat16):
         for name, (batch, num_tokens, width, num_heads) in SHAPES.items():
             inputs = jax.random.normal(jax.random.key(0), (3, batch, num_tokens, width), dtype)
-            compare(name, gradients(jax_attention, num_heads), gradients(one_batch_axis, num_heads), inputs, repeats)
+            theirs = gradients(jax_attention, num_heads)
+            for implementation in ("xla", "chunked"):
+                ours = gradients(functools.partial(our_attention, implementation=implementation), num_heads)
+                compare(f"{name}, {implementation}", theirs, ours, inputs, repeats)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from mv2mae_jax import chips, hlo, losses
 from mv2mae_jax.masking import Mask, choose_decoded
-from mv2mae_jax.models import layers, mv2mae
+from mv2mae_jax.models import attention, layers, mv2mae
 from tests import tiny
 
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike
@@ -584,13 +584,13 @@ def attention_and_gradients(implementation, num_queries, num_keys, dtype):
     rng = np.random.default_rng(0)
     inputs = [jnp.asarray(rng.standard_normal((2, 3, n, 16)), dtype) for n in (num_queries, num_keys, num_keys)]
     cotangent = jnp.asarray(rng.standard_normal(inputs[0].shape), dtype)
-    y, pullback = jax.vjp(functools.partial(layers.attend, implementation=implementation), *inputs)
+    y, pullback = jax.vjp(functools.partial(attention.attend, implementation=implementation), *inputs)
     return [np.asarray(array, np.float32) for array in (y, *pullback(cotangent))]
 
 
 @pytest.mark.parametrize("weights_at_once", [1, 40, 2 * 42, 4 * 42, 6 * 42])  # of 42 a head, six heads
 def test_chunks_of_heads_change_no_number(weights_at_once, monkeypatch):
-    monkeypatch.setattr(layers, "CHUNK", weights_at_once)
+    monkeypatch.setattr(attention, "CHUNK", weights_at_once)
     actual = attention_and_gradients("chunked", 7, 6, jnp.float32)
     expected = attention_and_gradients("xla", 7, 6, jnp.float32)
     for ours, theirs in zip(actual, expected, strict=True):
@@ -598,11 +598,11 @@ def test_chunks_of_heads_change_no_number(weights_at_once, monkeypatch):
 
 
 def test_the_weights_of_all_heads_are_never_held_at_once(monkeypatch):
-    monkeypatch.setattr(layers, "CHUNK", 2 * 64 * 64)
+    monkeypatch.setattr(attention, "CHUNK", 2 * 64 * 64)
 
     def temporary_bytes(implementation):
         inputs = [jnp.zeros((2, 6, 64, 8)) for _ in range(3)]
-        attend = functools.partial(layers.attend, implementation=implementation)
+        attend = functools.partial(attention.attend, implementation=implementation)
         compiled = jax.jit(lambda *x: jax.vjp(attend, *x)[1](x[0])).lower(*inputs).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

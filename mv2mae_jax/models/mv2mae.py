@@ -43,7 +43,7 @@ VARIANTS: dict[str, Variant] = {
     "H": Variant(width=1280, depth=32, num_heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
 }
 
-ATTENTION = ("xla", "chunked", "cudnn", "per_head")  # layers.attend, layers.ToHeads
+ATTENTION = ("xla", "chunked", "cudnn", "per_head")  # attention.attend, layers.ToHeads
 
 
 @flax.struct.dataclass
