@@ -685,6 +685,14 @@ def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devic
     assert mv2mae.settle_auto(config, backend, **devices) == chosen
 
 
+def test_the_config_of_an_older_run_still_makes_its_model():
+    config = tiny.make_config()
+    expected = mv2mae.from_config(config)
+    with config.unlocked():
+        del config.model.layer_loop
+    assert mv2mae.from_config(config) == expected
+
+
 def test_auto_takes_fused_attention_only_in_16_bits_and_for_heads_that_fit(monkeypatch):
     monkeypatch.setattr("mv2mae_jax.chips.has_fused_attention", lambda device: True)
     config = tiny.make_config()

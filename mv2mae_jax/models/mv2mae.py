@@ -416,7 +416,7 @@ def settle_auto(
     allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
     """
     dtype, remat, attention = config.compute_dtype, config.model.remat, config.model.attention
-    layer_loop = config.model.layer_loop
+    layer_loop = config.model.get("layer_loop", "auto")  # runs from before have no such key
     dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
     remat = ("dots" if backend == "tpu" else "none") if remat == "auto" else remat
     if attention == "auto" and backend == "tpu":
