@@ -183,7 +183,7 @@ class MV2MAE(nn.Module):
       cross_view: False leaves the cross-view decoder and its parameters out (the single-view baseline, VideoMAE).
       dtype: of the computation; parameters are always float32.
       scan_layers: the blocks' parameters are stacked, and one block is compiled for all; the numbers are the same.
-      unroll: stacked, too, each block is compiled by itself.
+      unroll: with scan_layers, each block is compiled by itself all the same; see layers.run_blocks.
       remat: what the backward pass recomputes: 'none'; 'block': all inside a block; 'dots': all but dense products.
       attention: 'xla'; 'chunked', the same for a CPU; 'cudnn' (NVIDIA GPUs, 16-bit dtypes); or 'per_head', see
         layers.ToHeads.
