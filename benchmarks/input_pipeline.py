@@ -72,9 +72,9 @@ def run_module(*command: str) -> None:
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def open_dataset(directory: Path, repeats: int = 1) -> Dataset:
+def open_dataset(directory: Path, repeats: int = 1, motion_on: str = "host") -> Dataset:
     config = pretrain_base.get_config()
-    config.data.update(dict(dir=str(directory), holdout_fraction=0.0, repeats=repeats))
+    config.data.update(dict(dir=str(directory), holdout_fraction=0.0, repeats=repeats, motion_on=motion_on))
     dataset = Dataset.from_config(config)
     # grain's shuffle walks 5 ms to find the next of four elements, and 0.03 ms of a thousand: few videos count as many.
     elements = np.tile(dataset.train.elements, (-(-ELEMENTS // len(dataset.train.elements)), 1))
@@ -141,9 +141,9 @@ def stages(dataset: Dataset) -> dict[str, float]:
     }
 
 
-def whole_pipeline(directory: Path, repeats: int, num_workers: int, num_batches: int) -> float:
+def whole_pipeline(directory: Path, repeats: int, num_workers: int, num_batches: int, motion_on: str = "host") -> float:
     """Milliseconds of processor time per view-clip through grain."""
-    dataset = open_dataset(directory, repeats)
+    dataset = open_dataset(directory, repeats, motion_on)
     batches = pipeline.train_batches(
         dataset, seed=0, start_step=0, global_batch_size=BATCH * repeats, num_workers=num_workers
     )
@@ -225,6 +225,9 @@ def measure(sets: dict[str, Path], videos: list[Path], rounds: int, workers: lis
             for repeats, num_workers in itertools.product((1, 4), workers):
                 spent = whole_pipeline(directory, repeats, num_workers, num_batches=16 // repeats)
                 add(variant, {f"pipeline, repeats={repeats}, workers={num_workers}": spent})
+                if variant.startswith("jpeg"):
+                    spent = whole_pipeline(directory, repeats, num_workers, 16 // repeats, motion_on="device")
+                    add(variant, {f"pipeline, repeats={repeats}, workers={num_workers}, motion_on=device": spent})
         add("PyAV", {"decode": statistics.mean(pyav(videos, seed) for seed in range(4 * number, 4 * number + 4))})
         print(f"round {number + 1} of {rounds} done", flush=True)
     return found

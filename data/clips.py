@@ -26,6 +26,8 @@ class ClipSpec:
       num_source_views: source views beside the target view, S; a sample holds V = 1 + S views.
       view_pairs: allowed (target, source) view names; empty means all pairs of different views.
       repeats: crops taken from frames that are decoded once (repeated augmentation).
+      motion_on: 'host' puts the motion energies of `video` into a batch, where its pixels are known; 'device' leaves
+        them to mv2mae_jax/decode.py.
     """
 
     num_frames: int
@@ -37,6 +39,7 @@ class ClipSpec:
     num_source_views: int = 1
     view_pairs: tuple[tuple[str, str], ...] = ()
     repeats: int = 1
+    motion_on: str = "host"
 
     @property
     def num_tokens(self) -> int:

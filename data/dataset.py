@@ -44,6 +44,7 @@ class Dataset:
             num_source_views=data.num_source_views,
             view_pairs=tuple(tuple(pair) for pair in data.view_pairs),
             repeats=data.repeats,
+            motion_on=data.get("motion_on", "host"),  # runs from before have no such key
         )
         prepared = takes.open_prepared(data.dir)
         if spec.num_source_views and prepared.not_synchronised:

@@ -114,14 +114,15 @@ def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty =
     """Samples -> a batch: clips are read, all else is stacked; the crops of a clip are neighbours.
 
     Returns:
-      Clips as of `read_clips`, and `motion` float32[B, V, N] of `video` where the pixels are known.
+      Clips as of `read_clips`, and `motion` float32[B, V, N] of `video` where the pixels are known and
+      `dataset.spec.motion_on` is 'host'.
 
     Raises:
       ValueError: a view cannot be read; names the take and the view.
     """
     prepared, spec, video = dataset.prepared, dataset.spec, drawn[0]["video"]
     repeats, batch = len(video.crops), {}
-    if prepared.codec != "dct":
+    if prepared.codec != "dct" and spec.motion_on == "host":
         batch["motion"] = np.empty((len(drawn) * repeats, len(video.rows), spec.num_tokens), np.float32)
     for key, value in drawn[0].items():
         values = [sample[key] for sample in drawn]

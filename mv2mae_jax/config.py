@@ -128,6 +128,7 @@ OPTIONAL_KEYS = frozenset(
 _CHOICES = {
     "task": TASKS,
     "compute_dtype": ("auto", "float32", "bfloat16"),
+    "data.motion_on": ("host", "device"),
     "model.variant": ("Ti", "S", "B", "L", "H"),
     "model.remat": ("auto", "none", "dots", "block"),
     "model.layer_loop": ("auto", "rolled", "unrolled"),

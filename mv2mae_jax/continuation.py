@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset(
         "checkpoint.every_steps",
         "checkpoint.keep",
         "data.dir",  # the same data set at another place; its manifest is compared
+        "data.motion_on",  # up to rounding, as the mesh and what of the model is named here
         "data.num_workers",
         "eval.batch_size",
         "eval.every_steps",
@@ -41,7 +42,7 @@ MAY_CHANGE = frozenset(
         "log.tensorboard",
         "mesh.data",
         "mesh.fsdp",
-        "model.attention",  # up to rounding, as the next three and the mesh
+        "model.attention",
         "model.layer_loop",
         "model.remat",
         "optimizer.accumulation_steps",

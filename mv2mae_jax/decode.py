@@ -24,26 +24,35 @@ from mv2mae_jax.models import layers
 Arrays = dict[str, Any]
 
 
-def pixels(batch: Arrays, crop_size: tuple[int, int], tubelet_size: tuple[int, int, int]) -> Arrays:
-    """A batch as data/pipeline.py makes it of either codec -> the same with pixels and motion energies.
+def pixels(batch: Arrays, crop_size: tuple[int, int]) -> Arrays:
+    """A batch as data/pipeline.py makes it of either codec -> the same with pixels.
 
     Args:
-      batch: clips are uint8[B, ..., T, H, W, 3], or dictionaries as `clips` takes them.
+      batch: clips are uint8[B, ..., T, H, W, 3], or dictionaries as `clips` takes them; all else is left as it is.
       crop_size: (H, W).
-      tubelet_size: (t, h, w) of one token.
 
     Returns:
-      Every clip as uint8[B, ..., T, H, W, 3]; `motion` float32[B, ..., N] if `video` was not made of pixels.
+      Every clip as uint8[B, ..., T, H, W, 3].
     """
-    decoded = {key: clips(value, crop_size) for key, value in batch.items() if isinstance(value, dict)}
-    if "video" in decoded:
-        video = decoded["video"]
-        tokens, motion = layers.patchify(video, tubelet_size), motion_energy(video, tubelet_size)
-        # Handed on together: where the rest of the step may begin with the energies alone, a TPU's compiler orders it
-        # otherwise and keeps less in the fast memory, 2 ms of 50 (docs/scaling.md).
-        tokens, decoded["motion"] = jax.lax.optimization_barrier((tokens, motion))
-        decoded["video"] = layers.unpatchify(tokens, video.shape[-4:-1], tubelet_size)  # the model's patchify undoes it
-    return {**batch, **decoded}
+    return {key: clips(value, crop_size) if isinstance(value, dict) else value for key, value in batch.items()}
+
+
+def with_motion(batch: Arrays, tubelet_size: tuple[int, int, int]) -> Arrays:
+    """A batch of pixels -> the same with `motion` float32[B, ..., N], the energies of `video`, if it has none.
+
+    Args:
+      batch: `video` is uint8[B, ..., T, H, W, 3].
+      tubelet_size: (t, h, w) of one token.
+    """
+    if "motion" in batch:
+        return batch
+    video = batch["video"]
+    tokens, motion = layers.patchify(video, tubelet_size), motion_energy(video, tubelet_size)
+    # Handed on together: where the rest of the step may begin with the energies alone, a TPU's compiler orders it
+    # otherwise and keeps less in the fast memory, 2 ms of 50 (docs/scaling.md).
+    tokens, motion = jax.lax.optimization_barrier((tokens, motion))
+    video = layers.unpatchify(tokens, video.shape[-4:-1], tubelet_size)  # the model's patchify undoes it
+    return {**batch, "video": video, "motion": motion}
 
 
 def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:

@@ -119,10 +119,10 @@ def batch_shapes(config: config_dict.ConfigDict, frame_size: tuple[int, int] | N
                 "box": jax.ShapeDtypeStruct((batch // repeats, repeats, views, 4), np.int32),
             }
         }
-    return {
-        "video": jax.ShapeDtypeStruct((batch, views, *model.clip_size, 3), np.uint8),
-        "motion": jax.ShapeDtypeStruct((batch, views, model.num_tokens), np.float32),
-    }
+    shapes = {"video": jax.ShapeDtypeStruct((batch, views, *model.clip_size, 3), np.uint8)}
+    if config.data.motion_on == "host":
+        shapes["motion"] = jax.ShapeDtypeStruct((batch, views, model.num_tokens), np.float32)
+    return shapes
 
 
 def lower_train_step(

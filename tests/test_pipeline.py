@@ -161,6 +161,14 @@ def test_motion_energies_are_those_of_the_video_the_model_sees(dataset):
         np.testing.assert_allclose(motion, direct_motion_energy(video, (2, 8, 8)), rtol=1e-5)
 
 
+def test_the_config_of_an_older_run_still_opens_its_data(synthetic_set, dataset):
+    config = pretrain_base.get_config()
+    config.data.dir = str(synthetic_set)
+    with config.unlocked():
+        del config.data.motion_on
+    assert Dataset.from_config(config).spec.motion_on == dataset.spec.motion_on
+
+
 def test_repeats_are_crops_of_one_clip(synthetic_set):
     dataset = make_dataset(synthetic_set, repeats=4)
     (batch,) = batches(dataset, 1)

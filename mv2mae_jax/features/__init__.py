@@ -116,7 +116,7 @@ def extract(
 def _encode_batch(
     model: mv2mae.MV2MAE, params: Any, batch: dict[str, jax.Array], *, mesh: jax.sharding.Mesh, with_tokens: bool
 ) -> dict[str, jax.Array]:
-    batch = decode.pixels(batch, model.clip_size[1:], model.tubelet_size)
+    batch = decode.pixels(batch, model.clip_size[1:])
     motion = decode.motion_energy(batch["video"], model.tubelet_size)  # (B, N)
     tokens = encode(model, params, batch["video"])
     batch_size, num_tokens, width = tokens.shape

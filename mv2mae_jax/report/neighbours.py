@@ -144,7 +144,7 @@ def _videos(model, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndar
     """uint8[M, T, H, W, 3] of the clips that were encoded."""
     found = []
     for batch in pipeline.clip_batches(prepared, spec, rows, global_batch_size=min(BATCH_SIZE, len(rows))):
-        video = np.asarray(decode.pixels(batch, model.clip_size[1:], model.tubelet_size)["video"])
+        video = np.asarray(decode.pixels(batch, model.clip_size[1:])["video"])
         found.append(video[np.asarray(batch["valid"])])
     videos = np.concatenate(found)
     return np.round(visualize.blurred(videos.astype(np.float32), blur_sigma)).astype(np.uint8)

@@ -123,7 +123,7 @@ class Finetune:
     def eval_inputs(self, batch: Arrays, key: jax.Array) -> Arrays:
         """Nothing is drawn at a test."""
         del key
-        return decode.pixels(batch, self.model.clip_size[1:], self.model.tubelet_size)
+        return decode.pixels(batch, self.model.clip_size[1:])
 
     def evaluate(self, params: Any, inputs: Arrays) -> dict[str, jax.Array]:
         """Logits of every clip, and which view it is of."""

@@ -79,7 +79,7 @@ class Pretrain:
           batch: `video` uint8[B, V, T, H, W, 3], or coefficients to decode, and whatever else; see data/pipeline.py.
           key: the key of the step.
         """
-        batch = decode.pixels(batch, self.model.clip_size[1:], self.model.tubelet_size)
+        batch = decode.with_motion(decode.pixels(batch, self.model.clip_size[1:]), self.model.tubelet_size)
         batch_size = batch["video"].shape[0]
         target_key, source_key, decode_key = jax.random.split(key, 3)
         draw = {"grid": self.model.grid, "kind": self.mask_kind}
@@ -350,7 +350,7 @@ class Pretrain:
         """What the start of a run says about the task."""
         data, views, model = self.dataset, self.views_per_sample, self.model
         held_out = "none" if data.held_out is None else len(np.unique(data.held_out.elements[:, 0]))
-        shapes = {"video": jax.ShapeDtypeStruct((1, views), np.uint8)}
+        shapes = {"video": jax.ShapeDtypeStruct((1, views, *model.clip_size, 3), np.uint8)}
         inputs = jax.eval_shape(self.randomize, shapes, jax.random.key(0))
         visible = f"{inputs['target_mask'].visible.shape[-1]} in the target"
         if self.num_source_views:
