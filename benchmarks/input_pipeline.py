@@ -240,10 +240,10 @@ def report(found: Rates) -> str:
         lines.append(f"{variant}")
         for stage, values in columns.items():
             if stage.startswith("bytes"):
-                lines.append(f"  {stage:<32} {values[0] / 1e3:9.0f} kB per view-clip")
+                lines.append(f"  {stage:<48} {values[0] / 1e3:9.0f} kB per view-clip")
                 continue
             rates = [1e3 / value for value in values]
-            line = f"  {stage:<32} {spread(values, '.3f')} ms  {spread(rates, '.0f')} clips/s"
+            line = f"  {stage:<48} {spread(values, '.3f')} ms  {spread(rates, '.0f')} clips/s"
             baseline = variant.replace("dct", "jpeg")
             if baseline != variant:
                 ratios = [base / value for base, value in zip(found[baseline][stage], values, strict=True)]
