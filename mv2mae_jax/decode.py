@@ -83,11 +83,9 @@ def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
 def _decode_clip(coefficients: jax.Array, steps: jax.Array, box: jax.Array, crop_size: tuple[int, int]) -> jax.Array:
     """int8[T, 3 * H / 2, W], uint8[2, 8, 8], int32[R, 4] -> uint8[R, T, h, w, 3]."""
     height, width = 2 * coefficients.shape[-2] // 3, coefficients.shape[-1]
-    # Rows before frames: then both products are of two matrices, and what lies between them need not be transposed.
-    coefficients = jnp.moveaxis(coefficients, 0, 1)  # (3 * H / 2, T, W)
-    luma = _dequantise(coefficients[:height], _spread(steps[0], height, width))  # (H, T, W)
+    luma = _dequantise(coefficients[:, :height], _spread(steps[0], height, width))  # (H, T, W)
     chroma_steps = jnp.tile(_spread(steps[1], height // 2, width // 2), (1, 2))  # (H / 2, W)
-    chroma = _dequantise(coefficients[height:], chroma_steps)  # (H / 2, T, W), Cb and Cr stay side by side
+    chroma = _dequantise(coefficients[:, height:], chroma_steps)  # (H / 2, T, W), Cb and Cr stay side by side
     return jax.vmap(lambda one: _crop(luma, chroma, one, crop_size))(box)
 
 
@@ -97,8 +95,10 @@ def _crop(luma: jax.Array, chroma: jax.Array, box: jax.Array, crop_size: tuple[i
     vertical, horizontal = _weights(box, (height, width), crop_size)
     y = _transform(luma, _product(vertical, _basis(height)), _product(horizontal, _basis(width)))  # (h, T, w)
     chroma_rows, columns = _product(vertical, _chroma_basis(height)), _product(horizontal, _chroma_basis(width))
-    cb_cr = _transform(chroma, chroma_rows, jax.scipy.linalg.block_diag(columns, columns))  # (h, T, 2 * w)
-    cb, cr = jnp.split(cb_cr, 2, axis=-1)
+    num_rows, num_frames, _ = chroma.shape
+    chroma = chroma.reshape(num_rows, num_frames * 2, width // 2)  # (H / 2, 2 * T, W / 2)
+    cb_cr = _transform(chroma, chroma_rows, columns).reshape(crop_size[0], num_frames, 2, crop_size[1])
+    cb, cr = cb_cr[:, :, 0], cb_cr[:, :, 1]
     red, green, blue = y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb  # (h, T, w) each; JFIF
     # The blocks' means are of pixels - 128.
     colours = [jnp.clip(jnp.round(one + 128), 0, 255).astype(jnp.uint8) for one in (red, green, blue)]
@@ -106,14 +106,16 @@ def _crop(luma: jax.Array, chroma: jax.Array, box: jax.Array, crop_size: tuple[i
 
 
 def _spread(steps: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
-    """uint8[8, 8] -> float32[n, m]: to every coefficient of a plane its step."""
-    steps = steps.astype(jnp.float32)
+    """uint8[8, 8] -> uint8[n, m]: to every coefficient of a plane its step."""
     return jnp.repeat(jnp.repeat(steps, num_rows // 8, axis=0), num_columns // 8, axis=1)
 
 
 def _dequantise(coefficients: jax.Array, steps: jax.Array) -> jax.Array:
-    """int8[n, T, m], float32[n, m] -> bfloat16[n, T, m]."""
-    return (coefficients * steps[:, None]).astype(jnp.bfloat16)
+    """int8[T, n, m], uint8[n, m] -> bfloat16[n, T, m].
+
+    Rows before frames: then both products are of two matrices, and what lies between them need not be transposed.
+    """
+    return jnp.moveaxis(coefficients.astype(jnp.bfloat16), 0, 1) * steps[:, None].astype(jnp.bfloat16)
 
 
 def _transform(coefficients: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -126,8 +128,7 @@ def _transform(coefficients: jax.Array, rows: jax.Array, columns: jax.Array) -> 
 
 def _product(weights: jax.Array, basis: np.ndarray) -> jax.Array:
     """float32[h, n], float32[n, k] -> bfloat16[h, k]."""
-    precision = jax.lax.Precision.HIGH  # three passes of bfloat16 on a TPU, TensorFloat-32 on a GPU
-    return jnp.matmul(weights, basis, precision=precision).astype(jnp.bfloat16)
+    return jnp.matmul(weights.astype(jnp.bfloat16), basis.astype(jnp.bfloat16))
 
 
 @functools.cache
