@@ -92,6 +92,10 @@ _CALLERS = ("fusion", "call", "async-start", "conditional")
 Computation = dict[str, Instruction]  # by name, in the order of the text; its last one marked ROOT
 
 
+class LoopOfUnknownLength(ValueError):
+    """A loop whose condition does not say how often it runs."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Module:
     """A parsed program.
@@ -127,7 +131,7 @@ class Module:
         A counter starts at 0 and grows by 1, as those of `jax.lax.scan` and `fori_loop` do.
 
         Raises:
-          ValueError: neither is there.
+          LoopOfUnknownLength: neither is there.
         """
         known = re.search(r'known_trip_count"?:\s*\{"n":"(\d+)"', loop.attributes)
         if known:
@@ -141,9 +145,10 @@ class Module:
         sides = [_argument_of(inner[name], inner, condition) for name in root.operands]
         bounds = [int(side.argument) for side in sides if side.opcode == "constant" and _is_integer(side)]
         if "direction=LT" not in root.attributes or sides[0].opcode != "get-tuple-element" or len(bounds) != 1:
-            raise ValueError(
+            raise LoopOfUnknownLength(
                 f"How often the loop {loop.name} runs cannot be read from its condition ({root.opcode}, "
-                f"{root.attributes[:40]!r}); write it as a scan or a fori_loop of fixed length."
+                f"{root.attributes[:40]!r}). A while_loop of the step can be written as a scan or a fori_loop of fixed "
+                "length; one that the compiler made may be absent at another batch."
             )
         return bounds[0]
 

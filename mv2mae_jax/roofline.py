@@ -98,11 +98,13 @@ def table(records: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for record in records:
         cells = [record["title"], record["topology"], str(record["chips"]), f"{record['batch_per_chip']:g}"]
-        if record["fits"]:
-            cells += _figures(record)
-        else:
+        if not record["fits"]:
             cells += [f"{memory_cell(record)}: does not fit"]
-            cells += [""] * (len(COLUMNS) - len(cells))
+        elif "not_counted" in record:
+            cells += [memory_cell(record)]
+        else:
+            cells += _figures(record)
+        cells += [""] * (len(COLUMNS) - len(cells))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -27,7 +27,7 @@ from ml_collections import config_dict
 
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest, sizes
 from data import dct
-from mv2mae_jax import batch_search, hlo_cost, optim, roofline, sharding
+from mv2mae_jax import batch_search, hlo, hlo_cost, optim, roofline, sharding
 from mv2mae_jax import config as configs
 from mv2mae_jax.chips import CHIPS, Chip
 from mv2mae_jax.flops import training_flops
@@ -207,8 +207,9 @@ def report(
       frame_size: as in `batch_shapes`.
 
     Returns:
-      JSON-ready figures; where the program does not fit the memory, `fits` is False, and instead of them there is what
-      it would use and what the compiler grants.
+      JSON-ready figures. Where the program does not fit the memory, `fits` is False, and instead of them there is what
+      it would use and what the compiler grants; where it holds a loop of unknown length, there is its memory alone, and
+      `not_counted` says why.
 
     Raises:
       ValueError: the compiled program cannot be read.
@@ -252,16 +253,21 @@ def report(
             f"libtpu {identity['libtpu']} made ({reason}). jax 0.12 reads what 0.10 cannot, and needs Python 3.12: "
             "make the environment with it. Or try another libtpu."
         ) from error
-    program = roofline.read_program(text)
+    record |= {
+        "fits": True,
+        "compile_seconds": round(time.monotonic() - start, 1),
+        "memory_per_device": memory(compiled),
+        "chip_memory_bytes": where.chip.hbm_bytes,
+    }
+    try:
+        program = roofline.read_program(text)
+    except hlo.LoopOfUnknownLength as error:
+        return {**record, "not_counted": str(error)}
     cost = compiled.cost_analysis()
     needed = model_flops(config) / where.num_chips
     bound = roofline.bounds(program, where.chip, flops_needed=needed)
     return {
         **record,
-        "fits": True,
-        "compile_seconds": round(time.monotonic() - start, 1),
-        "memory_per_device": memory(compiled),
-        "chip_memory_bytes": where.chip.hbm_bytes,
         "program": program,
         "cost_analysis_loops_once": {key: cost.get(key) for key in ("flops", "bytes accessed", "transcendentals")},
         "model_flops_per_chip": needed,
@@ -356,6 +362,8 @@ def saved_report(
         how = f"compiled in {record['compile_seconds']:.0f} s"
         save_record(path, record)
     verdict = "" if record["fits"] else ", does not fit"
+    if "not_counted" in record:
+        verdict += f", fits; the rest is unknown: {record['not_counted']}"
     print(f"{roofline.memory_cell(record)} GB{verdict}; {how}: {path}", flush=True)
     return record
 

@@ -345,7 +345,7 @@ def test_padding(shape, padded):
 def test_a_loop_of_unknown_length_is_refused():
     endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x * 2, x))
     module = hlo.parse(endless.lower(jnp.ones(3)).compile().as_text())
-    with pytest.raises(ValueError, match="fixed length"):
+    with pytest.raises(hlo.LoopOfUnknownLength, match="fixed length"):
         hlo_cost.matmul_flops(module)
 
 
@@ -421,6 +421,18 @@ def test_a_step_that_does_not_fit_is_a_report(monkeypatch):
     assert not record["fits"] and record["memory_used_bytes"] == 601.71 * 2**30
     row = roofline.table([{"title": "tiny", **record}]).splitlines()[-1]
     assert "646.1 of 16.9: does not fit" in row and "16" in row
+
+
+def test_a_step_with_a_loop_of_unknown_length_still_has_its_memory(monkeypatch):
+    endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x * 2, x)).lower(jnp.ones(3))
+    monkeypatch.setattr(topology, "lower_train_step", lambda *_: endless)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0.52")
+    where = topology.Slice(name="v6e:2x2", devices=[None] * 4, num_hosts=1, chip=CHIPS["v6e"])
+    record = topology.report(tiny_config("global_batch_size=64"), where)
+    assert record["fits"] and record["memory_per_device"]["total"] > 0
+    assert "another batch" in record["not_counted"]
+    row = roofline.table([{"title": "tiny", **record}]).splitlines()[-1]
+    assert "0.0 of 34.4 |  |" in row and row.count("|") == len(roofline.COLUMNS) + 1
 
 
 def test_flags_of_the_compiler_make_another_report(monkeypatch):
