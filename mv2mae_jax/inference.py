@@ -22,7 +22,7 @@ import numpy as np
 from console import progress
 from console.command import ExitCode, Parser, execute
 from mv2mae_jax import checkpoint, features, runs, sharding
-from mv2mae_jax.models import mv2mae
+from mv2mae_jax.models import mv2mae, variants
 
 PROG = "python -m mv2mae_jax.inference"
 EXAMPLES = """
@@ -104,7 +104,7 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
     """
     step, _, config = runs.read_record(workdir, step)
     mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
-    model, params = restore(workdir, step, config.task, mv2mae.from_config(config), mesh)
+    model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
     return Encoder(workdir=workdir, step=step, model=model, params=params, frame_stride=config.data.frame_stride)
 
 

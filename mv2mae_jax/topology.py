@@ -31,7 +31,7 @@ from mv2mae_jax import batch_search, hlo, hlo_cost, optim, roofline, sharding
 from mv2mae_jax import config as configs
 from mv2mae_jax.chips import CHIPS, Chip
 from mv2mae_jax.flops import training_flops
-from mv2mae_jax.models.mv2mae import settle_auto
+from mv2mae_jax.models.variants import settle_auto
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step

@@ -14,7 +14,7 @@ from data.motion import motion_energy
 from mv2mae_jax import checkpoint, features, retrieval, sharding
 from mv2mae_jax import config as configs
 from mv2mae_jax.features import Features
-from mv2mae_jax.models import mv2mae
+from mv2mae_jax.models import mv2mae, variants
 from mv2mae_jax.tasks import probe
 
 OVERRIDES = (
@@ -58,7 +58,7 @@ def dataset(config):
 
 @pytest.fixture(scope="module")
 def model(config):
-    return mv2mae.from_config(config)
+    return variants.from_config(config)
 
 
 @pytest.fixture(scope="module")

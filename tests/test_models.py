@@ -11,7 +11,7 @@ import pytest
 
 from mv2mae_jax import chips, hlo, losses
 from mv2mae_jax.masking import Mask, choose_decoded
-from mv2mae_jax.models import attention, layers, mv2mae
+from mv2mae_jax.models import attention, layers, mv2mae, variants
 from tests import tiny
 
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike
@@ -19,7 +19,7 @@ TINY = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 16, "decoder_d
 
 
 def build(**overrides) -> mv2mae.MV2MAE:
-    return mv2mae.build("S", **({"clip_size": CLIP, "tubelet_size": TUBELET} | TINY | overrides))
+    return variants.build("S", **({"clip_size": CLIP, "tubelet_size": TUBELET} | TINY | overrides))
 
 
 def random_video(*batch: int, seed: int = 0, clip_size: tuple[int, int, int] = CLIP) -> np.ndarray:
@@ -385,7 +385,7 @@ def block_parameters(width: int) -> int:
 
 @pytest.mark.parametrize("variant", ["Ti", "S", "B", "L", "H"])
 def test_parameter_counts_follow_videomaes_layout(variant):
-    model = mv2mae.build(variant, clip_size=(16, 128, 128), tubelet_size=(2, 16, 16))
+    model = variants.build(variant, clip_size=(16, 128, 128), tubelet_size=(2, 16, 16))
     counts = count_parameters(model)
     width, decoder_width, patch_dim = model.width, model.decoder_width, 2 * 16 * 16 * 3
     encoder = (patch_dim + 1) * width + model.depth * block_parameters(width) + 2 * width
@@ -401,7 +401,7 @@ def test_parameter_counts_follow_videomaes_layout(variant):
 
 
 def test_vit_s_has_as_many_parameters_as_videomaes():
-    model = mv2mae.build("S", clip_size=(16, 224, 224), tubelet_size=(2, 16, 16), cross_view=False)
+    model = variants.build("S", clip_size=(16, 224, 224), tubelet_size=(2, 16, 16), cross_view=False)
     # Elements of the 218 tensors of MCG-NJU/VideoMAE's pretrain_videomae_small_patch16_224 with decoder_depth=4.
     assert sum(count_parameters(model).values()) == 24_029_376
 
@@ -652,7 +652,7 @@ def test_cudnn_attends_as_written_out(num_queries, num_keys):
 )
 def test_models_that_cannot_be_built_are_refused(variant, overrides, message):
     with pytest.raises(ValueError, match=message):
-        mv2mae.build(variant, **({"clip_size": (16, 128, 128), "tubelet_size": (2, 16, 16)} | overrides))
+        variants.build(variant, **({"clip_size": (16, 128, 128), "tubelet_size": (2, 16, 16)} | overrides))
 
 
 def test_inputs_that_do_not_fit_are_refused():
@@ -679,29 +679,29 @@ def test_inputs_that_do_not_fit_are_refused():
 )
 def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devices, settled):
     config = tiny.make_config()
-    assert mv2mae.settle_auto(config, backend, **devices) == settled
+    assert variants.settle_auto(config, backend, **devices) == settled
     chosen = ("float32", "block", "xla", "rolled" if backend == "gpu" else "unrolled")
     config.compute_dtype, config.model.remat, config.model.attention, config.model.layer_loop = chosen
-    assert mv2mae.settle_auto(config, backend, **devices) == chosen
+    assert variants.settle_auto(config, backend, **devices) == chosen
 
 
 def test_the_config_of_an_older_run_still_makes_its_model():
     config = tiny.make_config()
-    expected = mv2mae.from_config(config)
+    expected = variants.from_config(config)
     with config.unlocked():
         del config.model.layer_loop
-    assert mv2mae.from_config(config) == expected
+    assert variants.from_config(config) == expected
 
 
 def test_auto_takes_fused_attention_only_in_16_bits_and_for_heads_that_fit(monkeypatch):
     monkeypatch.setattr("mv2mae_jax.chips.has_fused_attention", lambda device: True)
     config = tiny.make_config()
-    assert mv2mae.from_config(config).attention == "chunked", "float32"
+    assert variants.from_config(config).attention == "chunked", "float32"
     config.compute_dtype = "bfloat16"
     config.model.width, config.model.decoder_width = 8 * config.model.num_heads, 16 * config.model.decoder_heads
-    assert mv2mae.from_config(config).attention == "cudnn"
+    assert variants.from_config(config).attention == "cudnn"
     config.model.decoder_width = 12 * config.model.decoder_heads
-    assert mv2mae.from_config(config).attention == "xla"
+    assert variants.from_config(config).attention == "xla"
     config.model.attention = "cudnn"
     with pytest.raises(ValueError, match="the encoder's have 8 and the decoders' 12"):
-        mv2mae.from_config(config)
+        variants.from_config(config)

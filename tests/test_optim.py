@@ -9,7 +9,7 @@ import pytest
 
 from configs import pretrain_base
 from mv2mae_jax import optim
-from mv2mae_jax.models import classifier, layers, mv2mae
+from mv2mae_jax.models import classifier, layers, variants
 from tests import tiny
 
 
@@ -43,7 +43,7 @@ def test_a_warmup_longer_than_the_run_is_refused():
 
 @pytest.fixture(scope="module")
 def params():
-    model = mv2mae.build(
+    model = variants.build(
         "Ti", clip_size=(4, 16, 16), tubelet_size=(2, 8, 8), width=24, depth=2, decoder_width=12, decoder_depth=2
     )
     from mv2mae_jax import masking

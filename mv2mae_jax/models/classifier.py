@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
-from mv2mae_jax.models import layers, mv2mae
+from mv2mae_jax.models import layers, mv2mae, variants
 
 
 def scaled_normal(scale: float) -> Callable:
@@ -69,7 +69,7 @@ class Classifier(nn.Module):
 
 def from_config(config: config_dict.ConfigDict, num_classes: int) -> Classifier:
     """The classifier of a config's `model` and `data` sections."""
-    sizes = mv2mae.from_config(config)
+    sizes = variants.from_config(config)
     encoder = mv2mae.Encoder(
         num_tokens=sizes.num_tokens,
         width=sizes.width,

@@ -5,45 +5,15 @@ tokens; the cross-view decoder reconstructs the target view from its own visible
 block, the visible tokens of the source views. Encoder and self-view decoder are VideoMAE's, parameter for parameter.
 """
 
-import dataclasses
-import difflib
 from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import config_dict
 
-from mv2mae_jax import chips
 from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import layers
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Variant:
-    """Sizes of the encoder and of the decoders that go with it."""
-
-    width: int
-    depth: int
-    num_heads: int
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
-
-
-# The paper trains Ti, S and B [paper]. The sizes of its decoders could not be read, so all are [ours]; for S to H
-# they are VideoMAE's (widths and heads from its `modeling_pretrain.py`, depths from its Kinetics-400 scripts).
-VARIANTS: dict[str, Variant] = {
-    # VideoMAE has no Ti; the decoder is half as wide as S's [ours].
-    "Ti": Variant(width=192, depth=12, num_heads=3, decoder_width=96, decoder_depth=4, decoder_heads=3),
-    "S": Variant(width=384, depth=12, num_heads=6, decoder_width=192, decoder_depth=4, decoder_heads=3),
-    "B": Variant(width=768, depth=12, num_heads=12, decoder_width=384, decoder_depth=4, decoder_heads=6),
-    "L": Variant(width=1024, depth=24, num_heads=16, decoder_width=512, decoder_depth=12, decoder_heads=8),
-    "H": Variant(width=1280, depth=32, num_heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
-}
-
-ATTENTION = ("xla", "chunked", "cudnn", "per_head")  # attention.attend, layers.ToHeads
 
 
 @flax.struct.dataclass
@@ -172,7 +142,7 @@ class Decoder(nn.Module):
 
 
 class MV2MAE(nn.Module):
-    """The pre-training model. `build` makes one from a variant's name and checks its sizes.
+    """The pre-training model. `variants.build` makes one from a variant's name and checks its sizes.
 
     Attributes:
       clip_size: (frames, height, width) of a clip in pixels.
@@ -358,108 +328,3 @@ class MV2MAE(nn.Module):
 def position_embedding(num_tokens: int, width: int, positions: jax.Array) -> jax.Array:
     """Rows of the fixed sinusoid table: int32[B, K] -> float32[B, K, width]."""
     return jnp.take(layers.sinusoid_table(num_tokens, width), positions, axis=0, mode="clip")
-
-
-def build(
-    variant: str, *, clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, int], **overrides: Any
-) -> MV2MAE:
-    """Makes a model from a row of VARIANTS; `overrides` replaces or adds fields of MV2MAE.
-
-    Raises:
-      ValueError: unknown variant or field, or values that do not go together.
-    """
-    if variant not in VARIANTS:
-        raise ValueError(f"Unknown model variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
-    fields = [field.name for field in dataclasses.fields(MV2MAE) if field.name not in ("parent", "name")]
-    for name in overrides:
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(fields)}."
-            raise ValueError(f"MV2MAE has no field {name!r}. {hint}")
-    sizes = dataclasses.asdict(VARIANTS[variant]) | overrides
-    model = MV2MAE(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
-    _check_sizes(model)
-    return model
-
-
-def from_config(config: config_dict.ConfigDict) -> MV2MAE:
-    """The model of a config's `model` and `data` sections, with `auto` settled for the backend at hand."""
-    fused = chips.has_fused_attention(jax.devices()[0])
-    dtype, remat, attention, layer_loop = settle_auto(
-        config, jax.default_backend(), fused_attention=fused, one_device=jax.device_count() == 1
-    )
-    sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
-    overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
-    if_it_fits = config.model.attention == "auto" and attention == "cudnn"
-    model = build(
-        config.model.variant,
-        clip_size=(config.data.num_frames, *config.data.crop_size),
-        tubelet_size=tuple(config.model.tubelet_size),
-        cross_view=config.model.get("cross_view", False),
-        dtype=jnp.dtype(dtype),
-        scan_layers=config.model.scan_layers,
-        unroll=layer_loop == "unrolled",
-        remat=remat,
-        attention="xla" if if_it_fits else attention,
-        **overrides,
-    )
-    return model.clone(attention="cudnn") if if_it_fits and _cudnn_takes(model) else model
-
-
-def settle_auto(
-    config: config_dict.ConfigDict, backend: str, *, fused_attention: bool = False, one_device: bool = True
-) -> tuple[str, str, str, str]:
-    """(compute_dtype, remat, attention, layer_loop) for 'cpu', 'gpu' or 'tpu'.
-
-    `auto` is bfloat16 except on CPU. On TPU, where memory and transpositions bound the step, it is 'dots' and
-    'per_head'; on a GPU 'unrolled' and, with `fused_attention` (chips.has_fused_attention) and heads of a size that
-    allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
-    """
-    dtype, remat, attention = config.compute_dtype, config.model.remat, config.model.attention
-    layer_loop = config.model.get("layer_loop", "auto")  # runs from before have no such key
-    dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    remat = ("dots" if backend == "tpu" else "none") if remat == "auto" else remat
-    if attention == "auto" and backend == "tpu":
-        attention = "per_head"
-    elif attention == "auto" and fused_attention and dtype == "bfloat16":
-        attention = "cudnn"
-    elif attention == "auto":
-        attention = "chunked" if backend == "cpu" and one_device else "xla"
-    if layer_loop == "auto":
-        layer_loop = "unrolled" if backend == "gpu" else "rolled"
-    return dtype, remat, attention, layer_loop
-
-
-def _head_dims(model: MV2MAE) -> tuple[int, int]:
-    return model.width // model.num_heads, model.decoder_width // model.decoder_heads
-
-
-def _cudnn_takes(model: MV2MAE) -> bool:
-    return all(head_dim % 8 == 0 and head_dim <= 128 for head_dim in _head_dims(model))
-
-
-def _check_sizes(model: MV2MAE) -> None:
-    layers.token_grid(model.clip_size, model.tubelet_size)
-    for part, width, num_heads in (
-        ("width=%d and num_heads=%d", model.width, model.num_heads),
-        ("decoder_width=%d and decoder_heads=%d", model.decoder_width, model.decoder_heads),
-    ):
-        if width % num_heads:
-            raise ValueError(
-                f"{part % (width, num_heads)} do not go together: the width must be a multiple of the heads."
-            )
-    if model.remat not in layers.REMAT_POLICIES:
-        raise ValueError(f"Unknown remat {model.remat!r}. Choose one of {', '.join(layers.REMAT_POLICIES)}.")
-    if model.attention not in ATTENTION:
-        raise ValueError(f"Unknown attention {model.attention!r}. Choose one of {', '.join(ATTENTION)}.")
-    if model.attention == "cudnn" and jnp.dtype(model.dtype).itemsize != 2:
-        raise ValueError(
-            f"attention='cudnn' computes in 16 bits, the model's dtype is {jnp.dtype(model.dtype)}. "
-            "Set dtype='bfloat16' or attention='xla'."
-        )
-    if model.attention == "cudnn" and not _cudnn_takes(model):
-        encoder, decoder = _head_dims(model)
-        raise ValueError(
-            f"attention='cudnn' takes heads of 8, 16, ... 128 channels, the encoder's have {encoder} and the decoders' "
-            f"{decoder}. Choose widths and numbers of heads for such sizes, or attention='xla'."
-        )

@@ -13,7 +13,7 @@ from data import pipeline
 from data.dataset import Dataset
 from mv2mae_jax import decode, features, losses, masking
 from mv2mae_jax.masking import Mask
-from mv2mae_jax.models import layers, mv2mae
+from mv2mae_jax.models import layers, mv2mae, variants
 
 Arrays = dict[str, Any]
 
@@ -39,7 +39,7 @@ class Pretrain:
     @classmethod
     def from_config(cls, config: config_dict.ConfigDict, dataset: Dataset | None = None) -> "Pretrain":
         return cls(
-            model=mv2mae.from_config(config),
+            model=variants.from_config(config),
             num_source_views=config.data.num_source_views,
             mask_kind=config.masking.kind,
             target_mask_ratio=config.masking.target_mask_ratio,

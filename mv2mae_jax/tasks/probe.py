@@ -25,7 +25,7 @@ from mv2mae_jax import (
     sharding,
 )
 from mv2mae_jax.features import Features
-from mv2mae_jax.models import mv2mae
+from mv2mae_jax.models import mv2mae, variants
 from mv2mae_jax.torch_export import importer
 
 
@@ -101,7 +101,7 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
 
     That is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, or `random`.
     """
-    model = mv2mae.from_config(config)
+    model = variants.from_config(config)
     if config.init_from != "random" and not importer.is_torch_checkpoint(config.init_from):
         step, _, trained = runs.read_record(config.init_from)
         return *inference.restore(config.init_from, step, trained.task, model, mesh), step

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from mv2mae_jax.config import flatten
-from mv2mae_jax.models import mv2mae
+from mv2mae_jax.models import variants
 
 _PRE_TRAINED = {
     "videomae": """\
@@ -172,7 +172,7 @@ the terms of that data set; many allow academic research only.
 
 def _name(run: Any) -> str:
     """ViT-S and so on, unless the config overrides the sizes of its variant."""
-    encoder, variant = run.encoder, mv2mae.VARIANTS[run.config.model.variant]
+    encoder, variant = run.encoder, variants.VARIANTS[run.config.model.variant]
     same = all(getattr(encoder, size) == getattr(variant, size) for size in ("width", "depth", "num_heads"))
     return f"ViT-{run.config.model.variant}" if same else f"ViT of width {encoder.width} and depth {encoder.depth}"
 
