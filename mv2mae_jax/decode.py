@@ -95,10 +95,8 @@ def _crop(luma: jax.Array, chroma: jax.Array, box: jax.Array, crop_size: tuple[i
     vertical, horizontal = _weights(box, (height, width), crop_size)
     y = _transform(luma, _product(vertical, _basis(height)), _product(horizontal, _basis(width)))  # (h, T, w)
     chroma_rows, columns = _product(vertical, _chroma_basis(height)), _product(horizontal, _chroma_basis(width))
-    num_rows, num_frames, _ = chroma.shape
-    chroma = chroma.reshape(num_rows, num_frames * 2, width // 2)  # (H / 2, 2 * T, W / 2)
-    cb_cr = _transform(chroma, chroma_rows, columns).reshape(crop_size[0], num_frames, 2, crop_size[1])
-    cb, cr = cb_cr[:, :, 0], cb_cr[:, :, 1]
+    cb_cr = _transform(chroma, chroma_rows, jax.scipy.linalg.block_diag(columns, columns))  # (h, T, 2 * w)
+    cb, cr = jnp.split(cb_cr, 2, axis=-1)
     red, green, blue = y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb  # (h, T, w) each; JFIF
     # The blocks' means are of pixels - 128.
     colours = [jnp.clip(jnp.round(one + 128), 0, 255).astype(jnp.uint8) for one in (red, green, blue)]
