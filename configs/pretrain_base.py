@@ -40,7 +40,7 @@ def get_config() -> config_dict.ConfigDict:
             same_crop_in_views=False,  # [ours] True gives all views of a sample the same relative box
             num_source_views=1,  # [paper] more make the task too easy
             view_pairs=(),  # [ours] e.g. (("C002", "C003"),) as (target, source); empty = all pairs
-            # A tenth of a core's time for a crop of JPEG frames, and less than a hundredth of a step (docs/scaling.md).
+            # A tenth of a core's time for a crop of JPEG frames, and less than a hundredth of a step (docs/input.md).
             motion_on="host",  # [ours] host | device: where motion energies are computed; of dct always on the device
             repeats=1,  # [ours] crops per decoded clip; a step still holds global_batch_size samples
             num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process

@@ -6,7 +6,7 @@ to bytes, as a JPEG decoder does, and become colours. As on the host (`data.samp
 linearly, within its borders, or averaged by area where it shrinks much.
 
 The products are of bfloat16, since what lies between them is written to memory and bounds the time on a GPU
-(docs/scaling.md). Its eight bits are enough: a stored coefficient has seven, so that its rounding is a quarter of a
+(docs/input.md). Its eight bits are enough: a stored coefficient has seven, so that its rounding is a quarter of a
 quantisation step at most; and pixels, around 0, err by up to a quarter of a grey level each time they are rounded.
 """
 
@@ -49,7 +49,7 @@ def with_motion(batch: Arrays, tubelet_size: tuple[int, int, int]) -> Arrays:
     video = batch["video"]
     tokens, motion = layers.patchify(video, tubelet_size), motion_energy(video, tubelet_size)
     # Handed on together: where the rest of the step may begin with the energies alone, a TPU's compiler orders it
-    # otherwise and keeps less in the fast memory, 2 ms of 50 (docs/scaling.md).
+    # otherwise and keeps less in the fast memory, 2 ms of 50 (docs/input.md).
     tokens, motion = jax.lax.optimization_barrier((tokens, motion))
     video = layers.unpatchify(tokens, video.shape[-4:-1], tubelet_size)  # the model's patchify undoes it
     return {**batch, "video": video, "motion": motion}

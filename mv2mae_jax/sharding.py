@@ -73,7 +73,7 @@ def whole(weights: jax.Array) -> jax.Array:
     """Weights that `fsdp` cuts, gathered where they are used; in a function of `with_mesh`, elsewhere as they are.
 
     Left to itself, the compiler follows the cut of the weights into the products, gathers the activations of all
-    devices instead, and sends 15 times as much for ViT-S (docs/scaling.md). Called in a layer, one layer at a time is
+    devices instead, and sends 15 times as much for ViT-S (docs/tpu.md). Called in a layer, one layer at a time is
     whole, and is gathered again for the backward pass; with `model.remat=none` all layers are kept whole for it.
     """
     mesh = jax.sharding.get_abstract_mesh()

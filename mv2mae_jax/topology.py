@@ -5,7 +5,7 @@
     python -m mv2mae_jax.topology --config=configs/ntu120.py --topology=v5e:2x2 --batch_per_chip=16 --largest_batch
 
 Needs libtpu (requirements-tpu-aot.txt), whose compiler runs on a CPU, and no TPU. All figures are read off the compiled
-program or follow from it and from published peak rates (chips.py): bounds, not measurements. docs/scaling.md explains.
+program or follow from it and from published peak rates (chips.py): bounds, not measurements. docs/tpu.md explains.
 """
 
 import argparse

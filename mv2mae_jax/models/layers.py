@@ -151,7 +151,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: Any) -> j
     """x [..., D] brought to mean 0 and variance 1, times scale, plus bias (float32[D]) -> [..., D] in `dtype`.
 
     The gradients are written out because a GPU's compiler reads and writes more for those that JAX derives: 52.0 GB in
-    place of 49.2 in a step of ViT-B (docs/scaling.md).
+    place of 49.2 in a step of ViT-B (docs/speed.md).
     """
     return _layer_norm_forward(x, scale, bias, dtype)[0]
 
