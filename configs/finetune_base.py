@@ -77,7 +77,7 @@ def get_config() -> config_dict.ConfigDict:
             head_init_scale=0.001,  # [ours] VideoMAE's
             scan_layers=True,  # [ours] stacks the parameters of all blocks; the numbers are the same
             # rolled compiles one block instead of all; on an H200 a step of ViT-S took 1.29 times as long.
-            layer_loop="auto",  # [ours] rolled | unrolled; auto is unrolled on a GPU, else rolled
+            layer_loop="auto",  # [ours] rolled | unrolled; auto is rolled on a CPU, else unrolled
             remat="auto",  # [ours] none | dots | block; auto is dots on TPU, else none
             # auto: per_head on TPU, cudnn on GPUs that can, chunked (in parts that fit its cache) on one CPU, else xla.
             attention="auto",  # [ours] xla | chunked | cudnn | per_head

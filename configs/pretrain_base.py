@@ -60,7 +60,7 @@ def get_config() -> config_dict.ConfigDict:
             cross_view=True,  # [paper] the cross-view decoder; False is a single-view masked autoencoder
             scan_layers=True,  # [ours] stacks the parameters of all blocks; the numbers are the same
             # rolled compiles one block instead of all; on an H200 a step of ViT-S took 1.29 times as long.
-            layer_loop="auto",  # [ours] rolled | unrolled; auto is unrolled on a GPU, else rolled
+            layer_loop="auto",  # [ours] rolled | unrolled; auto is rolled on a CPU, else unrolled
             # What the backward pass recomputes instead of keeping: nothing, all but dense products, or whole blocks.
             remat="auto",  # [ours] none | dots | block; auto is dots on TPU, where memory bounds the step, else none
             # per_head: the projections' products write the heads apart; transposing them takes a TPU longer.

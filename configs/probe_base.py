@@ -46,7 +46,7 @@ def get_config() -> config_dict.ConfigDict:
             tubelet_size=(2, 16, 16),  # [paper] (frames, height, width) of one token
             scan_layers=True,  # [ours] stacks the parameters of all blocks; the numbers are the same
             # rolled compiles one block instead of all; on an H200 a step of ViT-S took 1.29 times as long.
-            layer_loop="auto",  # [ours] rolled | unrolled; auto is unrolled on a GPU, else rolled
+            layer_loop="auto",  # [ours] rolled | unrolled; auto is rolled on a CPU, else unrolled
             remat="none",  # [ours] nothing is differentiated here
             # auto: per_head on TPU, cudnn on GPUs that can, chunked (in parts that fit its cache) on one CPU, else xla.
             attention="auto",  # [ours] xla | chunked | cudnn | per_head

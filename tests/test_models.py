@@ -674,13 +674,13 @@ def test_inputs_that_do_not_fit_are_refused():
         ("cpu", {"one_device": False}, ("float32", "none", "xla", "rolled")),
         ("gpu", {}, ("bfloat16", "none", "xla", "unrolled")),
         ("gpu", {"fused_attention": True}, ("bfloat16", "none", "cudnn", "unrolled")),
-        ("tpu", {}, ("bfloat16", "dots", "per_head", "rolled")),
+        ("tpu", {}, ("bfloat16", "dots", "per_head", "unrolled")),
     ],
 )
 def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devices, settled):
     config = tiny.make_config()
     assert variants.settle_auto(config, backend, **devices) == settled
-    chosen = ("float32", "block", "xla", "rolled" if backend == "gpu" else "unrolled")
+    chosen = ("float32", "block", "xla", "unrolled" if backend == "cpu" else "rolled")
     config.compute_dtype, config.model.remat, config.model.attention, config.model.layer_loop = chosen
     assert variants.settle_auto(config, backend, **devices) == chosen
 

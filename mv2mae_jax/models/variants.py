@@ -90,8 +90,8 @@ def settle_auto(
 ) -> tuple[str, str, str, str]:
     """(compute_dtype, remat, attention, layer_loop) for 'cpu', 'gpu' or 'tpu'.
 
-    `auto` is bfloat16 except on CPU. On TPU, where memory and transpositions bound the step, it is 'dots' and
-    'per_head'; on a GPU 'unrolled' and, with `fused_attention` (chips.has_fused_attention) and heads of a size that
+    `auto` is bfloat16 and 'unrolled' except on CPU. On TPU, where memory and transpositions bound the step, it is
+    'dots' and 'per_head'; on a GPU, with `fused_attention` (chips.has_fused_attention) and heads of a size that
     allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
     """
     dtype, remat, attention = config.compute_dtype, config.model.remat, config.model.attention
@@ -105,7 +105,7 @@ def settle_auto(
     elif attention == "auto":
         attention = "chunked" if backend == "cpu" and one_device else "xla"
     if layer_loop == "auto":
-        layer_loop = "unrolled" if backend == "gpu" else "rolled"
+        layer_loop = "rolled" if backend == "cpu" else "unrolled"
     return dtype, remat, attention, layer_loop
 
 
