@@ -135,7 +135,11 @@ class Decoder(nn.Module):
             remat=self.remat,
         )
         x = layers.LayerNorm(self.dtype, name="norm")(x[:, visible.shape[1] :])
-        return layers.Dense(self.patch_dim, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        x = layers.Dense(self.patch_dim, dtype=self.dtype, name="head")(x)
+        if not self.cross:
+            # Where the cutting into views becomes a part of this product, libtpu 0.0.52 aborts for v6e (docs/tpu.md).
+            x = jax.lax.optimization_barrier(x)
+        return x.astype(jnp.float32)
 
     def _positions(self, positions: jax.Array) -> jax.Array:
         return position_embedding(self.num_tokens, self.width, positions).astype(self.dtype)
