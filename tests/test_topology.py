@@ -526,3 +526,22 @@ def test_a_tpu_program_of_scanned_layers_counts_like_the_unrolled_one():
         assert report["program"]["collectives"]["all-reduce"]["bytes"] > 0
         assert math.isfinite(report["bound"]["step_seconds"])
     assert topology.report(tiny_config("compute_dtype=bfloat16"), where, reports[0]) is reports[0]
+
+
+COMPILE_FOR_V6E = """
+from mv2mae_jax import config as configs, topology
+where = topology.find_slice("v6e:2x2")
+overrides = ["model.depth=1", "model.decoder_depth=1", "compute_dtype=bfloat16", "model.attention=per_head",
+             "model.remat=dots", "model.layer_loop=unrolled", f"global_batch_size={16 * where.num_chips}"]
+topology.lower_train_step(configs.load("configs/ntu120.py", overrides), where.devices).compile()
+"""
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.skipif("CI" in os.environ, reason="compiles for three minutes of a core")
+def test_the_compiler_of_v6e_takes_the_predictions_of_several_views():
+    """It aborts where it makes cutting them into views a part of the product: at these sizes, not at smaller ones."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", COMPILE_FOR_V6E], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:2000]
