@@ -93,8 +93,8 @@ def _continued_collectives(module: Module) -> frozenset[str]:
     """Names of collectives inside fusions whose channel an earlier fusion of the same computation has named."""
     seen, continued = set(), set()
     for instruction, computation, _ in module.executed():
-        inside = _fused_instructions(module, instruction) if instruction.opcode == "fusion" else []
-        for one in inside:
+        goes_on = instruction.opcode == "fusion" and not _sums_and_scatters(instruction)
+        for one in _fused_instructions(module, instruction) if goes_on else []:
             channel = (id(computation), one.attribute("channel_id") or one.name)
             if one.opcode in COLLECTIVES and channel in seen:
                 continued.add(one.name)
@@ -202,21 +202,27 @@ def collectives(module: Module) -> list[Collective]:
     """All communication of a step, in the order of the program.
 
     An asynchronous collective on a TPU is a row of fusions, each of which names it again beside other work: it counts
-    once per channel. A sum of which each chip keeps its slice (a fusion called all-reduce-scatter) is a reduce-scatter.
+    once per channel. A sum of which each chip keeps its slice (a fusion called all-reduce-scatter) is a reduce-scatter,
+    and always a whole one: those that the compiler has joined share a channel.
     """
     found, seen = [], set()
     for instruction, computation, runs in module.executed():
         inside = _fused_instructions(module, instruction) if instruction.opcode == "fusion" else [instruction]
         for one in inside:
-            channel = (id(computation), one.attribute("channel_id") or one.name)
-            if one.opcode.removesuffix("-start") not in COLLECTIVES or channel in seen:
+            if one.opcode.removesuffix("-start") not in COLLECTIVES:
                 continue
+            if _sums_and_scatters(instruction):
+                found.append(dataclasses.replace(_collective(module, one, runs), kind="reduce-scatter"))
+                continue
+            channel = (id(computation), one.attribute("channel_id") or one.name)
+            if channel not in seen:
+                found.append(_collective(module, one, runs))
             seen.add(channel)
-            collective = _collective(module, one, runs)
-            if any("all-reduce-scatter" in name for name in instruction.called):
-                collective = dataclasses.replace(collective, kind="reduce-scatter")
-            found.append(collective)
     return found
+
+
+def _sums_and_scatters(instruction: Instruction) -> bool:
+    return any("all-reduce-scatter" in name for name in instruction.called)
 
 
 def _fused_instructions(module: Module, fusion: Instruction) -> list[Instruction]:

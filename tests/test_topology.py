@@ -257,17 +257,28 @@ ASYNCHRONOUS = """HloModule m, num_partitions=4
   ROOT %own = f32[2,8] dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={2,8}
 }
 
-ENTRY %main (x: f32[2,8]) -> f32[2,8] {
+%all-reduce-scatter.2 (t: f32[4,8]) -> f32[1,8] {
+  %t = f32[4,8] parameter(0)
+  %zero.2 = s32[] constant(0)
+  %sum.2 = f32[4,8] all-reduce(%t), channel_id=8, replica_groups=mesh['data'=1,'fsdp'=4] {'fsdp'}, to_apply=%add
+  ROOT %own.2 = f32[1,8] dynamic-slice(%sum.2, %zero.2, %zero.2), dynamic_slice_sizes={1,8}
+}
+
+ENTRY %main (x: f32[2,8], y: f32[4,8]) -> (f32[2,8], f32[1,8]) {
   %x = f32[2,8] parameter(0)
+  %y = f32[4,8] parameter(1)
   %started = f32[8,8] fusion(%x), kind=kCustom, calls=%first
   %finished = f32[8,8] fusion(%x), kind=kCustom, calls=%second
-  ROOT %scattered = f32[2,8] fusion(%finished), kind=kCustom, calls=%all-reduce-scatter.1
+  %scattered = f32[2,8] fusion(%finished), kind=kCustom, calls=%all-reduce-scatter.1
+  %other = f32[1,8] fusion(%y), kind=kCustom, calls=%all-reduce-scatter.2
+  ROOT %both = (f32[2,8], f32[1,8]) tuple(%scattered, %other)
 }
 """
 
 
-def test_asynchronous_collectives_of_tpus_count_once():
-    gather, scatter = hlo_cost.collectives(hlo.parse(ASYNCHRONOUS))
+def test_asynchronous_collectives_of_tpus_count_once_and_joined_sums_each():
+    gather, scatter, other = hlo_cost.collectives(hlo.parse(ASYNCHRONOUS))
+    assert (other.kind, other.bytes, other.group_size) == ("reduce-scatter", 128.0, 4)
     assert (gather.kind, gather.bytes, gather.group_size, gather.runs) == ("all-gather", 256.0, 4, 1)
     assert gather.wire_bytes == 3 / 4 * 256
     assert (scatter.kind, scatter.bytes, scatter.group_size) == ("reduce-scatter", 256.0, 2)
