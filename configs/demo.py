@@ -6,9 +6,9 @@ preparation, training and evaluation; 1.2 GiB of memory at most.
 Result to expect on the 60 held-out takes, as measured there with seed 0 (benchmarks/results/reference/demo_seed0.jsonl;
 other machines and versions round differently, and seeds differ by about as much as the standard errors):
 
-    loss_mean_prediction 0.144   loss_self 0.118   loss_cross 0.071   psnr_self 22.3   psnr_cross 25.8
-    cross_gain       33.9 +- 2.6 %   (the source replaced by another subject's take in the same room)
-    cross_gain_pose   5.6 +- 1.0 %   (by the same subject doing something else in the same room)
+    loss_mean_prediction 0.144   loss_self 0.117   loss_cross 0.070   psnr_self 22.4   psnr_cross 25.9
+    cross_gain       34.3 +- 2.4 %   (the source replaced by another subject's take in the same room)
+    cross_gain_pose   3.8 +- 0.9 %   (by the same subject doing something else in the same room)
 
 What differs from the paper's setting, and why: the clips, the model and the masks are such that the effect of the
 second camera shows in minutes. With 70 % hidden in both views, the visible neighbours of a token tell so much that the
