@@ -205,19 +205,16 @@ def collectives(module: Module) -> list[Collective]:
     once per channel. A sum of which each chip keeps its slice (a fusion called all-reduce-scatter) is a reduce-scatter,
     and always a whole one: those that the compiler has joined share a channel.
     """
-    found, seen = [], set()
-    for instruction, computation, runs in module.executed():
+    found, continued = [], _continued_collectives(module)
+    for instruction, _, runs in module.executed():
         inside = _fused_instructions(module, instruction) if instruction.opcode == "fusion" else [instruction]
         for one in inside:
-            if one.opcode.removesuffix("-start") not in COLLECTIVES:
+            if one.opcode.removesuffix("-start") not in COLLECTIVES or one.name in continued:
                 continue
+            collective = _collective(module, one, runs)
             if _sums_and_scatters(instruction):
-                found.append(dataclasses.replace(_collective(module, one, runs), kind="reduce-scatter"))
-                continue
-            channel = (id(computation), one.attribute("channel_id") or one.name)
-            if channel not in seen:
-                found.append(_collective(module, one, runs))
-            seen.add(channel)
+                collective = dataclasses.replace(collective, kind="reduce-scatter")
+            found.append(collective)
     return found
 
 

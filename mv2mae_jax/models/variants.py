@@ -67,7 +67,7 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     dtype, remat, attention, layer_loop = settle_auto(
         config, jax.default_backend(), fused_attention=fused, one_device=jax.device_count() == 1
     )
-    sizes = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
+    sizes = [field.name for field in dataclasses.fields(Variant)]
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
     if_it_fits = config.model.attention == "auto" and attention == "cudnn"
     model = build(
