@@ -106,7 +106,7 @@ def our_config(case: Case, *, whole: bool, overrides: Sequence[str] = ()):
         "data.num_frames": frames,
         "data.crop_size": tuple(crop),
         "compute_dtype": case.precision,
-        "model.scan_layers": False,  # as the peer; what scanning saves is the compilation
+        "model.layer_loop": "unrolled",  # as the peer; what a loop saves is the compilation
         "global_batch_size": case.batch // 2 if whole else case.batch,
     }
     if not whole:

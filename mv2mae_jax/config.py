@@ -133,6 +133,7 @@ _CHOICES = {
     "model.remat": ("auto", "none", "dots", "block"),
     "model.layer_loop": ("auto", "rolled", "unrolled"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "per_head"),
+    "model.norm_affine": ("auto", "folded", "applied"),
     "masking.kind": ("random", "tube"),
     "loss.weighted_views": ("all", "target"),
     "loss.target": ("pixels", "normalized_pixels"),

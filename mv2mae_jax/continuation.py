@@ -44,6 +44,7 @@ MAY_CHANGE = frozenset(
         "mesh.fsdp",
         "model.attention",
         "model.layer_loop",
+        "model.norm_affine",
         "model.remat",
         "optimizer.accumulation_steps",
         "profile_steps",

@@ -334,8 +334,7 @@ def compile_all(arguments: argparse.Namespace) -> None:
     for name in arguments.topology.split(","):
         where = find_slice(name)
         config = configs.load(arguments.config, overrides)
-        model = config.model
-        config.compute_dtype, model.remat, model.attention, model.layer_loop = settle_auto(config, "tpu")
+        config.update_from_flattened_dict(settle_auto(config, "tpu"))
         if arguments.batch_per_chip:
             config.global_batch_size = arguments.batch_per_chip * where.num_chips
         if arguments.largest_batch:

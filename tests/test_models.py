@@ -333,13 +333,15 @@ def test_gelu_and_its_slope_in_both_tails(dtype, tolerance):
     np.testing.assert_allclose(np.float64(computed), slope, rtol=tolerance, atol=3e-6)
 
 
+@pytest.mark.parametrize("folded_norms", [False, True])
 @pytest.mark.parametrize("cross", [False, True])
-def test_a_block_against_numpy(cross):
+def test_a_block_against_numpy(cross, folded_norms):
     params = layers.unstack_blocks(random_params(build()))["cross_decoder" if cross else "decoder"]["blocks"]["0"]
     rng = np.random.default_rng(0)
     x, source = rng.normal(size=(2, 5, 16)), rng.normal(size=(2, 7, 16))
     # Outside jit, as the tests of the whole model run inside.
-    output = layers.Block(num_heads=2, cross=cross).apply({"params": params}, jnp.float32(x), jnp.float32(source), None)
+    block = layers.Block(num_heads=2, cross=cross, folded_norms=folded_norms)
+    output = block.apply({"params": params}, jnp.float32(x), jnp.float32(source), None)
     expected = numpy_block(x, params, 2, source if cross else None)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
 
@@ -475,9 +477,17 @@ def test_scan_and_remat_change_no_number(scan_layers, unroll, remat):
     assert_trees_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_heads_written_by_the_projections_change_no_number():
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"attention": "per_head"},
+        {"folded_norms": True},
+        pytest.param({"attention": "per_head", "folded_norms": True, "remat": "dots"}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_form_of_projections_and_norms_changes_no_number(form):
     (expected_loss, expected_gradient), video, masks = reference()
-    model, params = build(attention="per_head"), random_params(build())
+    model, params = build(**form), random_params(build())
     assert parameter_shapes(model) == parameter_shapes(build())
     loss, gradient = loss_and_gradient(model, params, video, masks)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
@@ -519,6 +529,20 @@ def test_dense_equals_a_product_on_any_rank():
     expected = np.einsum("abci,io->abco", x, params["kernel"]) + params["bias"]
     np.testing.assert_allclose(dense.apply({"params": params}, x), expected, atol=1e-5)
     assert nn.Dense(7).init(jax.random.key(0), x)["params"].keys() == params.keys()
+
+
+def test_a_dense_layer_takes_scale_and_bias_of_a_norm_into_its_weights():
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(5, 7)).astype(np.float32), "bias": rng.normal(size=7).astype(np.float32)}
+    norm = {"scale": rng.normal(size=5).astype(np.float32), "bias": rng.normal(size=5).astype(np.float32)}
+    x = rng.normal(3, 2, (2, 4, 5)).astype(np.float32)
+    normed = layers.LayerNorm(folded=True).apply({"params": norm}, x)
+    np.testing.assert_allclose(normed.tokens, numpy_layer_norm(x, {"scale": 1, "bias": 0}), atol=1e-5)
+    for use_bias in (True, False):
+        own = params if use_bias else {"kernel": params["kernel"]}
+        expected = numpy_dense(numpy_layer_norm(x, norm), own)
+        actual = layers.Dense(7, use_bias=use_bias).apply({"params": own}, normed)
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 # Stochastic depth
@@ -670,26 +694,36 @@ def test_inputs_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("backend", "devices", "settled"),
     [
-        ("cpu", {}, ("float32", "none", "chunked", "rolled")),
-        ("cpu", {"one_device": False}, ("float32", "none", "xla", "rolled")),
-        ("gpu", {}, ("bfloat16", "none", "xla", "unrolled")),
-        ("gpu", {"fused_attention": True}, ("bfloat16", "none", "cudnn", "unrolled")),
-        ("tpu", {}, ("bfloat16", "dots", "per_head", "unrolled")),
+        ("cpu", {}, ("float32", "none", "chunked", "rolled", "applied")),
+        ("cpu", {"one_device": False}, ("float32", "none", "xla", "rolled", "applied")),
+        ("gpu", {}, ("bfloat16", "none", "xla", "unrolled", "folded")),
+        ("gpu", {"fused_attention": True}, ("bfloat16", "none", "cudnn", "unrolled", "folded")),
+        ("tpu", {}, ("bfloat16", "dots", "per_head", "unrolled", "applied")),
     ],
 )
 def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devices, settled):
+    keys = ("compute_dtype", "model.remat", "model.attention", "model.layer_loop", "model.norm_affine")
     config = tiny.make_config()
-    assert variants.settle_auto(config, backend, **devices) == settled
-    chosen = ("float32", "block", "xla", "unrolled" if backend == "cpu" else "rolled")
-    config.compute_dtype, config.model.remat, config.model.attention, config.model.layer_loop = chosen
+    assert variants.settle_auto(config, backend, **devices) == dict(zip(keys, settled, strict=True))
+    layer_loop, norm_affine = ("unrolled", "folded") if backend == "cpu" else ("rolled", "applied")
+    chosen = dict(zip(keys, ("float32", "block", "xla", layer_loop, norm_affine), strict=True))
+    config.update_from_flattened_dict(chosen)
     assert variants.settle_auto(config, backend, **devices) == chosen
+
+
+def test_the_config_chooses_the_form_of_the_norms():
+    config = tiny.make_config()
+    config.model.norm_affine = "folded"
+    assert variants.from_config(config).folded_norms
+    config.model.norm_affine = "applied"
+    assert not variants.from_config(config).folded_norms
 
 
 def test_the_config_of_an_older_run_still_makes_its_model():
     config = tiny.make_config()
     expected = variants.from_config(config)
     with config.unlocked():
-        del config.model.layer_loop
+        del config.model.layer_loop, config.model.norm_affine
     assert variants.from_config(config) == expected
 
 

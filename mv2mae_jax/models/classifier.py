@@ -83,6 +83,7 @@ def from_config(config: config_dict.ConfigDict, num_classes: int) -> Classifier:
         unroll=sizes.unroll,
         remat=sizes.remat,
         attention=sizes.attention,
+        folded_norms=sizes.folded_norms,
     )
     return Classifier(
         encoder=encoder,

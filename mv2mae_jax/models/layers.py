@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,28 @@ def sinusoid_table(num_positions: int, width: int) -> np.ndarray:
     return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
 
+@flax.struct.dataclass
+class Normed:
+    """What a LayerNorm gives before its scale and bias, for a dense layer that takes these into its weights:
+
+    (tokens * scale + bias) @ kernel = tokens @ (scale * kernel) + bias @ kernel. So neither they nor their gradients,
+    which are sums over all tokens, cost a pass over the tokens.
+    """
+
+    tokens: jax.Array  # [..., D] of mean 0 and variance 1
+    scale: jax.Array  # float32[D]
+    bias: jax.Array  # float32[D]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tokens.shape
+
+    def fold_into(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """float32 kernel [D, D_out] and bias [D_out] (None: 0) of a layer on the norm's output -> on `tokens`."""
+        shift = jnp.dot(self.bias, kernel, precision="highest")
+        return self.scale[:, None] * kernel, shift if bias is None else shift + bias
+
+
 class Dense(nn.Module):
     """A dense layer: [..., D_in] -> [..., features]."""
 
@@ -110,18 +133,26 @@ class Dense(nn.Module):
     bias_init: Callable = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = product_2d(x.astype(self.dtype), self.kernel(x.shape[-1]))
-        return y + self.bias() if self.use_bias else y
+    def __call__(self, x: jax.Array | Normed) -> jax.Array:
+        x, kernel, bias = self.operands(x)
+        y = product_2d(x, kernel)
+        return y if bias is None else y + bias
 
-    def kernel(self, num_inputs: int) -> jax.Array:
-        """[D_in, features] in `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (num_inputs, self.features))
-        return sharding.whole(kernel.astype(self.dtype))
+    def operands(
+        self, x: jax.Array | Normed, bias: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """x [..., D_in], kernel [D_in, features] and bias [features] in `dtype`.
 
-    def bias(self) -> jax.Array:
-        """[features] in `dtype`."""
-        return sharding.whole(self.param("bias", self.bias_init, (self.features,)).astype(self.dtype))
+        Without `use_bias`, the bias is the one given, float32[features]; None for none.
+        """
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,))
+        if isinstance(x, Normed):
+            kernel, bias = x.fold_into(kernel, bias)
+            x = x.tokens
+        kernel, bias = jax.tree.map(lambda weights: sharding.whole(weights.astype(self.dtype)), (kernel, bias))
+        return x.astype(self.dtype), kernel, bias
 
 
 def product_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -135,33 +166,53 @@ def product_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm with eps 1e-6 over the last axis; statistics and affine map in float32, the output in `dtype`."""
+    """LayerNorm with eps 1e-6 over the last axis, [..., D] -> [..., D]; computed in float32, the output in `dtype`.
+
+    `folded` leaves scale and bias to the dense layer that follows, which costs a TPU's weights more than it saves of
+    the tokens (docs/tpu.md) and gains a GPU 3 to 6 % of a step (docs/speed.md).
+    """
 
     dtype: Any = jnp.float32
+    folded: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array | Normed:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.dtype)
+        return Normed(normalize(x, self.dtype), scale, bias) if self.folded else layer_norm(x, scale, bias, self.dtype)
+
+
+@functools.partial(jax.checkpoint, static_argnums=(1,))
+def normalize(x: jax.Array, dtype: Any) -> jax.Array:
+    """x [..., D] brought to mean 0 and variance 1 over the last axis, in `dtype`.
+
+    Only x is kept for backward: a GPU's kernel that reads it for the gradients makes mean and deviation on the way.
+    """
+    wide = x.astype(jnp.float32)
+    mean, inverse_std = _mean_and_inverse_std(wide)
+    return ((wide - mean) * inverse_std).astype(dtype)
+
+
+def _mean_and_inverse_std(wide: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32[..., D] -> two of float32[..., 1]."""
+    mean = wide.mean(-1, keepdims=True)
+    return mean, jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + 1e-6)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
     """x [..., D] brought to mean 0 and variance 1, times scale, plus bias (float32[D]) -> [..., D] in `dtype`.
 
-    The gradients are written out because a GPU's compiler reads and writes more for those that JAX derives: 52.0 GB in
-    place of 49.2 in a step of ViT-B (docs/speed.md).
+    The gradients are written out: those that JAX derives take a TPU longer (38.7 ms in place of 38.2 for a step of
+    ViT-S, by its compiler's estimate).
     """
     return _layer_norm_forward(x, scale, bias, dtype)[0]
 
 
 def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: Any) -> tuple[jax.Array, tuple]:
     wide = x.astype(jnp.float32)
-    mean = wide.mean(-1, keepdims=True)
-    inverse_std = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + 1e-6)
     # Kept for backward; without the barrier they would be computed anew wherever they are used.
-    mean, inverse_std = jax.lax.optimization_barrier((mean, inverse_std))  # (..., 1)
+    mean, inverse_std = jax.lax.optimization_barrier(_mean_and_inverse_std(wide))
     y = (wide - mean) * inverse_std * scale + bias
     return y.astype(dtype), (x, scale, mean, inverse_std)
 
@@ -180,23 +231,30 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class ToHeads(Dense):
-    """A dense layer that cuts its features into heads: [B, N, D_in] -> [B, heads, N, features / heads].
+    """A dense layer that cuts its features into parts and these into heads: [B, N, D_in] -> parts [B, heads, N, D_h].
 
     `attention='per_head'` writes this order by the product itself, where a TPU would spend longer on the transposition.
     """
 
-    num_heads: int = 1
+    num_heads: int = 1  # of each part
+    num_parts: int = 1
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x, kernel = x.astype(self.dtype), self.kernel(x.shape[-1])
+    def __call__(self, x: jax.Array | Normed, bias: jax.Array | None = None) -> list[jax.Array]:
+        x, kernel, bias = self.operands(x, bias)
+        num_heads = self.num_parts * self.num_heads
         if self.attention == "per_head":
-            y = jnp.einsum("bnd,dhk->bhnk", x, kernel.reshape(x.shape[-1], self.num_heads, -1))
-        else:
-            y = product_2d(x, kernel).reshape(*x.shape[:2], self.num_heads, -1)  # (B, N, heads, head_dim)
-            y = y.transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
-        return y + self.bias().reshape(self.num_heads, 1, -1) if self.use_bias else y
+            y = jnp.einsum("bnd,dhk->bhnk", x, kernel.reshape(x.shape[-1], num_heads, -1))
+            parts = jnp.split(y, self.num_parts, axis=1)
+            if bias is None:
+                return parts
+            biases = jnp.split(bias.reshape(num_heads, 1, -1), self.num_parts)  # (heads, 1, head_dim)
+            return [part + bias for part, bias in zip(parts, biases, strict=True)]
+        y = product_2d(x, kernel)
+        y = y if bias is None else y + bias
+        y = y.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
+        return jnp.split(y, self.num_parts, axis=1)
 
 
 class FromHeads(Dense):
@@ -207,12 +265,13 @@ class FromHeads(Dense):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, num_heads, num_tokens, head_dim = x.shape
-        kernel = self.kernel(num_heads * head_dim)
+        joined = x.transpose(0, 2, 1, 3).reshape(batch, num_tokens, -1)  # (B, N, heads * head_dim)
+        joined, kernel, bias = self.operands(joined)
         if self.attention == "per_head":
             y = jnp.einsum("bhnk,hkd->bnd", x, kernel.reshape(num_heads, head_dim, -1))
         else:
-            y = product_2d(x.transpose(0, 2, 1, 3).reshape(batch, num_tokens, -1), kernel)  # (B, N, features)
-        return y + self.bias() if self.use_bias else y
+            y = product_2d(joined, kernel)  # (B, N, features)
+        return y + bias
 
 
 class SelfAttention(nn.Module):
@@ -223,18 +282,14 @@ class SelfAttention(nn.Module):
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Normed) -> jax.Array:
         width = x.shape[-1]
         kwargs = {"dtype": self.dtype, "attention": self.attention}
-        qkv = ToHeads(3 * width, num_heads=3 * self.num_heads, use_bias=False, name="qkv", **kwargs)(x)
-        query, key, value = jnp.split(qkv, 3, axis=1)  # (B, heads, N, head_dim)
-        q_bias, v_bias = (
-            sharding.whole(self.param(name, nn.initializers.zeros, (width,)).astype(self.dtype)).reshape(
-                self.num_heads, 1, -1
-            )
-            for name in ("q_bias", "v_bias")
-        )
-        y = attend(query + q_bias, key, value + v_bias, implementation=self.attention)
+        q_bias, v_bias = (self.param(name, nn.initializers.zeros, (width,)) for name in ("q_bias", "v_bias"))
+        bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])  # (3 * D,)
+        qkv = ToHeads(3 * width, num_heads=self.num_heads, num_parts=3, use_bias=False, name="qkv", **kwargs)
+        query, key, value = qkv(x, bias)  # (B, heads, N, head_dim)
+        y = attend(query, key, value, implementation=self.attention)
         return FromHeads(width, name="proj", **kwargs)(y)
 
 
@@ -246,12 +301,12 @@ class CrossAttention(nn.Module):
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Normed, source: jax.Array | Normed) -> jax.Array:
         width = x.shape[-1]
         kwargs = {"dtype": self.dtype, "attention": self.attention}
-        query = ToHeads(width, num_heads=self.num_heads, name="projq", **kwargs)(x)
-        key = ToHeads(width, num_heads=self.num_heads, use_bias=False, name="projk", **kwargs)(source)
-        value = ToHeads(width, num_heads=self.num_heads, name="projv", **kwargs)(source)
+        [query] = ToHeads(width, num_heads=self.num_heads, name="projq", **kwargs)(x)
+        [key] = ToHeads(width, num_heads=self.num_heads, use_bias=False, name="projk", **kwargs)(source)
+        [value] = ToHeads(width, num_heads=self.num_heads, name="projv", **kwargs)(source)
         y = attend(query, key, value, implementation=self.attention)
         return FromHeads(width, name="proj", **kwargs)(y)
 
@@ -273,7 +328,7 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Normed) -> jax.Array:
         hidden = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
         return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(gelu(hidden))
 
@@ -290,20 +345,21 @@ class Block(nn.Module):
     cross: bool = False
     dtype: Any = jnp.float32
     attention: str = "xla"
+    folded_norms: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, source: jax.Array | None, drop_path_rate: jax.Array | None) -> jax.Array:
-        kwargs = {"dtype": self.dtype}
-        heads = {"num_heads": self.num_heads, "attention": self.attention, **kwargs}
-        branch = SelfAttention(name="attn", **heads)(LayerNorm(name="norm1", **kwargs)(x))
+        heads = {"num_heads": self.num_heads, "attention": self.attention, "dtype": self.dtype}
+        branch = SelfAttention(name="attn", **heads)(self.norm("norm1")(x))
         x += self.drop_path(branch, drop_path_rate)
         if self.cross:
-            source = LayerNorm(name="norm_y", **kwargs)(source)
-            branch = CrossAttention(name="cross_attn", **heads)(LayerNorm(name="norm2", **kwargs)(x), source)
+            branch = CrossAttention(name="cross_attn", **heads)(self.norm("norm2")(x), self.norm("norm_y")(source))
             x += self.drop_path(branch, drop_path_rate)
-        hidden = int(x.shape[-1] * self.mlp_ratio)
-        norm = LayerNorm(name="norm3" if self.cross else "norm2", **kwargs)
-        return x + self.drop_path(Mlp(hidden, name="mlp", **kwargs)(norm(x)), drop_path_rate)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
+        return x + self.drop_path(mlp(self.norm("norm3" if self.cross else "norm2")(x)), drop_path_rate)
+
+    def norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.dtype, self.folded_norms, name=name)
 
     def drop_path(self, branch: jax.Array, rate: jax.Array | None) -> jax.Array:
         if rate is None:

@@ -43,6 +43,7 @@ class Encoder(nn.Module):
     unroll: bool = False
     remat: str = "none"
     attention: str = "xla"
+    folded_norms: bool = False
 
     @nn.compact
     def __call__(self, patches: jax.Array, positions: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -52,7 +53,12 @@ class Encoder(nn.Module):
         x = layers.run_blocks(
             x,
             block=lambda name: layers.Block(
-                self.num_heads, self.mlp_ratio, dtype=self.dtype, attention=self.attention, name=name
+                self.num_heads,
+                self.mlp_ratio,
+                dtype=self.dtype,
+                attention=self.attention,
+                folded_norms=self.folded_norms,
+                name=name,
             ),
             depth=self.depth,
             scan_layers=self.scan_layers,
@@ -100,6 +106,7 @@ class Decoder(nn.Module):
     unroll: bool = False
     remat: str = "none"
     attention: str = "xla"
+    folded_norms: bool = False
 
     @nn.compact
     def __call__(
@@ -127,14 +134,20 @@ class Decoder(nn.Module):
             jnp.concatenate([x_visible, x_masked], axis=1),
             source,
             block=lambda name: layers.Block(
-                self.num_heads, self.mlp_ratio, self.cross, dtype=self.dtype, attention=self.attention, name=name
+                self.num_heads,
+                self.mlp_ratio,
+                self.cross,
+                dtype=self.dtype,
+                attention=self.attention,
+                folded_norms=self.folded_norms,
+                name=name,
             ),
             depth=self.depth,
             scan_layers=self.scan_layers,
             unroll=self.unroll,
             remat=self.remat,
         )
-        x = layers.LayerNorm(self.dtype, name="norm")(x[:, visible.shape[1] :])
+        x = layers.LayerNorm(self.dtype, self.folded_norms, name="norm")(x[:, visible.shape[1] :])
         x = layers.Dense(self.patch_dim, dtype=self.dtype, name="head")(x)
         if not self.cross:
             # Where the cutting into views becomes a part of this product, libtpu 0.0.52 aborts for v6e (docs/tpu.md).
@@ -161,6 +174,7 @@ class MV2MAE(nn.Module):
       remat: what the backward pass recomputes: 'none'; 'block': all inside a block; 'dots': all but dense products.
       attention: 'xla'; 'chunked', the same for a CPU; 'cudnn' (NVIDIA GPUs, 16-bit dtypes); or 'per_head', see
         layers.ToHeads.
+      folded_norms: norms leave scale and bias to the dense layers that follow, see layers.Normed.
     """
 
     clip_size: tuple[int, int, int]
@@ -179,6 +193,7 @@ class MV2MAE(nn.Module):
     unroll: bool = False
     remat: str = "none"
     attention: str = "xla"
+    folded_norms: bool = False
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -206,6 +221,7 @@ class MV2MAE(nn.Module):
             "unroll": self.unroll,
             "remat": self.remat,
             "attention": self.attention,
+            "folded_norms": self.folded_norms,
         }
         decoder = {
             "patch_dim": self.patch_dim,

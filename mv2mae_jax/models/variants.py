@@ -64,22 +64,24 @@ def build(
 def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     """The model of a config's `model` and `data` sections, with `auto` settled for the backend at hand."""
     fused = chips.has_fused_attention(jax.devices()[0])
-    dtype, remat, attention, layer_loop = settle_auto(
+    settled = settle_auto(
         config, jax.default_backend(), fused_attention=fused, one_device=jax.device_count() == 1
     )
     sizes = [field.name for field in dataclasses.fields(Variant)]
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
+    attention = settled["model.attention"]
     if_it_fits = config.model.attention == "auto" and attention == "cudnn"
     model = build(
         config.model.variant,
         clip_size=(config.data.num_frames, *config.data.crop_size),
         tubelet_size=tuple(config.model.tubelet_size),
         cross_view=config.model.get("cross_view", False),
-        dtype=jnp.dtype(dtype),
+        dtype=jnp.dtype(settled["compute_dtype"]),
         scan_layers=config.model.scan_layers,
-        unroll=layer_loop == "unrolled",
-        remat=remat,
+        unroll=settled["model.layer_loop"] == "unrolled",
+        remat=settled["model.remat"],
         attention="xla" if if_it_fits else attention,
+        folded_norms=settled["model.norm_affine"] == "folded",
         **overrides,
     )
     return model.clone(attention="cudnn") if if_it_fits and _cudnn_takes(model) else model
@@ -87,15 +89,16 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
 
 def settle_auto(
     config: config_dict.ConfigDict, backend: str, *, fused_attention: bool = False, one_device: bool = True
-) -> tuple[str, str, str, str]:
-    """(compute_dtype, remat, attention, layer_loop) for 'cpu', 'gpu' or 'tpu'.
+) -> dict[str, str]:
+    """The config's values of the keys that may be `auto`, by their full names, for 'cpu', 'gpu' or 'tpu'.
 
     `auto` is bfloat16 and 'unrolled' except on CPU. On TPU, where memory and transpositions bound the step, it is
-    'dots' and 'per_head'; on a GPU, with `fused_attention` (chips.has_fused_attention) and heads of a size that
-    allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
+    'dots' and 'per_head'; on a GPU 'folded', and with `fused_attention` (chips.has_fused_attention) and heads of a size
+    that allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
     """
-    dtype, remat, attention = config.compute_dtype, config.model.remat, config.model.attention
-    layer_loop = config.model.get("layer_loop", "auto")  # runs from before have no such key
+    model = config.model
+    dtype, remat, attention = config.compute_dtype, model.remat, model.attention
+    layer_loop, norm_affine = (model.get(key, "auto") for key in ("layer_loop", "norm_affine"))  # older runs have none
     dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
     remat = ("dots" if backend == "tpu" else "none") if remat == "auto" else remat
     if attention == "auto" and backend == "tpu":
@@ -106,7 +109,15 @@ def settle_auto(
         attention = "chunked" if backend == "cpu" and one_device else "xla"
     if layer_loop == "auto":
         layer_loop = "rolled" if backend == "cpu" else "unrolled"
-    return dtype, remat, attention, layer_loop
+    if norm_affine == "auto":
+        norm_affine = "folded" if backend == "gpu" else "applied"
+    return {
+        "compute_dtype": dtype,
+        "model.remat": remat,
+        "model.attention": attention,
+        "model.layer_loop": layer_loop,
+        "model.norm_affine": norm_affine,
+    }
 
 
 def _head_dims(model: MV2MAE) -> tuple[int, int]:
