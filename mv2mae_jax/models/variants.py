@@ -64,9 +64,7 @@ def build(
 def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     """The model of a config's `model` and `data` sections, with `auto` settled for the backend at hand."""
     fused = chips.has_fused_attention(jax.devices()[0])
-    settled = settle_auto(
-        config, jax.default_backend(), fused_attention=fused, one_device=jax.device_count() == 1
-    )
+    settled = settle_auto(config, jax.default_backend(), fused_attention=fused, one_device=jax.device_count() == 1)
     sizes = [field.name for field in dataclasses.fields(Variant)]
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
     attention = settled["model.attention"]
