@@ -182,9 +182,9 @@ def decode_by_hand(params, model, target, visible, decoded, source, source_visib
     return np.stack(attentions), dense(norm(x[len(visible) :], params["norm"]), params["head"])
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_attention_is_that_of_a_decoder_written_out_in_numpy(scan_layers):
-    config = tiny.make_config(data={"num_source_views": 2}, model={"scan_layers": scan_layers}, global_batch_size=2)
+@pytest.mark.parametrize("form", [{"scan_layers": True}, {"scan_layers": False, "norm_affine": "folded"}])
+def test_attention_is_that_of_a_decoder_written_out_in_numpy(form):
+    config = tiny.make_config(data={"num_source_views": 2}, model=form, global_batch_size=2)
     task = Pretrain.from_config(config)
     params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
     inputs = task.randomize(tiny.make_batch(config, 0), jax.random.key(1))

@@ -231,30 +231,23 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class ToHeads(Dense):
-    """A dense layer that cuts its features into parts and these into heads: [B, N, D_in] -> parts [B, heads, N, D_h].
+    """A dense layer that cuts its features into heads: [B, N, D_in] -> [B, heads, N, features / heads].
 
     `attention='per_head'` writes this order by the product itself, where a TPU would spend longer on the transposition.
     """
 
-    num_heads: int = 1  # of each part
-    num_parts: int = 1
+    num_heads: int = 1
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x: jax.Array | Normed, bias: jax.Array | None = None) -> list[jax.Array]:
+    def __call__(self, x: jax.Array | Normed, bias: jax.Array | None = None) -> jax.Array:
         x, kernel, bias = self.operands(x, bias)
-        num_heads = self.num_parts * self.num_heads
         if self.attention == "per_head":
-            y = jnp.einsum("bnd,dhk->bhnk", x, kernel.reshape(x.shape[-1], num_heads, -1))
-            parts = jnp.split(y, self.num_parts, axis=1)
-            if bias is None:
-                return parts
-            biases = jnp.split(bias.reshape(num_heads, 1, -1), self.num_parts)  # (heads, 1, head_dim)
-            return [part + bias for part, bias in zip(parts, biases, strict=True)]
+            y = jnp.einsum("bnd,dhk->bhnk", x, kernel.reshape(x.shape[-1], self.num_heads, -1))
+            return y if bias is None else y + bias.reshape(self.num_heads, 1, -1)
         y = product_2d(x, kernel)
-        y = y if bias is None else y + bias
-        y = y.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
-        return jnp.split(y, self.num_parts, axis=1)
+        y = (y if bias is None else y + bias).reshape(*x.shape[:2], self.num_heads, -1)  # (B, N, heads, head_dim)
+        return y.transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
 
 
 class FromHeads(Dense):
@@ -286,9 +279,16 @@ class SelfAttention(nn.Module):
         width = x.shape[-1]
         kwargs = {"dtype": self.dtype, "attention": self.attention}
         q_bias, v_bias = (self.param(name, nn.initializers.zeros, (width,)) for name in ("q_bias", "v_bias"))
-        bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])  # (3 * D,)
-        qkv = ToHeads(3 * width, num_heads=self.num_heads, num_parts=3, use_bias=False, name="qkv", **kwargs)
-        query, key, value = qkv(x, bias)  # (B, heads, N, head_dim)
+        to_heads = ToHeads(3 * width, num_heads=3 * self.num_heads, use_bias=False, name="qkv", **kwargs)
+        if isinstance(x, Normed):  # has a bias for the product in any case
+            qkv = to_heads(x, jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]))
+            query, key, value = jnp.split(qkv, 3, axis=1)  # (B, heads, N, head_dim)
+        else:
+            query, key, value = jnp.split(to_heads(x), 3, axis=1)  # (B, heads, N, head_dim)
+            query, value = (
+                part + sharding.whole(bias.astype(self.dtype)).reshape(self.num_heads, 1, -1)  # (heads, 1, head_dim)
+                for part, bias in ((query, q_bias), (value, v_bias))
+            )
         y = attend(query, key, value, implementation=self.attention)
         return FromHeads(width, name="proj", **kwargs)(y)
 
@@ -304,9 +304,9 @@ class CrossAttention(nn.Module):
     def __call__(self, x: jax.Array | Normed, source: jax.Array | Normed) -> jax.Array:
         width = x.shape[-1]
         kwargs = {"dtype": self.dtype, "attention": self.attention}
-        [query] = ToHeads(width, num_heads=self.num_heads, name="projq", **kwargs)(x)
-        [key] = ToHeads(width, num_heads=self.num_heads, use_bias=False, name="projk", **kwargs)(source)
-        [value] = ToHeads(width, num_heads=self.num_heads, name="projv", **kwargs)(source)
+        query = ToHeads(width, num_heads=self.num_heads, name="projq", **kwargs)(x)
+        key = ToHeads(width, num_heads=self.num_heads, use_bias=False, name="projk", **kwargs)(source)
+        value = ToHeads(width, num_heads=self.num_heads, name="projv", **kwargs)(source)
         y = attend(query, key, value, implementation=self.attention)
         return FromHeads(width, name="proj", **kwargs)(y)
 

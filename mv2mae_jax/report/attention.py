@@ -31,7 +31,7 @@ def cross_attention(
       float32[B, depth, heads, Md, S * Ns], from each decoded token to the sources' visible tokens; sums to 1 over the
       last axis.
     """
-    plain = model.clone(dtype=jnp.float32, scan_layers=False, remat="none", attention="xla")
+    plain = model.clone(dtype=jnp.float32, scan_layers=False, remat="none", attention="xla", folded_norms=False)
     params = layers.unstack_blocks(params) if model.scan_layers else params
     _, captured = plain.apply(
         {"params": params},

@@ -95,7 +95,7 @@ def read_run(workdir: str, step: int | None = None) -> Run:
 
 def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classifier:
     """The same model in float32, with blocks that can be told apart."""
-    plain = {"dtype": jnp.float32, "scan_layers": False, "remat": "none", "attention": "xla"}
+    plain = {"dtype": jnp.float32, "scan_layers": False, "remat": "none", "attention": "xla", "folded_norms": False}
     if isinstance(model, Classifier):
         return model.clone(dtype=jnp.float32, encoder=model.encoder.clone(**plain))
     return model.clone(**plain)
