@@ -62,7 +62,7 @@ def get_config() -> config_dict.ConfigDict:
             # rolled compiles one block instead of all; on an H200 a step of ViT-S took 1.29 times as long.
             layer_loop="auto",  # [ours] rolled | unrolled; auto is rolled on a CPU, else unrolled
             # What the backward pass recomputes instead of keeping: nothing, all but dense products, or whole blocks.
-            remat="auto",  # [ours] none | dots | block; auto is dots on TPU, where memory bounds the step, else none
+            remat="auto",  # [ours] none | dots | block; auto is dots on a TPU with mesh.fsdp, else none
             # per_head: the projections' products write the heads apart; transposing them takes a TPU longer.
             # auto: per_head on TPU, cudnn on GPUs that can, chunked (in parts that fit its cache) on one CPU, else xla.
             attention="auto",  # [ours] xla | chunked | cudnn | per_head

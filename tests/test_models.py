@@ -698,7 +698,7 @@ def test_inputs_that_do_not_fit_are_refused():
         ("cpu", {"one_device": False}, ("float32", "none", "xla", "rolled", "applied")),
         ("gpu", {}, ("bfloat16", "none", "xla", "unrolled", "folded")),
         ("gpu", {"fused_attention": True}, ("bfloat16", "none", "cudnn", "unrolled", "folded")),
-        ("tpu", {}, ("bfloat16", "dots", "per_head", "unrolled", "applied")),
+        ("tpu", {}, ("bfloat16", "none", "per_head", "unrolled", "applied")),
     ],
 )
 def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devices, settled):
@@ -709,6 +709,14 @@ def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devic
     chosen = dict(zip(keys, ("float32", "block", "xla", layer_loop, norm_affine), strict=True))
     config.update_from_flattened_dict(chosen)
     assert variants.settle_auto(config, backend, **devices) == chosen
+
+
+def test_auto_recomputes_on_a_tpu_where_weights_are_cut_or_all_tokens_are_encoded():
+    config = tiny.make_config()
+    config.mesh.fsdp = -1
+    remat = {backend: variants.settle_auto(config, backend)["model.remat"] for backend in ("cpu", "gpu", "tpu")}
+    assert remat == {"cpu": "none", "gpu": "none", "tpu": "dots"}
+    assert variants.settle_auto(tiny.make_finetune_config(), "tpu")["model.remat"] == "dots"
 
 
 def test_the_config_chooses_the_form_of_the_norms():

@@ -90,15 +90,18 @@ def settle_auto(
 ) -> dict[str, str]:
     """The config's values of the keys that may be `auto`, by their full names, for 'cpu', 'gpu' or 'tpu'.
 
-    `auto` is bfloat16 and 'unrolled' except on CPU. On TPU, where memory and transpositions bound the step, it is
-    'dots' and 'per_head'; on a GPU 'folded', and with `fused_attention` (chips.has_fused_attention) and heads of a size
-    that allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
+    `auto` is bfloat16 and 'unrolled' except on CPU. On TPU it is 'per_head', and 'dots' for fine-tuning, whose encoder
+    keeps three times the tokens of pre-training's, and where `fsdp` cuts the weights, which 'none' would keep whole for
+    the backward pass. On a GPU it is 'folded', and with `fused_attention` (chips.has_fused_attention) and heads of a
+    size that allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
     """
     model = config.model
     dtype, remat, attention = config.compute_dtype, model.remat, model.attention
     layer_loop, norm_affine = (model.get(key, "auto") for key in ("layer_loop", "norm_affine"))  # older runs have none
     dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    remat = ("dots" if backend == "tpu" else "none") if remat == "auto" else remat
+    if remat == "auto":
+        recomputes = backend == "tpu" and (config.task == "finetune" or config.mesh.fsdp != 1)
+        remat = "dots" if recomputes else "none"
     if attention == "auto" and backend == "tpu":
         attention = "per_head"
     elif attention == "auto" and fused_attention and dtype == "bfloat16":
