@@ -67,7 +67,7 @@ def get_config() -> config_dict.ConfigDict:
             # auto: per_head on TPU, cudnn on GPUs that can, chunked (in parts that fit its cache) on one CPU, else xla.
             attention="auto",  # [ours] xla | chunked | cudnn | per_head
             # A norm's scale and bias: folded into the weights of the layer that follows, or applied to the tokens.
-            norm_affine="auto",  # [ours] folded | applied; auto is folded on a GPU, where it is faster
+            norm_affine="auto",  # [ours] folded | applied; auto is folded on a GPU without mesh.fsdp, faster there
         )
     )
 

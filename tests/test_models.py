@@ -711,11 +711,19 @@ def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devic
     assert variants.settle_auto(config, backend, **devices) == chosen
 
 
-def test_auto_recomputes_on_a_tpu_where_weights_are_cut_or_all_tokens_are_encoded():
+def test_auto_recomputes_on_a_tpu_and_folds_nothing_on_a_gpu_where_weights_are_cut():
     config = tiny.make_config()
     config.mesh.fsdp = -1
-    remat = {backend: variants.settle_auto(config, backend)["model.remat"] for backend in ("cpu", "gpu", "tpu")}
-    assert remat == {"cpu": "none", "gpu": "none", "tpu": "dots"}
+    settled = {backend: variants.settle_auto(config, backend) for backend in ("cpu", "gpu", "tpu")}
+    assert {backend: found["model.remat"] for backend, found in settled.items()} == {
+        "cpu": "none",
+        "gpu": "none",
+        "tpu": "dots",
+    }
+    assert {found["model.norm_affine"] for found in settled.values()} == {"applied"}
+
+
+def test_auto_recomputes_where_a_tpu_encodes_all_tokens():
     assert variants.settle_auto(tiny.make_finetune_config(), "tpu")["model.remat"] == "dots"
 
 

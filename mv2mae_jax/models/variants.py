@@ -92,16 +92,17 @@ def settle_auto(
 
     `auto` is bfloat16 and 'unrolled' except on CPU. On TPU it is 'per_head', and 'dots' for fine-tuning, whose encoder
     keeps three times the tokens of pre-training's, and where `fsdp` cuts the weights, which 'none' would keep whole for
-    the backward pass. On a GPU it is 'folded', and with `fused_attention` (chips.has_fused_attention) and heads of a
-    size that allows it, 'cudnn'; on one CPU 'chunked', whose loop goes over the heads that several devices would share.
+    the backward pass. On a GPU it is 'folded' unless `fsdp` cuts the weights, which would take more collectives, and
+    with `fused_attention` (chips.has_fused_attention) and heads of a size that allows it, 'cudnn'; on one CPU
+    'chunked', whose loop goes over the heads that several devices would share.
     """
     model = config.model
     dtype, remat, attention = config.compute_dtype, model.remat, model.attention
     layer_loop, norm_affine = (model.get(key, "auto") for key in ("layer_loop", "norm_affine"))  # older runs have none
     dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    cut = config.mesh.fsdp != 1  # -1 is what is left
     if remat == "auto":
-        recomputes = backend == "tpu" and (config.task == "finetune" or config.mesh.fsdp != 1)
-        remat = "dots" if recomputes else "none"
+        remat = "dots" if backend == "tpu" and (config.task == "finetune" or cut) else "none"
     if attention == "auto" and backend == "tpu":
         attention = "per_head"
     elif attention == "auto" and fused_attention and dtype == "bfloat16":
@@ -111,7 +112,7 @@ def settle_auto(
     if layer_loop == "auto":
         layer_loop = "rolled" if backend == "cpu" else "unrolled"
     if norm_affine == "auto":
-        norm_affine = "folded" if backend == "gpu" else "applied"
+        norm_affine = "folded" if backend == "gpu" and not cut else "applied"
     return {
         "compute_dtype": dtype,
         "model.remat": remat,
