@@ -241,13 +241,16 @@ class ToHeads(Dense):
 
     @nn.compact
     def __call__(self, x: jax.Array | Normed, bias: jax.Array | None = None) -> jax.Array:
+        folded = isinstance(x, Normed)
         x, kernel, bias = self.operands(x, bias)
         if self.attention == "per_head":
             y = jnp.einsum("bnd,dhk->bhnk", x, kernel.reshape(x.shape[-1], self.num_heads, -1))
-            return y if bias is None else y + bias.reshape(self.num_heads, 1, -1)
-        y = product_2d(x, kernel)
-        y = (y if bias is None else y + bias).reshape(*x.shape[:2], self.num_heads, -1)  # (B, N, heads, head_dim)
-        return y.transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
+        else:
+            y = product_2d(x, kernel)
+            if folded:  # right after the product, where cuBLAS adds it
+                y, bias = y + bias, None
+            y = y.reshape(*x.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
+        return y if bias is None else y + bias.reshape(self.num_heads, 1, -1)
 
 
 class FromHeads(Dense):
