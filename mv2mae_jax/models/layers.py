@@ -168,7 +168,7 @@ def product_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 class LayerNorm(nn.Module):
     """LayerNorm with eps 1e-6 over the last axis, [..., D] -> [..., D]; computed in float32, the output in `dtype`.
 
-    `folded` leaves scale and bias to the dense layer that follows: a step of ViT-B on a GPU is 6 to 11 % shorter for it
+    `folded` leaves scale and bias to the dense layer that follows: a step of ViT-B on a GPU is a tenth shorter for it
     (docs/speed.md), a TPU's is longer by its compiler's estimate (docs/tpu.md).
     """
 
