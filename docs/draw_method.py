@@ -19,7 +19,7 @@ from data import clips, motion, samples
 from data.synthetic import writer
 from data.synthetic.design import Take
 from mv2mae_jax import losses, masking, visualize
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import tubelets
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -29,7 +29,7 @@ TAKE = Take(setup=1, subject=2, performance=1, action=11)
 TARGET, SOURCE = 2, 1  # cameras
 # The paper's clip: 16 frames at stride 4, 128 x 128 pixels, tubelets of 2 x 16 x 16 [paper].
 SPEC = clips.ClipSpec(num_frames=16, frame_stride=4, crop_size=(128, 128), tubelet_size=(2, 16, 16))
-GRID = layers.token_grid((16, 128, 128), SPEC.tubelet_size)
+GRID = tubelets.token_grid((16, 128, 128), SPEC.tubelet_size)
 SHOWN = (0, 4, 8, 12)  # frames of a clip
 STYLE = {"font.size": 9, "svg.hashsalt": "mv2mae", "svg.fonttype": "none", "axes.spines.top": False}
 
@@ -70,12 +70,12 @@ def draw_masks() -> plt.Figure:
     """What the encoder sees under each kind of mask."""
     video, kinds = take_clips()[TARGET], ("random", "tube")
     figure, axes = plt.subplots(len(kinds), len(SHOWN), figsize=(8, 4.2), layout="constrained")
-    tokens = np.asarray(layers.patchify(video, SPEC.tubelet_size))  # (N, P)
+    tokens = np.asarray(tubelets.patchify(video, SPEC.tubelet_size))  # (N, P)
     for row, kind in enumerate(kinds):
         mask = masking.draw_mask(jax.random.key(0), batch_shape=(), grid=GRID, mask_ratio=0.7, kind=kind)
         hidden = tokens.copy()
         hidden[np.asarray(mask.masked)] = 128
-        seen = np.asarray(layers.unpatchify(hidden, video.shape[:3], SPEC.tubelet_size))
+        seen = np.asarray(tubelets.unpatchify(hidden, video.shape[:3], SPEC.tubelet_size))
         for column, frame in enumerate(SHOWN):
             _show(axes[row, column], seen[frame])
             axes[row, column].set_title(f"{kind}, frame {frame}" if column == 0 else f"frame {frame}", loc="left")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import clips as sampling
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import tubelets
 
 Arrays = dict[str, Any]
 
@@ -47,11 +47,11 @@ def with_motion(batch: Arrays, tubelet_size: tuple[int, int, int]) -> Arrays:
     if "motion" in batch:
         return batch
     video = batch["video"]
-    tokens, motion = layers.patchify(video, tubelet_size), motion_energy(video, tubelet_size)
+    tokens, motion = tubelets.patchify(video, tubelet_size), motion_energy(video, tubelet_size)
     # Handed on together: where the rest of the step may begin with the energies alone, a TPU's compiler orders it
     # otherwise and keeps less in the fast memory, 2 ms of 50 (docs/input.md).
     tokens, motion = jax.lax.optimization_barrier((tokens, motion))
-    video = layers.unpatchify(tokens, video.shape[-4:-1], tubelet_size)  # the model's patchify undoes it
+    video = tubelets.unpatchify(tokens, video.shape[-4:-1], tubelet_size)  # the model's patchify undoes it
     return {**batch, "video": video, "motion": motion}
 
 
@@ -177,10 +177,10 @@ def motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.A
 
     Taken from the video cut into tokens, which the model cuts alike: compiled together, it is cut once.
     """
-    _, grid_h, grid_w = layers.token_grid(video.shape[-4:-1], tubelet_size)
+    _, grid_h, grid_w = tubelets.token_grid(video.shape[-4:-1], tubelet_size)
     if video.shape[-4] == 1:
         return jnp.zeros((*video.shape[:-4], grid_h * grid_w), jnp.float32)
-    tokens = layers.patchify(video, tubelet_size)  # (..., N, t * h * w * 3)
+    tokens = tubelets.patchify(video, tubelet_size)  # (..., N, t * h * w * 3)
     frames = jnp.split(tokens, tubelet_size[0], axis=-1)  # t of (..., N, h * w * 3)
     per_frame = grid_h * grid_w
     # The first frame has no predecessor: the second stands in, which gives the same difference.

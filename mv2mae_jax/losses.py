@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import tubelets
 
 TARGET_KINDS = ("pixels", "normalized_pixels")
 _NORMALIZED_EPS = 1e-6  # added to the standard deviation of a patch, as VideoMAE does
@@ -26,7 +26,7 @@ def targets(patches: jax.Array, kind: str) -> jax.Array:
     """
     _check_kind(kind)
     if kind == "pixels":
-        return layers.normalize_pixels(patches)
+        return tubelets.normalize_pixels(patches)
     pixels = _unit_pixels(patches)
     mean, std = _patch_statistics(pixels)
     return ((pixels - mean) / (std + _NORMALIZED_EPS)).reshape(patches.shape)  # (..., P)
@@ -43,7 +43,7 @@ def to_pixels(prediction: jax.Array, kind: str, *, statistics_of: jax.Array | No
     """
     _check_kind(kind)
     if kind == "pixels":
-        return layers.denormalize_pixels(prediction)
+        return tubelets.denormalize_pixels(prediction)
     if statistics_of is None:
         raise ValueError("Predictions of 'normalized_pixels' become pixels only with the statistics of some patches.")
     mean, std = _patch_statistics(_unit_pixels(statistics_of))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2mae_jax.models import classifier, layers
+from mv2mae_jax.models import classifier, layers, tubelets
 from tests import tiny
 
 NUM_CLASSES = 7
@@ -40,7 +40,7 @@ def params(model):
 
 def test_logits_are_a_linear_map_of_the_normalised_mean_of_all_tokens(model, params):
     clips = random_clips(model, 3)
-    patches = layers.patchify(jnp.asarray(clips), model.tubelet_size)
+    patches = tubelets.patchify(jnp.asarray(clips), model.tubelet_size)
     every = np.broadcast_to(np.arange(32, dtype=np.int32), (3, 32))  # 2 x 4 x 4 tokens
     tokens = np.asarray(jax.jit(model.encoder.apply)({"params": params["encoder"]}, patches, every), np.float64)
     assert tokens.shape == (3, 32, 24)

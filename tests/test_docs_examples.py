@@ -46,7 +46,7 @@ def run_in(folder: Path, script: str) -> str:
 TRAINING = """
 import jax, numpy as np
 from mv2mae_jax import losses
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import tubelets
 from tests import tiny
 
 rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ state, history = tiny.run_steps(config, 3)  # both in one run, as compiling take
 assert all(np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0 for metrics in history), history
 # Pixels of the batches are uniform on [0, 1], so the mean absolute deviation is 1/4 before normalisation.
 baseline = np.mean([metrics["loss_mean_prediction"] for metrics in history])
-np.testing.assert_allclose(baseline, 0.25 * np.mean(1 / layers.IMAGENET_STD), rtol=0.1)
+np.testing.assert_allclose(baseline, 0.25 * np.mean(1 / tubelets.IMAGENET_STD), rtol=0.1)
 names = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(state.params["encoder"])}
 assert "qkv" not in names and {"fc1_0", "fc2_1"} <= names, names
 """

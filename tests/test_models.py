@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2mae_jax import chips, hlo, losses
+from mv2mae_jax import losses
 from mv2mae_jax.masking import Mask, choose_decoded
-from mv2mae_jax.models import attention, layers, mv2mae, variants
+from mv2mae_jax.models import layers, mv2mae, tubelets, variants
 from tests import tiny
 
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike
@@ -71,11 +71,11 @@ def run(model, method, *args):
 
 def overwrite_tokens(video: np.ndarray, tokens: np.ndarray, seed: int = 9) -> np.ndarray:
     """Replaces the pixels of the given tokens int[B, K] of video [B, T, H, W, 3] by others."""
-    patches = np.array(layers.patchify(video, TUBELET))
+    patches = np.array(tubelets.patchify(video, TUBELET))
     noise = np.random.default_rng(seed).integers(0, 256, patches.shape, dtype=np.uint8)
     for b, indices in enumerate(np.asarray(tokens)):
         patches[b, indices] = noise[b, indices]
-    return np.asarray(layers.unpatchify(patches, CLIP, TUBELET))
+    return np.asarray(tubelets.unpatchify(patches, CLIP, TUBELET))
 
 
 # What may influence what
@@ -100,7 +100,7 @@ def test_visible_patches_of_the_target_cannot_change_the_loss(kind):
     prediction = run(model, "__call__", video, mask, source_mask).self_target
 
     def loss(target_video):
-        patches = layers.gather_tokens(layers.patchify(target_video, TUBELET), mask.masked)
+        patches = tubelets.gather_tokens(tubelets.patchify(target_video, TUBELET), mask.masked)
         return losses.reconstruction_loss(prediction, losses.targets(patches, kind), jnp.ones(mask.masked.shape))[0]
 
     assert loss(overwrite_tokens(video[:, 0], mask.visible)) == loss(video[:, 0])
@@ -223,49 +223,6 @@ def test_any_clip_that_the_tubelet_divides(clip_size, tubelet_size):
 # Numbers against independent computations
 
 
-def test_patchify_against_slicing():
-    video = random_video(2)
-    tokens = np.asarray(layers.patchify(video, TUBELET))
-    index = 0
-    for t in range(0, 6, 2):
-        for y in range(0, 16, 8):
-            for x in range(0, 24, 8):
-                cuboid = video[:, t : t + 2, y : y + 8, x : x + 8].reshape(2, -1)
-                np.testing.assert_array_equal(tokens[:, index], cuboid)
-                index += 1
-    assert tokens.shape[1] == index and tokens.dtype == np.uint8
-    np.testing.assert_array_equal(layers.unpatchify(tokens, CLIP, TUBELET), video)
-
-
-def test_cutting_what_was_put_together_compiles_to_nothing():
-    """mv2mae_jax/decode.py relies on it."""
-    video = jnp.zeros((2, *CLIP, 3), jnp.uint8)
-    tokens = layers.patchify(video, TUBELET)
-
-    def again(tokens):
-        return layers.patchify(layers.unpatchify(tokens, CLIP, TUBELET), TUBELET)
-
-    def operations(function, argument):
-        module = hlo.parse(jax.jit(function).lower(argument).compile().as_text())
-        return {i.opcode for computation in module.computations.values() for i in computation.values()}
-
-    assert "transpose" in operations(lambda video: layers.patchify(video, TUBELET), video)
-    assert operations(again, tokens) <= {"parameter", "copy", "bitcast"}
-
-
-def test_position_table_against_its_formula():
-    table = layers.sinusoid_table(500, 24)
-    for position in (0, 1, 37, 499):
-        for j in range(24):
-            angle = position / 10000 ** (2 * (j // 2) / 24)
-            assert abs(table[position, j] - (math.cos if j % 2 else math.sin)(angle)) < 1e-6
-
-
-def test_pixels_survive_normalising():
-    patches = np.arange(256, dtype=np.uint8).repeat(3)
-    np.testing.assert_allclose(layers.denormalize_pixels(layers.normalize_pixels(patches)) * 255, patches, atol=1e-3)
-
-
 def test_patch_embedding_is_a_convolution_over_normalised_frames():
     model = build(depth=0)
     params = random_params(model)
@@ -279,7 +236,7 @@ def test_patch_embedding_is_a_convolution_over_normalised_frames():
         padding="VALID",
         dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
     )
-    tokens = embedded.reshape(2, 18, TINY["width"]) + proj["bias"] + layers.sinusoid_table(18, TINY["width"])
+    tokens = embedded.reshape(2, 18, TINY["width"]) + proj["bias"] + tubelets.sinusoid_table(18, TINY["width"])
     expected = numpy_layer_norm(np.asarray(tokens, np.float64), params["encoder"]["norm"])
     np.testing.assert_allclose(run(model, "encode", video, everything), expected, atol=1e-4)
 
@@ -352,7 +309,7 @@ def test_the_cross_decoder_against_numpy():
     video, (mask, source_mask) = random_video(2, 2), draw_masks(model)
     latents = np.asarray(run(model, "encode", video[:, 0], mask.visible))
     source = np.asarray(run(model, "encode", video[:, 1], source_mask.visible[:, 0]))
-    table = layers.sinusoid_table(model.num_tokens, TINY["decoder_width"]).astype(np.float64)
+    table = tubelets.sinusoid_table(model.num_tokens, TINY["decoder_width"]).astype(np.float64)
 
     visible = numpy_dense(latents.astype(np.float64), params["encoder_to_decoder"]) + table[mask.visible]
     masked = np.float64(params["mask_token"]) + table[mask.masked]
@@ -576,7 +533,7 @@ def test_drop_path_grows_with_depth_and_is_off_when_deterministic(scan_layers):
     if scan_layers:
         params, first_block = layers.stack_blocks(params), layers.stack_blocks(first_block)
     sizes = {"num_tokens": 18, "width": 32, "num_heads": 2, "scan_layers": scan_layers}
-    inputs = np.asarray(layers.patchify(random_video(8), TUBELET)), np.broadcast_to(np.arange(18), (8, 18))
+    inputs = np.asarray(tubelets.patchify(random_video(8), TUBELET)), np.broadcast_to(np.arange(18), (8, 18))
     plain = mv2mae.Encoder(depth=2, **sizes)
     dropping = mv2mae.Encoder(depth=2, drop_path=0.999999, **sizes)
     np.testing.assert_array_equal(apply_quickly(dropping, params, *inputs), apply_quickly(plain, params, *inputs))
@@ -604,79 +561,7 @@ def test_the_gradients_of_the_norm_are_those_that_autodiff_derives(dtype, tolera
         np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=tolerance, rtol=tolerance)
 
 
-def attention_and_gradients(implementation, num_queries, num_keys, dtype):
-    rng = np.random.default_rng(0)
-    inputs = [jnp.asarray(rng.standard_normal((2, 3, n, 16)), dtype) for n in (num_queries, num_keys, num_keys)]
-    cotangent = jnp.asarray(rng.standard_normal(inputs[0].shape), dtype)
-    y, pullback = jax.vjp(functools.partial(attention.attend, implementation=implementation), *inputs)
-    return [np.asarray(array, np.float32) for array in (y, *pullback(cotangent))]
-
-
-@pytest.mark.parametrize("weights_at_once", [1, 40, 2 * 42, 4 * 42, 6 * 42])  # of 42 a head, six heads
-def test_chunks_of_heads_change_no_number(weights_at_once, monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", weights_at_once)
-    actual = attention_and_gradients("chunked", 7, 6, jnp.float32)
-    expected = attention_and_gradients("xla", 7, 6, jnp.float32)
-    for ours, theirs in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_the_weights_of_all_heads_are_never_held_at_once(monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", 2 * 64 * 64)
-
-    def temporary_bytes(implementation):
-        inputs = [jnp.zeros((2, 6, 64, 8)) for _ in range(3)]
-        attend = functools.partial(attention.attend, implementation=implementation)
-        compiled = jax.jit(lambda *x: jax.vjp(attend, *x)[1](x[0])).lower(*inputs).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    of_all_heads = 12 * 64 * 64 * 4
-    assert temporary_bytes("chunked") < of_all_heads < temporary_bytes("xla")
-
-
-@pytest.mark.parametrize(("num_queries", "num_keys"), [(8, 6), (7, 6), (8, 5), (7, 7)])
-def test_tokens_added_for_cudnn_change_nothing(num_queries, num_keys, monkeypatch):
-    def stand_in(query, key, value, *, implementation, **lengths):
-        assert implementation == "cudnn" and query.shape[1] % 2 == key.shape[1] % 2 == 0
-        return jax_attention(query, key, value, implementation="xla", **lengths)
-
-    jax_attention = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    actual = attention_and_gradients("cudnn", num_queries, num_keys, jnp.float32)
-    expected = attention_and_gradients("xla", num_queries, num_keys, jnp.float32)
-    for ours, theirs in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-@pytest.mark.skipif(not chips.has_fused_attention(jax.devices()[0]), reason="needs a GPU with cuDNN's attention")
-@pytest.mark.parametrize(("num_queries", "num_keys"), [(8, 6), (7, 6), (8, 5), (7, 7), (157, 157), (1568, 157)])
-def test_cudnn_attends_as_written_out(num_queries, num_keys):
-    actual = attention_and_gradients("cudnn", num_queries, num_keys, jnp.bfloat16)
-    expected = attention_and_gradients("xla", num_queries, num_keys, jnp.float32)
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert np.linalg.norm(ours - theirs) < 2e-2 * np.linalg.norm(theirs)
-
-
 # Errors
-
-
-@pytest.mark.parametrize(
-    ("variant", "overrides", "message"),
-    [
-        ("XL", {}, "'XL'.*Ti, S, B, L, H"),
-        ("S", {"decoder_dept": 4}, "'decoder_dept'.*'decoder_depth'"),
-        ("S", {"clip_size": (15, 128, 128)}, "frames 15 is not a multiple of 2"),
-        ("S", {"clip_size": (16, 128, 120)}, "width 120 is not a multiple of 16"),
-        ("S", {"num_heads": 5}, "width=384 and num_heads=5"),
-        ("S", {"decoder_heads": 5}, "decoder_width=192 and decoder_heads=5"),
-        ("S", {"remat": "all"}, "none, block, dots"),
-        ("S", {"attention": "flash"}, "xla, chunked, cudnn"),
-        ("S", {"attention": "cudnn"}, "16 bits.*float32"),
-    ],
-)
-def test_models_that_cannot_be_built_are_refused(variant, overrides, message):
-    with pytest.raises(ValueError, match=message):
-        variants.build(variant, **({"clip_size": (16, 128, 128), "tubelet_size": (2, 16, 16)} | overrides))
 
 
 def test_inputs_that_do_not_fit_are_refused():
@@ -689,69 +574,3 @@ def test_inputs_that_do_not_fit_are_refused():
         init(random_video(2, 1), mask, None)
     with pytest.raises(ValueError, match="holds 2 source views, source_mask 1"):
         init(random_video(2, 3), mask, source_mask)
-
-
-@pytest.mark.parametrize(
-    ("backend", "devices", "settled"),
-    [
-        ("cpu", {}, ("float32", "none", "chunked", "rolled", "applied")),
-        ("cpu", {"one_device": False}, ("float32", "none", "xla", "rolled", "applied")),
-        ("gpu", {}, ("bfloat16", "none", "xla", "unrolled", "folded")),
-        ("gpu", {"fused_attention": True}, ("bfloat16", "none", "cudnn", "unrolled", "folded")),
-        ("tpu", {}, ("bfloat16", "none", "per_head", "unrolled", "applied")),
-    ],
-)
-def test_auto_depends_on_the_backend_and_never_overrides_a_choice(backend, devices, settled):
-    keys = ("compute_dtype", "model.remat", "model.attention", "model.layer_loop", "model.norm_affine")
-    config = tiny.make_config()
-    assert variants.settle_auto(config, backend, **devices) == dict(zip(keys, settled, strict=True))
-    layer_loop, norm_affine = ("unrolled", "folded") if backend == "cpu" else ("rolled", "applied")
-    chosen = dict(zip(keys, ("float32", "block", "xla", layer_loop, norm_affine), strict=True))
-    config.update_from_flattened_dict(chosen)
-    assert variants.settle_auto(config, backend, **devices) == chosen
-
-
-def test_auto_recomputes_on_a_tpu_and_folds_nothing_on_a_gpu_where_weights_are_cut():
-    config = tiny.make_config()
-    config.mesh.fsdp = -1
-    settled = {backend: variants.settle_auto(config, backend) for backend in ("cpu", "gpu", "tpu")}
-    assert {backend: found["model.remat"] for backend, found in settled.items()} == {
-        "cpu": "none",
-        "gpu": "none",
-        "tpu": "dots",
-    }
-    assert {found["model.norm_affine"] for found in settled.values()} == {"applied"}
-
-
-def test_auto_recomputes_where_a_tpu_encodes_all_tokens():
-    assert variants.settle_auto(tiny.make_finetune_config(), "tpu")["model.remat"] == "dots"
-
-
-def test_the_config_chooses_the_form_of_the_norms():
-    config = tiny.make_config()
-    config.model.norm_affine = "folded"
-    assert variants.from_config(config).folded_norms
-    config.model.norm_affine = "applied"
-    assert not variants.from_config(config).folded_norms
-
-
-def test_the_config_of_an_older_run_still_makes_its_model():
-    config = tiny.make_config()
-    expected = variants.from_config(config)
-    with config.unlocked():
-        del config.model.layer_loop, config.model.norm_affine
-    assert variants.from_config(config) == expected
-
-
-def test_auto_takes_fused_attention_only_in_16_bits_and_for_heads_that_fit(monkeypatch):
-    monkeypatch.setattr("mv2mae_jax.chips.has_fused_attention", lambda device: True)
-    config = tiny.make_config()
-    assert variants.from_config(config).attention == "chunked", "float32"
-    config.compute_dtype = "bfloat16"
-    config.model.width, config.model.decoder_width = 8 * config.model.num_heads, 16 * config.model.decoder_heads
-    assert variants.from_config(config).attention == "cudnn"
-    config.model.decoder_width = 12 * config.model.decoder_heads
-    assert variants.from_config(config).attention == "xla"
-    config.model.attention = "cudnn"
-    with pytest.raises(ValueError, match="the encoder's have 8 and the decoders' 12"):
-        variants.from_config(config)

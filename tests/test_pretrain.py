@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mv2mae_jax import losses
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import tubelets
 from mv2mae_jax.tasks import pretrain
 from tests import tiny
 
@@ -36,12 +36,12 @@ def task_and_inputs():
 
 def visible_pixels_changed(task, inputs):
     """The same inputs with other pixels in every token that the encoder sees."""
-    patches = layers.patchify(inputs["video"][:, 0], task.model.tubelet_size)
+    patches = tubelets.patchify(inputs["video"][:, 0], task.model.tubelet_size)
     rows = np.arange(len(patches))[:, None]
     changed = np.array(patches)
     changed[rows, inputs["target_mask"].visible] ^= 255
     video = np.array(inputs["video"])
-    video[:, 0] = layers.unpatchify(changed, task.model.clip_size, task.model.tubelet_size)
+    video[:, 0] = tubelets.unpatchify(changed, task.model.clip_size, task.model.tubelet_size)
     return inputs | {"video": video}
 
 
@@ -62,8 +62,8 @@ def test_total_is_self_loss_of_both_views_plus_lambda_times_cross_loss(task_and_
     weights = np.asarray(losses.motion_weights(inputs["motion"], ess_fraction=0.6), np.float64)
 
     def plain(prediction, view, masked):
-        patches = layers.patchify(inputs["video"][:, view], task.model.tubelet_size)
-        target = np.asarray(layers.normalize_pixels(patches), np.float64)
+        patches = tubelets.patchify(inputs["video"][:, view], task.model.tubelet_size)
+        target = np.asarray(tubelets.normalize_pixels(patches), np.float64)
         values = [
             weights[row, view, token] * np.mean((np.asarray(prediction[row, i], np.float64) - target[row, token]) ** 2)
             for row in range(len(masked))
@@ -174,7 +174,7 @@ def test_pictures_show_the_input_where_it_is_visible_and_nothing_of_what_is_hidd
     hidden = np.zeros((8, task.model.num_tokens), bool)
     hidden[np.arange(8)[:, None], inputs["target_mask"].masked] = True
     ones = np.ones((1, 1, task.model.patch_dim), bool)
-    hidden_pixels = layers.unpatchify(hidden[..., None] & ones, task.model.clip_size, task.model.tubelet_size)
+    hidden_pixels = tubelets.unpatchify(hidden[..., None] & ones, task.model.clip_size, task.model.tubelet_size)
     for name in ("masked", "self_view", "cross_view"):
         shown = np.where(hidden_pixels, 0, pictures[name])
         np.testing.assert_allclose(shown, np.where(hidden_pixels, 0, pictures["target"]), atol=1e-6)

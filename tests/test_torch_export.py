@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from mv2mae_jax import checkpoint
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import exporter, importer, mv2mae_torch, names
@@ -96,7 +96,7 @@ def test_the_port_needs_nothing_but_torch_and_computes_both_decoders(workdir, tm
     task = dataclasses.replace(tiny_task(), num_source_views=2, source_mask_ratio=0.5)
     rng = np.random.default_rng(5)
     video = rng.integers(0, 256, (2, 3, *task.model.clip_size, 3), dtype=np.uint8)
-    motion = np.sqrt(np.square(layers.patchify(first_differences(video), (2, 8, 8))).sum(-1))
+    motion = np.sqrt(np.square(tubelets.patchify(first_differences(video), (2, 8, 8))).sum(-1))
     inputs = task.randomize({"video": video, "motion": motion}, jax.random.key(1))
     np.savez(
         tmp_path / "in.npz", video=video, target=inputs["target_mask"].visible, source=inputs["source_mask"].visible
@@ -157,7 +157,7 @@ def test_a_run_without_source_views_is_exported(tmp_path, capsys):
         assert "Compared with JAX" in capsys.readouterr().out
 
     video = np.random.default_rng(5).integers(0, 256, (2, 1, *task.model.clip_size, 3), dtype=np.uint8)
-    motion = np.sqrt(np.square(layers.patchify(first_differences(video), (2, 8, 8))).sum(-1))
+    motion = np.sqrt(np.square(tubelets.patchify(first_differences(video), (2, 8, 8))).sum(-1))
     inputs = task.randomize({"video": video, "motion": motion}, jax.random.key(1))
     loss, _ = torch_runs.jit(task.loss)(params, inputs)
     port = mv2mae_torch.load(tmp_path / "port")

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from mv2mae_jax import losses, optim
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import exporter, importer, names
 from tests import tiny, torch_runs
@@ -133,7 +133,7 @@ def test_a_training_step_agrees_with_transformers(tmp_path):
 
     def loss(params):
         _, prediction = jax_reconstruction(run.model, params, video)
-        patches = layers.gather_tokens(layers.patchify(video, TUBELET), HIDDEN)
+        patches = tubelets.gather_tokens(tubelets.patchify(video, TUBELET), HIDDEN)
         target = losses.targets(patches, "normalized_pixels")
         total, count = losses.reconstruction_loss(prediction, target, jnp.ones(HIDDEN.shape))
         return total / count

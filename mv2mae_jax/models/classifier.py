@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
-from mv2mae_jax.models import layers, mv2mae, variants
+from mv2mae_jax.models import layers, mv2mae, tubelets, variants
 
 
 def scaled_normal(scale: float) -> Callable:
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
 
         Without `deterministic`, residual branches are dropped (stochastic depth); takes an rng `drop_path`.
         """
-        patches = layers.patchify(video, self.tubelet_size)  # (B, N, P)
+        patches = tubelets.patchify(video, self.tubelet_size)  # (B, N, P)
         positions = jnp.broadcast_to(jnp.arange(patches.shape[1], dtype=jnp.int32), patches.shape[:2])  # (B, N)
         tokens = self.encoder(patches, positions, deterministic=deterministic)  # (B, N, D)
         pooled = layers.LayerNorm(name="fc_norm")(tokens.astype(jnp.float32).mean(axis=1))  # (B, D)

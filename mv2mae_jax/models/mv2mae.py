@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2mae_jax.masking import Mask
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import layers, tubelets
 
 
 @flax.struct.dataclass
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, patches: jax.Array, positions: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        x = layers.normalize_pixels(patches)
+        x = tubelets.normalize_pixels(patches)
         x = PatchEmbed(self.width, self.dtype, name="patch_embed")(x)
         x += position_embedding(self.num_tokens, self.width, positions).astype(self.dtype)
         x = layers.run_blocks(
@@ -198,7 +198,7 @@ class MV2MAE(nn.Module):
     @property
     def grid(self) -> tuple[int, int, int]:
         """Tokens along (time, height, width)."""
-        return layers.token_grid(self.clip_size, self.tubelet_size)
+        return tubelets.token_grid(self.clip_size, self.tubelet_size)
 
     @property
     def num_tokens(self) -> int:
@@ -311,10 +311,10 @@ class MV2MAE(nn.Module):
                 f"The encoder takes uint8 clips of shape (B, {', '.join(map(str, self.clip_size))}, 3), got "
                 f"{video.dtype}{list(video.shape)}. Crop clips to clip_size; pixels are normalised inside the model."
             )
-        return layers.patchify(video, self.tubelet_size)
+        return tubelets.patchify(video, self.tubelet_size)
 
     def _encode(self, patches: jax.Array, visible: jax.Array) -> jax.Array:
-        return self.encoder(layers.gather_tokens(patches, visible), visible)
+        return self.encoder(tubelets.gather_tokens(patches, visible), visible)
 
     def _per_view(self, function: Any, target: tuple[jax.Array, ...], source: tuple[jax.Array, ...]):
         """Applies `function` to target [B, ...] and sources [B, S, ...], in one call where their shapes agree."""
@@ -347,4 +347,4 @@ class MV2MAE(nn.Module):
 
 def position_embedding(num_tokens: int, width: int, positions: jax.Array) -> jax.Array:
     """Rows of the fixed sinusoid table: int32[B, K] -> float32[B, K, width]."""
-    return jnp.take(layers.sinusoid_table(num_tokens, width), positions, axis=0, mode="clip")
+    return jnp.take(tubelets.sinusoid_table(num_tokens, width), positions, axis=0, mode="clip")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from mv2mae_jax import chips
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.models.mv2mae import MV2MAE
 
 
@@ -131,7 +131,7 @@ def _cudnn_takes(model: MV2MAE) -> bool:
 
 
 def _check_sizes(model: MV2MAE) -> None:
-    layers.token_grid(model.clip_size, model.tubelet_size)
+    tubelets.token_grid(model.clip_size, model.tubelet_size)
     for part, width, num_heads in (
         ("width=%d and num_heads=%d", model.width, model.num_heads),
         ("decoder_width=%d and decoder_heads=%d", model.decoder_width, model.decoder_heads),

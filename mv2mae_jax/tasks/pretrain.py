@@ -13,7 +13,7 @@ from data import pipeline
 from data.dataset import Dataset
 from mv2mae_jax import decode, features, losses, masking
 from mv2mae_jax.masking import Mask
-from mv2mae_jax.models import layers, mv2mae, variants
+from mv2mae_jax.models import mv2mae, tubelets, variants
 
 Arrays = dict[str, Any]
 
@@ -169,11 +169,11 @@ class Pretrain:
 
     def _patchify(self, video: jax.Array) -> jax.Array:
         """All views uint8[B, V, T, H, W, 3] -> uint8[B, V, N, P], as the model does: compiled, they are cut once."""
-        return layers.patchify(video, self.model.tubelet_size)
+        return tubelets.patchify(video, self.model.tubelet_size)
 
     def _targets(self, patches: jax.Array, motion: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """uint8[..., N, P] -> targets float32[..., M, P], weights float32[..., M] at the decoded int32[..., M]."""
-        patches = layers.gather_tokens(patches, positions)  # (..., M, P)
+        patches = tubelets.gather_tokens(patches, positions)  # (..., M, P)
         weights = jnp.take_along_axis(self.weights(motion), positions, axis=-1)  # (..., M)
         return losses.targets(patches, self.target), weights
 
@@ -208,7 +208,7 @@ class Pretrain:
         reconstruction = self._reconstruct(params, inputs)
         measured = {k: total / count for k, (total, count) in self._measure(reconstruction, inputs).items()}
         patches = self._patchify(video)  # (B, V, N, P)
-        pixels = layers.gather_tokens(patches[:, 0], positions)  # (B, M, P)
+        pixels = tubelets.gather_tokens(patches[:, 0], positions)  # (B, M, P)
 
         def psnr(prediction: jax.Array) -> jax.Array:
             return losses.psnr(losses.to_pixels(prediction, self.target, statistics_of=pixels), pixels / 255)
@@ -267,8 +267,8 @@ class Pretrain:
         """
         video, mask, source_mask = inputs["video"], inputs["target_mask"], inputs["source_mask"]
         model = self._bind(params)
-        patches = layers.patchify(video[:, 0], self.model.tubelet_size)  # (B, N, P)
-        visible = layers.gather_tokens(patches, mask.visible)  # (B, Nv, P)
+        patches = tubelets.patchify(video[:, 0], self.model.tubelet_size)  # (B, N, P)
+        visible = tubelets.gather_tokens(patches, mask.visible)  # (B, Nv, P)
         statistics = visible.reshape(visible.shape[0], 1, -1)  # (B, 1, Nv * P)
         latents = model.encode(video[:, 0], mask.visible)
 
@@ -279,7 +279,7 @@ class Pretrain:
                 filled = jnp.clip(losses.to_pixels(prediction, self.target, statistics_of=statistics), 0, 1)
             rows = jnp.arange(patches.shape[0])[:, None]
             tokens = jnp.asarray(patches / 255).at[rows, mask.masked].set(filled)  # (B, N, P)
-            return layers.unpatchify(tokens, self.model.clip_size, self.model.tubelet_size)  # (B, T, H, W, 3)
+            return tubelets.unpatchify(tokens, self.model.clip_size, self.model.tubelet_size)  # (B, T, H, W, 3)
 
         pictures = {
             "target": video[:, 0] / 255,

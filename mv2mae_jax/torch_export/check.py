@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mv2mae_jax.models import layers, mv2mae
+from mv2mae_jax.models import mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.torch_export import mv2mae_torch, names
 from mv2mae_jax.torch_export.exporter import Mismatch, Run
@@ -193,7 +193,7 @@ def check_written_hugging_face(folder: pathlib.Path, run: Run, expected: Outputs
     last_norm.eps = LAYER_NORM_EPS  # 1e-5 in transformers' code, whatever config.json says
     check_eps(model, names.videomae_name_from_hugging_face)
 
-    video = (inputs.video[:, 0].astype(np.float32) / 255 - layers.IMAGENET_MEAN) / layers.IMAGENET_STD
+    video = (inputs.video[:, 0].astype(np.float32) / 255 - tubelets.IMAGENET_MEAN) / tubelets.IMAGENET_STD
     pixels = torch.from_numpy(video).permute(0, 1, 4, 2, 3)
     arguments = {"pixel_values": pixels}
     if not run.fine_tuned:

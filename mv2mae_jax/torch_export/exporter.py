@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from console import progress
 from mv2mae_jax import checkpoint, runs, sharding
-from mv2mae_jax.models import classifier, layers, mv2mae
+from mv2mae_jax.models import classifier, layers, mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import model_card, names
@@ -171,8 +171,8 @@ def write_hugging_face(run: Run, state: names.Arrays, folder: pathlib.Path) -> N
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [round(float(value), 3) for value in layers.IMAGENET_MEAN],
-        "image_std": [round(float(value), 3) for value in layers.IMAGENET_STD],
+        "image_mean": [round(float(value), 3) for value in tubelets.IMAGENET_MEAN],
+        "image_std": [round(float(value), 3) for value in tubelets.IMAGENET_STD],
     }
     _write_json(folder / "preprocessor_config.json", preprocessor)
 
