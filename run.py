@@ -60,9 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     # Mistakes show in a moment: what can be checked without JAX comes before its import, and the fit of the batch to
     # the devices before the import of everything else.
     from mv2mae_jax import config as configs
+    from mv2mae_jax import config_checks
 
     config = configs.load(arguments.config, arguments.overrides)
-    configs.validate(config)
+    config_checks.validate(config)
     dataset = open_dataset(config)
     try:
         os.makedirs(arguments.workdir, exist_ok=True)

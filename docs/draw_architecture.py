@@ -32,7 +32,14 @@ OFFLINE, INPUT, METHOD, LOOP, OUT = "#eef3fb", "#e4f1f1", "#dfeadf", "#fdf1de", 
 HEIGHT = 96
 BOXES = (
     Box("run.py", "flags, processes, errors", ("run.py", "console"), 480, 16, LOOP),
-    Box("configs", "every value, once, with its reason", ("configs", "mv2mae_jax/config.py"), 712, 16, LOOP),
+    Box(
+        "configs",
+        "every value, once, with its reason",
+        ("configs", "mv2mae_jax/config.py", "mv2mae_jax/config_checks.py"),
+        712,
+        16,
+        LOOP,
+    ),
     Box("generated data", "people, rooms, cameras", ("data/synthetic",), 16, 136, OFFLINE),
     Box("catalogues", "names, labels, official splits", ("data/catalog",), 16, 256, OFFLINE),
     Box(

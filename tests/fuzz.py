@@ -14,7 +14,7 @@ import numpy as np
 
 from data import frame_index, prepare, takes
 from mv2mae_jax import config as configs
-from mv2mae_jax import damage
+from mv2mae_jax import config_checks, damage
 from tests import video_files
 
 
@@ -169,7 +169,7 @@ def validate_random_config(base: str, seed: int, data_dir: str) -> bool:
     chosen = draw.sample(keys, draw.randint(1, 4))
     overrides = [f"{key}={draw.choice(VALUES)!r}" for key in chosen]
     try:
-        configs.validate(configs.load(base, [f"data.dir={data_dir}", *overrides]))
+        config_checks.validate(configs.load(base, [f"data.dir={data_dir}", *overrides]))
     except ValueError as error:
         text = str(error)
         assert len(text) < 3000 and any(key.rpartition(".")[2] in text for key in keys), text

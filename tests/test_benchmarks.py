@@ -10,6 +10,7 @@ from scipy import stats
 
 from benchmarks import ablations, experiment, method
 from mv2mae_jax import config as configs
+from mv2mae_jax import config_checks
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
@@ -65,7 +66,7 @@ def test_variants_of_an_ablation_are_valid_and_differ(name, tmp_path):
     path, seen = str(experiment.CONFIGS / f"ablation_{name}.py"), set()
     for overrides in ablations.variants(name).values():
         config = configs.load(path, [f"data.dir={tmp_path}", *(f"{k}={v}" for k, v in overrides.items())])
-        configs.validate(config)
+        config_checks.validate(config)
         seen.add(config.to_json())
     assert len(seen) == len(ablations.variants(name)) >= 2
 

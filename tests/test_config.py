@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mv2mae_jax import config as configs
+from mv2mae_jax import config_checks
 
 ROOT = pathlib.Path(__file__).parent.parent
 BASE = str(ROOT / "configs" / "pretrain_base.py")
@@ -20,13 +21,13 @@ def data_dir(tmp_path):
 
 
 def check(data_dir: str, *overrides: str) -> None:
-    configs.validate(configs.load(BASE, [f"data.dir={data_dir}", *overrides]))
+    config_checks.validate(configs.load(BASE, [f"data.dir={data_dir}", *overrides]))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_every_config_is_valid(path, data_dir):
     config = configs.load(str(path), [f"data.dir={data_dir}", "init_from=runs/another"])
-    configs.validate(config)
+    config_checks.validate(config)
     assert path.read_text().startswith('"""'), "the docstring states command, cost and result"
 
 
@@ -155,7 +156,7 @@ def test_impossible_combinations_are_refused_with_the_fix(data_dir, overrides, m
 def test_impossible_fine_tuning_is_refused_with_the_fix(data_dir, overrides, message):
     config = configs.load(str(ROOT / "configs" / "finetune_base.py"), [f"data.dir={data_dir}", *overrides])
     with pytest.raises(ValueError, match=message):
-        configs.validate(config)
+        config_checks.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_impossible_fine_tuning_is_refused_with_the_fix(data_dir, overrides, mes
 def test_unknown_probes_are_refused_by_name(data_dir, kinds, message):
     config = configs.load(str(ROOT / "configs" / "probe_base.py"), [f"data.dir={data_dir}", f"probe.kinds={kinds}"])
     with pytest.raises(ValueError, match=message):
-        configs.validate(config)
+        config_checks.validate(config)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ml_collections import config_dict
 
 from data import catalog
 from mv2mae_jax import config as configs
+from mv2mae_jax import config_checks
 from tests.pages import (
     DOCS,
     PAGE_NAMES,
@@ -171,7 +172,7 @@ def check_config(file: str | None, overrides: list[str], where: str) -> None:
 def check_values(config: config_dict.ConfigDict, where: str) -> None:
     """Fails unless the config can be run; a data set need not be there."""
     try:
-        configs.validate(config)
+        config_checks.validate(config)
     except ValueError as error:
         wrong = [line for line in str(error).splitlines()[1:] if "data.dir" not in line]
         assert not wrong, f"{where}: {wrong}"

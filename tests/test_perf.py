@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mv2mae_jax import chips, config, flops, perf
+from mv2mae_jax import chips, config, config_checks, flops, perf
 from mv2mae_jax.tasks.pretrain import Pretrain
 from tests import tiny
 
@@ -112,4 +112,4 @@ def test_steps_that_are_no_range_are_refused(text):
     config_ = tiny.make_config()
     config_.profile_steps = text
     with pytest.raises(ValueError, match=r"profile_steps = .* must be FIRST:END"):
-        config.validate(config_)
+        config_checks.validate(config_)

@@ -1,0 +1,226 @@
+"""What a config must fulfil before anything is compiled. Imports no JAX, so that mistakes show at once."""
+
+import math
+import os
+from collections.abc import Iterator
+
+from ml_collections import config_dict
+
+from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
+
+_CHOICES = {
+    "task": TASKS,
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "data.motion_on": ("host", "device"),
+    "model.variant": ("Ti", "S", "B", "L", "H"),
+    "model.remat": ("auto", "none", "dots", "block"),
+    "model.layer_loop": ("auto", "rolled", "unrolled"),
+    "model.attention": ("auto", "xla", "chunked", "cudnn", "per_head"),
+    "model.norm_affine": ("auto", "folded", "applied"),
+    "masking.kind": ("random", "tube"),
+    "loss.weighted_views": ("all", "target"),
+    "loss.target": ("pixels", "normalized_pixels"),
+    "optimizer.name": ("adamw", "muon"),
+    "eval.split": ("test", "held_out"),
+    "probe.pooling": ("mean", "slices", "motion"),
+}
+
+PROBES = ("knn", "linear", "attentive", "retrieval")
+
+_POSITIVE = (
+    "global_batch_size",
+    "data.num_frames",
+    "data.frame_stride",
+    "data.repeats",
+    "optimizer.accumulation_steps",
+    "optimizer.base_learning_rate",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "eval.every_steps",
+    "eval.clips_per_element",
+    "log.every_steps",
+    "loss.motion_pixel_range",
+    "eval.clips_per_view",
+    "eval.crops_per_clip",
+    "probe.knn_k",
+    "probe.epochs",
+    "probe.batch_size",
+    "limits.skipped_updates",
+)
+
+# Keys that are probabilities or shares, 0 and 1 included.
+_SHARES = (
+    "augment.random_erasing",
+    "augment.flip",
+    "mix.mix_probability",
+    "mix.cutmix_probability",
+    "loss.label_smoothing",
+    "limits.damaged_samples",
+)
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+    """Checks every value and combination that can be checked without data and devices.
+
+    Raises:
+      ValueError: lists everything that is wrong, each with its values and the fix.
+    """
+    values = dict(flatten(config))
+    wrong = [
+        f"{key} = {values[key]!r} is not one of {', '.join(options)}.{suggestion(str(values[key]), options)}"
+        for key, options in _CHOICES.items()
+        if key in values and values[key] not in options
+    ]
+    wrong += [
+        f"{key} = {values[key]} must be greater than 0." for key in _POSITIVE if key in values and not values[key] > 0
+    ]
+    wrong += [
+        f"{key} = {values[key]} must lie in [0, 1]." for key in _SHARES if key in values and not 0 <= values[key] <= 1
+    ]
+    if not wrong:  # the rest divides by these numbers
+        wrong += [problem for problem in _combinations(config) if problem]
+    if wrong:
+        raise ValueError("The config cannot be run:\n  - " + "\n  - ".join(wrong))
+
+
+def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
+    if config.model.layer_loop == "rolled" and not config.model.scan_layers:
+        yield "model.layer_loop = 'rolled' needs stacked layers: set model.scan_layers=True, or layer_loop='auto'."
+    grid = yield from _clip(config)
+    if grid and config.task == "pretrain":
+        yield from _pretraining(config, grid)
+    if config.task == "finetune":
+        yield from _fine_tuning(config)
+    if config.task == "probe":
+        yield from _probing(config)
+    if "optimizer" in config:
+        yield from _optimization(config)
+    if 0 in (config.mesh.data, config.mesh.fsdp) or (config.mesh.data, config.mesh.fsdp) == (-1, -1):
+        yield f"mesh = {config.mesh.to_dict()}: axes are positive, and at most one is -1 (the devices that are left)."
+    directory = config.data.dir
+    if not directory:
+        yield (
+            "data.dir is not set. Prepare a data set (`python -m data.prepare --help`) and pass "
+            "--config.data.dir=DIR; `make demo` makes one to try."
+        )
+    elif not os.path.isfile(os.path.join(directory, "prepared.json")):
+        state = "is not a finished prepared data set" if os.path.isdir(directory) else "does not exist"
+        yield (
+            f"data.dir = {directory} {state} (no prepared.json in it). Make it with "
+            f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={directory}`."
+        )
+
+
+def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
+    """Problems of clips and crops; returns the grid of tokens, None where there is none."""
+    data, model = config.data, config.model
+    if len(data.crop_size) != 2 or len(model.tubelet_size) != 3:
+        yield (
+            f"data.crop_size = {data.crop_size} must be (height, width) and model.tubelet_size = {model.tubelet_size} "
+            "(frames, height, width)."
+        )
+        return None
+    clip, grid = (data.num_frames, *data.crop_size), []
+    for axis, size, step in zip(("frames", "height", "width"), clip, model.tubelet_size, strict=True):
+        if step < 1 or size < 1 or size % step:
+            nearest = max(step, round(size / max(step, 1)) * max(step, 1))
+            key = "data.num_frames" if axis == "frames" else "data.crop_size"
+            yield (
+                f"The clip's {axis} ({size}) is not a multiple of the tubelet's ({step}); {nearest} would be. "
+                f"Set {key} or model.tubelet_size."
+            )
+        grid.append(size // max(step, 1))
+    crop_scales = data.get("crop_scales", (1.0,))
+    if not all(0 < scale <= 1 for scale in crop_scales) or not crop_scales:
+        yield f"data.crop_scales = {crop_scales} must be fractions in (0, 1]."
+    if not 0 <= data.get("holdout_fraction", 0.0) < 1:
+        yield f"data.holdout_fraction = {data.holdout_fraction} must lie in [0, 1)."
+    return grid if min(grid) > 0 else None
+
+
+def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[str]:
+    data, model, masking, loss = config.data, config.model, config.masking, config.loss
+    if data.num_source_views < model.cross_view:
+        yield (
+            f"data.num_source_views = {data.num_source_views}: the cross-view decoder needs at least one source view; "
+            "set it to 1, or model.cross_view=False for a single-view masked autoencoder."
+        )
+    num_tokens = math.prod(grid)
+    for name in ("target_mask_ratio", "source_mask_ratio"):
+        ratio = masking[name]
+        cell = grid[1] * grid[2] if masking.kind == "tube" else num_tokens
+        lowest, highest = math.ceil(1000 / cell) / 1000, math.floor(1000 * (cell - 1) / cell) / 1000
+        if cell == 1:
+            yield f"masking.{name}: one token cannot be hidden in part; cut the clip into more (model.tubelet_size)."
+        elif not 0 <= ratio <= 1:
+            yield f"masking.{name} = {ratio} must lie between {lowest} and {highest}."
+        elif not 0 < int(ratio * cell) < cell:
+            yield (
+                f"masking.{name} = {ratio} leaves {cell - int(ratio * cell)} visible of {cell} tokens; both visible "
+                f"and masked ones are needed: choose it between {lowest} and {highest}."
+            )
+    if not 0 < masking.decode_ratio <= 1:
+        yield f"masking.decode_ratio = {masking.decode_ratio} must lie in (0, 1]."
+    if loss.temperature is None and loss.ess_fraction is None:
+        yield "Set loss.temperature (60 in the paper, inf for the plain MAE loss) or loss.ess_fraction (e.g. 0.6)."
+    if loss.temperature is not None and not loss.temperature > 0:
+        yield f"loss.temperature = {loss.temperature} must be greater than 0; inf is the plain MAE loss."
+    if loss.ess_fraction is not None and not 0 < loss.ess_fraction <= 1:
+        yield f"loss.ess_fraction = {loss.ess_fraction} must lie in (0, 1]; 1 weights all tokens alike."
+
+
+def _fine_tuning(config: config_dict.ConfigDict) -> Iterator[str]:
+    yield from _labels(config)
+    if config.data.protocol == "all":
+        yield "data.protocol = 'all' has no test split; `python -m data.catalog DATASET` lists the protocols."
+    if config.eval.split == "held_out" and not config.data.holdout_fraction:
+        yield "eval.split = 'held_out' takes takes off the training split: set data.holdout_fraction, e.g. to 0.1."
+    if config.eval.crops_per_clip not in (1, 3):
+        yield f"eval.crops_per_clip = {config.eval.crops_per_clip} must be 1 (the centre) or 3 (start, middle, end)."
+    if not 0 <= config.model.drop_path < 1:
+        yield f"model.drop_path = {config.model.drop_path} must lie in [0, 1)."
+    if not 0 < config.optimizer.layer_decay <= 1:
+        yield f"optimizer.layer_decay = {config.optimizer.layer_decay} must lie in (0, 1]; 1 switches it off."
+    if min(config.mix.mixup_alpha, config.mix.cutmix_alpha) < 0:
+        yield f"mix = {config.mix.to_dict()}: alphas are positive, or 0 to switch mixup or CutMix off."
+
+
+def _probing(config: config_dict.ConfigDict) -> Iterator[str]:
+    yield from _labels(config)
+    probe = config.probe
+    if not probe.kinds:
+        yield f"probe.kinds is empty: name some of {', '.join(PROBES)}."
+    for kind in set(probe.kinds) - set(PROBES):
+        yield f"probe.kinds holds {kind!r}, which is not one of {', '.join(PROBES)}.{suggestion(str(kind), PROBES)}"
+    if not config.init_from:
+        yield (
+            "init_from is not set: probes look at a trained encoder. Pass --config.init_from=RUN, or `random` for an "
+            "encoder as initialised."
+        )
+    if not 0 < probe.validation_fraction < 1:
+        yield f"probe.validation_fraction = {probe.validation_fraction} must lie in (0, 1)."
+    if not probe.learning_rates or not probe.weight_decays:
+        yield "probe.learning_rates and probe.weight_decays must each hold at least one value."
+
+
+def _labels(config: config_dict.ConfigDict) -> Iterator[str]:
+    labels_per_class = config.data.labels_per_class
+    if labels_per_class is not None and labels_per_class < 1:
+        yield f"data.labels_per_class = {labels_per_class} must be at least 1, or None for all labels."
+
+
+def _optimization(config: config_dict.ConfigDict) -> Iterator[str]:
+    data, optimizer = config.data, config.optimizer
+    try:
+        parse_steps(config.profile_steps)
+    except ValueError as error:
+        yield str(error)
+    if config.global_batch_size % (data.repeats * optimizer.accumulation_steps):
+        yield (
+            f"global_batch_size = {config.global_batch_size} is not divisible by data.repeats ({data.repeats}) * "
+            f"optimizer.accumulation_steps ({optimizer.accumulation_steps})."
+        )
+    if config.total_steps is not None and config.total_steps < 1:
+        yield f"total_steps = {config.total_steps} must be at least 1."
+    if optimizer.ema_decay is not None and not 0 < optimizer.ema_decay < 1:
+        yield f"optimizer.ema_decay = {optimizer.ema_decay} must lie in (0, 1)."
