@@ -3,9 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-# After so many trials the line has misled, and the middle of the bracket is taken [ours].
-_BY_LINE = 5
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -23,23 +20,31 @@ class Trial:
 
 
 def largest_batch(
-    compile_at: Callable[[int], Trial], *, first: int, memory_bytes: float, multiple: int = 8, max_trials: int = 7
+    compile_at: Callable[[int], Trial],
+    *,
+    first: int,
+    memory_bytes: float,
+    multiple: int = 8,
+    max_programs: int = 6,
+    max_trials: int = 20,
 ) -> dict[int, Trial]:
-    """Brackets the largest batch per chip that fits, to `multiple` samples or as near as `max_trials` allow [ours].
+    """Brackets the largest batch per chip that fits, to `multiple` samples or as near as the limits allow [ours].
 
-    Memory is nearly linear in the batch, so a line through two trials says where to look next; the compiler decides.
-    (Near the limit it recomputes values of its own accord, and tiles are padded: the line is a guess.)
+    A compiler refuses a batch in a small part of the time that a program takes it, so the search comes from above. Far
+    from the limit memory is nearly linear in the batch. Near it, the compiler recomputes values of its own accord, and
+    what programs need hardly grows. What refused ones would need still does: two of them say where to look next.
 
     Args:
       compile_at: compiles the step with so many samples per chip.
       first: where to begin; if that fits, the second trial is twice as large, else half.
       memory_bytes: of a chip; taken for what is available until a trial says how much really is.
+      max_programs: trials that fit; max_trials: those and refused ones.
 
     Returns:
-      The trials by batch, at most `max_trials`; `bracket` reads them.
+      The trials by batch; `bracket` reads them.
     """
     trials: dict[int, Trial] = {}
-    while len(trials) < max_trials:
+    while len(trials) < max_trials and sum(trial.fits for trial in trials.values()) < max_programs:
         batch = next_batch(trials, first=first, memory_bytes=memory_bytes, multiple=multiple)
         if batch is None:
             break
@@ -62,13 +67,20 @@ def next_batch(trials: dict[int, Trial], *, first: int, memory_bytes: float, mul
     highest = None if fails is None else (fails - 1) // multiple * multiple
     if highest is not None and lowest > highest:
         return None
-    measured = {batch: trial.used_bytes for batch, trial in trials.items() if trial.used_bytes is not None}
-    if len(measured) > 1 and (fails is None or len(trials) < _BY_LINE):
-        guess = _where_line_crosses(measured, available_bytes(trials, memory_bytes))
+    refused = sorted(batch for batch, trial in trials.items() if not trial.fits and trial.used_bytes is not None)
+
+    def by_line(low: int, high: int) -> int:
+        return _where_line_crosses(trials, low, high, memory_bytes)
+
+    if fails is None:
+        guess = by_line(*sorted(trials)) if len(trials) == 2 else 2 * fits
     else:
-        guess = 2 * fits if fails is None else (fits + fails) // 2
-    guess = guess // multiple * multiple
-    guess = max(guess, lowest)
+        guess = fits + (fails - fits) * 3 // 4  # rather refused than fitting
+        if len(refused) == 1 and fits:
+            guess = max(guess, by_line(fits, refused[0]))
+        elif len(refused) > 1 and by_line(*refused[:2]) >= fits:  # a line to less than what fits has misled
+            guess = by_line(*refused[:2])
+    guess = max(guess // multiple * multiple, lowest)
     return guess if highest is None else min(guess, highest)
 
 
@@ -77,10 +89,10 @@ def available_bytes(trials: dict[int, Trial], memory_bytes: float) -> float:
     return min((t.available_bytes for t in trials.values() if t.available_bytes), default=memory_bytes)
 
 
-def _where_line_crosses(used: dict[int, float], available: float) -> int:
-    """Batch at which the line through the two trials nearest to the limit reaches what is available."""
-    low, high = sorted(sorted(used, key=lambda batch: abs(used[batch] - available))[:2])
-    bytes_per_sample = (used[high] - used[low]) / (high - low)
+def _where_line_crosses(trials: dict[int, Trial], low: int, high: int, memory_bytes: float) -> int:
+    """Batch at which the line through two trials reaches what is available."""
+    used, available = trials[low].used_bytes, available_bytes(trials, memory_bytes)
+    bytes_per_sample = (trials[high].used_bytes - used) / (high - low)
     if bytes_per_sample <= 0:  # the compiler saved more than the samples cost: no line to follow
         return 2 * high
-    return int(low + (available - used[low]) / bytes_per_sample + 1e-6)
+    return int(low + (available - used) / bytes_per_sample + 1e-6)
