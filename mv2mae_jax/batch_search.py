@@ -78,8 +78,10 @@ def next_batch(trials: dict[int, Trial], *, first: int, memory_bytes: float, mul
         guess = fits + (fails - fits) * 3 // 4  # rather refused than fitting
         if len(refused) == 1 and fits:
             guess = max(guess, by_line(fits, refused[0]))
-        elif len(refused) > 1 and by_line(*refused[:2]) >= fits:  # a line to less than what fits has misled
-            guess = by_line(*refused[:2])
+        elif len(refused) > 1:
+            line = by_line(*refused[:2])
+            agrees = fits <= line < lowest  # with what fits; else it points too low, if anything
+            guess = line if agrees else max(line, (fits + fails) // 2)
     guess = max(guess // multiple * multiple, lowest)
     return guess if highest is None else min(guess, highest)
 

@@ -53,6 +53,19 @@ def test_a_compiler_that_does_not_say_what_is_missing_is_halved(squeezed):
     assert batch_search.bracket(trials) == (compiler.largest(), compiler.largest() + 8)
 
 
+def test_a_compiler_whose_refusals_ask_for_more_and_more_is_followed():
+    """As libtpu's for v6e: the line through two of them points far below what fits."""
+
+    def compile_at(batch: int) -> Trial:
+        over = batch - 400
+        used = min(10 + batch, 300 + batch / 100) if over <= 0 else 306 + over / 2 + over**2 / 200
+        return Trial(fits=over <= 0, used_bytes=used, available_bytes=None if over <= 0 else 305)
+
+    trials = batch_search.largest_batch(compile_at, first=128, memory_bytes=320)
+    assert batch_search.bracket(trials) == (400, 408)
+    assert sum(trial.fits for trial in trials.values()) <= 4
+
+
 def test_a_first_batch_that_does_not_fit_leads_down():
     compiler = Compiler(limit=64)
     trials = batch_search.largest_batch(compiler, first=512, memory_bytes=64)
