@@ -30,9 +30,10 @@ def largest_batch(
 ) -> dict[int, Trial]:
     """Brackets the largest batch per chip that fits, to `multiple` samples or as near as the limits allow [ours].
 
-    A compiler refuses a batch in a small part of the time that a program takes it, so the search comes from above. Far
-    from the limit memory is nearly linear in the batch. Near it, the compiler recomputes values of its own accord, and
-    what programs need hardly grows. What refused ones would need still does: two of them say where to look next.
+    Unless a batch is close to the limit, a compiler refuses it in a small part of the time that a program takes it, so the
+    search comes from above. Far from the limit memory is nearly linear in the batch. Near it, the compiler recomputes
+    values of its own accord, and what programs need hardly grows. What refused ones would need still does: two of them
+    say where to look next.
 
     Args:
       compile_at: compiles the step with so many samples per chip.
