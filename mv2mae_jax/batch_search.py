@@ -30,10 +30,10 @@ def largest_batch(
 ) -> dict[int, Trial]:
     """Brackets the largest batch per chip that fits, to `multiple` samples or as near as the limits allow [ours].
 
-    Unless a batch is close to the limit, a compiler refuses it in a small part of the time that a program takes it, so the
-    search comes from above. Far from the limit memory is nearly linear in the batch. Near it, the compiler recomputes
-    values of its own accord, and what programs need hardly grows. What refused ones would need still does: two of them
-    say where to look next.
+    Unless a batch is close to the limit, a compiler refuses it in a small part of the time that a program takes it, so
+    the search comes from above. Far from the limit memory is nearly linear in the batch. Near it, the compiler
+    recomputes values of its own accord, and what programs need hardly grows. What refused ones would need still does:
+    two of them say where to look next.
 
     Args:
       compile_at: compiles the step with so many samples per chip.
@@ -69,18 +69,15 @@ def next_batch(trials: dict[int, Trial], *, first: int, memory_bytes: float, mul
     if highest is not None and lowest > highest:
         return None
     refused = sorted(batch for batch, trial in trials.items() if not trial.fits and trial.used_bytes is not None)
-
-    def by_line(low: int, high: int) -> int:
-        return _where_line_crosses(trials, low, high, memory_bytes)
-
+    available = available_bytes(trials, memory_bytes)
     if fails is None:
-        guess = by_line(*sorted(trials)) if len(trials) == 2 else 2 * fits
+        guess = _where_line_crosses(trials, *sorted(trials), available) if len(trials) == 2 else 2 * fits
     else:
         guess = fits + (fails - fits) * 3 // 4  # rather refused than fitting
         if len(refused) == 1 and fits:
-            guess = max(guess, by_line(fits, refused[0]))
+            guess = max(guess, _where_line_crosses(trials, fits, refused[0], available))
         elif len(refused) > 1:
-            line = by_line(*refused[:2])
+            line = _where_line_crosses(trials, *refused[:2], available)
             agrees = fits <= line < lowest  # with what fits; else it points too low, if anything
             guess = line if agrees else max(line, (fits + fails) // 2)
     guess = max(guess // multiple * multiple, lowest)
@@ -92,9 +89,9 @@ def available_bytes(trials: dict[int, Trial], memory_bytes: float) -> float:
     return min((t.available_bytes for t in trials.values() if t.available_bytes), default=memory_bytes)
 
 
-def _where_line_crosses(trials: dict[int, Trial], low: int, high: int, memory_bytes: float) -> int:
+def _where_line_crosses(trials: dict[int, Trial], low: int, high: int, available: float) -> int:
     """Batch at which the line through two trials reaches what is available."""
-    used, available = trials[low].used_bytes, available_bytes(trials, memory_bytes)
+    used = trials[low].used_bytes
     bytes_per_sample = (trials[high].used_bytes - used) / (high - low)
     if bytes_per_sample <= 0:  # the compiler saved more than the samples cost: no line to follow
         return 2 * high
