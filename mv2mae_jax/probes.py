@@ -1,4 +1,6 @@
-"""Probes of frozen features: nearest neighbours, linear, attentive. Pure functions of arrays.
+"""Probes of frozen features: nearest neighbours and linear, and how every probe chooses its setting.
+
+Pure functions of arrays. attentive.py holds the probes of all tokens, regression.py those that tell a quantity.
 
 No probe is given the labels of the rows that it is tested on: learning rate and weight decay are chosen on rows cut off
 the training rows, and what comes back are scores, to be measured by accuracy.py.
@@ -6,7 +8,6 @@ the training rows, and what comes back are scores, to be measured by accuracy.py
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from console import progress
 
 # No channel is amplified by more than 1000 times the average channel when features are standardised [ours].
 _MIN_RELATIVE_STD = 1e-3
@@ -27,15 +26,16 @@ class Probed:
     """Outcome of a trained probe.
 
     Attributes:
-      scores: float32[M, K], logits of the test rows.
+      scores: float32[M, K], logits (or quantities) of the test rows.
       learning_rate, weight_decay: the chosen setting.
-      validation_accuracy: float64[num learning rates, num weight decays], of training on the other rows.
+      validation_score: float64[num learning rates, num weight decays], accuracy (of quantities R^2) of training on the
+        other rows.
     """
 
     scores: np.ndarray
     learning_rate: float
     weight_decay: float
-    validation_accuracy: np.ndarray
+    validation_score: np.ndarray
 
 
 def knn_scores(
@@ -62,7 +62,7 @@ def knn_scores(
     Raises:
       ValueError: training rows without label, or labels beyond num_classes.
     """
-    _check_labels(train_y, num_classes, len(train_x))
+    check_labels(train_y, num_classes, len(train_x))
     inverse_temperature = 0.0 if temperature is None else 1 / temperature
     return np.asarray(
         _knn_votes(
@@ -120,17 +120,17 @@ def linear_probe(
     Raises:
       ValueError: training rows without label, labels beyond num_classes, fewer than two groups, or an empty sweep.
     """
-    _check_labels(train_y, num_classes, len(train_x))
+    check_labels(train_y, num_classes, len(train_x))
     schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
 
     def fit(rows: np.ndarray, settings: np.ndarray, scored: np.ndarray) -> np.ndarray:
-        mean, std = _statistics(train_x[rows])
+        mean, std = statistics(train_x[rows])
         x, scored = (((x - mean) / std).astype(np.float32) for x in (train_x, scored))
-        order = np.stack(list(_minibatches(rows, **schedule)))  # (steps, B)
+        order = np.stack(list(minibatches(rows, **schedule)))  # (steps, B)
         return np.asarray(_fit_linear(x, train_y, order, *settings.T, scored, num_classes=num_classes))
 
     sweep = (learning_rates, weight_decays)
-    return _select_and_refit(fit, train_x, train_y, test_x, group, sweep, validation_fraction, seed)
+    return select_and_refit(fit, train_x, train_y, test_x, group, sweep, validation_fraction, seed, CLASSES)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
@@ -138,10 +138,10 @@ def _fit_linear(x, y, order, learning_rates, weight_decays, scored, *, num_class
     """f32[M, F], int[M], row numbers int[steps, B], f32[G], f32[G], f32[M', F] -> logits of `scored`, f32[G, M', K]."""
 
     def loss(params: Any, rows: jax.Array) -> jax.Array:
-        return _cross_entropy(x[rows] @ params["kernel"] + params["bias"], y[rows])
+        return cross_entropy(x[rows] @ params["kernel"] + params["bias"], y[rows])
 
     def train(learning_rate: jax.Array, weight_decay: jax.Array) -> jax.Array:
-        optimizer = _adamw(learning_rate, weight_decay, len(order))
+        optimizer = adamw(learning_rate, weight_decay, len(order))
 
         def step(state: Any, rows: jax.Array) -> tuple[Any, None]:
             params, opt_state = state
@@ -153,104 +153,6 @@ def _fit_linear(x, y, order, learning_rates, weight_decays, scored, *, num_class
         return scored @ params["kernel"] + params["bias"]  # (M', K)
 
     return jax.vmap(train)(learning_rates, weight_decays)
-
-
-def attentive_probe(
-    train_tokens: np.ndarray,
-    train_y: np.ndarray,
-    test_tokens: np.ndarray,
-    num_classes: int,
-    *,
-    group: np.ndarray,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-    num_heads: int | None = None,
-    epochs: int = 20,
-    batch_size: int = 64,
-    validation_fraction: float = 0.2,
-    seed: int = 0,
-) -> Probed:
-    """Learned queries pool the tokens by attention, one per head; a linear classifier reads what they find.
-
-    The cross-attention of V-JEPA's attentive probe (`AttentivePooler`) without its MLP [ours]. A query is constant, so
-    the projection of the keys is folded into it and that of the values is applied after pooling: the same function
-    class at a fraction of the cost. Tokens are standardised per channel by statistics of the training tokens [ours].
-
-    Args:
-      train_tokens: float16 or float32[M, N, D], may be mapped from a file; test_tokens: the same of M' clips.
-      num_heads: queries; D is divisible by it. None: 16 [ours], or the largest power of two below that divides D.
-      Others: see `linear_probe`.
-
-    Raises:
-      ValueError: as `linear_probe`, or D is not divisible by num_heads.
-    """
-    _check_labels(train_y, num_classes, len(train_tokens))
-    width = train_tokens.shape[-1]
-    num_heads = math.gcd(16, width) if num_heads is None else num_heads
-    if width % num_heads:
-        raise ValueError(f"Tokens of width {width} cannot be shared among num_heads={num_heads}: choose a divisor.")
-    schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-
-    def fit(rows: np.ndarray, settings: np.ndarray, scored: np.ndarray) -> np.ndarray:
-        mean, std = (jnp.asarray(s, jnp.float32) for s in _statistics(train_tokens, rows))
-        order = list(_minibatches(rows, **schedule))
-        init_key = jax.random.key(seed)
-        state = _init_attentive(init_key, *settings.T, width=width, num_heads=num_heads, num_classes=num_classes)
-        for batch in progress.track(order, "training the attentive probe", "steps"):
-            x = train_tokens[np.sort(batch)]  # ascending: neighbours in a mapped file are read together
-            state = _attentive_step(state, x, mean, std, train_y[np.sort(batch)], *settings.T, num_steps=len(order))
-        return _attentive_scores(state[0], scored, mean, std, batch_size)
-
-    sweep = (learning_rates, weight_decays)
-    return _select_and_refit(fit, train_tokens, train_y, test_tokens, group, sweep, validation_fraction, seed)
-
-
-def _attend(params: Any, x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """Tokens [B, N, D] -> logits f32[B, K]."""
-    x = (x.astype(jnp.float32) - mean) / std
-    attention = jax.nn.softmax(jnp.einsum("bnd,hd->bhn", x, params["queries"]) * x.shape[-1] ** -0.5)
-    pooled = jnp.einsum("bhn,bnd->bhd", attention, x)
-    values = jnp.einsum("bhd,hde->bhe", pooled, params["values"])  # (B, heads, D / heads)
-    return values.reshape(len(x), -1) @ params["kernel"] + params["bias"]  # (B, D) @ (D, K)
-
-
-@functools.partial(jax.jit, static_argnames=("width", "num_heads", "num_classes"))
-def _init_attentive(key, learning_rates, weight_decays, *, width: int, num_heads: int, num_classes: int) -> Any:
-    """(parameters, optimiser state) of every setting, stacked; all start alike, attending nearly evenly."""
-    query_key, value_key = jax.random.split(key)
-    params = {
-        "queries": 0.02 * jax.random.normal(query_key, (num_heads, width)),  # 0.02 as in V-JEPA
-        "values": jax.random.normal(value_key, (num_heads, width, width // num_heads)) * width**-0.5,
-        "kernel": jnp.zeros((width, num_classes)),
-        "bias": jnp.zeros(num_classes),
-    }
-    return jax.vmap(lambda lr, wd: (params, _adamw(lr, wd, 1).init(params)))(learning_rates, weight_decays)
-
-
-@functools.partial(jax.jit, static_argnames="num_steps", donate_argnums=0)
-def _attentive_step(state, x, mean, std, y, learning_rates, weight_decays, *, num_steps: int) -> Any:
-    """One step of every setting on the same minibatch [B, N, D], int[B]."""
-
-    def step(state: Any, learning_rate: jax.Array, weight_decay: jax.Array) -> Any:
-        params, opt_state = state
-        gradient = jax.grad(lambda params: _cross_entropy(_attend(params, x, mean, std), y))(params)
-        updates, opt_state = _adamw(learning_rate, weight_decay, num_steps).update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return jax.vmap(step)(state, learning_rates, weight_decays)
-
-
-_attend_all = jax.jit(jax.vmap(_attend, in_axes=(0, None, None, None)))
-
-
-def _attentive_scores(params: Any, tokens: np.ndarray, mean: jax.Array, std: jax.Array, batch_size: int) -> np.ndarray:
-    """float32[G, M, K]; the last batch is filled up, so that one program serves all."""
-    scores = []
-    for start in range(0, len(tokens), batch_size):
-        x = tokens[start : start + batch_size]
-        filled = np.concatenate([x, np.zeros((batch_size - len(x), *x.shape[1:]), x.dtype)])
-        scores.append(np.asarray(_attend_all(params, filled, mean, std))[:, : len(x)])
-    return np.concatenate(scores, axis=1)
 
 
 def split_groups(group: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -271,7 +173,7 @@ def split_groups(group: np.ndarray, fraction: float, seed: int) -> tuple[np.ndar
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _select_and_refit(
+def select_and_refit(
     fit: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     train_x: np.ndarray,
     train_y: np.ndarray,
@@ -280,28 +182,32 @@ def _select_and_refit(
     sweep: tuple[Sequence[float], Sequence[float]],
     validation_fraction: float,
     seed: int,
+    kind: "Kind",
 ) -> Probed:
-    """`fit(training rows, settings f32[G, 2], inputs [M', ...]) -> logits f32[G, M', K]`; ties go to the lower loss."""
+    """`fit(training rows, settings f32[G, 2], inputs [M', ...]) -> outputs f32[G, M', K]`.
+
+    Of settings that score alike the one with the lower loss is taken.
+    """
     shape = tuple(len(values) for values in sweep)
     if 0 in shape:
         raise ValueError(f"The sweep is empty: learning_rates={sweep[0]}, weight_decays={sweep[1]}; give one of each.")
     settings = np.stack(np.meshgrid(*sweep, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)  # (G, 2)
     kept, held_out = split_groups(group, validation_fraction, seed)
     scores = fit(kept, settings, train_x[held_out])
-    accuracy = (scores.argmax(axis=-1) == train_y[held_out]).mean(axis=-1)  # (G,)
-    loss = np.array([_cross_entropy(s, train_y[held_out]) for s in scores])  # (G,)
-    best = np.lexsort((loss, -accuracy))[0]
+    quality = np.array([kind.score(s, train_y[held_out]) for s in scores])  # (G,)
+    loss = np.array([kind.loss(s, train_y[held_out]) for s in scores])  # (G,)
+    best = np.lexsort((loss, -quality))[0]
     learning_rate, weight_decay = (values[i] for values, i in zip(sweep, np.unravel_index(best, shape), strict=True))
     (scores,) = fit(np.arange(len(train_x)), settings[best : best + 1], test_x)
     return Probed(
         scores=scores,
         learning_rate=float(learning_rate),
         weight_decay=float(weight_decay),
-        validation_accuracy=accuracy.reshape(shape),  # (learning rates, weight decays)
+        validation_score=quality.reshape(shape),  # (learning rates, weight decays)
     )
 
 
-def _minibatches(rows: np.ndarray, *, epochs: int, batch_size: int, seed: int):
+def minibatches(rows: np.ndarray, *, epochs: int, batch_size: int, seed: int):
     """int[B] after int[B]; every epoch takes the rows in a fresh order and leaves out what fills no batch."""
     batch_size, rng = min(batch_size, len(rows)), np.random.default_rng(seed)
     for _ in range(epochs):
@@ -310,7 +216,7 @@ def _minibatches(rows: np.ndarray, *, epochs: int, batch_size: int, seed: int):
             yield order[start : start + batch_size]
 
 
-def _statistics(x: np.ndarray, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def statistics(x: np.ndarray, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation float64[F] of x[rows] over all axes but the last; `x` is read in parts."""
     rows = np.arange(len(x)) if rows is None else rows
     count, total, square = 0, 0.0, 0.0
@@ -323,7 +229,7 @@ def _statistics(x: np.ndarray, rows: np.ndarray | None = None) -> tuple[np.ndarr
     return origin + mean, np.maximum(std, max(_MIN_RELATIVE_STD * std.mean(), np.finfo(np.float32).tiny))
 
 
-def _adamw(learning_rate: jax.Array, weight_decay: jax.Array, num_steps: int) -> optax.GradientTransformation:
+def adamw(learning_rate: jax.Array, weight_decay: jax.Array, num_steps: int) -> optax.GradientTransformation:
     def decayed(params: Any) -> Any:
         return {name: name != "bias" for name in params}
 
@@ -331,11 +237,22 @@ def _adamw(learning_rate: jax.Array, weight_decay: jax.Array, num_steps: int) ->
     return optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
 
 
-def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
 
-def _check_labels(label: np.ndarray, num_classes: int, num_rows: int) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a probe is trained by, and what its setting is chosen by (higher is better)."""
+
+    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    score: Callable[[np.ndarray, np.ndarray], float]
+
+
+CLASSES = Kind(loss=cross_entropy, score=lambda logits, label: (logits.argmax(axis=-1) == label).mean())
+
+
+def check_labels(label: np.ndarray, num_classes: int, num_rows: int) -> None:
     label = np.asarray(label)
     if len(label) == 0 or len(label) != num_rows:
         raise ValueError(f"A probe needs one label per training row, got {num_rows} rows and {len(label)} labels.")

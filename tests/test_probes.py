@@ -2,11 +2,19 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    r2_score,
+    top_k_accuracy_score,
+)
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from mv2mae_jax import accuracy, probes, retrieval
+from mv2mae_jax import accuracy, attentive, probes, regression, retrieval
 
 SWEEP = dict(learning_rates=(1e-3, 1e-2), weight_decays=(0.0, 0.1))
 
@@ -104,6 +112,72 @@ def test_knn_votes_weighted_by_similarity_equal_a_direct_computation():
         np.testing.assert_allclose(row, votes / votes.sum(), rtol=1e-4, atol=1e-6)
 
 
+# Ridge regression and quantities told by attention
+
+
+@pytest.mark.parametrize("penalty", [1.0, 300.0])
+def test_ridge_equals_scikit_learn(penalty):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(300, 20)) * rng.uniform(0.1, 10, 20) + rng.normal(size=20)).astype(np.float32)
+    y = (x @ rng.normal(size=(20, 6)) + 5 * rng.normal(size=(300, 6)) + 3).astype(np.float32)
+    found = regression.ridge(x[:200], y[:200], x[200:], group=np.arange(200), penalties=(penalty,))
+    reference = make_pipeline(StandardScaler(), Ridge(alpha=penalty)).fit(x[:200], y[:200]).predict(x[200:])
+    np.testing.assert_allclose(found.prediction, reference, rtol=1e-3, atol=1e-3)
+    assert found.penalty == penalty
+
+
+def test_ridge_finds_what_is_planted_and_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 30)).astype(np.float32)
+    planted, noise = (x @ rng.normal(size=(30, 9))).astype(np.float32), rng.normal(size=(2000, 9)).astype(np.float32)
+    group = np.arange(1500) // 10
+    found = regression.ridge(x[:1500], planted[:1500], x[1500:], group=group, penalties=(0.01, 1.0, 100.0))
+    assert regression.r2(found.prediction, planted[1500:]) > 0.9999
+    assert found.penalty == 0.01
+    found = regression.ridge(x[:1500], noise[:1500], x[1500:], group=group)
+    assert abs(regression.r2(found.prediction, noise[1500:])) < 0.01
+    assert found.penalty >= 1e5  # of noise next to nothing is to be believed
+
+
+def test_the_penalty_is_chosen_on_groups_that_are_held_out():
+    """Within a group all rows share one target, so a row of the same group would recommend learning by heart."""
+    rng = np.random.default_rng(0)
+    group = np.arange(1200) // 6
+    x = (rng.normal(size=(200, 120))[group] + 0.01 * rng.normal(size=(1200, 120))).astype(np.float32)
+    y = rng.normal(size=(200, 9))[group].astype(np.float32)
+    found = regression.ridge(x, y, x, group=group, penalties=(1e-3, 1e8))
+    assert found.penalty == 1e8
+
+
+def test_measures_of_quantities_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(50, 6)) * [1, 2, 3, 4, 5, 6] + 7
+    prediction = target + rng.normal(size=(50, 6))
+    assert regression.r2(prediction, target) == pytest.approx(
+        r2_score(target, prediction, multioutput="variance_weighted")
+    )
+    distances = [
+        np.linalg.norm(prediction[:, :3] - target[:, :3], axis=1),
+        np.linalg.norm(prediction[:, 3:] - target[:, 3:], axis=1),
+    ]
+    assert regression.joint_error(prediction, target) == pytest.approx(np.mean(distances))
+
+
+def test_attention_tells_a_product_of_two_tokens_of_one_clip():
+    """The product is no linear function of the tokens: ridge finds nothing, the head with a hidden layer does."""
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(3000, 2, 4)).astype(np.float32)
+    tokens[..., 3] = [0, 1]  # which token it is
+    y = (tokens[:, 0, 0] * tokens[:, 1, 0])[:, None]
+    group, flat = np.arange(2500), tokens.reshape(3000, -1)
+    linear = regression.ridge(flat[:2500], y[:2500], flat[2500:], group=group)
+    assert regression.r2(linear.prediction, y[2500:]) < 0.1
+    found = attentive.attentive_regression(
+        tokens[:2500], y[:2500], tokens[2500:], group=group, learning_rates=(1e-2,), weight_decays=(0.0,), epochs=60
+    )
+    assert regression.r2(found.scores, y[2500:]) > 0.8
+
+
 # Trained probes
 
 
@@ -124,7 +198,7 @@ def run_linear(x, y, num_train, num_classes=4, **options):
 
 def run_attentive(x, y, num_train, num_classes=4, **options):
     options = SWEEP | dict(group=np.arange(num_train) // 2, epochs=15, batch_size=64, num_heads=4) | options
-    return probes.attentive_probe(x[:num_train], y[:num_train], x[num_train:], num_classes, **options)
+    return attentive.attentive_probe(x[:num_train], y[:num_train], x[num_train:], num_classes, **options)
 
 
 def test_planted_features_are_read_perfectly():
@@ -177,19 +251,19 @@ def test_the_setting_with_the_best_validation_accuracy_is_chosen():
     # At 1e-9 nothing is learned, and a decay that large shrinks the weights to nothing.
     probed = run_linear(x, y, 300, learning_rates=(1e-9, 1e-2), weight_decays=(0.0, 50.0))
     assert probed.learning_rate == 1e-2
-    assert probed.validation_accuracy.shape == (2, 2)
-    chosen = probed.validation_accuracy[1, (0.0, 50.0).index(probed.weight_decay)]
-    assert chosen == probed.validation_accuracy.max()
+    assert probed.validation_score.shape == (2, 2)
+    chosen = probed.validation_score[1, (0.0, 50.0).index(probed.weight_decay)]
+    assert chosen == probed.validation_score.max()
 
 
 def test_every_setting_trains_as_if_it_were_alone():
     tokens, y = planted_tokens(200)
     x = tokens.astype(np.float32).mean(1)
     for run, data in ((run_linear, x), (run_attentive, tokens)):
-        together = run(data, y, 150).validation_accuracy
+        together = run(data, y, 150).validation_score
         for i, lr in enumerate(SWEEP["learning_rates"]):
             for j, wd in enumerate(SWEEP["weight_decays"]):
-                alone = run(data, y, 150, learning_rates=(lr,), weight_decays=(wd,)).validation_accuracy
+                alone = run(data, y, 150, learning_rates=(lr,), weight_decays=(wd,)).validation_score
                 assert abs(alone[0, 0] - together[i, j]) <= 1 / 30  # at most one of 30 rows by rounding
 
 
@@ -211,7 +285,7 @@ def test_attentive_probe_equals_multi_head_attention_written_out():
         expected.append(np.concatenate(pooled) @ kernel + bias)
     folded = np.einsum("hde,he->hd", key, query) * (width / size) ** 0.5
     params = {"queries": folded, "values": value, "kernel": kernel, "bias": bias}
-    actual = probes._attend({k: v.astype(np.float32) for k, v in params.items()}, x, np.zeros(width), np.ones(width))
+    actual = attentive._attend({k: v.astype(np.float32) for k, v in params.items()}, x, np.zeros(width), np.ones(width))
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -244,7 +318,7 @@ def test_channels_that_do_not_vary_do_no_harm():
 )
 def test_probes_refuse(label, group, sweep, reason):
     x, options = np.zeros((4, 3, 8), np.float32), SWEEP | sweep | {"group": np.array(group)}
-    for probe, data in ((probes.linear_probe, x[:, 0]), (probes.attentive_probe, x)):
+    for probe, data in ((probes.linear_probe, x[:, 0]), (attentive.attentive_probe, x)):
         with pytest.raises(ValueError, match=reason):
             probe(data, np.array(label), data, 4, **options)
 

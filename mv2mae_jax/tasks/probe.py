@@ -14,6 +14,7 @@ from data import pipeline
 from data.labelled import LabelledDataset
 from mv2mae_jax import (
     accuracy,
+    attentive,
     event_files,
     features,
     inference,
@@ -186,7 +187,7 @@ def _classify(
         train_row, train_y = train_features.row, train_features.label
     if kind == "knn":
         return probes.knn_scores(train_x, train_y, test_x, num_classes, k=probe.knn_k), {}, {}
-    fit = probes.attentive_probe if kind == "attentive" else probes.linear_probe
+    fit = attentive.attentive_probe if kind == "attentive" else probes.linear_probe
     probed = fit(
         train_x,
         train_y,
@@ -205,7 +206,7 @@ def _classify(
         scores, rows = accuracy.average_clips(scores, test.row)
         assert np.array_equal(rows, dataset.test), "one row of scores per tested view"
     chosen = {"learning_rate": probed.learning_rate, "weight_decay": probed.weight_decay}
-    return scores, chosen, {"validation_accuracy": probed.validation_accuracy.tolist()}
+    return scores, chosen, {"validation_accuracy": probed.validation_score.tolist()}
 
 
 def validation_groups(dataset: LabelledDataset) -> np.ndarray:
