@@ -79,7 +79,7 @@ class LabelledDataset:
             data.protocol,
             data.get("holdout_fraction", 0.0),
             tuple(data.train_views),
-            needs_labels=config.task != "probe" or set(config.probe.kinds) != {"retrieval"},
+            needs_labels=config.task != "probe" or not set(config.probe.kinds) <= {"retrieval", "geometry", "motion"},
         )
         if data.labels_per_class is not None:
             train = choose_labels(
@@ -123,7 +123,7 @@ def split_rows(
       protocol: of its catalogue.
       holdout_fraction: share of the training split's takes to validate on, of all takes, labelled or not.
       train_views: the views to train and validate on; empty means all that the training split has.
-      needs_labels: False keeps rows without a label, for what asks for none (retrieval).
+      needs_labels: False keeps rows without a label, for what asks for none (retrieval, 3D pose).
 
     Returns:
       Three int64[...], ascending.

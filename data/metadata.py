@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from data import catalog, digests, frame_index, shards
+from data import catalog, digests, frame_index, shards, truth
 from data.listing import Listing, PreparationError
 from data.takes import FORMAT_VERSION
 
@@ -40,8 +40,19 @@ _SCHEMA = pa.schema(
 )
 
 
-def write(settings: shards.Settings, listing: Listing, jobs: Sequence[shards.Job], output_dir: Path) -> dict:
+def write(
+    settings: shards.Settings,
+    listing: Listing,
+    jobs: Sequence[shards.Job],
+    output_dir: Path,
+    truth_dir: Path | None = None,
+) -> dict:
     """Writes everything beside the shards; prepared.json, which makes the set a finished one, last but for the digests.
+
+    Args:
+      settings, listing, jobs: what was prepared.
+      output_dir: of the prepared set.
+      truth_dir: 3D joints and cameras (data/truth.py) that go with it; None for none.
 
     Returns:
       What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.
@@ -57,6 +68,11 @@ def write(settings: shards.Settings, listing: Listing, jobs: Sequence[shards.Job
         shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})
     views = pa.concat_tables(tables)
     _write_manifest(views, output_dir)
+    if truth_dir is not None:
+        try:
+            truth.carry(truth_dir, views, output_dir / truth.FOLDER, shards.write_atomically)
+        except ValueError as error:
+            raise PreparationError(str(error)) from error
     _write_frame_index(jobs, output_dir)
     _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, output_dir)
     unmatched = [{"path": path, "reason": reason} for path, reason in listing.unmatched]

@@ -33,7 +33,7 @@ import tqdm
 
 from console import progress
 from console.command import ExitCode, Parser, execute
-from data import archives, catalog, codec, metadata, raw_video, shards, workers
+from data import archives, catalog, codec, metadata, raw_video, shards, truth, workers
 from data.catalog import folder
 from data.listing import PreparationError, list_videos
 
@@ -62,6 +62,7 @@ def prepare(
     quality: int = 90,
     num_workers: int = 1,
     max_length_difference: int = 20,
+    truth_dir: Path | None = None,
     announce: Callable[[str], None] = lambda line: None,
     write_shards: Callable[..., None] = workers.write_shards,
 ) -> dict:
@@ -77,6 +78,7 @@ def prepare(
       quality: on JPEG's scale, 1 to 100. [ours]
       num_workers: processes; the files written do not depend on it.
       max_length_difference: between the views of a take, frames. [ours]: NTU's largest is 18.
+      truth_dir: 3D joints and cameras that the set carries, see data/truth.py; None for none.
       announce: called with the size and time to expect, if there is something to do.
       write_shards: makes the shards; see `workers.write_shards`.
 
@@ -107,7 +109,7 @@ def prepare(
             for line in _expected(missing, input_dir, output_dir, short_side, encode, num_workers):
                 announce(line)
             write_shards(missing, len(listing.num_bytes), settings, input_dir, output_dir, num_workers)
-        return metadata.write(settings, listing, jobs, output_dir)
+        return metadata.write(settings, listing, jobs, output_dir, truth_dir)
 
 
 @contextlib.contextmanager
@@ -281,6 +283,7 @@ def _run(options: argparse.Namespace) -> int:
         quality=options.quality,
         num_workers=options.workers,
         max_length_difference=options.max_length_difference,
+        truth_dir=_truth(options),
         announce=functools.partial(print, flush=True),
         write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
     )
@@ -294,6 +297,18 @@ def _run(options: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return ExitCode.PARTLY
+
+
+def _truth(options: argparse.Namespace) -> Path | None:
+    """The folder that --truth names; by default INPUT/truth, if there is one."""
+    if options.truth == "none":
+        return None
+    folder = Path(options.truth) if options.truth else options.input / truth.FOLDER
+    if (folder / truth.SKELETON).is_file():
+        return folder
+    if options.truth:
+        raise PreparationError(f"--truth={options.truth}: there is no {truth.SKELETON} in it; docs/data_sets.md tells")
+    return None
 
 
 def _on_beam(beam_options: str) -> Callable[..., None]:
@@ -363,6 +378,11 @@ An interrupted preparation goes on when the same command is given again; what is
         default=20,
         metavar="FRAMES",
         help="views of a take that differ in length by more go to the quarantine (20; NTU's largest is 18)",
+    )
+    parser.add_argument(
+        "--truth",
+        metavar="DIR",
+        help="3D joints and cameras to carry along, see docs/data_sets.md (INPUT/truth if there is one; none for none)",
     )
     parser.add_argument(
         "--max_quarantined", type=_integer(0), default=0, metavar="K", help="more than K left out: exit code 3 (0)"

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data import catalog, codec, dct
+from data import catalog, codec, dct, truth
 from data.frame_index import Frames
+from data.truth import Truth
 
 FORMAT_VERSION = 3  # of a prepared set
 # [ours] A read that fails is tried again after so many seconds each: a network file system may have hiccups.
@@ -45,6 +46,8 @@ class Prepared:
       views: the manifest's columns, one entry per record, in the records' order: take, view (str), record, num_frames,
         fps, height, width, label, subject, setup, camera, performance (-1 where unknown), listed_split (str), checksum.
       not_synchronised: why the views of a take must not be paired frame by frame; '' where they may.
+      stored: the shards.
+      truth: 3D joints and cameras, or None where they are not known.
     """
 
     directory: str
@@ -54,6 +57,7 @@ class Prepared:
     views: Mapping[str, np.ndarray]
     not_synchronised: str
     stored: Frames
+    truth: Truth | None = None
 
     def read(self, record: int, frames: np.ndarray) -> np.ndarray:
         """The wanted frames of one view; only these are read and decoded, a repeated one once.
@@ -201,6 +205,7 @@ def open_prepared(directory: str | Path) -> Prepared:
         stored=Frames(
             directory, [(shard["file"], shard["records"]) for shard in prepared["shards"]], views["num_frames"]
         ),
+        truth=Truth.open(directory / truth.FOLDER, views),
     )
 
 

@@ -1,5 +1,6 @@
 """Generates a multi-view action data set with the names and meaning of NTU RGB+D. See --help."""
 
+import argparse
 import os
 import pathlib
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 
 from console import progress
 from console.command import Parser, execute
-from data.synthetic import sheet
+from data.synthetic import rooms, sheet
 from data.synthetic.design import plan_takes
 from data.synthetic.generate import generate
 
@@ -15,8 +16,10 @@ PROG = "python -m data.synthetic"
 EXAMPLES = """
 python -m data.synthetic --output=raw --takes=160 --seed=0 --sheet
 python -m data.synthetic --output=raw --takes=160 --seed=0 --resolution=128x72 --workers=2
+python -m data.synthetic --output=plain --takes=640 --rooms=plain --actor_share=0.8 --resolution=40x40 --fps=10
 """
 MIN_SIDE = 32  # pixels; below, an actor is a few blobs
+MOST_WITH_SEAT = 12.0  # degrees; turned further, the actor would sit beside it
 
 
 def make_parser() -> Parser:
@@ -34,6 +37,27 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--setups", type=int, metavar="K", help="number of rooms (default: about the square root of N / 20)"
     )
+    parser.add_argument("--subjects", type=int, metavar="P", help="number of people, who then all act in every room")
+    parser.add_argument(
+        "--rooms",
+        choices=rooms.ROOMS,
+        default=rooms.STANDARD.rooms,
+        help="plain: walls and floor of one colour each, and nothing in the room (%(default)s)",
+    )
+    parser.add_argument(
+        "--actor_share", type=float, metavar="SHARE", help="of the frame's height that a standing person takes (0.6)"
+    )
+    parser.add_argument(
+        "--facing_spread",
+        type=float,
+        default=rooms.STANDARD.facing_spread,
+        metavar="DEGREES",
+        help="people face up to so much beside the camera they face; 45 faces every direction, in plain rooms "
+        "(%(default)g)",
+    )
+    parser.add_argument(
+        "--fps", type=int, default=rooms.STANDARD.fps, metavar="F", help="frames per second (%(default)s)"
+    )
     parser.add_argument("--resolution", default="320x180", metavar="WxH", help="pixels, both even (%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="K", help="processes (%(default)s)")
     parser.add_argument("--sheet", action="store_true", help="also write DIR/contact_sheet.png")
@@ -48,12 +72,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         width, height = parse_resolution(options.resolution)
-        generate(options.output, options.takes, options.seed, width, height, options.workers, options.setups)
+        plan = (options.takes, options.seed, options.setups, options.subjects)
+        style = parse_style(options)
+        generate(
+            options.output,
+            options.takes,
+            options.seed,
+            width,
+            height,
+            options.workers,
+            options.setups,
+            options.subjects,
+            style,
+        )
         print(f"{options.takes} takes of three videos each: {options.output}")
         if options.sheet:
-            print(sheet.write_sheet(options.output, plan_takes(options.takes, options.seed, options.setups)))
+            print(sheet.write_sheet(options.output, plan_takes(*plan)))
 
     return execute(PROG, run, goes_on=True)
+
+
+def parse_style(options: argparse.Namespace) -> rooms.Style:
+    """What the scenes look like. Raises ValueError where a value makes no sense."""
+    if options.actor_share is not None and not 0.2 <= options.actor_share <= 0.95:
+        raise ValueError(f"--actor_share={options.actor_share}: a share of the frame's height from 0.2 to 0.95")
+    if not 0 <= options.facing_spread <= 180:
+        raise ValueError(f"--facing_spread={options.facing_spread}: degrees from 0 to 180")
+    if options.facing_spread > MOST_WITH_SEAT and options.rooms != "plain":
+        raise ValueError(
+            f"--facing_spread={options.facing_spread:g}: in a furnished room the seat stands behind the actor, so "
+            f"{MOST_WITH_SEAT:g} degrees are the most; add --rooms=plain"
+        )
+    if not 5 <= options.fps <= 60:
+        raise ValueError(f"--fps={options.fps}: frames per second from 5 to 60")
+    return rooms.Style(
+        rooms=options.rooms,
+        actor_share=options.actor_share,
+        facing_spread=options.facing_spread,
+        fps=options.fps,
+    )
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

@@ -6,11 +6,20 @@ across the bone where the body is flat. In body coordinates x points forwards, y
 
 import colorsys
 import dataclasses
+import itertools
 
 import numpy as np
 
 from data.synthetic.actions import JOINT_ANGLES
 
+_ARM, _LEG = ("shoulder", "elbow", "wrist"), ("hip", "knee", "ankle")
+JOINTS = ("pelvis", "spine", "neck", *(f"{side}_{joint}" for side in ("left", "right") for joint in _ARM + _LEG))
+_CHAINS = [("pelvis", "spine", "neck")] + [
+    (start, *(f"{side}_{joint}" for joint in limb))
+    for side in ("left", "right")
+    for start, limb in (("neck", _ARM), ("pelvis", _LEG))
+]
+BONES = tuple((JOINTS.index(a), JOINTS.index(b)) for chain in _CHAINS for a, b in itertools.pairwise(chain))
 NOMINAL_HEIGHT = 1.75  # metres; the bone lengths below add up to it
 
 

@@ -28,7 +28,9 @@ class Take:
         return f"S{self.setup:03}C{camera:03}P{self.subject:03}R{self.performance:03}A{self.action:03}_rgb.avi"
 
 
-def subjects_by_setup(num_takes: int, num_setups: int | None = None) -> dict[int, list[int]]:
+def subjects_by_setup(
+    num_takes: int, num_setups: int | None = None, num_subjects: int | None = None
+) -> dict[int, list[int]]:
     """Who acts in which setup.
 
     As many setups as subjects per setup, both about sqrt(takes / 20), so that both grow with the data set: 3 setups
@@ -38,9 +40,13 @@ def subjects_by_setup(num_takes: int, num_setups: int | None = None) -> dict[int
 
     With `num_setups` given, subjects per setup are what is left for them: two setups of 25 subjects at 1,000 takes.
     Fewer rooms are nearer to NTU RGB+D, which has over 1,000 takes per setup.
+
+    With `num_subjects` given, all of them act in every setup.
     """
     cells = num_takes / TAKES_PER_SETUP_AND_SUBJECT
     size = min(max(1, round(math.sqrt(cells))), MAX_SETUPS) if num_setups is None else num_setups
+    if num_subjects is not None:
+        return {setup: list(range(1, num_subjects + 1)) for setup in range(1, size + 1)}
     per_setup = max(2, size if num_setups is None else round(cells / num_setups))
     shift = per_setup - 1
     pool = math.ceil(1.5 * per_setup)
@@ -49,7 +55,7 @@ def subjects_by_setup(num_takes: int, num_setups: int | None = None) -> dict[int
     return {setup: sorted((setup * shift + k) % pool + 1 for k in range(per_setup)) for setup in range(1, size + 1)}
 
 
-def plan_takes(num_takes: int, seed: int, num_setups: int | None = None) -> list[Take]:
+def plan_takes(num_takes: int, seed: int, num_setups: int | None = None, num_subjects: int | None = None) -> list[Take]:
     """The takes of a data set, in file-name order.
 
     Cells (setup, subject, performance) are filled in turn; each gets the action that it does not have yet and that
@@ -57,15 +63,17 @@ def plan_takes(num_takes: int, seed: int, num_setups: int | None = None) -> list
     actions differ by little within any of these.
 
     Raises:
-      ValueError: num_takes or num_setups is not positive or more than the design can name.
+      ValueError: num_takes, num_setups or num_subjects is not positive or more than the design can name.
     """
+    if num_subjects is not None and not 2 <= num_subjects <= 999:
+        raise ValueError(f"the number of subjects must be 2 to 999, not {num_subjects}")
     if num_setups is not None and not 1 <= num_setups <= MAX_SETUPS:
         raise ValueError(f"the number of setups must be 1 to {MAX_SETUPS}, not {num_setups}")
     capacity = MAX_SETUPS * MAX_SETUPS * len(FACED_CAMERA) * len(ACTIONS)
     if not 1 <= num_takes <= capacity:
         raise ValueError(f"the number of takes must be 1 to {capacity:,}, not {num_takes:,}; try 160")
     rng = np.random.default_rng([seed, 0])
-    cast = subjects_by_setup(num_takes, num_setups)
+    cast = subjects_by_setup(num_takes, num_setups, num_subjects)
     rounds = max(len(subjects) for subjects in cast.values())
     cells = [
         (s, cast[s][(k + s) % rounds], (k + s + turn) % 2 + 1) for turn in range(2) for k in range(rounds) for s in cast

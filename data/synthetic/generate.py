@@ -1,6 +1,8 @@
 """Generates a data set: all takes, in parallel, going on where an earlier call stopped."""
 
+import collections
 import concurrent.futures
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -8,14 +10,17 @@ import os
 import pathlib
 
 import cv2
+import numpy as np
 
 from console import progress
-from data.synthetic import rooms, writer
+from data import catalog, truth
+from data.synthetic import actors, rooms, writer
 from data.synthetic.actions import CLASS_NAMES
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
 from data.synthetic.sheet import SHEET
 
 DESCRIPTION = "synthetic.json"
+CATALOG = catalog.get("synthetic")
 
 
 def generate(
@@ -26,8 +31,10 @@ def generate(
     height: int,
     workers: int,
     num_setups: int | None = None,
+    num_subjects: int | None = None,
+    style: rooms.Style = rooms.STANDARD,
 ) -> None:
-    """Writes the data set, all of it or what is missing of it; `num_setups` as in design.py.
+    """Writes the data set, all of it or what is missing of it; `num_setups` and `num_subjects` as in design.py.
 
     Raises:
       ValueError: the arguments make no sense, or the folder holds something else.
@@ -37,9 +44,10 @@ def generate(
         raise ValueError(f"--seed must not be negative, got {seed}")
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    takes = plan_takes(num_takes, seed, num_setups)
-    _claim(output, description(num_takes, seed, width, height, num_setups), takes)
-    write = functools.partial(_write_take, output, seed, width, height)
+    takes = plan_takes(num_takes, seed, num_setups, num_subjects)
+    _claim(output, description(num_takes, seed, width, height, num_setups, num_subjects, style), takes)
+    _write_truth(output / truth.FOLDER, takes, seed, width, height, style)
+    write = functools.partial(_write_take, output, seed, width, height, style)
     todo = [t for t in takes if not all((output / t.file_name(c)).exists() for c in rooms.CAMERA_DEGREES)]
     workers = min(workers, max(1, len(todo)))
     with progress.Bar(len(takes), "generating", "takes", initial=len(takes) - len(todo)) as bar:
@@ -55,16 +63,59 @@ def generate(
                 bar.advance()
 
 
-def _write_take(output: pathlib.Path, seed: int, width: int, height: int, take: Take) -> None:
+def _write_take(output: pathlib.Path, seed: int, width: int, height: int, style: rooms.Style, take: Take) -> None:
     cv2.setNumThreads(1)  # Workers are processes.
-    writer.write_take(output, seed, take, width, height)
+    writer.write_take(output, seed, take, width, height, style)
 
 
-def description(num_takes: int, seed: int, width: int, height: int, num_setups: int | None = None) -> dict:
+def _write_truth(
+    folder: pathlib.Path, takes: list[Take], seed: int, width: int, height: int, style: rooms.Style
+) -> None:
+    """What the renderer is told, in the form of data/truth.py: joints, facing and cameras of every take."""
+    if (folder / truth.SKELETON).exists():
+        return
+    names, numbers, facing, joints, cameras = [], [], [], [], collections.defaultdict(list)
+    for take in takes:
+        name = CATALOG.parse(take.file_name(1)).take
+        body = writer.take_body(seed, take, style)
+        left = body.joints["left_hip"] - body.joints["right_hip"]  # (T, 3)
+        facing.append(np.arctan2(-left[:, 0], left[:, 1]))
+        joints.append(np.stack([body.joints[joint] for joint in actors.JOINTS], axis=1))  # (T, J, 3)
+        numbers.append(np.arange(len(left)))
+        names += [name] * len(left)
+        room = rooms.make_room(seed, take.setup, style)
+        for number in rooms.CAMERA_DEGREES:
+            camera = rooms.make_camera(room, number, width, height)
+            K = camera.intrinsics
+            for key, value in {
+                "take": name,
+                "view": CATALOG.parse(take.file_name(number)).view,
+                "rotation": camera.rotation,
+                "translation": camera.translation,
+                "focal": K[[0, 1], [0, 1]],
+                "centre": K[:2, 2],
+                "width": width,
+                "height": height,
+            }.items():
+                cameras[key].append(value)
+    table = truth.joints_table(names, np.concatenate(numbers), np.concatenate(facing), np.concatenate(joints))
+    skeleton = truth.skeleton_json(actors.JOINTS, actors.BONES, "pelvis")
+    truth.write_tables(folder, skeleton, table, truth.cameras_table(cameras))
+
+
+def description(
+    num_takes: int,
+    seed: int,
+    width: int,
+    height: int,
+    num_setups: int | None = None,
+    num_subjects: int | None = None,
+    style: rooms.Style = rooms.STANDARD,
+) -> dict:
     """What synthetic.json says: the arguments and the ground truth of rooms and cameras."""
     setups = {}
-    for setup, subjects in subjects_by_setup(num_takes, num_setups).items():
-        room = rooms.make_room(seed, setup)
+    for setup, subjects in subjects_by_setup(num_takes, num_setups, num_subjects).items():
+        room = rooms.make_room(seed, setup, style)
         cameras = {number: rooms.make_camera(room, number, width, height) for number in rooms.CAMERA_DEGREES}
         setups[f"S{setup:03}"] = {
             "subjects": subjects,
@@ -81,9 +132,10 @@ def description(num_takes: int, seed: int, width: int, height: int, num_setups: 
         "seed": seed,
         "takes": num_takes,
         "num_setups": num_setups,
+        "num_subjects": num_subjects,
         "width": width,
         "height": height,
-        "fps": writer.FPS,
+        **dataclasses.asdict(style),
         "class_names": list(CLASS_NAMES),
         "convention": "pixel = K (R X + t); metres, world z up; x right, y down; pixel centres at integers",
         "setups": setups,
@@ -99,9 +151,11 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
     path = output / DESCRIPTION
     if path.exists():
         there = json.loads(path.read_text())
-        arguments = ("seed", "takes", "num_setups", "width", "height", "class_names")
+        defaults = {"num_subjects": None} | dataclasses.asdict(rooms.STANDARD)  # folders from before lack these
+        arguments = ("seed", "takes", "num_setups", "width", "height", "class_names", *defaults)
+        found = defaults | there
         differences = [
-            f"{key} {there.get(key)} there, {wanted[key]} asked" for key in arguments if there.get(key) != wanted[key]
+            f"{key} {found.get(key)} there, {wanted[key]} asked" for key in arguments if found.get(key) != wanted[key]
         ]
         if differences:
             raise ValueError(
@@ -110,7 +164,7 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
     mine = {take.file_name(camera) for take in takes for camera in rooms.CAMERA_DEGREES} | {DESCRIPTION}
     names = {file.name for file in output.iterdir() if not file.name.startswith(".")}
     partial = {name + writer.PARTIAL for name in mine} & names
-    strangers = sorted(names - partial - mine - {SHEET})
+    strangers = sorted(names - partial - mine - {SHEET, truth.FOLDER})
     if strangers:
         raise ValueError(
             f"{output} holds files that are not of this data set, e.g. {strangers[0]}; choose another --output"

@@ -212,8 +212,16 @@ def _intersect_round_cone(
 
 
 @functools.lru_cache(maxsize=12)
-def still_picture(seed: int, setup: int, performance: int, camera: int, width: int, height: int) -> rooms.StillPicture:
+def still_picture(
+    seed: int,
+    setup: int,
+    performance: int,
+    camera: int,
+    width: int,
+    height: int,
+    style: rooms.Style = rooms.STANDARD,
+) -> rooms.StillPicture:
     """The cached empty room at SUPERSAMPLING times the resolution."""
-    room = rooms.make_room(seed, setup)
+    room = rooms.make_room(seed, setup, style)
     view = rooms.make_camera(room, camera, width, height).scaled(SUPERSAMPLING)
     return rooms.take_picture(room, performance, view, SUPERSAMPLING * width, SUPERSAMPLING * height)

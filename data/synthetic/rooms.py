@@ -19,6 +19,27 @@ SEAT_DISTANCE, SEAT_HEIGHT, SEAT_WIDTH = 0.47, 0.36, 0.36  # metres; the seat st
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Style:
+    """What a user may ask of the scenes.
+
+    Attributes:
+      rooms: 'furnished', or 'plain': walls and floor of one colour each and nothing in the room, not even the seat.
+      actor_share: how much of the frame height a person of 1.75 m takes up; None draws it for each room.
+      facing_spread: degrees; the actor faces up to so much to the left or right of the camera that it faces.
+      fps: frames per second of the videos.
+    """
+
+    rooms: str = "furnished"
+    actor_share: float | None = None
+    facing_spread: float = 7.0
+    fps: int = 30
+
+
+STANDARD = Style()
+ROOMS = ("furnished", "plain")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Box:
     """A piece of furniture: a box standing upright, turned by `yaw` radians about the vertical; metres."""
 
@@ -36,27 +57,41 @@ class Room:
       low, high: float64[3], opposite corners of the room.
       surfaces: floor, back wall, right wall (-y), left wall (+y).
       boxes: furniture.
-      seat: texture of the seat behind the actor.
+      seat: texture of the seat behind the actor; None where there is none.
       light: float64[3], position of the lamp.
       lamp_colour, ambient_colour: float64[3].
       rig: camera number -> (azimuth in radians, distance, height, height looked at), of the camera.
-      actor_share: how much of the frame height a person of 1.75 m takes up.
+      actor_share: how much of the frame height a person of 1.75 m takes up, if the frame is wide enough.
+      seen_width: metres that a frame shows at the actor's place at least, so that spread arms fit into narrow frames.
     """
 
     low: np.ndarray
     high: np.ndarray
     surfaces: tuple[textures.Texture, textures.Texture, textures.Texture, textures.Texture]
     boxes: tuple[Box, ...]
-    seat: textures.Texture
+    seat: textures.Texture | None
     light: np.ndarray
     lamp_colour: np.ndarray
     ambient_colour: np.ndarray
     rig: dict[int, tuple[float, float, float, float]]
     actor_share: float
+    seen_width: float = 2.5
 
 
-def make_room(seed: int, setup: int) -> Room:
+def make_room(seed: int, setup: int, style: Style = STANDARD) -> Room:
     """The room with NTU number `setup` (S)."""
+    room = _draw_room(seed, setup)
+    if style.rooms == "plain":
+        rng = np.random.default_rng([seed, 4, setup])
+        wall, floor = (textures.plain(rng.uniform(low, high, 3)) for low, high in ((0.45, 0.75), (0.35, 0.6)))
+        room = dataclasses.replace(room, surfaces=(floor, wall, wall, wall), boxes=(), seat=None)
+    if style.actor_share is not None:
+        width = min(room.seen_width, 1.75 / style.actor_share)
+        room = dataclasses.replace(room, actor_share=style.actor_share, seen_width=width)
+    return room
+
+
+def _draw_room(seed: int, setup: int) -> Room:
     rng = np.random.default_rng([seed, 2, setup])
     low = np.array([rng.uniform(-2.9, -2.2), rng.uniform(-4.0, -3.2), 0.0])
     high = np.array([6.0, rng.uniform(3.2, 4.0), rng.uniform(3.0, 3.3)])
@@ -113,8 +148,8 @@ def _furnish(rng: np.random.Generator, low: np.ndarray, high: np.ndarray) -> lis
 def make_camera(room: Room, camera: int, width: int, height: int) -> Camera:
     """Camera number 1..3 of a setup. The focal length follows from how large the actor is to appear."""
     azimuth, distance, camera_height, target_height = room.rig[camera]
-    seen_height, seen_width = 1.75 / room.actor_share, 2.5  # metres at the actor; arms spread must fit in narrow frames
-    focal_pixels = distance * min(height / seen_height, width / seen_width)
+    seen_height = 1.75 / room.actor_share  # metres at the actor
+    focal_pixels = distance * min(height / seen_height, width / room.seen_width)
     position = np.array([distance * np.cos(azimuth), distance * np.sin(azimuth), camera_height])
     return look_at(position, np.array([0.0, 0.0, target_height]), focal_pixels, width, height)
 
@@ -160,7 +195,7 @@ def take_picture(room: Room, performance: int, camera: Camera, width: int, heigh
     depth = np.full((height, width), np.inf)
     image = np.zeros((height, width, 3))
     floor = np.full((height, width, 2), NOT_FLOOR, np.float32)
-    boxes = (*room.boxes, seat_box(room, performance))
+    boxes = room.boxes if room.seat is None else (*room.boxes, seat_box(room, performance))
     planes = (  # axis, position, normal, texture coordinates (axes)
         (2, room.low[2], 1, (0, 1), room.surfaces[0]),
         (0, room.low[0], 1, (1, 2), room.surfaces[1]),

@@ -13,6 +13,11 @@ def ceiling(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.full((*np.broadcast(x, y).shape, 3), 0.85)
 
 
+def plain(colour: np.ndarray) -> Texture:
+    """One colour, float[3] in 0..1."""
+    return lambda x, y: np.broadcast_to(colour, (*np.broadcast(x, y).shape, 3))
+
+
 def _noise(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Smooth noise in 0..1: a periodic table of random values, interpolated."""
     size = len(table)

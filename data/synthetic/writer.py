@@ -10,53 +10,64 @@ from data.synthetic import actions, actors, renderer, rooms
 from data.synthetic.design import Take
 
 FPS = 30  # NTU RGB+D
-MIN_FRAMES, MAX_FRAMES = 60, 90
+MIN_FRAMES, MAX_FRAMES = 60, 90  # at FPS
 PARTIAL = ".partial"  # ending of a file being written; it gets its name when it is complete
 
 
-def take_body(seed: int, take: Take) -> actors.Body:
-    """The posed actor of a take over its 60 to 90 frames. Length, place, onset and sway are drawn from (seed, take)."""
+def take_body(seed: int, take: Take, style: rooms.Style = rooms.STANDARD) -> actors.Body:
+    """The posed actor of a take over its 2 to 3 seconds. Length, place, onset and sway are drawn from (seed, take)."""
     rng = np.random.default_rng([seed, 3, take.setup, take.subject, take.performance, take.action])
     action = actions.ACTIONS[take.action - 1]
     subject = actors.make_subject(seed, take.subject)
-    num_frames = int(rng.integers(MIN_FRAMES, MAX_FRAMES + 1))
+    num_frames = round(int(rng.integers(MIN_FRAMES, MAX_FRAMES + 1)) * style.fps / FPS)
     place = rng.uniform(-0.05, 0.05, 2)
-    facing = rooms.facing(rooms.make_room(seed, take.setup), take.performance) + np.deg2rad(rng.uniform(-7, 7))
-    phase = actions.phases(action, num_frames, FPS, subject.speed * rng.uniform(0.95, 1.05), rng)
-    angles = actions.pose(action, phase, subject.amplitude) + actions.idle_sway(num_frames, FPS, rng)
+    spread = style.facing_spread
+    faced = rooms.facing(rooms.make_room(seed, take.setup, style), take.performance)
+    facing = faced + np.deg2rad(rng.uniform(-spread, spread))
+    phase = actions.phases(action, num_frames, style.fps, subject.speed * rng.uniform(0.95, 1.05), rng)
+    angles = actions.pose(action, phase, subject.amplitude) + actions.idle_sway(num_frames, style.fps, rng)
     return actors.pose_body(subject, angles, place, facing)
 
 
-def render_take(seed: int, take: Take, cameras: tuple[int, ...], width: int, height: int) -> dict[int, np.ndarray]:
+def render_take(
+    seed: int,
+    take: Take,
+    cameras: tuple[int, ...],
+    width: int,
+    height: int,
+    style: rooms.Style = rooms.STANDARD,
+) -> dict[int, np.ndarray]:
     """The wanted cameras' videos of a take: camera number -> uint8[T, H, W, 3] RGB."""
-    room, subject = rooms.make_room(seed, take.setup), actors.make_subject(seed, take.subject)
-    body = take_body(seed, take)
+    room, subject = rooms.make_room(seed, take.setup, style), actors.make_subject(seed, take.subject)
+    body = take_body(seed, take, style)
     shadows = renderer.floor_shadows(room, body)
     videos = {}
     for number in cameras:
-        still = renderer.still_picture(seed, take.setup, take.performance, number, width, height)
+        still = renderer.still_picture(seed, take.setup, take.performance, number, width, height, style)
         camera = rooms.make_camera(room, number, width, height).scaled(renderer.SUPERSAMPLING)
         videos[number] = renderer.render_view(room, still, camera, subject, body, shadows)
     return videos
 
 
-def write_take(directory: pathlib.Path, seed: int, take: Take, width: int, height: int) -> None:
+def write_take(
+    directory: pathlib.Path, seed: int, take: Take, width: int, height: int, style: rooms.Style = rooms.STANDARD
+) -> None:
     """Writes those of the take's three files that are not there yet."""
     missing = [camera for camera in rooms.CAMERA_DEGREES if not (directory / take.file_name(camera)).exists()]
-    for camera, video in render_take(seed, take, tuple(missing), width, height).items():
+    for camera, video in render_take(seed, take, tuple(missing), width, height, style).items():
         path = directory / take.file_name(camera)
         partial = path.with_name(path.name + PARTIAL)
-        encode_video(partial, video)
+        encode_video(partial, video, style.fps)
         os.replace(partial, path)
 
 
-def encode_video(path: pathlib.Path, video: np.ndarray) -> None:
-    """Writes uint8[T, H, W, 3] RGB as H.264 in AVI, yuv420p at 30 fps; the same bytes for the same frames."""
+def encode_video(path: pathlib.Path, video: np.ndarray, fps: int = FPS) -> None:
+    """Writes uint8[T, H, W, 3] RGB as H.264 in AVI, yuv420p; the same bytes for the same frames."""
     with av.open(str(path), "w", format="avi", options={"fflags": "+bitexact"}) as container:
         # One thread: workers are processes. No B frames: AVI stores no presentation times. No macroblock tree: x264's
         # vector code for it reads uninitialised memory at small widths, so that two runs would differ.
         options = {"preset": "superfast", "crf": "18", "threads": "1", "bf": "0", "mbtree": "0"}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in video:
