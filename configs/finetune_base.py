@@ -26,6 +26,7 @@ def get_config() -> config_dict.ConfigDict:
             compute_dtype="auto",  # [ours] auto | float32 | bfloat16
             # Empty trains from scratch. Only the encoder is taken; clip length and resolution may differ.
             init_from="",  # [ours] a run's workdir, a VideoMAE .pth, or a Hugging Face folder
+            init_from_step=config_dict.placeholder(int),  # [ours] which checkpoint of that run; the newest by default
             profile_steps="",  # [ours] e.g. 100:105 traces the steps 100 to 104 for TensorBoard and xprof
         )
     )
@@ -113,6 +114,7 @@ def get_config() -> config_dict.ConfigDict:
     config.eval = config_dict.ConfigDict(
         dict(
             every_steps=5000,  # [ours] also at the end of the run
+            at_steps=(),  # [ours] further steps to evaluate at, e.g. (100, 200, 400)
             split="test",  # [ours] test | held_out: the held-out training takes, for choosing settings
             clips_per_view=5,  # [ours] VideoMAE's temporal clips of a test video
             crops_per_clip=3,  # [ours] VideoMAE's spatial crops of each; 1 is the centre

@@ -24,6 +24,7 @@ def get_config() -> config_dict.ConfigDict:
             compute_dtype="auto",  # [ours] auto | float32 | bfloat16
             # A trained run to take parameters from; a fresh optimiser. Automatic resume of --workdir is separate.
             init_from="",  # [ours] the workdir of another run, a VideoMAE .pth, or a Hugging Face folder
+            init_from_step=config_dict.placeholder(int),  # [ours] which checkpoint of that run; the newest by default
             profile_steps="",  # [ours] e.g. 100:105 traces the steps 100 to 104 for TensorBoard and xprof
         )
     )
@@ -125,6 +126,7 @@ def get_config() -> config_dict.ConfigDict:
     config.eval = config_dict.ConfigDict(
         dict(
             every_steps=5000,  # [ours] reconstruction metrics on held-out takes; also at the end of the run
+            at_steps=(),  # [ours] further steps to evaluate at, e.g. (100, 200, 400)
             max_takes=256,  # [ours] held-out takes evaluated; all their target views
             clips_per_element=1,  # [ours] clips per (take, target view); more lower the standard errors over takes
             batch_size=config_dict.placeholder(int),  # [ours] default: global_batch_size

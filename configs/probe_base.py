@@ -19,7 +19,9 @@ def get_config() -> config_dict.ConfigDict:
             seed=0,  # [ours] decides the probes' initialisation and batches
             global_batch_size=64,  # [ours] clips per step of the feature extraction, over all devices
             compute_dtype="auto",  # [ours] auto | float32 | bfloat16
-            init_from="",  # [ours] as for fine-tuning, or `random` for an encoder as initialised
+            # As for fine-tuning; `random` is an encoder as initialised, `pixels` takes the clip's own pixels as tokens.
+            init_from="",  # [ours] RUN | random | pixels
+            init_from_step=config_dict.placeholder(int),  # [ours] which checkpoint of that run; the newest by default
         )
     )
 
@@ -57,10 +59,14 @@ def get_config() -> config_dict.ConfigDict:
 
     config.probe = config_dict.ConfigDict(
         dict(
-            kinds=("knn", "linear", "attentive", "retrieval"),  # [ours] any of these
+            # geometry: 3D joints by ridge regression and by attention; motion: their velocities. Both need a set that
+            # knows its joints (docs/data_sets.md).
+            kinds=("knn", "linear", "attentive", "retrieval"),  # [ours] any of these, geometry, motion
             # What kNN, linear probe and retrieval see: the mean token; the mean of each temporal slice; or the same
             # weighted by motion, which leaves the room out where cameras stand still.
             pooling="mean",  # [ours] mean | slices | motion
+            # Channels that all clips share hide what tells them apart by cosine similarity.
+            standardize=False,  # [ours] retrieval sees channels standardised over the clips searched
             knn_k=20,  # [ours] neighbours by cosine similarity
             learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),  # [ours] tried by the linear and the attentive probe
             weight_decays=(0.0, 0.01, 0.1),  # [ours] tried with each learning rate

@@ -25,7 +25,7 @@ _CHOICES = {
     "probe.pooling": ("mean", "slices", "motion"),
 }
 
-PROBES = ("knn", "linear", "attentive", "retrieval")
+PROBES = ("knn", "linear", "attentive", "retrieval", "geometry", "motion")
 
 _POSITIVE = (
     "global_batch_size",
@@ -194,8 +194,8 @@ def _probing(config: config_dict.ConfigDict) -> Iterator[str]:
         yield f"probe.kinds holds {kind!r}, which is not one of {', '.join(PROBES)}.{suggestion(str(kind), PROBES)}"
     if not config.init_from:
         yield (
-            "init_from is not set: probes look at a trained encoder. Pass --config.init_from=RUN, or `random` for an "
-            "encoder as initialised."
+            "init_from is not set: probes look at a trained encoder. Pass --config.init_from=RUN, `random` for an "
+            "encoder as initialised, or `pixels` for the clips' own pixels."
         )
     if not 0 < probe.validation_fraction < 1:
         yield f"probe.validation_fraction = {probe.validation_fraction} must lie in (0, 1)."

@@ -31,6 +31,7 @@ MAY_CHANGE = frozenset(
         "data.dir",  # the same data set at another place; its manifest is compared
         "data.motion_on",  # up to rounding, as the mesh and what of the model is named here
         "data.num_workers",
+        "eval.at_steps",
         "eval.batch_size",
         "eval.every_steps",
         "eval.num_pictures",

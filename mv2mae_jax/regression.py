@@ -12,7 +12,7 @@ import scipy.linalg
 
 from mv2mae_jax import probes
 
-PENALTIES = (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)  # [ours] tried by default, for standardised features
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)  # [ours] tried by default, for standardised features
 _ROWS_AT_ONCE = 8192  # rows that are standardised in memory at once [ours]
 
 

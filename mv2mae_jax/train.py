@@ -117,7 +117,8 @@ def train(
     watch, measured, tables = preemption.Watch(), {}, {}
 
     def is_evaluated(step: int) -> bool:
-        return step == schedule.total_steps or (step > 0 and step % config.eval.every_steps == 0)
+        wanted = step % config.eval.every_steps == 0 or step in config.eval.get("at_steps", ())
+        return step == schedule.total_steps or (step > 0 and wanted)
 
     with contextlib.ExitStack() as cleanup:
         for close in (reporter.close, checkpointer.close, profiler.close, watch.stop):
@@ -233,10 +234,11 @@ def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: An
     if config.task == "pretrain":
         if from_torch:
             return importer.load_videomae(config.init_from, params, model)
-        return checkpoint.load_params(config.init_from, abstract_params)
+        return checkpoint.load_params(config.init_from, abstract_params, config.get("init_from_step"))
     if from_torch:
         return params | importer.load_videomae(config.init_from, {"encoder": params["encoder"]}, model)
-    return params | {"encoder": checkpoint.load_encoder(config.init_from, abstract_params["encoder"])}
+    step = config.get("init_from_step")
+    return params | {"encoder": checkpoint.load_encoder(config.init_from, abstract_params["encoder"], step)}
 
 
 def make_train_step(

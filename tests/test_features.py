@@ -11,7 +11,7 @@ import pytest
 from configs import probe_base
 from data.labelled import LabelledDataset
 from data.motion import motion_energy
-from mv2mae_jax import checkpoint, features, retrieval, sharding
+from mv2mae_jax import checkpoint, features, online_probes, retrieval, sharding
 from mv2mae_jax import config as configs
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae, variants
@@ -302,12 +302,12 @@ def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
     """They find what the features hold: here, by a planted encoder, which take and class a clip is of."""
     prepared, views = dataset.prepared, dataset.prepared.views
     rows = {"train_rows": dataset.train, "test_rows": dataset.test}
-    measured = features.measure_pretraining(
-        model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=3, **rows
-    )
+    measured = online_probes.measure(model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=3, **rows)
     assert set(measured) >= {"knn_top_1", "knn_mean_class", "retrieval_recall_1", "retrieval_mean_rank"}
+    assert measured["geometry_error_cm"] > 0  # generated takes know their joints
+    prepared = dataclasses.replace(prepared, truth=None)
 
-    def planted(model, params, batches, mesh):
+    def planted(model, params, batches, mesh, *, tokens=None):
         row = np.concatenate([batch["row"][batch["valid"]] for batch in batches]).astype(np.int64)
         label = views["label"][row]
         take = np.unique(views["take"], return_inverse=True)[1][row]
@@ -316,20 +316,18 @@ def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
         return Features(row=row, label=label, slices=slices, motion=slices)
 
     monkeypatch.setattr(features, "extract", planted)
-    measured = features.measure_pretraining(
-        model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=1, **rows
-    )
+    measured = online_probes.measure(model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=1, **rows)
     known = np.isin(views["label"][dataset.test], views["label"][dataset.train])
     assert measured["knn_top_1"] >= known.mean() and measured["retrieval_recall_1"] == 1
     # Without labels, or with one camera, what cannot be measured is left out.
     without = dict(prepared.views) | {"label": np.full_like(views["label"], -1)}
     unlabelled = dataclasses.replace(prepared, views=without)
-    measured = features.measure_pretraining(
+    measured = online_probes.measure(
         model, params, unlabelled, dataset.spec, mesh, global_batch_size=8, knn_k=1, **rows
     )
     assert set(measured) == {f"retrieval_{name}" for name in ("recall_1", "recall_5", "mean_rank", "gallery_size")}
     one_camera = {name: part[views["view"][part] == "C001"] for name, part in rows.items()}
-    measured = features.measure_pretraining(
+    measured = online_probes.measure(
         model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=1, **one_camera
     )
     assert set(measured) == {"knn_top_1", "knn_mean_class"}

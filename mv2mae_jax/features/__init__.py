@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,10 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from console import progress
-from data import clips, digests, pipeline, takes
-from mv2mae_jax import accuracy, decode, probes, retrieval, sharding
-from mv2mae_jax.models import mv2mae
+from data import clips, digests, takes
+from mv2mae_jax import decode, sharding
+from mv2mae_jax.models import mv2mae, tubelets
 
 POOLINGS = ("mean", "slices", "motion")
 
@@ -135,8 +135,38 @@ def _encode_batch(
 
 def encode(model: mv2mae.MV2MAE, params: Any, video: jax.Array) -> jax.Array:
     """The encoder's parameters and uint8[B, T, H, W, 3] -> tokens [B, N, D] of the whole clip, in raster order."""
+    if isinstance(model, RawPixels):
+        return tubelets.patchify(video, model.tubelet_size) / 255  # (B, N, t * h * w * 3)
     everything = jnp.broadcast_to(jnp.arange(model.num_tokens), (video.shape[0], model.num_tokens))
     return model.apply({"params": {"encoder": params}}, video, everything, method="encode")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RawPixels:
+    """Stands in for a model: the tokens of a clip are its own pixels. What every encoder is held against.
+
+    Attributes:
+      clip_size: (frames, height, width).
+      tubelet_size: (frames, height, width) of one token.
+    """
+
+    clip_size: tuple[int, int, int]
+    tubelet_size: tuple[int, int, int]
+    depth: int = 0
+    num_heads: int = 0
+    dtype: Any = jnp.float32
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return tubelets.token_grid(self.clip_size, self.tubelet_size)
+
+    @property
+    def num_tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def width(self) -> int:
+        return 3 * math.prod(self.tubelet_size)
 
 
 def init_encoder(model: mv2mae.MV2MAE, key: jax.Array) -> Any:
@@ -230,70 +260,3 @@ def facts_of(
         "crop_size": list(spec.crop_size),
         **more,
     }
-
-
-def measure_pretraining(
-    model: mv2mae.MV2MAE,
-    params: Any,
-    prepared: takes.Prepared,
-    spec: clips.ClipSpec,
-    mesh: jax.sharding.Mesh,
-    *,
-    train_rows: np.ndarray,
-    test_rows: np.ndarray,
-    global_batch_size: int,
-    pooling: str = "slices",
-    knn_k: int = 20,
-) -> dict[str, float]:
-    """How good the features are right now, one central clip of each view: for evaluations during pre-training.
-
-    Args:
-      model: the model that is pre-trained.
-      params: the encoder's parameters.
-      prepared: the data set.
-      spec: its frames and crop size are used.
-      mesh: all devices.
-      train_rows, test_rows: int[...], manifest rows of different takes.
-      global_batch_size: clips encoded at once; divisible by the devices.
-      pooling: one of POOLINGS.
-      knn_k: neighbours; 20 as in DINO [ours].
-
-    Returns:
-      `knn_top_1`, `knn_mean_class`: neighbours among the training takes; absent where either side has no labels.
-      `retrieval_*`: see retrieval.py, among the test takes; absent where no take has two views or views are not
-      synchronised. May be empty.
-    """
-
-    def features_of(rows: np.ndarray) -> Features:
-        batches = pipeline.clip_batches(
-            prepared,
-            spec,
-            rows,
-            global_batch_size=global_batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        return extract(model, params, progress.track(batches, "extracting features", "batches"), mesh)
-
-    views = prepared.views
-    train_rows, labelled = train_rows[views["label"][train_rows] >= 0], views["label"][test_rows] >= 0
-    with_knn = len(train_rows) > 0 and labelled.any()
-    take, view, label = (views[name][test_rows] for name in ("take", "view", "label"))
-    with_retrieval = not prepared.not_synchronised and retrieval.camera_pairs(take, view)
-    if not (with_knn or with_retrieval):
-        return {}
-
-    test, results = features_of(test_rows), {}
-    assert np.array_equal(test.row, test_rows), "features follow the order of the rows"
-    if with_knn:
-        train = features_of(train_rows)
-        num_classes = len(prepared.class_names)
-        scores = probes.knn_scores(
-            train.pooled(pooling), train.label, test.pooled(pooling)[labelled], num_classes, k=knn_k
-        )
-        knn = accuracy.summarize(scores, test.label[labelled])
-        results |= {"knn_top_1": knn["top_1"], "knn_mean_class": knn["mean_class"]}
-    if with_retrieval:
-        found = retrieval.measure(test.pooled(pooling), take, view, label)
-        results |= {f"retrieval_{name}": value for name, value in found.items()}
-    return results

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from data import pipeline
 from data.dataset import Dataset
-from mv2mae_jax import decode, features, losses, masking
+from mv2mae_jax import decode, losses, masking, online_probes
 from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import mv2mae, tubelets, variants
 
@@ -322,15 +322,15 @@ class Pretrain:
     def measure_features(
         self, params: Any, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
     ) -> dict[str, float]:
-        """kNN and retrieval with the encoder as it is, on some training takes and the held-out ones.
+        """kNN, retrieval and 3D pose with the encoder as it is, on some training takes and the held-out ones.
 
-        Empty where none are asked for or held out; see `features.measure_pretraining`.
+        Empty where none are asked for or held out; see `online_probes.measure`.
         """
         if not config.eval.max_feature_takes or self.dataset.held_out is None:
             return {}
         chosen = np.random.default_rng(config.seed).permutation(self.dataset.train.rows)
         train_rows, test_rows = chosen[: config.eval.max_feature_takes], self.dataset.held_out.rows
-        return features.measure_pretraining(
+        return online_probes.measure(
             self.model,
             params["encoder"],
             self.dataset.prepared,

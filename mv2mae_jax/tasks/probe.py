@@ -1,4 +1,4 @@
-"""Probes of a frozen encoder: features are extracted once, then read by kNN, linear and attentive probes, retrieval."""
+"""Probes of a frozen encoder: features are extracted once, then read by classes, across cameras, and for 3D pose."""
 
 import functools
 import os
@@ -17,6 +17,7 @@ from mv2mae_jax import (
     attentive,
     event_files,
     features,
+    geometry,
     inference,
     outcome,
     probes,
@@ -58,13 +59,14 @@ def run(
     model, params, step = load_encoder(config, mesh)
     provenance.record_start(workdir, config, _facts(config, dataset, mesh))
     extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)
-    with_tokens = "attentive" in kinds
+    with_tokens = bool({"attentive", "geometry", "motion"} & set(kinds))
 
     results: dict[str, float] = {}
     tables: dict[str, Any] = {"class_names": list(dataset.class_names)}
     test = extract(dataset.test, with_tokens)
     if set(kinds) != {"retrieval"}:
         train_features = extract(dataset.train, with_tokens)
+        results |= _geometry(config, dataset, model, train_features, test)
         for kind in (kind for kind in ("knn", "linear", "attentive") if kind in kinds):
             scores, chosen, validation = _classify(kind, config, dataset, train_features, test)
             label, view = (dataset.prepared.views[name][dataset.test] for name in ("label", "view"))
@@ -77,6 +79,9 @@ def run(
         parts = [test.per_row()] + ([extract(others, False).per_row()] if len(others) else [])
         rows = np.concatenate([part.row for part in parts])
         pooled = np.concatenate([part.pooled(config.probe.pooling) for part in parts])
+        if config.probe.standardize:
+            mean, std = probes.statistics(pooled)
+            pooled = (pooled - mean) / std
         found = retrieval.measure(pooled, *(dataset.prepared.views[name][rows] for name in ("take", "view", "label")))
         results |= {f"retrieval/{name}": value for name, value in found.items()}
     for name, value in results.items():
@@ -100,11 +105,13 @@ def _facts(config: config_dict.ConfigDict, dataset: LabelledDataset, mesh: jax.s
 def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int]:
     """(model, parameters of its encoder, the step of the run they are from) by `init_from`.
 
-    That is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, or `random`.
+    That is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, `random`, or `pixels`.
     """
     model = variants.from_config(config)
+    if config.init_from == "pixels":
+        return features.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
     if config.init_from != "random" and not importer.is_torch_checkpoint(config.init_from):
-        step, _, trained = runs.read_record(config.init_from)
+        step, _, trained = runs.read_record(config.init_from, config.get("init_from_step"))
         return *inference.restore(config.init_from, step, trained.task, model, mesh), step
     create = functools.partial(features.init_encoder, model)
     placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
@@ -207,6 +214,41 @@ def _classify(
         assert np.array_equal(rows, dataset.test), "one row of scores per tested view"
     chosen = {"learning_rate": probed.learning_rate, "weight_decay": probed.weight_decay}
     return scores, chosen, {"validation_accuracy": probed.validation_score.tolist()}
+
+
+def _geometry(
+    config: config_dict.ConfigDict,
+    dataset: LabelledDataset,
+    model: mv2mae.MV2MAE,
+    train: Features,
+    test: Features,
+) -> dict[str, float]:
+    """`geometry/*` and `motion/*`, where they are asked for."""
+    probe, results = config.probe, {}
+    if not {"geometry", "motion"} & set(probe.kinds):
+        return {}
+    true = [
+        geometry.targets(dataset.prepared, dataset.spec, rows, dataset.clips_per_view)
+        for rows in (dataset.train, dataset.test)
+    ]
+    options = {
+        "group": validation_groups(dataset)[np.searchsorted(dataset.train, train.row)],
+        "attention": {
+            "learning_rates": probe.learning_rates,
+            "weight_decays": probe.weight_decays,
+            "epochs": probe.epochs,
+            "batch_size": probe.batch_size,
+            "validation_fraction": probe.validation_fraction,
+        },
+        "seed": config.seed,
+    }
+    if "geometry" in probe.kinds:
+        measured, _ = geometry.measure(model, train, test, *true, **options)
+        results |= {f"geometry/{name}": value for name, value in measured.items()}
+    if "motion" in probe.kinds:
+        measured = geometry.measure_motion(model, train, test, *true, **options)
+        results |= {f"motion/{name}": value for name, value in measured.items()}
+    return results
 
 
 def validation_groups(dataset: LabelledDataset) -> np.ndarray:

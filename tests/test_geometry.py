@@ -1,0 +1,144 @@
+"""Read-outs of 3D pose: the truth of clips, and what is read of planted and of random features."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from data import clips, takes
+from data.prepare import main as prepare
+from data.synthetic.__main__ import main as synthesise
+from mv2mae_jax import features, geometry
+from mv2mae_jax.features import Features
+from mv2mae_jax.models import variants
+
+SPEC = clips.ClipSpec(num_frames=8, frame_stride=2, crop_size=(32, 32), tubelet_size=(2, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> takes.Prepared:
+    folder = tmp_path_factory.mktemp("truth")
+    style = ["--rooms=plain", "--actor_share=0.8", "--facing_spread=45", "--fps=10", "--resolution=40x40"]
+    size = ["--takes=24", "--setups=1", "--subjects=4", "--workers=1", "--progress=none"]
+    assert synthesise([f"--output={folder}/raw", *size, *style]) == 0
+    options = ["--short_side=32", "--workers=1", "--progress=none"]
+    assert prepare(["--dataset=synthetic", f"--input={folder}/raw", f"--output={folder}/prepared", *options]) == 0
+    return takes.open_prepared(folder / "prepared")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return variants.build(
+        "Ti", clip_size=(8, 32, 32), tubelet_size=(2, 8, 8), width=24, depth=1, num_heads=2, scan_layers=False
+    )
+
+
+def test_targets_are_those_of_the_frames_that_a_clip_shows(prepared):
+    rows = np.array([0, 5])
+    targets = geometry.targets(prepared, SPEC, rows, clips_per_view=2)
+    assert targets.camera.shape == (4, 4, 3 * (len(prepared.truth.joint_names) - 1))
+    length = int(prepared.views["num_frames"][5])
+    frames = clips.frame_indices(length, 8, 2, clips.spread_positions(2)[1])  # the last clip of row 5
+    joints = prepared.truth.in_camera(np.array([5]), frames[None])[0]  # (T, J, 3)
+    root = prepared.truth.root
+    slice_of = np.delete(joints[2:4] - joints[2:4, [root]], root, axis=1).mean(axis=0)  # its second slice
+    np.testing.assert_allclose(targets.camera[3, 1], slice_of.reshape(-1), atol=1e-6)
+    # Of the second slice: central differences at frames 2 and 3 of the clip, 0.2 s apart.
+    relative = np.delete(joints - joints[:, [root]], root, axis=1)
+    speed = ((relative[3] - relative[1]) + (relative[4] - relative[2])) / 2 / 0.4
+    np.testing.assert_allclose(targets.velocity[3, 1], speed.reshape(-1), atol=1e-4)
+
+
+def test_a_pose_in_the_persons_own_frame_does_not_depend_on_the_camera(prepared):
+    rows = np.flatnonzero(prepared.views["take"] == prepared.views["take"][0])
+    targets = geometry.targets(prepared, SPEC, rows)
+    np.testing.assert_allclose(targets.actor[0], targets.actor[1], atol=1e-6)
+    assert np.abs(targets.camera[0] - targets.camera[1]).max() > 0.1
+    lengths = [np.linalg.norm(part.reshape(len(rows), 4, -1, 3), axis=-1) for part in (targets.actor, targets.camera)]
+    np.testing.assert_allclose(*lengths, atol=2e-3)  # a rotation (of each frame, before the mean of two)
+
+
+def planted(prepared, model, rows, content):
+    """Features whose tokens hold `content` float[M, nt, K] in the channels of the first token of each slice."""
+    nt, height, width = model.grid
+    tokens = np.zeros((len(rows), nt, height * width, content.shape[-1]), np.float16)
+    tokens[:, :, 0] = content
+    return Features(
+        row=rows,
+        label=prepared.views["label"][rows],
+        slices=tokens.mean(axis=2),
+        motion=tokens.mean(axis=2),
+        tokens=tokens.reshape(len(rows), nt * height * width, -1),
+    )
+
+
+def test_planted_poses_are_read_and_noise_is_not(prepared, model):
+    rows = np.arange(len(prepared.views["take"]))
+    train, test = rows[: len(rows) * 2 // 3], rows[len(rows) * 2 // 3 :]
+    true = [geometry.targets(prepared, SPEC, part) for part in (train, test)]
+    group = prepared.views["take"][train]
+    known = [planted(prepared, model, part, targets.camera) for part, targets in zip((train, test), true, strict=True)]
+    found, told = geometry.measure(model, *known, *true, group=group)
+    assert found["r2"] > 0.99 and found["error_cm"] < 2
+    np.testing.assert_allclose(told, true[1].camera, atol=0.15)
+    assert found["mean_error_cm"] > 5
+    rng = np.random.default_rng(0)
+    noise = [planted(prepared, model, part, rng.normal(size=(len(part), 4, 24))) for part in (train, test)]
+    found, _ = geometry.measure(model, *noise, *true, group=group)
+    assert found["r2"] < 0.1 and found["actor_r2"] < 0.1
+    assert found["error_cm"] > 0.9 * found["mean_error_cm"]
+
+
+def test_attention_reads_planted_velocities(prepared, model):
+    rows = np.arange(len(prepared.views["take"]))
+    train, test = rows[::2], rows[1::2]
+    true = [geometry.targets(prepared, SPEC, part) for part in (train, test)]
+    known = [planted(prepared, model, p, targets.velocity) for p, targets in zip((train, test), true, strict=True)]
+    attention = {"learning_rates": (1e-2,), "weight_decays": (0.0,), "epochs": 60, "batch_size": 32}
+    found = geometry.measure_motion(model, *known, *true, group=prepared.views["take"][train], attention=attention)
+    assert found["r2"] > 0.5
+
+
+def test_cells_average_a_finer_grid():
+    tokens = np.random.default_rng(0).normal(size=(3, 6 * 8, 5)).astype(np.float32)
+    found = geometry.cells(tokens, (1, 6, 8)).reshape(3, 4, 4, 5)
+    plane = tokens.reshape(3, 6, 8, 5)
+    np.testing.assert_allclose(found[:, 1, 3], plane[:, 1:3, 6:8].mean(axis=(1, 2)), atol=1e-6)  # rows 1 to 2 of six
+    assert geometry.cells(tokens, (1, 2, 24)).shape == (3, 2 * 4 * 5)
+
+
+def test_raw_pixels_stand_in_for_a_model(prepared):
+    pixels = features.RawPixels(clip_size=(8, 32, 32), tubelet_size=(2, 8, 8))
+    video = np.random.default_rng(0).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
+    tokens = np.asarray(features.encode(pixels, {}, video))
+    assert tokens.shape == (2, pixels.num_tokens, pixels.width)
+    np.testing.assert_allclose(tokens[1, 5], video[1, :2, 8:16, 8:16].reshape(-1) / 255, atol=1e-6)
+    assert pixels.grid == (4, 4, 4)
+
+
+def test_a_set_without_truth_is_refused(prepared):
+    without = dataclasses.replace(prepared, truth=None)
+    with pytest.raises(ValueError, match="does not know where the joints are"):
+        geometry.targets(without, SPEC, np.array([0]))
+
+
+def test_a_random_encoder_tells_some_of_the_pose(prepared, model):
+    """The read-out as the probe runs it, on features that were extracted."""
+    from data import pipeline
+    from mv2mae_jax import sharding
+
+    params = features.init_encoder(model, jax.random.key(0))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    rows = np.arange(len(prepared.views["take"]))
+    train, test = rows[:48], rows[48:]
+
+    def extracted(part):
+        tokens = np.empty((len(part), model.num_tokens, model.width), np.float16)
+        batches = pipeline.clip_batches(prepared, SPEC, part, global_batch_size=24)
+        return features.extract(model, params, batches, mesh, tokens=tokens)
+
+    true = [geometry.targets(prepared, SPEC, part) for part in (train, test)]
+    group = prepared.views["take"][train]
+    found, _ = geometry.measure(model, extracted(train), extracted(test), *true, group=group)
+    assert 0 < found["r2"] < 1 and found["error_cm"] < found["mean_error_cm"]
