@@ -6,6 +6,7 @@ import sys
 
 from console import progress
 from console.command import ExitCode, Parser, execute
+from console.errors import UserError
 
 PROG = "python run.py"
 EXAMPLES = """
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         os.makedirs(arguments.workdir, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--workdir={arguments.workdir} cannot be made: {error}") from error
+        raise UserError(f"--workdir={arguments.workdir} cannot be made: {error}") from error
 
     from mv2mae_jax import processes
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.experiment import RESULTS, ROOT
 from console.command import ExitCode, Parser, execute
+from console.errors import UserError
 from mv2mae_jax import outcome, preemption
 
 EVERY_SECONDS = 10
@@ -86,7 +87,7 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     if not Path(options.data, "prepared.json").exists():
-        raise ValueError(f"--data={options.data} is no prepared set; `make demo` makes demo_output/prepared.")
+        raise UserError(f"--data={options.data} is no prepared set; `make demo` makes demo_output/prepared.")
     shutil.rmtree(options.workdir, ignore_errors=True)
     options.workdir.mkdir(parents=True)
     command = ["run.py", "--config=configs/demo.py", f"--workdir={options.workdir / 'run'}"]

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import dis
 import enum
 import errno
 import os
@@ -13,9 +12,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from console import progress
+from console.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OURS = ("run.py", "benchmarks", "configs", "console", "data", "mv2mae_jax")
 
 
 class ExitCode(enum.IntEnum):
@@ -186,9 +185,8 @@ def did_you_mean(near: Sequence[str]) -> str:
 def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) -> int:
     """Runs a command; returns its exit code.
 
-    What this project refuses with a message for the user (ValueError, OSError, FloatingPointError raised by its own
-    code), what the system refuses about a file, and what another command of this project has refused is told in one
-    paragraph; all else keeps its traceback.
+    A `UserError`, what the system refuses about a file, and what another command of this project has refused is told in
+    one paragraph. All else keeps its traceback.
 
     Args:
       prog: what is typed.
@@ -197,13 +195,13 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
     """
     try:
         return ExitCode.DONE if (code := run()) is None else code
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
             then = "goes on from here" if goes_on else "can be given again"
             print(f"{prog}: no space is left on the disk{where}. With room, the same command {then}.", file=sys.stderr)
             return ExitCode.REFUSED
-        if not (_raised_here(error) or (isinstance(error, OSError) and error.filename)):
+        if not (isinstance(error, UserError) or error.filename):
             raise
         print(f"{prog}: {error}", file=sys.stderr)
         return ExitCode.REFUSED
@@ -215,13 +213,3 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
     except KeyboardInterrupt:
         print(f"{prog}: interrupted.{' The same command goes on from what is saved.' * goes_on}", file=sys.stderr)
         return ExitCode.INTERRUPTED
-
-
-def _raised_here(error: Exception) -> bool:
-    """Whether a `raise` in this project's code made it: what NumPy raises in C has its last frame here, too."""
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    code = last.tb_frame.f_code
-    by_raise = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
-    return by_raise and any(code.co_filename.startswith(os.path.join(ROOT, part)) for part in OURS)

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from console.errors import UnusableFile
+
 EXTENSIONS = (".zip", ".tar", ".tar.gz", ".tgz")
 # [ours] One file of an archive is held in memory while it is read, so its size is bounded, whatever the archive claims.
 MAX_MEMBER_BYTES = 2**30
@@ -100,12 +102,12 @@ class Reader(contextlib.ExitStack):
                 if entry.isfile() and entry.name in members:
                     num_bytes += entry.size
                     if entry.size > MAX_MEMBER_BYTES or num_bytes > MAX_TAR_BYTES_PER_SHARD:
-                        raise OSError("it is larger than what is read from a tar archive in one pass: unpack this")
+                        raise UnusableFile("it is larger than what is read from a tar archive in one pass: unpack this")
                     self._from_tar[prefix + entry.name] = tar.extractfile(entry).read()
                     members.discard(entry.name)
                 if not members:
                     return
-        raise OSError(f"{archive} has changed since it was listed: {min(members)} is missing")
+        raise UnusableFile(f"{archive} has changed since it was listed: {min(members)} is missing")
 
 
 def _split(folder: Path, path: str) -> tuple[Path | None, str]:

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from console.errors import UserError
+
 MAX_MAGNITUDE = 10.0  # timm's scale of magnitudes
 OPERATION_PROBABILITY = 0.5  # timm's: a drawn operation is carried out in half of the cases
 FILL = (128, 128, 128)  # timm's: grey, where a geometric operation looks outside the frame
@@ -47,10 +49,10 @@ class Augmentation:
     def __post_init__(self):
         for name, largest in (("randaugment_magnitude", MAX_MAGNITUDE), ("random_erasing", 1.0), ("flip", 1.0)):
             if not 0 <= getattr(self, name) <= largest:
-                raise ValueError(f"augment.{name}={getattr(self, name)} must lie between 0 and {largest:g}.")
+                raise UserError(f"augment.{name}={getattr(self, name)} must lie between 0 and {largest:g}.")
         for name in ("randaugment_num_ops", "randaugment_magnitude_std"):
             if getattr(self, name) < 0:
-                raise ValueError(f"augment.{name}={getattr(self, name)} must not be negative.")
+                raise UserError(f"augment.{name}={getattr(self, name)} must not be negative.")
 
 
 def _lighten_dark(frame: Image.Image, grey_levels: int) -> Image.Image:

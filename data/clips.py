@@ -7,6 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from console.errors import UserError
+
 # [ours] How often a crop's side may be that of the result before areas are averaged. Up to here linear interpolation is
 # as near to Lanczos' filter (38.3 against 38.4 dB at 1.5; above, 36.5 against 38.5 dB at 1.6) and five times as fast.
 MOST_LINEAR = 1.5
@@ -82,7 +84,7 @@ def spread_positions(clips_per_view: int) -> list[float]:
       ValueError: less than one clip.
     """
     if clips_per_view < 1:
-        raise ValueError(f"clips_per_view={clips_per_view}: at least 1.")
+        raise UserError(f"clips_per_view={clips_per_view}: at least 1.")
     if clips_per_view == 1:
         return [0.5]
     return np.linspace(0, np.nextafter(1, 0), clips_per_view).tolist()
@@ -119,7 +121,7 @@ def spread_crops(crops_per_clip: int) -> list[CropDraw]:
       ValueError: another number.
     """
     if crops_per_clip not in (1, 3):
-        raise ValueError(f"crops_per_clip={crops_per_clip}: 1 (centre) or 3 (start, middle, end of the longer side).")
+        raise UserError(f"crops_per_clip={crops_per_clip}: 1 (centre) or 3 (start, middle, end of the longer side).")
     offsets = (0.5,) if crops_per_clip == 1 else (0.0, 0.5, 1.0)
     return [CropDraw(offset=(offset, offset)) for offset in offsets]
 
@@ -208,7 +210,7 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
         known = {name: i for i, name in enumerate(view_names.tolist())}
         for target, source in spec.view_pairs:
             if target not in known or source not in known or target == source:
-                raise ValueError(
+                raise UserError(
                     f"data.view_pairs holds ({target!r}, {source!r}), but a pair is two different views among "
                     f"{', '.join(known)}."
                 )
@@ -222,7 +224,7 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
     elements = np.stack([index.astype(np.int32) for index in np.nonzero(as_target)], axis=1)
     if len(elements) == 0:
         most = int(present.sum(axis=1).max(initial=0))
-        raise ValueError(
+        raise UserError(
             f"No take can form a sample of 1 target and {spec.num_source_views} source view(s): {len(take_names)} "
             f"takes are selected, the richest has {most} view(s), view_pairs={spec.view_pairs or 'all'}. Lower "
             "data.num_source_views, widen data.view_pairs, or prepare a set with more cameras."

@@ -11,6 +11,7 @@ accelerator (mv2mae_jax/decode.py), or on the host where pixels are needed there
 
 import types
 
+from console.errors import UserError
 from data import dct, jpeg
 
 NAMES = ("jpeg", "dct")
@@ -19,5 +20,5 @@ NAMES = ("jpeg", "dct")
 def get(name: str) -> types.ModuleType:
     """The codec of that name; ValueError where there is none."""
     if name not in NAMES:
-        raise ValueError(f"unknown codec {name!r}: choose one of {', '.join(NAMES)}")
+        raise UserError(f"unknown codec {name!r}: choose one of {', '.join(NAMES)}")
     return {"jpeg": jpeg, "dct": dct}[name]

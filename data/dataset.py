@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 from ml_collections import config_dict
 
+from console.errors import UserError
 from data import clips, takes
 
 
@@ -48,7 +49,7 @@ class Dataset:
         )
         prepared = takes.open_prepared(data.dir)
         if spec.num_source_views and prepared.not_synchronised:
-            raise ValueError(
+            raise UserError(
                 f"The views of {prepared.name} cannot be trained on as pairs: {prepared.not_synchronised}. Use it for "
                 "transfer, or pre-train on single views with data.num_source_views=0 and model.cross_view=False."
             )

@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from console.errors import UserError
+
 # The quantisation steps that JPEG (ITU-T T.81, annex K) proposes and libjpeg scales by its quality.
 _LUMA_STEPS = """
     16 11 10 16 24 40 51 61   12 12 14 19 26 58 60 55   14 13 16 24 40 57 69 56   14 17 22 29 51 87 80 62
@@ -88,7 +90,7 @@ def unpack(data: bytes) -> tuple[np.ndarray, tuple[int, int], int]:
         num_bytes = 3 * full_height // 2 * full_width
         unpacked = _PACKER.decompress(memoryview(data)[_HEADER.size :], num_bytes)
     except (struct.error, pa.ArrowException, OSError) as error:
-        raise ValueError(f"{len(data)} bytes are not the coefficients of a frame ({error})") from error
+        raise UserError(f"{len(data)} bytes are not the coefficients of a frame ({error})") from error
     coefficients = np.frombuffer(unpacked, np.int8).reshape(3 * full_height // 2, full_width)  # (3 * H / 2, W)
     return coefficients, (height, width), quality
 

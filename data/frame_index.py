@@ -16,6 +16,8 @@ import numpy as np
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
+from console.errors import UserError
+
 NAME = "frames.npy"
 ENTRY = np.dtype([("start", "<i8"), ("num_bytes", "<u4"), ("checksum", "<u4")])  # CRC-32
 BLOCK = 2**16
@@ -24,7 +26,7 @@ _PREFIX = 64  # bytes by which a record is found behind the header of its chunk,
 _MAX_OPEN = 256  # [ours] files of a process, well below the 1024 that Linux allows
 
 
-class DamagedFrame(ValueError):
+class DamagedFrame(UserError):
     """The bytes in a shard are not those that were written."""
 
 

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from console.errors import UserError
+
 _MCU = 16  # pixels, in height and width
 _FRAME, _INTERVAL, _SCAN = 0xC0, 0xDD, 0xDA  # markers of headers: of a baseline frame, restart interval, of a scan
 _FIRST_RESTART, _END = 0xD0, 0xD9
@@ -53,7 +55,7 @@ def decode(data: bytes) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(data)  # OpenCV's pixels, in two thirds of its time
     except ValueError as error:
-        raise ValueError(f"{len(data)} bytes are not a JPEG image ({error})") from error
+        raise UserError(f"{len(data)} bytes are not a JPEG image ({error})") from error
 
 
 def decode_window(stored: Sequence[bytes], window: Window) -> Iterator[np.ndarray]:
@@ -73,7 +75,7 @@ def decode_window(stored: Sequence[bytes], window: Window) -> Iterator[np.ndarra
         parts, first_row, first_column = _cut(stored, window)
     except (ValueError, IndexError, struct.error) as error:
         num_bytes = ", ".join(str(len(data)) for data in stored)
-        raise ValueError(f"{num_bytes} bytes are not JPEG images ({error})") from error
+        raise UserError(f"{num_bytes} bytes are not JPEG images ({error})") from error
     top, left, height, width = window
     for part in parts:
         yield decode(part)[top - first_row :, left - first_column :][:height, :width]
@@ -88,7 +90,7 @@ def _cut(stored: Sequence[bytes], window: Window) -> tuple[Sequence[bytes], int,
     headers = [_Header.of(data) for data in stored]
     (height, width, interval), *others = {(header.height, header.width, header.interval) for header in headers}
     if others:
-        raise ValueError("they have different sizes or restart intervals")
+        raise UserError("they have different sizes or restart intervals")
     mcus = _Mcus.around(window, height, width)
     if interval == 0 or mcus.are_most:
         return stored, 0, 0
@@ -97,7 +99,7 @@ def _cut(stored: Sequence[bytes], window: Window) -> tuple[Sequence[bytes], int,
     values = np.frombuffer(joined, np.uint8)
     ends = np.flatnonzero((values[:-1] == 0xFF) & (values[1:] != 0)) + 2  # of MCUs with the markers that follow them
     if values[ends - 1].tobytes() != mcus.markers * len(stored):
-        raise ValueError(f"their markers are not those of {len(mcus.markers)} MCUs each")
+        raise UserError(f"their markers are not those of {len(mcus.markers)} MCUs each")
     ends = ends.reshape(len(stored), -1)  # (T, n)
     starts, stops = ends[:, mcus.first - 1], ends[:, mcus.last]  # (T, r), of rows of MCUs
     if mcus.first[0] == 0:
@@ -177,7 +179,7 @@ class _Mcus:
         """With what a decoder looks at for the window's pixels: one more sample of chroma on each side."""
         top, left, height, width = window
         if not (0 <= top < top + height <= frame_height and 0 <= left < left + width <= frame_width):
-            raise ValueError(f"the window {window} is not within their {frame_height}x{frame_width} pixels")
+            raise UserError(f"the window {window} is not within their {frame_height}x{frame_width} pixels")
         num_rows, num_columns = -(-frame_height // _MCU), -(-frame_width // _MCU)
         numbers = np.arange(num_rows * num_columns).reshape(num_rows, num_columns)
         rows = slice(max(0, top - 1) // _MCU, -(-(top + height + 1) // _MCU))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import config_dict
 
+from console.errors import UserError
 from data import augment, catalog, clips, takes
 from data.dataset import hold_out
 
@@ -69,7 +70,7 @@ class LabelledDataset:
         prepared = takes.open_prepared(data.dir)
         mirrored = augment.has_left_right(prepared.class_names)
         if augmentation.flip > 0 and mirrored:
-            raise ValueError(
+            raise UserError(
                 f"augment.flip={augmentation.flip}, but a mirror image changes the class of {len(mirrored)} of the "
                 f"{len(prepared.class_names)} classes of {prepared.name}, e.g. {', '.join(map(repr, mirrored[:3]))}. "
                 "Set augment.flip=0."
@@ -133,7 +134,7 @@ def split_rows(
     """
     split = np.full(len(prepared.views["take"]), "train") if protocol == "all" else prepared.splits(protocol)
     if not (split == "test").any():
-        raise ValueError(
+        raise UserError(
             f"data.protocol={protocol!r} leaves nothing of {prepared.directory} to test on: of {len(split)} views "
             f"{np.sum(split == 'train')} are for training. Choose another protocol of {prepared.name} "
             f"({', '.join(sorted(catalog.get(prepared.name).protocols))}), or prepare the missing part of the set."
@@ -141,7 +142,7 @@ def split_rows(
     labelled = (prepared.views["label"] >= 0) | (not needs_labels)
     for name in ("train", "test"):
         if not (labelled & (split == name)).any():
-            raise ValueError(
+            raise UserError(
                 f"{prepared.directory} has no labels: none of the {np.sum(split == name)} views in the {name} split of "
                 f"{prepared.name}'s protocol {protocol!r} has a class. Prepare a set whose file names or annotations "
                 "tell the class (for --dataset=folder: a pattern with {label})."
@@ -152,7 +153,7 @@ def split_rows(
     train, held_out = hold_out(prepared, split == "train", holdout_fraction)
     train_rows = np.flatnonzero(train & seen)
     if len(train_rows) == 0:
-        raise ValueError(
+        raise UserError(
             f"nothing is left to train on: data.holdout_fraction={holdout_fraction} and data.train_views={train_views} "
             f"take all {np.sum(labelled & (split == 'train'))} labelled views of the training split. Hold out less."
         )
@@ -162,7 +163,7 @@ def split_rows(
 def _check_views(view: np.ndarray, wanted: tuple[str, ...]) -> None:
     missing = sorted(set(wanted) - set(view.tolist()))
     if missing:
-        raise ValueError(
+        raise UserError(
             f"data.train_views names {', '.join(missing)}, but the views of the training split are "
             f"{', '.join(np.unique(view).tolist())}."
         )
@@ -190,13 +191,13 @@ def choose_labels(
       ValueError: fewer than one take asked for, or more than a class has.
     """
     if labels_per_class < 1:
-        raise ValueError(f"data.labels_per_class={labels_per_class}: at least 1, or None for all.")
+        raise UserError(f"data.labels_per_class={labels_per_class}: at least 1, or None for all.")
     take, label = views["take"][rows], views["label"][rows]
     chosen = []
     for index in np.unique(label).tolist():
         names = np.unique(take[label == index]).tolist()
         if len(names) < labels_per_class:
-            raise ValueError(
+            raise UserError(
                 f"data.labels_per_class={labels_per_class}, but class {class_names[index]!r} has only {len(names)} "
                 "take(s) to train on (held-out takes not counted). Ask for fewer."
             )

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from console.errors import UserError
 from data import archives, catalog
 
 # [ours] The longest of RoCoG's lists, the longest annotation files known here, has 3 MB.
 MAX_ANNOTATION_BYTES = 32 * 2**20
 
 
-class PreparationError(ValueError):
+class PreparationError(UserError):
     """Stops the preparation; the message says what to do. What is done so far stays and is not done again."""
 
 
@@ -62,7 +63,7 @@ def matching_files(
     try:
         sizes = dict(sorted(archives.files(input_dir)))
         names = _with_annotations(names, input_dir, sizes)
-    except (archives.BadArchive, ValueError) as error:
+    except (archives.BadArchive, UserError) as error:
         raise PreparationError(str(error)) from error
     paths = [path for path in sizes if path.lower().endswith(names.extensions)]
     names = names.with_names_from(paths)
@@ -71,7 +72,7 @@ def matching_files(
     for path in paths:
         try:
             if ".." in path.split("/"):
-                raise ValueError(f"{path!r} leads out of its archive")
+                raise UserError(f"{path!r} leads out of its archive")
             video = names.parse(path)
         except ValueError as error:
             unmatched.append((path, str(error)))
@@ -93,8 +94,6 @@ def _with_annotations(names: catalog.Catalog, input_dir: Path, sizes: Mapping[st
         with reader.open(path) as file:
             content = file.read(MAX_ANNOTATION_BYTES + 1)
         if len(content) > MAX_ANNOTATION_BYTES:
-            raise ValueError(
-                f"{input_dir / path} is larger than {MAX_ANNOTATION_BYTES} bytes: no list of this data set"
-            )
+            raise UserError(f"{input_dir / path} is larger than {MAX_ANNOTATION_BYTES} bytes: no list of this data set")
         texts[path] = content.decode("utf-8", errors="replace")
     return names.with_annotations(texts)

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from console.errors import UnusableFile, UserError
 from data import buffers, clips, samples, takes
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
@@ -115,7 +116,7 @@ def _training_stream(
     num_workers: int,
 ) -> Iterator[Batch]:
     if global_batch_size % (process_count * repeats):
-        raise ValueError(
+        raise UserError(
             f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es) * "
             f"data.repeats = {repeats}."
         )
@@ -203,7 +204,7 @@ def clip_batches(
       ValueError: an uneven share, no clips, or another number of crops than 1 or 3.
     """
     if global_batch_size % process_count:
-        raise ValueError(f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es).")
+        raise UserError(f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es).")
     own, memory = global_batch_size // process_count, buffers.Buffers()
     read = samples.ReadClips(
         prepared=prepared,
@@ -247,7 +248,7 @@ def _read(stream: grain.IterDataset) -> Iterator[Batch]:
     except (RuntimeError, OSError) as error:
         if not isinstance(error, buffers.Unreachable) and "terminated unexpectedly" not in str(error):  # grain's words
             raise
-        raise OSError(
+        raise UnusableFile(
             f"A process that reads the data was killed, or its memory cannot be reached on this system ({error}). If "
             "the memory was full, set data.num_workers lower; 0 reads in threads. The same command goes on from the "
             "last checkpoint."

@@ -33,6 +33,7 @@ import tqdm
 
 from console import progress
 from console.command import ExitCode, Parser, execute
+from console.errors import UserError
 from data import archives, catalog, codec, metadata, raw_video, shards, truth, workers
 from data.catalog import folder
 from data.listing import PreparationError, list_videos
@@ -409,7 +410,7 @@ def _check_combination(parser: Parser, options: argparse.Namespace) -> None:
         return
     try:
         options.names = catalog.get(options.dataset, pattern=options.pattern, num_classes=options.num_classes)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
 
 

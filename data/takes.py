@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from console.errors import UserError
 from data import catalog, codec, dct, truth
 from data.frame_index import Frames
 from data.truth import Truth
@@ -23,7 +24,7 @@ FORMAT_VERSION = 3  # of a prepared set
 RETRY_AFTER_SECONDS = (0.1, 1.0)
 
 
-class DamagedRecord(ValueError):
+class DamagedRecord(UserError):
     """A record that cannot be read, or whose bytes are not those that were written; `record` is its number."""
 
     def __init__(self, message: str, record: int):
@@ -119,10 +120,10 @@ class Prepared:
 
     def _stored(self, record: int, frames: np.ndarray) -> dict[int, bytes]:
         if not 0 <= record < len(self.views["record"]):
-            raise ValueError(f"no record {record} in {self.directory}: there are {len(self.views['record'])}")
+            raise UserError(f"no record {record} in {self.directory}: there are {len(self.views['record'])}")
         num_frames = self.views["num_frames"][record]
         if len(frames) == 0 or np.min(frames) < 0 or np.max(frames) >= num_frames:
-            raise ValueError(f"{self._called(record)} has frames 0 to {num_frames - 1}, not {np.asarray(frames)}")
+            raise UserError(f"{self._called(record)} has frames 0 to {num_frames - 1}, not {np.asarray(frames)}")
         wanted = np.unique(frames).tolist()
         with self._naming_damage(record):
             return dict(zip(wanted, self._read_stored(record, wanted), strict=True))
@@ -182,18 +183,18 @@ def open_prepared(directory: str | Path) -> Prepared:
     directory = Path(directory)
     command = f"python -m data.prepare --dataset=... --input=... --output={directory}"
     if not directory.is_dir():
-        raise ValueError(f"no prepared data set in {directory}: there is no such folder. Make it with `{command}`")
+        raise UserError(f"no prepared data set in {directory}: there is no such folder. Make it with `{command}`")
     if not (directory / "prepared.json").exists():
         if (directory / "plan.json").exists():
-            raise ValueError(f"the preparation of {directory} is not finished: go on with `{command}`")
-        raise ValueError(f"{directory} is not a prepared data set (no prepared.json). Make one with `{command}`")
+            raise UserError(f"the preparation of {directory} is not finished: go on with `{command}`")
+        raise UserError(f"{directory} is not a prepared data set (no prepared.json). Make one with `{command}`")
     prepared = json.loads((directory / "prepared.json").read_bytes())
     if prepared["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{directory} was prepared by another version of this program: delete it and run `{command}`")
+        raise UserError(f"{directory} was prepared by another version of this program: delete it and run `{command}`")
     for shard in prepared["shards"]:
         path = directory / shard["file"]
         if not path.exists() or path.stat().st_size != shard["bytes"]:
-            raise ValueError(f"{path} is missing or has lost its end: make it anew with `{command}`")
+            raise UserError(f"{path} is missing or has lost its end: make it anew with `{command}`")
     views = _Columns(directory / "manifest.parquet")
     return Prepared(
         directory=str(directory),

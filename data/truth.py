@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from console.errors import UserError
+
 FOLDER = "truth"
 SKELETON, JOINTS, CAMERAS = "skeleton.json", "joints.parquet", "cameras.parquet"
 
@@ -113,7 +115,7 @@ class Truth:
     def _entries(self, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
         rows, frames = np.asarray(rows), np.asarray(frames)
         if frames.min() < 0 or (frames.max(axis=1) >= self.views["num_frames"][rows]).any():
-            raise ValueError(f"frames {frames.min()} to {frames.max()} are asked for, beyond the end of a view")
+            raise UserError(f"frames {frames.min()} to {frames.max()} are asked for, beyond the end of a view")
         return self._first[rows][:, None] + frames  # (M, T)
 
     def __getstate__(self) -> dict:
@@ -137,9 +139,9 @@ def read_skeleton(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, int], .
             or len(set(names)) < len(names)
             or not all(0 <= end < len(names) for edge in edges for end in edge)
         ):
-            raise ValueError("joint names are to be different, and edges pairs of their numbers from 0")
+            raise UserError("joint names are to be different, and edges pairs of their numbers from 0")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not describe a skeleton ({error!r}); data/truth.py shows its form") from error
+        raise UserError(f"{path} does not describe a skeleton ({error!r}); data/truth.py shows its form") from error
     return names, edges, root
 
 
@@ -184,7 +186,7 @@ def carry(source: Path, views: pa.Table, output: Path, write: Callable[[Path, by
     joints, cameras = (_read(source / name, schema) for name, schema in ((JOINTS, _JOINTS), (CAMERAS, _CAMERAS)))
     size = joints["joints"].type.list_size
     if size != 3 * len(names):
-        raise ValueError(
+        raise UserError(
             f"{source / JOINTS}: a frame has {size} numbers, and the {len(names)} joints of {SKELETON} need "
             f"{3 * len(names)}"
         )
@@ -195,7 +197,7 @@ def carry(source: Path, views: pa.Table, output: Path, write: Callable[[Path, by
     for i in range(len(take)):
         frames = frame[first[i] : last[i]]
         if len(frames) < length[i] or not np.array_equal(frames, np.arange(len(frames))):
-            raise ValueError(
+            raise UserError(
                 f"{source / JOINTS}: take {take[i]} has {len(frames)} frames there, and its view {view[i]} has "
                 f"{length[i]}; frames 0 to {length[i] - 1} are needed, each once. Complete them, or prepare without "
                 "truth: --truth=none"
@@ -203,7 +205,7 @@ def carry(source: Path, views: pa.Table, output: Path, write: Callable[[Path, by
     for i, key in enumerate(zip(*(cameras[name].to_pylist() for name in ("take", "view")), strict=True)):
         row_of[key] = i
     if missing := [key for key in zip(take.tolist(), view.tolist(), strict=True) if key not in row_of]:
-        raise ValueError(
+        raise UserError(
             f"{source / CAMERAS} lacks view {missing[0][1]} of take {missing[0][0]} and {len(missing) - 1} others that "
             "were prepared. Complete it, or prepare without truth: --truth=none"
         )
@@ -252,23 +254,23 @@ def _read(path: Path, schema: Mapping[str, pa.DataType | None]) -> pa.Table:
     try:
         table = pq.read_table(path, columns=list(schema))
         if missing := [name for name in schema if name not in table.column_names]:
-            raise ValueError(f"column {missing[0]} is missing")
+            raise UserError(f"column {missing[0]} is missing")
         for index, (name, kind) in enumerate(schema.items()):
             column = table[name]
             if name == "joints":
                 sizes = {len(joints) for joints in column.to_pylist()} if pa.types.is_list(column.type) else None
                 if sizes is not None and len(sizes) != 1:
-                    raise ValueError("rows of joints have different lengths")
+                    raise UserError("rows of joints have different lengths")
                 kind = pa.list_(pa.float32(), sizes.pop() if sizes else column.type.list_size)
             table = table.set_column(index, name, column.cast(kind))
     except (OSError, pa.ArrowException, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as part of the truth: {error}. Its form: data/truth.py") from error
+        raise UserError(f"{path} cannot be read as part of the truth: {error}. Its form: data/truth.py") from error
     for name in schema:
         if table[name].null_count:
-            raise ValueError(f"{path}: column {name} has {table[name].null_count} empty entries")
+            raise UserError(f"{path}: column {name} has {table[name].null_count} empty entries")
         values = _column(table, name) if name not in ("take", "view") else np.zeros(1)
         if not np.isfinite(values).all():
-            raise ValueError(f"{path}: column {name} holds numbers that are not finite")
+            raise UserError(f"{path}: column {name} holds numbers that are not finite")
     return table
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from console.errors import UserError
+
 
 def summarize(scores: np.ndarray, label: np.ndarray, view: np.ndarray | None = None) -> dict[str, float]:
     """Accuracies in [0, 1].
@@ -60,13 +62,13 @@ def average_clips(scores: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _check(scores: np.ndarray, label: np.ndarray) -> None:
     if len(scores) == 0 or len(scores) != len(label):
-        raise ValueError(f"Accuracies need one label per row of scores, got {len(scores)} and {len(label)}.")
+        raise UserError(f"Accuracies need one label per row of scores, got {len(scores)} and {len(label)}.")
     if not np.isfinite(scores).all():
         bad = int((~np.isfinite(scores)).any(axis=1).sum())
-        raise ValueError(f"Scores of {bad} of {len(scores)} rows are not finite: the classifier has diverged.")
+        raise UserError(f"Scores of {bad} of {len(scores)} rows are not finite: the classifier has diverged.")
     num_classes = scores.shape[1]
     if label.min() < 0 or label.max() >= num_classes:
-        raise ValueError(
+        raise UserError(
             f"Labels from {label.min()} to {label.max()} do not fit scores of {num_classes} classes (0 to "
             f"{num_classes - 1}). Leave out unlabelled rows (-1); a head needs one output per class."
         )

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from console import progress
+from console.errors import UserError
 from mv2mae_jax import probes, regression
 
 
@@ -132,7 +133,7 @@ def _attentive(
     width = train_tokens.shape[-1]
     num_heads = math.gcd(16, width) if num_heads is None else num_heads
     if width % num_heads:
-        raise ValueError(f"Tokens of width {width} cannot be shared among num_heads={num_heads}: choose a divisor.")
+        raise UserError(f"Tokens of width {width} cannot be shared among num_heads={num_heads}: choose a divisor.")
     schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     sizes = {"width": width, "num_heads": num_heads, "num_outputs": num_outputs, "hidden": hidden}
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from console.errors import UnusableFile, UserError
 from mv2mae_jax import damage, sharding
 from mv2mae_jax.models import layers
 
@@ -89,7 +90,7 @@ class Checkpointer:
         except Exception as error:  # of Orbax, TensorStore and the file system, each with its own types
             saved = damage.steps_in(Path(self.directory))
             kept = f"step {saved[-1]} is the newest that was" if saved else "none was before"
-            raise OSError(
+            raise UnusableFile(
                 f"A checkpoint could not be written to {self.directory}; {kept}, and nothing was deleted. With room "
                 f"and the right to write there, the same command goes on. {type(error).__name__}: {_shortened(error)}"
             ) from error
@@ -112,7 +113,7 @@ class Checkpointer:
         if problems:
             # What is kept per parameter (moments, averages) repeats the differences of the parameters.
             shown = [line for line in problems if line.startswith("params/")] or problems
-            raise ValueError(
+            raise UserError(
                 f"{self.directory}, step {step}, cannot be gone on with, because this config makes another model or "
                 "another state of the optimizer:\n  " + "\n  ".join(shown[:8] + ["..."] * (len(shown) > 8)) + "\n"
                 "Go on with the config of that run, or choose another --workdir; init_from takes parameters alone."
@@ -167,14 +168,14 @@ def load_encoder(workdir: str, encoder: Any, step: int | None = None) -> Any:
 def _find(workdir: str, step: int | None) -> tuple[str, int]:
     directory = os.path.join(os.path.abspath(workdir), "checkpoints")
     if not os.path.isdir(directory):
-        raise ValueError(f"init_from = {workdir}: there is no run with checkpoints there ({directory} is missing).")
+        raise UserError(f"init_from = {workdir}: there is no run with checkpoints there ({directory} is missing).")
     steps = damage.steps_in(Path(directory))
     if not steps:
-        raise ValueError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
+        raise UserError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
     step = steps[-1] if step is None else step
     problem = damage.describe(Path(directory, str(step)))
     if problem:  # another step would be another experiment, so that is left to the user
-        raise ValueError(
+        raise UserError(
             f"init_from = {workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move "
             f"{os.path.join(directory, str(step))} away to take an older step."
         )
@@ -192,9 +193,7 @@ def _load(workdir: str, directory: str, step: int, wanted: Any, select: Callable
         convert = _layer_conversion(shapes, wanted)
         problems = _mismatches(jax.eval_shape(lambda tree: convert(select(tree)), shapes), wanted)
         if problems:
-            raise ValueError(
-                f"init_from = {workdir}, step {step}, does not fit this model:\n  " + "\n  ".join(problems)
-            )
+            raise UserError(f"init_from = {workdir}, step {step}, does not fit this model:\n  " + "\n  ".join(problems))
         placement = jax.tree.map(lambda leaf: leaf.sharding, wanted)
         restored_to = sharding.state_sharding(jax.tree.leaves(placement)[0].mesh, shapes)
         target = {source: sharding.abstract(shapes, restored_to)}

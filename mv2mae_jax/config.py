@@ -7,11 +7,13 @@ import os
 import re
 import textwrap
 import tokenize
+import traceback
 from collections.abc import Iterable, Iterator
 
 from ml_collections import config_dict
 
 from console.command import did_you_mean, nearest
+from console.errors import UserError
 
 TASKS = ("pretrain", "finetune", "probe")
 
@@ -24,21 +26,28 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
       overrides: e.g. `["data.dir=/data/ntu60", "optimizer.ema_decay=0.999"]`; values are Python literals or plain text.
 
     Raises:
-      ValueError: no such file, an unknown key (names near ones), or a value of another type.
+      ValueError: no such file, an unknown key (names near ones), a value of another type, or an error in the config
+        file; the message then ends with the part of its traceback from that file on.
     """
     if not os.path.isfile(path):
-        raise ValueError(f"There is no config file {path!r}.{_near_files(path)}")
+        raise UserError(f"There is no config file {path!r}.{_near_files(path)}")
     spec = importlib.util.spec_from_file_location("experiment_config", path)
+    if spec is None:
+        raise UserError(f"The config {path} is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"The config {path} could not be built: {_explain(error)}") from error
+        make = getattr(module, "get_config", None)
+        config = None if make is None else make()
+    except Exception as error:
+        raise UserError(f"The config {path} could not be built: {_explain(error, module.__file__)}") from error
+    if not isinstance(config, config_dict.ConfigDict):
+        found = "has no function get_config()" if make is None else f"returns {type(config).__name__} from get_config()"
+        raise UserError(f"The config {path} {found}. A config file has get_config(), which returns a ConfigDict.")
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
-            raise ValueError(f"The override {override!r} has no value: write --config.{key}=VALUE.")
+            raise UserError(f"The override {override!r} has no value: write --config.{key}=VALUE.")
         _set(config, key, value)
     return config
 
@@ -68,7 +77,7 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
     if key not in known:
         section = [k for k in known if k.startswith(key + ".")]
         hint = f" {key} is a section with the keys {', '.join(section)}." if section else suggestion(key, known)
-        raise ValueError(f"There is no config key {key!r}.{hint}")
+        raise UserError(f"There is no config key {key!r}.{hint}")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -83,7 +92,7 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
     if not (isinstance(value, expected) and isinstance(value, bool) <= (expected is bool)) and not (
         value is None and key in OPTIONAL_KEYS
     ):
-        raise ValueError(
+        raise UserError(
             f"config.{key} = {text} is not a value of type {expected.__name__}; the config holds {known[key]!r}."
         )
     with _section(config, key).ignore_type():
@@ -136,7 +145,7 @@ def parse_steps(text: str) -> range:
         return range(0)
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if not match or not 0 < int(match[1]) < int(match[2]):
-        raise ValueError(f"profile_steps = {text!r} must be FIRST:END with 0 < FIRST < END, e.g. 100:105.")
+        raise UserError(f"profile_steps = {text!r} must be FIRST:END with 0 < FIRST < END, e.g. 100:105.")
     return range(int(match[1]), int(match[2]))
 
 
@@ -168,7 +177,7 @@ def documented_keys(base_file: str) -> dict[str, tuple[str, str]]:
             _, _, comment = lines[keyword.value.end_lineno - 1].partition("# [")
             tag, _, reason = comment.partition("]")
             if tag not in ("paper", "ours"):
-                raise ValueError(f"{base_file}:{keyword.lineno}: {section}{keyword.arg} has no [paper] or [ours] tag.")
+                raise UserError(f"{base_file}:{keyword.lineno}: {section}{keyword.arg} has no [paper] or [ours] tag.")
             above = keyword.lineno - 1  # lines[above] is the key's
             while lines[above - 1].lstrip().startswith("#") and not lines[above - 1].lstrip().startswith("# ---"):
                 above -= 1
@@ -230,10 +239,22 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return did_you_mean(list(dict.fromkeys(near))[:3])
 
 
-def _explain(error: BaseException) -> str:
-    """A locked config refuses unknown keys with an AttributeError: 'Key "base_lr" does not exist ...'."""
-    text = str(error.args[0] if error.args else error).strip().splitlines()[0]
-    key = re.search(r'Key "(\w+)" does not exist', text)
+def _explain(error: Exception, file: str) -> str:
+    """What a config file has raised, shortened where it is understood: a message of ours, or a key that is not there.
+
+    A locked config refuses unknown keys with an AttributeError: 'Key "base_lr" does not exist ...'. The rest is shown
+    with its traceback from `file` on.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != file:
+        trace = trace.tb_next
+    frames = traceback.extract_tb(trace)
+    own = [frame for frame in frames if not frame.filename.startswith(os.path.dirname(config_dict.__file__))]
+    key = re.search(r'Key "(\w+)" does not exist', str(error)) if frames[len(own) :] else None
+    if not own or not (key or isinstance(error, UserError)):
+        return "\n" + "".join(traceback.format_exception(type(error), error, trace)).rstrip()
     if key:
-        return f"there is no key {key[1]!r}.{suggestion(key[1], known_keys())}"
-    return text
+        place = f"{os.path.relpath(own[-1].filename)}, line {own[-1].lineno}"
+        return f"there is no key {key[1]!r} ({place}).{suggestion(key[1], known_keys())}"
+    place = [frame.lineno for frame in own if frame.filename == file][-1]
+    return f"line {place}: {error}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ml_collections import config_dict
 
+from console.errors import UserError
 from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
 
 _CHOICES = {
@@ -80,7 +81,7 @@ def validate(config: config_dict.ConfigDict) -> None:
     if not wrong:  # the rest divides by these numbers
         wrong += [problem for problem in _combinations(config) if problem]
     if wrong:
-        raise ValueError("The config cannot be run:\n  - " + "\n  - ".join(wrong))
+        raise UserError("The config cannot be run:\n  - " + "\n  - ".join(wrong))
 
 
 def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
@@ -213,7 +214,7 @@ def _optimization(config: config_dict.ConfigDict) -> Iterator[str]:
     data, optimizer = config.data, config.optimizer
     try:
         parse_steps(config.profile_steps)
-    except ValueError as error:
+    except UserError as error:
         yield str(error)
     if config.global_batch_size % (data.repeats * optimizer.accumulation_steps):
         yield (

@@ -15,6 +15,7 @@ import jax
 from absl import logging
 from ml_collections import config_dict
 
+from console.errors import UserError
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from mv2mae_jax import checkpoint
@@ -72,7 +73,7 @@ def locked(workdir: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise ValueError(
+            raise UserError(
                 f"--workdir={workdir} is in use by another run ({lock.read().strip() or 'which has just started'}). "
                 "Wait for it, stop it, or choose another --workdir."
             ) from None
@@ -95,12 +96,12 @@ def check_same_run(
     saved = checkpointer.read_run()
     saved_config, advice = json.loads(saved["config"]), "Choose another --workdir; init_from takes its encoder."
     if saved_config["task"] != config.task:
-        raise ValueError(
+        raise UserError(
             f"{checkpointer.directory} holds a run of task {saved_config['task']!r}, not {config.task!r}. {advice}"
         )
     prepared = task.dataset.prepared
     if config.task == "finetune" and tuple(saved["class_names"]) != prepared.class_names:
-        raise ValueError(
+        raise UserError(
             f"{checkpointer.directory} holds a head for the {len(saved['class_names'])} classes of {saved['dataset']} "
             f"({', '.join(saved['class_names'][:3])}, ...), but data.dir = {prepared.directory} holds the "
             f"{len(prepared.class_names)} classes of {prepared.name} ({', '.join(prepared.class_names[:3])}, ...). "
@@ -108,7 +109,7 @@ def check_same_run(
         )
     check_unchanged(config_dict.ConfigDict(saved_config), config, base_of(config), allow_changes)
     if saved["manifest_sha256"] != manifest_digest(task.dataset) and "data.dir" not in allow_changes:
-        raise ValueError(
+        raise UserError(
             f"{checkpointer.directory} holds a run on another data set than that in data.dir = {prepared.directory}: "
             "their manifests differ. Go on with the same one, choose another --workdir, or pass "
             "--allow_changes=data.dir if it is meant."
@@ -137,10 +138,10 @@ def check_unchanged(
     before, now = (_plain(dict(flatten(base)) | dict(flatten(c))) for c in (saved, config))
     unknown = sorted(set(allowed) - now.keys())
     if unknown:
-        raise ValueError(f"--allow_changes names {', '.join(unknown)}, which the config does not have.")
+        raise UserError(f"--allow_changes names {', '.join(unknown)}, which the config does not have.")
     changed = [key for key in now if now[key] != before.get(key) and key not in MAY_CHANGE and key not in allowed]
     if changed:
-        raise ValueError(
+        raise UserError(
             "The workdir holds a run of another config, and going on would change the experiment:\n"
             + "".join(f"  {key} was {before.get(key)!r}, now {now[key]!r}\n" for key in changed)
             + f"Set them back, choose another --workdir, or pass --allow_changes={','.join(changed)} if it is meant."

@@ -11,6 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint.path import atomicity
 
+from console.errors import UserError
 from data import digests
 
 SET_ASIDE = "damaged"  # the end of the name of what was set aside: 1000.damaged
@@ -77,7 +78,7 @@ def set_aside(directory: Path) -> list[str]:
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
     damaged = sorted(path.name for path in directory.glob(f"*.{SET_ASIDE}*"))
     if damaged and not steps_in(directory):
-        raise ValueError(
+        raise UserError(
             "\n".join(
                 [
                     *lines,

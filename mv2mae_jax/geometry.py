@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from console.errors import UserError
 from data import clips, takes
 from mv2mae_jax import attentive, regression
 from mv2mae_jax.features import Features
@@ -41,7 +42,7 @@ def targets(prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, cl
     """
     truth = prepared.truth
     if truth is None:
-        raise ValueError(
+        raise UserError(
             f"{prepared.directory} does not know where the joints are: probe.kinds 'geometry' and 'motion' need a set "
             "that was prepared with --truth (generated data has it; docs/data_sets.md says how to give it)."
         )

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from console import progress
+from console.errors import NotFinite
 from data.takes import DamagedRecord, Prepared
 from mv2mae_jax import damage
 from mv2mae_jax.metrics import IN_FLIGHT, drop_rows_after
@@ -60,7 +61,7 @@ class SkippedUpdates:
         takes = [f"step {number}: {_shortened(names)}" for number, names in known if first <= number <= step]
         good = [saved for saved in damage.steps_in(self._checkpoints) if saved < first]
         kept = f"step {good[-1]} in {self._checkpoints}" if good else "none, none was written before"
-        raise FloatingPointError(
+        raise NotFinite(
             f"Loss or gradients were not finite in steps {first} to {step}; these {self.in_a_row} updates were "
             f"skipped. Newest checkpoint from before: {kept}. Nothing was deleted. Lower "
             "optimizer.base_learning_rate, set optimizer.clip_norm, compute in float32, or look at the takes"

@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from console.errors import UserError
+
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
@@ -188,7 +190,7 @@ def parse(text: str) -> Module:
             instruction = _parse_instruction(body[2], body[3], bool(body[1]))
             current[instruction.name] = instruction
     if not entry:
-        raise ValueError("This is not the text of an HLO module: it has no ENTRY computation.")
+        raise UserError("This is not the text of an HLO module: it has no ENTRY computation.")
     partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     return Module(computations=computations, entry=entry, num_partitions=int(partitions[1]) if partitions else 1)
 

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from console.errors import UserError
 from mv2mae_jax.models import tubelets
 
 TARGET_KINDS = ("pixels", "normalized_pixels")
@@ -45,7 +46,7 @@ def to_pixels(prediction: jax.Array, kind: str, *, statistics_of: jax.Array | No
     if kind == "pixels":
         return tubelets.denormalize_pixels(prediction)
     if statistics_of is None:
-        raise ValueError("Predictions of 'normalized_pixels' become pixels only with the statistics of some patches.")
+        raise UserError("Predictions of 'normalized_pixels' become pixels only with the statistics of some patches.")
     mean, std = _patch_statistics(_unit_pixels(statistics_of))
     pixels = _split_channels(prediction) * (std + _NORMALIZED_EPS) + mean
     return pixels.reshape(prediction.shape)  # (..., P)
@@ -104,14 +105,12 @@ def motion_weights(
       ValueError: both or none of the two given, or out of range.
     """
     if (temperature is None) == (ess_fraction is None):
-        raise ValueError(
-            f"Give either temperature ({temperature}) or ess_fraction ({ess_fraction}), the other as None."
-        )
+        raise UserError(f"Give either temperature ({temperature}) or ess_fraction ({ess_fraction}), the other as None.")
     motion = jax.lax.stop_gradient(motion.astype(jnp.float32))
     if ess_fraction is not None:
         return _weights(_solve_logits(motion, ess_fraction))
     if not (temperature > 0 and pixel_range > 0):
-        raise ValueError(f"temperature ({temperature}) and pixel_range ({pixel_range}) must be positive.")
+        raise UserError(f"temperature ({temperature}) and pixel_range ({pixel_range}) must be positive.")
     if math.isinf(temperature):  # a compiled softmax times N is 1 only up to rounding
         return jnp.ones_like(motion)
     return _weights(motion * (pixel_range / 255 / temperature))
@@ -137,7 +136,7 @@ def _solve_logits(motion: jax.Array, fraction: float) -> jax.Array:
     """beta * motion with beta = 1/t solved by bisection: the ESS falls as beta grows, from N to the number of ties."""
     num_tokens = motion.shape[-1]
     if not 1 / num_tokens <= fraction <= 1:
-        raise ValueError(
+        raise UserError(
             f"ess_fraction={fraction} must lie between 1/N = {1 / num_tokens:.3g} and 1 for N = {num_tokens}."
         )
     # Energies on [-1, 0], so that one bracket of beta serves every clip; a clip without motion has all zeros.
@@ -186,4 +185,4 @@ def _patch_statistics(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _check_kind(kind: str) -> None:
     if kind not in TARGET_KINDS:
-        raise ValueError(f"Unknown target kind {kind!r}. Choose one of {', '.join(TARGET_KINDS)}.")
+        raise UserError(f"Unknown target kind {kind!r}. Choose one of {', '.join(TARGET_KINDS)}.")

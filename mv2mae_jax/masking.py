@@ -4,6 +4,8 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from console.errors import UserError
+
 MASK_KINDS = ("random", "tube")
 
 
@@ -25,12 +27,12 @@ def num_visible_tokens(grid: tuple[int, int, int], mask_ratio: float, kind: str 
       ValueError: unknown kind, or a ratio that leaves no visible or no masked token.
     """
     if kind not in MASK_KINDS:
-        raise ValueError(f"Unknown mask kind {kind!r}. Choose one of {', '.join(MASK_KINDS)}.")
+        raise UserError(f"Unknown mask kind {kind!r}. Choose one of {', '.join(MASK_KINDS)}.")
     time, height, width = grid
     slices, maskable = (time, height * width) if kind == "tube" else (1, time * height * width)
     masked = int(mask_ratio * maskable)
     if not 0 < masked < maskable:
-        raise ValueError(
+        raise UserError(
             f"mask_ratio={mask_ratio} with {kind} masks leaves {maskable - masked} visible and {masked} masked of "
             f"{maskable} {'places per time slice' if kind == 'tube' else 'tokens'} (grid {tuple(grid)}); "
             "both must be at least 1. "
@@ -94,7 +96,7 @@ def choose_decoded(key: jax.Array, masked: jax.Array, *, decode_ratio: float, gr
     num_masked = masked.shape[-1]
     num_decoded = int(decode_ratio * num_masked)
     if not 0 < decode_ratio <= 1 or num_decoded < 1:
-        raise ValueError(
+        raise UserError(
             f"decode_ratio={decode_ratio} of {num_masked} masked tokens decodes {num_decoded}. "
             f"Choose a ratio from {1 / num_masked:.3g} to 1."
         )

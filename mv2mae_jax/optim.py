@@ -8,6 +8,8 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
+from console.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -34,7 +36,7 @@ class Schedule:
         if config.total_steps:  # a shortened run keeps the shape of its schedule
             warmup_steps = min(warmup_steps, total_steps // 10)
         if warmup_steps >= total_steps:
-            raise ValueError(
+            raise UserError(
                 f"warmup_epochs = {config.warmup_epochs:g} ({warmup_steps} steps) leaves nothing of the run's "
                 f"{total_steps} steps; lower it."
             )

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from console.errors import UserError
+
 # No channel is amplified by more than 1000 times the average channel when features are standardised [ours].
 _MIN_RELATIVE_STD = 1e-3
 _QUERIES_AT_ONCE = 256  # rows whose similarities to all training rows are in memory at once [ours]
@@ -163,7 +165,7 @@ def split_groups(group: np.ndarray, fraction: float, seed: int) -> tuple[np.ndar
     """
     names = np.unique(group)
     if len(names) < 2:
-        raise ValueError(
+        raise UserError(
             "A probe chooses its learning rate and weight decay on groups (takes or subjects) cut off the training "
             f"rows; there are {len(group)} rows of {len(names)} group(s). Use more training takes."
         )
@@ -190,7 +192,7 @@ def select_and_refit(
     """
     shape = tuple(len(values) for values in sweep)
     if 0 in shape:
-        raise ValueError(f"The sweep is empty: learning_rates={sweep[0]}, weight_decays={sweep[1]}; give one of each.")
+        raise UserError(f"The sweep is empty: learning_rates={sweep[0]}, weight_decays={sweep[1]}; give one of each.")
     settings = np.stack(np.meshgrid(*sweep, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)  # (G, 2)
     kept, held_out = split_groups(group, validation_fraction, seed)
     scores = fit(kept, settings, train_x[held_out])
@@ -255,14 +257,14 @@ CLASSES = Kind(loss=cross_entropy, score=lambda logits, label: (logits.argmax(ax
 def check_labels(label: np.ndarray, num_classes: int, num_rows: int) -> None:
     label = np.asarray(label)
     if len(label) == 0 or len(label) != num_rows:
-        raise ValueError(f"A probe needs one label per training row, got {num_rows} rows and {len(label)} labels.")
+        raise UserError(f"A probe needs one label per training row, got {num_rows} rows and {len(label)} labels.")
     if label.min() < 0:
-        raise ValueError(
+        raise UserError(
             f"{int((label < 0).sum())} of {len(label)} training rows have no label (-1). Leave them out; on a set "
             "without labels only retrieval can be measured."
         )
     if label.max() >= num_classes:
-        raise ValueError(
+        raise UserError(
             f"Label {label.max()} does not fit num_classes={num_classes} (labels run from 0 to {num_classes - 1}). "
             "Training and test rows, and class_names, must be of the same data set."
         )

@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from console.errors import UserError
+
 
 def start(
     *,
@@ -34,9 +36,9 @@ def start(
             _ask_cluster()
         return
     if missing:
-        raise ValueError(f"{', '.join(missing)} missing: processes named by flags need {', '.join(flags)}.")
+        raise UserError(f"{', '.join(missing)} missing: processes named by flags need {', '.join(flags)}.")
     if not 0 <= process_id < num_processes:
-        raise ValueError(f"--process_id={process_id} must lie between 0 and --num_processes - 1 = {num_processes - 1}.")
+        raise UserError(f"--process_id={process_id} must lie between 0 and --num_processes - 1 = {num_processes - 1}.")
     jax.distributed.initialize(coordinator_address, num_processes, process_id)
 
 
@@ -44,7 +46,7 @@ def _ask_cluster() -> None:
     try:
         jax.distributed.initialize()
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"--distributed: JAX found no cluster that says who the other processes are ({error}). On a machine that "
             "runs alone leave the flag out; elsewhere pass --coordinator_address=HOST:PORT, --num_processes and "
             "--process_id."
@@ -74,4 +76,4 @@ def check() -> None:
       ValueError: there are several processes, but `start` was not asked to join them.
     """
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        raise ValueError(f"This is one of {jax.process_count()} processes: start each with --distributed.")
+        raise UserError(f"This is one of {jax.process_count()} processes: start each with --distributed.")

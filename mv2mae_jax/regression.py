@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.linalg
 
+from console.errors import UserError
 from mv2mae_jax import probes
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)  # [ours] tried by default, for standardised features
@@ -56,7 +57,7 @@ def ridge(
       ValueError: no penalties, one that is not positive, or fewer than two groups.
     """
     if not len(penalties) or min(penalties) <= 0:
-        raise ValueError(f"penalties={tuple(penalties)}: give at least one, all greater than 0.")
+        raise UserError(f"penalties={tuple(penalties)}: give at least one, all greater than 0.")
     kept, held_out = probes.split_groups(group, validation_fraction, seed)
     fit = _Normal(train_x, train_y, kept)
     validation = np.array([r2(fit.solve(p).predict(train_x[held_out]), train_y[held_out]) for p in penalties])

@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 
+from console.errors import UserError
+
 _QUERIES_AT_ONCE = 1024  # bounds the similarity matrix to 1024 x gallery [ours]
 
 
@@ -36,13 +38,13 @@ def measure(
     if not pairs:
         names, count = np.unique(view, return_counts=True)
         seen = ", ".join(f"{name} ({n} clips)" for name, n in zip(names.tolist(), count.tolist(), strict=True))
-        raise ValueError(
+        raise UserError(
             f"Retrieval across cameras needs takes that two cameras have seen; there are none among "
             f"{len(take)} clips of {seen}. Use a data set, or a split, with several synchronised views (a cross-view "
             "protocol tests one)."
         )
     if len(set(zip(take.tolist(), view.tolist(), strict=True))) < len(take):
-        raise ValueError("A take occurs twice in one camera: average the features of its clips before retrieval.")
+        raise UserError("A take occurs twice in one camera: average the features of its clips before retrieval.")
     unit = _normalize(features)
     label = np.full(len(take), -1) if label is None else np.asarray(label)
     of_pairs = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from console.errors import UserError
 from mv2mae_jax import checkpoint, damage
 
 
@@ -22,7 +23,7 @@ def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, A
     if not steps or step not in (None, *steps):
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         there = f"it has steps {', '.join(map(str, steps))}" if steps else f"{folder} is missing or empty"
-        raise ValueError(f"{workdir} holds {wanted}: {there}. A run is the --workdir of run.py.")
+        raise UserError(f"{workdir} holds {wanted}: {there}. A run is the --workdir of run.py.")
     step = steps[-1] if step is None else step
     checkpointer = checkpoint.Checkpointer(workdir)
     with contextlib.closing(checkpointer):

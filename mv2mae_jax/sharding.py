@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from console.errors import UserError
+
 BATCH_AXES = ("data", "fsdp")
 
 # Arrays smaller than this stay whole on every device: cutting them saves nothing and costs a collective [ours].
@@ -30,7 +32,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
         known = math.prod(size for size in shape if size != -1)
         shape[shape.index(-1)] = max(1, len(devices) // known)
     if math.prod(shape) != len(devices):
-        raise ValueError(
+        raise UserError(
             f"mesh.data = {data} and mesh.fsdp = {fsdp} do not multiply to the {len(devices)} devices at hand; "
             f"-1 in one of them takes what is left."
         )
@@ -105,7 +107,7 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int = 1)
         lower, upper = global_batch_size // devices * devices, -(-global_batch_size // devices) * devices
         parts = f" x {accumulation_steps} accumulation steps" if accumulation_steps > 1 else ""
         choices = f"{lower} or {upper}" if lower else str(upper)
-        raise ValueError(
+        raise UserError(
             f"global_batch_size = {global_batch_size} is not divisible by the {mesh.size} devices{parts}; "
             f"use {choices}."
         )
@@ -114,7 +116,7 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int = 1)
 def check_decoding(mesh: Mesh, global_batch_size: int, repeats: int) -> None:
     """Raises ValueError where the clips that the devices decode cannot be cut evenly over them."""
     if global_batch_size // repeats % mesh.size:
-        raise ValueError(
+        raise UserError(
             f"global_batch_size = {global_batch_size} with data.repeats = {repeats} is {global_batch_size // repeats} "
             f"clips for {mesh.size} devices to decode, which is not divisible; use a multiple of {mesh.size * repeats}."
         )

@@ -26,6 +26,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest, sizes
+from console.errors import UserError
 from data import dct
 from mv2mae_jax import batch_search, hlo, hlo_cost, optim, roofline, sharding
 from mv2mae_jax import config as configs
@@ -70,9 +71,9 @@ def find_slice(name: str) -> Slice:
     generation = name.partition(":")[0]
     if generation not in CHIPS:
         hint = did_you_mean([f"{near}:{name.partition(':')[2] or '4x4'}" for near in nearest(generation, CHIPS)])
-        raise ValueError(f"--topology={name}: peak rates are known for {', '.join(CHIPS)}; write e.g. v5e:4x4.{hint}")
+        raise UserError(f"--topology={name}: peak rates are known for {', '.join(CHIPS)}; write e.g. v5e:4x4.{hint}")
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
+        raise UserError(
             "The TPU compiler is missing. Install it into an environment of its own, since `import jax` then looks "
             "for a TPU: python -m venv .venv-tpu && .venv-tpu/bin/pip install -r requirements-tpu-aot.txt"
         )
@@ -91,7 +92,7 @@ def find_slice(name: str) -> Slice:
         options = {"chip_config_name": "megacore"} if generation == "v4" else {}
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"--topology={name} is unknown to libtpu: {error}. Examples: v5e:4x4, v4:2x2x4.") from error
+        raise UserError(f"--topology={name} is unknown to libtpu: {error}. Examples: v5e:4x4, v4:2x2x4.") from error
     return Slice(
         name=name,
         devices=list(devices),
@@ -134,7 +135,7 @@ def lower_train_step(
       ValueError: the batch cannot be cut over the devices, or another task than pre-training.
     """
     if config.task != "pretrain":
-        raise ValueError(f"task = {config.task!r}: the step of pre-training is compiled here; choose such a config.")
+        raise UserError(f"task = {config.task!r}: the step of pre-training is compiled here; choose such a config.")
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
     task = Pretrain.from_config(config)
@@ -248,7 +249,7 @@ def report(
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"The step was compiled for {where.name}, but jaxlib {jax.lib.__version__} cannot read the program that "
             f"libtpu {identity['libtpu']} made ({reason}). jax 0.12 reads what 0.10 cannot, and needs Python 3.12: "
             "make the environment with it. Or try another libtpu."
@@ -379,7 +380,7 @@ def search_batch(
     """
     first, rest = divmod(config.global_batch_size, where.num_chips)
     if rest:
-        raise ValueError(
+        raise UserError(
             f"global_batch_size = {config.global_batch_size} is not a whole number of samples for each of "
             f"{where.num_chips} chips, where the search starts; set --batch_per_chip."
         )

@@ -5,6 +5,8 @@ import os
 import cv2
 import numpy as np
 
+from console.errors import UnusableFile
+
 ROWS = (
     ("target", "target view"),
     ("masked", "what the encoder sees"),
@@ -116,4 +118,4 @@ def _labelled(image: np.ndarray, name: str) -> np.ndarray:
 
 def _check(written: bool, path: str) -> None:
     if not written:
-        raise OSError(f"The picture {path} could not be written.")
+        raise UnusableFile(f"The picture {path} could not be written.")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from console import command
 from mv2mae_jax import config as configs
 from mv2mae_jax import config_checks
 
@@ -206,8 +207,64 @@ def test_an_unknown_key_in_a_config_file_is_named(tmp_path):
         "    config.optimizer.base_lr = 1.0\n"
         "    return config\n"
     )
-    with pytest.raises(ValueError, match=r"mine.py.*base_lr.*Did you mean optimizer.base_learning_rate"):
+    with pytest.raises(
+        ValueError, match=r"mine.py.*base_lr.*mine.py, line 5.*Did you mean optimizer.base_learning_rate"
+    ):
         configs.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "message"),
+    [
+        (["import math", "def get_config():", "    return math.tau.foo"], 3, "AttributeError: 'float' object has no"),
+        (["def get_config():", "    return {}['seed']"], 2, "KeyError: 'seed'"),
+        (["def get_config():", "    return 1 + 'a'"], 2, "TypeError: unsupported operand"),
+        (["def get_config():", "    return int('seven')"], 2, "ValueError: invalid literal for int"),
+        (["import no_such_module"], 1, "ModuleNotFoundError: No module named 'no_such_module'"),
+        (["x = undefined"], 1, "NameError: name 'undefined'"),
+        (["def get_config(:"], 1, "SyntaxError: invalid syntax"),
+        (["import numpy", "x = numpy.ones(2) + numpy.ones(3)"], 2, "ValueError: operands could not be broadcast"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_told_with_its_file_line_and_stack(tmp_path, lines, line, message, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("\n".join(lines))
+    assert command.execute("python x", lambda: configs.load(str(path))) == 2
+    said = capsys.readouterr().err
+    assert f'File "{path}", line {line}' in said and message in said
+    assert "importlib" not in said, "the stack begins in the user's file"
+
+
+def test_a_mistake_behind_a_config_file_is_told_with_the_whole_way_there(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helper_of_mine.py").write_text("def width(x):\n    return x.widht\n")
+    path = tmp_path / "mine.py"
+    path.write_text("import helper_of_mine\ndef get_config():\n    return helper_of_mine.width(3)\n")
+    with pytest.raises(
+        ValueError, match=r"(?s)mine.py\", line 3, in get_config.*helper_of_mine.py\", line 2, in width"
+    ):
+        configs.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config = 3", r"mine.py has no function get_config\(\)"),
+        ("def get_config(): pass", r"mine.py returns NoneType from get_config\(\)"),
+        (
+            "from data import catalog\ndef get_config():\n    return catalog.get('ntu61')",
+            "line 3: .*Did you mean ntu60",
+        ),
+    ],
+)
+def test_a_config_file_that_is_none_is_refused(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        configs.load(str(path))
+    path.rename(tmp_path / "mine.txt")
+    with pytest.raises(ValueError, match=r"must end in \.py"):
+        configs.load(str(tmp_path / "mine.txt"))
 
 
 def test_a_missing_config_file_names_near_ones():

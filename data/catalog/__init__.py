@@ -3,6 +3,7 @@
 import importlib
 
 from console.command import did_you_mean, nearest
+from console.errors import UserError
 from data.catalog.base import Catalog, Count, Row, Split, Video
 
 __all__ = ["NAMES", "OPTIONS", "Catalog", "Count", "Row", "Split", "Video", "get"]
@@ -34,10 +35,10 @@ def get(name: str, **options: object) -> Catalog:
     """
     if name not in _CATALOGS:
         hint = did_you_mean(nearest(name.replace("-", "").replace("_", ""), NAMES))
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(NAMES)}.{hint}")
+        raise UserError(f"unknown data set {name!r}; known are {', '.join(NAMES)}.{hint}")
     options = {option: value for option, value in options.items() if value is not None}
     for option in options:
         if OPTIONS[option] != name:
-            raise ValueError(f"--{option} is for {OPTIONS[option]}, not for {name}")
+            raise UserError(f"--{option} is for {OPTIONS[option]}, not for {name}")
     module, catalog_class = _CATALOGS[name]
     return getattr(importlib.import_module(module), catalog_class)(**options)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest
+from console.errors import UserError
 from data import catalog
 from data.listing import matching_files
 
@@ -220,7 +221,7 @@ def _complete(parser: Parser, options: argparse.Namespace) -> None:
     """Puts the catalogue and its protocols into `options`; ends the program if there are none of these names."""
     try:
         options.names = catalog.get(options.dataset, pattern=options.pattern, num_classes=options.num_classes)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
     known = options.names.protocols
     if options.protocol is not None and options.protocol not in known:

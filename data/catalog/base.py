@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, Protocol
 
+from console.errors import UserError
+
 Split = Literal["train", "test"]
 
 
@@ -115,5 +117,5 @@ class Catalog(abc.ABC):
     def split(self, protocol: str, row: Row) -> Split | None:
         """'train', 'test' or None (in neither) by the protocol's name. Raises ValueError for an unknown protocol."""
         if protocol not in self.protocols:
-            raise ValueError(f"{self.name} has no protocol {protocol!r}; it has {', '.join(sorted(self.protocols))}")
+            raise UserError(f"{self.name} has no protocol {protocol!r}; it has {', '.join(sorted(self.protocols))}")
         return self.protocols[protocol](row)

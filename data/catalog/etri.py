@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import ClassVar
 
+from console.errors import UserError
 from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
 
 # Spelling of the authors' list (ai4robot.github.io).
@@ -134,12 +135,12 @@ class ETRI(Catalog):
         """See `Catalog.parse`. The folders of persons above the file are of no account."""
         matched = _NAME.fullmatch(path.rpartition("/")[2])
         if not matched:
-            raise ValueError(f"{path!r} is not of the form Aaaa_Pppp_Gggg_Cccc.mp4, as A001_P001_G001_C001.mp4 is")
+            raise UserError(f"{path!r} is not of the form Aaaa_Pppp_Gggg_Cccc.mp4, as A001_P001_G001_C001.mp4 is")
         action, person, group, camera = numbers = tuple(map(int, matched.groups()))
         most = (len(CLASS_NAMES), NUM_PERSONS, NUM_GROUPS, NUM_CAMERAS)
         for what, number, last in zip(("actions", "persons", "groups", "cameras"), numbers, most, strict=True):
             if not 1 <= number <= last:
-                raise ValueError(f"{path!r}: {what} are 1 to {last}, not {number}")
+                raise UserError(f"{path!r}: {what} are 1 to {last}, not {number}")
         return Video(
             path=path,
             take=f"A{action:03}_P{person:03}_G{group:03}",

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from console.command import did_you_mean, nearest
+from console.errors import UserError
 from data.catalog.base import Catalog, Video
 
 FIELDS = ("take", "view", "label", "subject")
@@ -60,7 +61,7 @@ class Folder(Catalog):
         for path in paths:
             try:
                 fields = self._parse_fields(path)
-            except ValueError:
+            except UserError:
                 continue  # such a file is told of by `parse`
             for name in found.keys() & fields.keys():
                 found[name].add(fields[name])
@@ -69,7 +70,7 @@ class Folder(Catalog):
     def _parse_fields(self, path: str) -> dict[str, str]:
         matched = self._regex.fullmatch(path)
         if not matched:
-            raise ValueError(f"{path!r} does not match the pattern {self.pattern!r}")
+            raise UserError(f"{path!r} does not match the pattern {self.pattern!r}")
         return matched.groupdict()
 
 
@@ -81,10 +82,10 @@ def _compile(pattern: str, with_extension: bool) -> tuple[list[str], re.Pattern]
         if literal:
             regex += re.escape(literal)
         elif len(field) == 1:
-            raise ValueError(f"pattern {pattern!r}: a brace without its partner, or more than a name between them")
+            raise UserError(f"pattern {pattern!r}: a brace without its partner, or more than a name between them")
         elif name not in FIELDS:
             hint = did_you_mean([f"{{{near}}}" for near in nearest(name, FIELDS)])
-            raise ValueError(f"pattern {pattern!r}: unknown field {field}; fields are {', '.join(FIELDS)}.{hint}")
+            raise UserError(f"pattern {pattern!r}: unknown field {field}; fields are {', '.join(FIELDS)}.{hint}")
         elif name in fields:
             regex += f"(?P={name})"
         else:
@@ -92,7 +93,7 @@ def _compile(pattern: str, with_extension: bool) -> tuple[list[str], re.Pattern]
             fields.append(name)
     missing = [name for name in ("take", "view") if name not in fields]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"pattern {pattern!r} lacks {' and '.join(f'{{{name}}}' for name in missing)}: it must say which files are "
             f"views of one take, as '{{take}}_cam{{view}}.mp4' does"
         )
@@ -105,7 +106,7 @@ def _index(path: str, field: str, fields: dict[str, str], names: tuple[str, ...]
     if field not in fields:
         return -1
     if fields[field] not in names:
-        raise ValueError(
+        raise UserError(
             f"{path!r}: {field} {fields[field]!r} is not among {', '.join(names) or 'the names (none known)'}"
         )
     return names.index(fields[field])

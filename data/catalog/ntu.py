@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+from console.errors import UserError
 from data.catalog.base import Catalog, Row, Split, Video, random_takes
 
 # Spelling of the authors' list (github.com/shahroudy/NTURGB-D).
@@ -198,9 +199,7 @@ def parse_name(path: str) -> Video:
     """The video of a path that ends in a name of this form, whatever its numbers. Raises ValueError for another."""
     matched = _NAME.fullmatch(path.rpartition("/")[2])
     if not matched:
-        raise ValueError(
-            f"{path!r} is not of the form SsssCcccPpppRrrrAaaa_rgb.avi, as S001C002P003R001A013_rgb.avi is"
-        )
+        raise UserError(f"{path!r} is not of the form SsssCcccPpppRrrrAaaa_rgb.avi, as S001C002P003R001A013_rgb.avi is")
     setup, camera, subject, performance, action = map(int, matched.groups())
     return Video(
         path=path,
@@ -223,9 +222,9 @@ def format_name(video: Video) -> str:
 def check_numbers(video: Video) -> None:
     """Raises ValueError unless the camera and the performance are ones that NTU has."""
     if not 1 <= video.camera <= NUM_CAMERAS:
-        raise ValueError(f"{video.path!r}: cameras are 1 to {NUM_CAMERAS}, not {video.camera}")
+        raise UserError(f"{video.path!r}: cameras are 1 to {NUM_CAMERAS}, not {video.camera}")
     if not 1 <= video.performance <= NUM_PERFORMANCES:
-        raise ValueError(f"{video.path!r}: performances are 1 to {NUM_PERFORMANCES}, not {video.performance}")
+        raise UserError(f"{video.path!r}: performances are 1 to {NUM_PERFORMANCES}, not {video.performance}")
 
 
 def xsub60(row: Row) -> Split:
@@ -264,15 +263,15 @@ class NTU(Catalog):
         video = parse_name(path)
         check_numbers(video)
         if video.setup not in self.setups:
-            raise ValueError(f"{path!r}: {self.name} has setups 1 to {self.setups[-1]}, not {video.setup}")
+            raise UserError(f"{path!r}: {self.name} has setups 1 to {self.setups[-1]}, not {video.setup}")
         actions = self.actions(video.setup)
         if video.label + 1 not in actions:
-            raise ValueError(
+            raise UserError(
                 f"{path!r}: setup {video.setup} has actions {actions[0]} to {actions[-1]}, not {video.label + 1}"
             )
         if video.subject not in SUBJECTS_OF_SETUP[video.setup]:
             performers = ", ".join(map(str, SUBJECTS_OF_SETUP[video.setup]))
-            raise ValueError(f"{path!r}: setup {video.setup} has performers {performers}, not {video.subject}")
+            raise UserError(f"{path!r}: setup {video.setup} has performers {performers}, not {video.subject}")
         return video
 
     def format(self, video: Video) -> str:

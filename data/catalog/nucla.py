@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import ClassVar
 
+from console.errors import UserError
 from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
 
 # Code in the file names -> class. The codes are those of three public loaders; which name belongs to which code is
@@ -82,14 +83,14 @@ class NUCLA(Catalog):
         """See `Catalog.parse`. The folder of the action belongs to the name; what lies above it does not."""
         matched = _NAME.fullmatch(path)
         if not matched:
-            raise ValueError(f"{path!r} is not of the form aAA/vVV_sSS_eEE.avi, as a01/v01_s01_e00.avi is")
+            raise UserError(f"{path!r} is not of the form aAA/vVV_sSS_eEE.avi, as a01/v01_s01_e00.avi is")
         code, view, subject, performance = map(int, matched.groups())
         if code not in CLASS_OF_CODE:
-            raise ValueError(f"{path!r}: actions are {', '.join(map(str, CODES))}, not {code}")
+            raise UserError(f"{path!r}: actions are {', '.join(map(str, CODES))}, not {code}")
         if not 1 <= view <= NUM_VIEWS:
-            raise ValueError(f"{path!r}: views are 1 to {NUM_VIEWS}, not {view}")
+            raise UserError(f"{path!r}: views are 1 to {NUM_VIEWS}, not {view}")
         if not 1 <= subject <= NUM_SUBJECTS:
-            raise ValueError(f"{path!r}: subjects are 1 to {NUM_SUBJECTS}, not {subject}")
+            raise UserError(f"{path!r}: subjects are 1 to {NUM_SUBJECTS}, not {subject}")
         return Video(
             path=path,
             take=f"a{code:02}_s{subject:02}_e{performance:02}",

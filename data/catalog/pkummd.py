@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+from console.errors import UserError
 from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
 
 # Spelling of the authors' Actions.xlsx.
@@ -122,7 +123,7 @@ class PKUMMD(Catalog):
     def __init__(self, num_classes: int = 41, labels: Mapping[str, str] | None = None):
         """`num_classes`: 41 numbers the classes that occur, 51 keeps all; `labels` come by `with_annotations`."""
         if num_classes not in (41, 51):
-            raise ValueError(
+            raise UserError(
                 f"--num_classes is 41 (those that occur in phase 2) or 51 (all of the list), not {num_classes}"
             )
         self.labels_in_use = PRESENT_LABELS if num_classes == 41 else tuple(range(1, len(CLASS_NAMES) + 1))
@@ -134,14 +135,14 @@ class PKUMMD(Catalog):
         """See `Catalog.parse`; the whole video, without a label."""
         matched = _NAME.fullmatch(path.rpartition("/")[2])
         if not matched:
-            raise ValueError(
+            raise UserError(
                 f"{path!r} is not of the form AaaNnn-V.avi, as A01N01-L.avi is (phase 1, 0001-L.avi, is another set)"
             )
         sequence, subject, view = int(matched[1]), int(matched[2]), matched[3]
         if not 1 <= sequence <= NUM_SEQUENCES:
-            raise ValueError(f"{path!r}: sequences are 1 to {NUM_SEQUENCES}, not {sequence}")
+            raise UserError(f"{path!r}: sequences are 1 to {NUM_SEQUENCES}, not {sequence}")
         if not 1 <= subject <= NUM_SUBJECTS:
-            raise ValueError(f"{path!r}: subjects are 1 to {NUM_SUBJECTS}, not {subject}")
+            raise UserError(f"{path!r}: subjects are 1 to {NUM_SUBJECTS}, not {subject}")
         recording = f"A{sequence:02}N{subject:02}"
         return Video(
             path=path,
@@ -173,7 +174,7 @@ class PKUMMD(Catalog):
         for path in annotations:
             other = paths.setdefault(_LABEL_FILE.fullmatch(path)[1], path)
             if other != path:
-                raise ValueError(f"{other} and {path} are labels for the same video: move one away")
+                raise UserError(f"{other} and {path} are labels for the same video: move one away")
         return PKUMMD(self.num_classes, {name: annotations[path] for name, path in paths.items()})
 
     def cut(self, video: Video) -> tuple[list[Video], list[str]]:
@@ -188,19 +189,19 @@ class PKUMMD(Catalog):
         for number, line in enumerate(lines, start=1):
             try:
                 takes.append(self._cut_row(video, number, line))
-            except ValueError as error:
+            except UserError as error:
                 problems.append(f"label file {name}.txt, row {number}, {line[:80]!r}: {error}")
         return takes, problems
 
     def _cut_row(self, video: Video, number: int, line: str) -> Video:
         matched = _ROW.fullmatch(line)
         if not matched:
-            raise ValueError("is not of the form label,start,end,confidence")
+            raise UserError("is not of the form label,start,end,confidence")
         label, start, end = map(int, matched.groups())
         if label not in self.labels_in_use:
-            raise ValueError(f"class {label} is not among the {self.num_classes} of phase 2")
+            raise UserError(f"class {label} is not among the {self.num_classes} of phase 2")
         if start >= end:
-            raise ValueError("starts at or after its end")
+            raise UserError("starts at or after its end")
         return Video(
             path=video.path,
             take=f"{video.recording}/{number:03}-{label:02}",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
+from console.errors import UserError
 from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
 
 CLASS_NAMES = ("Advance", "Attention", "Rally", "MoveForward", "Halt", "FollowMe", "MoveInReverse")
@@ -101,14 +102,14 @@ class RoCoG(Catalog):
         """See `Catalog.parse`. The four last parts of the path belong to the name."""
         matched = _PATH.fullmatch(path)
         if not matched:
-            raise ValueError(
+            raise UserError(
                 f"{path!r} does not end in real|syn/ground|air/GESTURE/NAME.mp4 with one of {', '.join(CLASS_NAMES)}"
             )
         take, domain, perspective, gesture, stem = matched.groups()
         number = _real_subject if domain == "real" else _scene
         subject, setup = number(path, stem, perspective, gesture)
         if domain == "syn" and self._lists is not None and take not in self._lists:
-            raise ValueError(f"{path!r} is in none of the authors' lists (syn_*.txt) in the input folder")
+            raise UserError(f"{path!r} is in none of the authors' lists (syn_*.txt) in the input folder")
         return Video(
             path=path,
             take=take,
@@ -135,7 +136,7 @@ class RoCoG(Catalog):
             for number, line in enumerate(text.splitlines(), start=1):
                 matched = re.fullmatch(r"(syn/\S+)\.mp4 [0-6]", line.strip())
                 if not matched:
-                    raise ValueError(f"{path}, line {number}: {line[:80]!r} is not `syn/.../NAME.mp4 ID`")
+                    raise UserError(f"{path}, line {number}: {line[:80]!r} is not `syn/.../NAME.mp4 ID`")
                 lists[matched[1]] = _LIST.fullmatch(path)[1]
         return RoCoG(lists)
 
@@ -144,14 +145,14 @@ def _real_subject(path: str, stem: str, perspective: str, gesture: str) -> tuple
     """The subject, and the distance in metres as the setup. Raises ValueError."""
     matched = _REAL.fullmatch(stem)
     if not matched:
-        raise ValueError(f"{path!r}: a real video is called as S04b_10m_ground_label5_start775.mp4 is")
+        raise UserError(f"{path!r}: a real video is called as S04b_10m_ground_label5_start775.mp4 is")
     subject, metres, called, label = int(matched[1]), int(matched[2]), matched[3], int(matched[4])
     if subject >= NUM_SUBJECTS:
-        raise ValueError(f"{path!r}: subjects are 0 to {NUM_SUBJECTS - 1}, not {subject}")
+        raise UserError(f"{path!r}: subjects are 0 to {NUM_SUBJECTS - 1}, not {subject}")
     if (called == "ground") != (perspective == "ground"):
-        raise ValueError(f"{path!r}: called {called}, in the folder {perspective}")
+        raise UserError(f"{path!r}: called {called}, in the folder {perspective}")
     if CLASS_NAMES[label - 1] != gesture:
-        raise ValueError(f"{path!r}: label{label} is {CLASS_NAMES[label - 1]}, in the folder {gesture}")
+        raise UserError(f"{path!r}: label{label} is {CLASS_NAMES[label - 1]}, in the folder {gesture}")
     return subject, metres
 
 
@@ -160,5 +161,5 @@ def _scene(path: str, stem: str, perspective: str, gesture: str) -> tuple[int, i
     del perspective
     matched = _RENDERED.fullmatch(stem)
     if not matched or f"_{gesture}_" not in stem:
-        raise ValueError(f"{path!r}: a rendered video is called as Scene15_360_{gesture}_26_8_2022_4_58_18.mp4 is")
+        raise UserError(f"{path!r}: a rendered video is called as Scene15_360_{gesture}_26_8_2022_4_58_18.mp4 is")
     return -1, int(matched[1])

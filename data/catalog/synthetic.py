@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from console.errors import UserError
 from data.catalog import ntu
 from data.catalog.base import Catalog, Row, Split, Video, random_takes
 from data.synthetic.actions import CLASS_NAMES
@@ -26,9 +27,9 @@ class Synthetic(Catalog):
         ntu.check_numbers(video)
         action = video.label + 1
         if not 1 <= action <= len(CLASS_NAMES):
-            raise ValueError(f"{path!r}: actions are 1 to {len(CLASS_NAMES)}, not {action}")
+            raise UserError(f"{path!r}: actions are 1 to {len(CLASS_NAMES)}, not {action}")
         if video.subject < 1 or video.setup < 1:
-            raise ValueError(f"{path!r}: setups and subjects count from 1")
+            raise UserError(f"{path!r}: setups and subjects count from 1")
         return video
 
     def format(self, video: Video) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from console import progress
 from console.command import Parser, execute
+from console.errors import UserError
 from data.synthetic import rooms, sheet
 from data.synthetic.design import plan_takes
 from data.synthetic.generate import generate
@@ -95,16 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse_style(options: argparse.Namespace) -> rooms.Style:
     """What the scenes look like. Raises ValueError where a value makes no sense."""
     if options.actor_share is not None and not 0.2 <= options.actor_share <= 0.95:
-        raise ValueError(f"--actor_share={options.actor_share}: a share of the frame's height from 0.2 to 0.95")
+        raise UserError(f"--actor_share={options.actor_share}: a share of the frame's height from 0.2 to 0.95")
     if not 0 <= options.facing_spread <= 180:
-        raise ValueError(f"--facing_spread={options.facing_spread}: degrees from 0 to 180")
+        raise UserError(f"--facing_spread={options.facing_spread}: degrees from 0 to 180")
     if options.facing_spread > MOST_WITH_SEAT and options.rooms != "plain":
-        raise ValueError(
+        raise UserError(
             f"--facing_spread={options.facing_spread:g}: in a furnished room the seat stands behind the actor, so "
             f"{MOST_WITH_SEAT:g} degrees are the most; add --rooms=plain"
         )
     if not 5 <= options.fps <= 60:
-        raise ValueError(f"--fps={options.fps}: frames per second from 5 to 60")
+        raise UserError(f"--fps={options.fps}: frames per second from 5 to 60")
     return rooms.Style(
         rooms=options.rooms,
         actor_share=options.actor_share,
@@ -118,11 +119,9 @@ def parse_resolution(text: str) -> tuple[int, int]:
     try:
         width, height = (int(side) for side in text.lower().split("x"))
     except ValueError:
-        raise ValueError(f"--resolution is WIDTHxHEIGHT in pixels, e.g. 320x180, not {text!r}") from None
+        raise UserError(f"--resolution is WIDTHxHEIGHT in pixels, e.g. 320x180, not {text!r}") from None
     if width % 2 or height % 2 or min(width, height) < MIN_SIDE:
-        raise ValueError(
-            f"--resolution={text}: both sides must be even (yuv420p) and at least {MIN_SIDE}, e.g. 320x180"
-        )
+        raise UserError(f"--resolution={text}: both sides must be even (yuv420p) and at least {MIN_SIDE}, e.g. 320x180")
     return width, height
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from console.errors import UserError
 from data.synthetic.actions import ACTIONS
 from data.synthetic.rooms import FACED_CAMERA
 
@@ -66,12 +67,12 @@ def plan_takes(num_takes: int, seed: int, num_setups: int | None = None, num_sub
       ValueError: num_takes, num_setups or num_subjects is not positive or more than the design can name.
     """
     if num_subjects is not None and not 2 <= num_subjects <= 999:
-        raise ValueError(f"the number of subjects must be 2 to 999, not {num_subjects}")
+        raise UserError(f"the number of subjects must be 2 to 999, not {num_subjects}")
     if num_setups is not None and not 1 <= num_setups <= MAX_SETUPS:
-        raise ValueError(f"the number of setups must be 1 to {MAX_SETUPS}, not {num_setups}")
+        raise UserError(f"the number of setups must be 1 to {MAX_SETUPS}, not {num_setups}")
     capacity = MAX_SETUPS * MAX_SETUPS * len(FACED_CAMERA) * len(ACTIONS)
     if not 1 <= num_takes <= capacity:
-        raise ValueError(f"the number of takes must be 1 to {capacity:,}, not {num_takes:,}; try 160")
+        raise UserError(f"the number of takes must be 1 to {capacity:,}, not {num_takes:,}; try 160")
     rng = np.random.default_rng([seed, 0])
     cast = subjects_by_setup(num_takes, num_setups, num_subjects)
     rounds = max(len(subjects) for subjects in cast.values())

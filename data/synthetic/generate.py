@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from console import progress
+from console.errors import UserError
 from data import catalog, truth
 from data.synthetic import actors, rooms, writer
 from data.synthetic.actions import CLASS_NAMES
@@ -41,9 +42,9 @@ def generate(
       OSError: the folder cannot be written.
     """
     if seed < 0:
-        raise ValueError(f"--seed must not be negative, got {seed}")
+        raise UserError(f"--seed must not be negative, got {seed}")
     if workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {workers}")
+        raise UserError(f"--workers must be at least 1, got {workers}")
     takes = plan_takes(num_takes, seed, num_setups, num_subjects)
     _claim(output, description(num_takes, seed, width, height, num_setups, num_subjects, style), takes)
     _write_truth(output / truth.FOLDER, takes, seed, width, height, style)
@@ -158,7 +159,7 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
             f"{key} {found.get(key)} there, {wanted[key]} asked" for key in arguments if found.get(key) != wanted[key]
         ]
         if differences:
-            raise ValueError(
+            raise UserError(
                 f"{output} holds another generated data set: {'; '.join(differences)}; delete it or use another"
             )
     mine = {take.file_name(camera) for take in takes for camera in rooms.CAMERA_DEGREES} | {DESCRIPTION}
@@ -166,7 +167,7 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
     partial = {name + writer.PARTIAL for name in mine} & names
     strangers = sorted(names - partial - mine - {SHEET, truth.FOLDER})
     if strangers:
-        raise ValueError(
+        raise UserError(
             f"{output} holds files that are not of this data set, e.g. {strangers[0]}; choose another --output"
         )
     for name in partial:

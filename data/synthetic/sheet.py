@@ -6,6 +6,7 @@ import av
 import cv2
 import numpy as np
 
+from console.errors import UnusableFile
 from data.synthetic.actions import CLASS_NAMES
 from data.synthetic.design import Take
 from data.synthetic.rooms import CAMERA_DEGREES
@@ -25,7 +26,7 @@ def write_sheet(directory: pathlib.Path, takes: list[Take]) -> pathlib.Path:
         _label(header, f"camera C{camera:03}", (left, 19), 0.5)
     path = directory / SHEET
     if not cv2.imwrite(str(path), np.concatenate([header, *rows])[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9]):
-        raise OSError(f"could not write {path}")
+        raise UnusableFile(f"could not write {path}")
     return path
 
 

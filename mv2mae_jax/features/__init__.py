@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from console.errors import UserError
 from data import clips, digests, takes
 from mv2mae_jax import decode, sharding
 from mv2mae_jax.models import mv2mae, tubelets
@@ -56,7 +57,7 @@ class Features:
             return self.slices.mean(axis=1)
         if pooling in ("slices", "motion"):
             return getattr(self, pooling).reshape(len(self.row), -1)  # (M, nt * D)
-        raise ValueError(f"Unknown pooling {pooling!r}. Choose one of {', '.join(POOLINGS)}.")
+        raise UserError(f"Unknown pooling {pooling!r}. Choose one of {', '.join(POOLINGS)}.")
 
     def per_row(self) -> "Features":
         """One entry per manifest row, ascending: the mean of its clips' slices. Tokens are not averaged: None."""
@@ -102,12 +103,12 @@ def extract(
         if tokens is not None:
             found = output.pop("tokens")
             if count + len(found) > len(tokens):
-                raise ValueError(f"Room for the tokens of {len(tokens)} clips is too small: more have come.")
+                raise UserError(f"Room for the tokens of {len(tokens)} clips is too small: more have come.")
             tokens[count : count + len(found)] = found
         count += int(valid.sum())
         collected.append(output)
     if tokens is not None and count != len(tokens):
-        raise ValueError(f"Tokens of {len(tokens)} clips were expected, {count} clips have come.")
+        raise UserError(f"Tokens of {len(tokens)} clips were expected, {count} clips have come.")
     pooled = {name: np.concatenate([output[name] for output in collected]) for name in collected[0]}
     return Features(**pooled | {"row": pooled["row"].astype(np.int64)}, tokens=tokens)
 
@@ -222,7 +223,7 @@ def _load(folder: str) -> Features:
     for name, size in sizes.items():
         path = os.path.join(folder, f"{name}.npy")
         if os.path.getsize(path) != size:
-            raise ValueError(f"{name}.npy has {os.path.getsize(path)} bytes, {size} were written")
+            raise UserError(f"{name}.npy has {os.path.getsize(path)} bytes, {size} were written")
         arrays[name] = np.load(path, mmap_mode="r" if name == "tokens" else None)
     return Features(**arrays)
 

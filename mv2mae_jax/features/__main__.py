@@ -13,6 +13,7 @@ import numpy as np
 
 from console import progress
 from console.command import ExitCode, Parser, execute
+from console.errors import UserError
 from data import clips, takes
 from mv2mae_jax import features, inference, sharding
 from mv2mae_jax.features import sources
@@ -76,7 +77,7 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code. Raises ValueError where something does not fit."""
     for name in ("clips_per_video", "batch_size", "short_side", "frame_stride"):
         if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ValueError(f"--{name}={value}: at least 1.")
+            raise UserError(f"--{name}={value}: at least 1.")
     mesh = sharding.make_mesh()
     batch_size = -(-arguments.batch_size // mesh.size) * mesh.size  # as many clips on every device
     encoder = inference.load_encoder(arguments.workdir, arguments.step, mesh=mesh)
@@ -131,7 +132,7 @@ def open_source(
     )
     settings = {"spec": spec, "clips_per_video": arguments.clips_per_video}
     if not os.path.exists(arguments.input):
-        raise ValueError(f"--input={arguments.input}: there is no such file or folder.")
+        raise UserError(f"--input={arguments.input}: there is no such file or folder.")
     if any(os.path.exists(os.path.join(arguments.input, name)) for name in ("prepared.json", "plan.json")):
         return sources.PreparedSource(prepared=takes.open_prepared(arguments.input), **settings)
     return sources.VideoSource.find(arguments.input, short_side=arguments.short_side, **settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from console.errors import UserError
 from data import clips, digests, jpeg, pipeline, raw_video, samples, takes
 from data.catalog import folder
 
@@ -62,7 +63,7 @@ class VideoSource:
         files = (path for path in Path(root).rglob("*") if path.suffix.lower() in folder.EXTENSIONS)
         paths = sorted(path.relative_to(root).as_posix() for path in files if path.is_file())
         if not paths:
-            raise ValueError(
+            raise UserError(
                 f"--input={root} is no prepared set (it has no prepared.json), and no video is below it: nothing ends "
                 f"in {', '.join(folder.EXTENSIONS)}."
             )

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from console.errors import UserError
+
 Columns = dict[str, np.ndarray]  # the same number of rows in each
 FORMATS = (".npz", ".parquet")
 
@@ -40,15 +42,15 @@ class Store:
           ValueError: another ending, a file that is there already, or parts of another extraction.
         """
         if self.output.suffix not in FORMATS:
-            raise ValueError(f"--output={self.output} must end in {' or '.join(FORMATS)}.")
+            raise UserError(f"--output={self.output} must end in {' or '.join(FORMATS)}.")
         if self.output.exists():
-            raise ValueError(f"{self.output} exists already. Remove it or choose another --output.")
+            raise UserError(f"{self.output} exists already. Remove it or choose another --output.")
         facts, path = json.loads(json.dumps(self.facts)), self.folder / "facts.json"
         if path.exists():
             before = json.loads(path.read_text())
             changed = [name for name in facts | before if facts.get(name) != before.get(name)]
             if changed:
-                raise ValueError(
+                raise UserError(
                     f"{self.folder} holds part of an extraction that differs in {', '.join(sorted(changed))}. Go on "
                     "with the command that began it, delete that folder, or choose another --output."
                 )

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from console.errors import UserError
 from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import layers, tubelets
 
@@ -307,7 +308,7 @@ class MV2MAE(nn.Module):
     def _patchify(self, video: jax.Array) -> jax.Array:
         """uint8[..., T, H, W, 3] -> uint8[..., N, P]."""
         if video.shape[-4:] != (*self.clip_size, 3) or video.dtype != jnp.uint8:
-            raise ValueError(
+            raise UserError(
                 f"The encoder takes uint8 clips of shape (B, {', '.join(map(str, self.clip_size))}, 3), got "
                 f"{video.dtype}{list(video.shape)}. Crop clips to clip_size; pixels are normalised inside the model."
             )
@@ -332,13 +333,13 @@ class MV2MAE(nn.Module):
     def _check_views(self, video: jax.Array, source_mask: Mask | None) -> int:
         num_sources = video.shape[1] - 1
         if self.cross_view and num_sources < 1:
-            raise ValueError(
+            raise UserError(
                 f"cross_view=True needs a target and at least one source view, got video {list(video.shape)} with "
                 f"{video.shape[1]} view. Feed more views per take or build the model with cross_view=False."
             )
         masked_sources = 0 if source_mask is None else source_mask.visible.shape[1]
         if num_sources != masked_sources:
-            raise ValueError(
+            raise UserError(
                 f"video {list(video.shape)} holds {num_sources} source views, source_mask {masked_sources}. "
                 "Draw the source mask with batch_shape=(B, V - 1)."
             )

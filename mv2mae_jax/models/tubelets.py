@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from console.errors import UserError
+
 # Per-channel statistics of ImageNet's RGB pixels in [0, 1], as VideoMAE uses them.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -20,7 +22,7 @@ def token_grid(clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, in
     """
     for axis, clip, tubelet in zip(("frames", "height", "width"), clip_size, tubelet_size, strict=True):
         if tubelet < 1 or clip < 1 or clip % tubelet:
-            raise ValueError(
+            raise UserError(
                 f"A clip of {tuple(clip_size)} (frames, height, width) cannot be cut into tubelets of "
                 f"{tuple(tubelet_size)}: {axis} {clip} is not a multiple of {tubelet}. "
                 f"Choose {axis} as a multiple of {tubelet}, or another tubelet size."

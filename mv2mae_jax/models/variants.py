@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
+from console.errors import UserError
 from mv2mae_jax import chips
 from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.models.mv2mae import MV2MAE
@@ -48,13 +49,13 @@ def build(
       ValueError: unknown variant or field, or values that do not go together.
     """
     if variant not in VARIANTS:
-        raise ValueError(f"Unknown model variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
+        raise UserError(f"Unknown model variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
     fields = [field.name for field in dataclasses.fields(MV2MAE) if field.name not in ("parent", "name")]
     for name in overrides:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(fields)}."
-            raise ValueError(f"MV2MAE has no field {name!r}. {hint}")
+            raise UserError(f"MV2MAE has no field {name!r}. {hint}")
     sizes = dataclasses.asdict(VARIANTS[variant]) | overrides
     model = MV2MAE(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
     _check_sizes(model)
@@ -137,21 +138,21 @@ def _check_sizes(model: MV2MAE) -> None:
         ("decoder_width=%d and decoder_heads=%d", model.decoder_width, model.decoder_heads),
     ):
         if width % num_heads:
-            raise ValueError(
+            raise UserError(
                 f"{part % (width, num_heads)} do not go together: the width must be a multiple of the heads."
             )
     if model.remat not in layers.REMAT_POLICIES:
-        raise ValueError(f"Unknown remat {model.remat!r}. Choose one of {', '.join(layers.REMAT_POLICIES)}.")
+        raise UserError(f"Unknown remat {model.remat!r}. Choose one of {', '.join(layers.REMAT_POLICIES)}.")
     if model.attention not in ATTENTION:
-        raise ValueError(f"Unknown attention {model.attention!r}. Choose one of {', '.join(ATTENTION)}.")
+        raise UserError(f"Unknown attention {model.attention!r}. Choose one of {', '.join(ATTENTION)}.")
     if model.attention == "cudnn" and jnp.dtype(model.dtype).itemsize != 2:
-        raise ValueError(
+        raise UserError(
             f"attention='cudnn' computes in 16 bits, the model's dtype is {jnp.dtype(model.dtype)}. "
             "Set dtype='bfloat16' or attention='xla'."
         )
     if model.attention == "cudnn" and not _cudnn_takes(model):
         encoder, decoder = _head_dims(model)
-        raise ValueError(
+        raise UserError(
             f"attention='cudnn' takes heads of 8, 16, ... 128 channels, the encoder's have {encoder} and the decoders' "
             f"{decoder}. Choose widths and numbers of heads for such sizes, or attention='xla'."
         )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from console.errors import UserError
 from mv2mae_jax import provenance
 
 MOST_RUNS = 8  # [ours] the colours of charts.SERIES
@@ -78,7 +79,7 @@ def read(workdir: str, name: str | None = None) -> Run:
     known = [RESULTS_FILE, HISTORY_FILE, provenance.STARTS_FILE, "checkpoints"]
     if not any((path / file).exists() for file in known):
         state = "holds none of " + ", ".join(known) if path.is_dir() else "does not exist"
-        raise ValueError(f"{workdir} is no run: it {state}. A run is the --workdir of run.py.")
+        raise UserError(f"{workdir} is no run: it {state}. A run is the --workdir of run.py.")
     try:
         results = json.loads((path / RESULTS_FILE).read_text()) if (path / RESULTS_FILE).exists() else None
         history = []
@@ -87,7 +88,7 @@ def read(workdir: str, name: str | None = None) -> Run:
             history = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut off
         starts = provenance.read_starts(workdir)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{workdir}: a file of the run is no JSON ({error}).") from error
+        raise UserError(f"{workdir}: a file of the run is no JSON ({error}).") from error
     config = _config(workdir, starts, results)
     if results is not None and history and history[-1]["step"] > results["step"]:
         results = None  # of an earlier end: the run goes on
@@ -108,10 +109,10 @@ def read_all(workdirs: Sequence[str]) -> list[Run]:
       ValueError: as `read`; or a run is named twice, or there are more runs than colours.
     """
     if len(workdirs) > MOST_RUNS:
-        raise ValueError(f"{len(workdirs)} runs are more than {MOST_RUNS} colours can tell apart. Compare fewer.")
+        raise UserError(f"{len(workdirs)} runs are more than {MOST_RUNS} colours can tell apart. Compare fewer.")
     paths = [Path(workdir).resolve().parts for workdir in workdirs]
     if len(set(paths)) < len(paths):
-        raise ValueError(f"--workdir names the same run twice: {', '.join(workdirs)}.")
+        raise UserError(f"--workdir names the same run twice: {', '.join(workdirs)}.")
     length = 1
     while len({parts[-length:] for parts in paths}) < len(paths):
         length += 1

@@ -6,6 +6,8 @@ import dataclasses
 import cv2
 import numpy as np
 
+from console.errors import UserError
+
 MOST_FRAMES = 16  # [ours] of an animation
 MOST_PIXELS = 160  # [ours] height of a frame; larger ones are reduced
 SMALL = 112  # [ours] pixels; below, the page enlarges pixels as squares
@@ -59,7 +61,7 @@ def encode(image: np.ndarray) -> str:
     """
     written, data = cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     if not written:
-        raise ValueError(f"An image of {image.shape[0]} x {image.shape[1]} pixels cannot be encoded as WebP.")
+        raise UserError(f"An image of {image.shape[0]} x {image.shape[1]} pixels cannot be encoded as WebP.")
     return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
+from console.errors import UserError
 from data import pipeline
 from data.labelled import LabelledDataset
 from mv2mae_jax import accuracy, decode
@@ -44,7 +45,7 @@ class Finetune:
     @classmethod
     def from_config(cls, config: config_dict.ConfigDict, dataset: LabelledDataset) -> "Finetune":
         if config.eval.split == "held_out" and len(dataset.held_out) == 0:
-            raise ValueError(
+            raise UserError(
                 f"eval.split = 'held_out', but data.holdout_fraction = {config.data.holdout_fraction} and "
                 f"data.train_views = {tuple(config.data.train_views)} hold out no labelled view of "
                 f"{dataset.prepared.directory}. Hold out more, or measure eval.split=test."

@@ -10,6 +10,7 @@ from absl import logging
 from ml_collections import config_dict
 
 from console import progress
+from console.errors import UserError
 from data import pipeline
 from data.labelled import LabelledDataset
 from mv2mae_jax import (
@@ -53,7 +54,7 @@ def run(
       ValueError: the encoder does not fit, the data cannot answer what is asked, or there are several processes.
     """
     if jax.process_count() > 1:
-        raise ValueError(f"Probes run in one process (with all its devices), not in {jax.process_count()}.")
+        raise UserError(f"Probes run in one process (with all its devices), not in {jax.process_count()}.")
     kinds = config.probe.kinds
     searched = _searched_rows(dataset) if "retrieval" in kinds else np.array([], np.int64)
     model, params, step = load_encoder(config, mesh)
@@ -125,14 +126,14 @@ def _searched_rows(dataset: LabelledDataset) -> np.ndarray:
     """All views of the tested takes, labelled or not: int64[...], ascending."""
     prepared = dataset.prepared
     if prepared.not_synchronised:
-        raise ValueError(
+        raise UserError(
             f"Retrieval of the same take is not defined on {prepared.name}: {prepared.not_synchronised}. Leave "
             "'retrieval' out of probe.kinds."
         )
     take, view = prepared.views["take"], prepared.views["view"]
     rows = np.flatnonzero(np.isin(take, take[dataset.test]))
     if not retrieval.camera_pairs(take[rows], view[rows]):
-        raise ValueError(
+        raise UserError(
             f"Retrieval needs takes that two cameras have seen; {prepared.directory} holds one view of each of the "
             f"{len(np.unique(take[rows]))} tested takes. Leave 'retrieval' out of probe.kinds."
         )

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 from safetensors.numpy import save_file
 
 from console import progress
+from console.errors import UserError
 from mv2mae_jax import checkpoint, runs, sharding
 from mv2mae_jax.models import classifier, layers, mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
@@ -122,14 +123,14 @@ def export(run: Run, layout: str, output: str, bar: progress.Bar) -> str:
     """
     output = pathlib.Path(output)
     if output.exists():
-        raise ValueError(f"{output} exists already. Remove it or choose another --output.")
+        raise UserError(f"{output} exists already. Remove it or choose another --output.")
     if layout == "hf" and run.model.tubelet_size[1] != run.model.tubelet_size[2]:
-        raise ValueError(
+        raise UserError(
             f"transformers knows square patches only, this model's tubelet is {run.model.tubelet_size} (frames, "
             "height, width). Use --format=videomae or --format=port."
         )
     if layout == "videomae" and not _installed("torch"):
-        raise ValueError(
+        raise UserError(
             "--format=videomae writes a .pth file, which takes PyTorch: pip install -r requirements-torch.txt. "
             "--format=hf and --format=port can be written without."
         )

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from console.errors import UserError
 from mv2mae_jax.models import layers
 from mv2mae_jax.torch_export import names
 
@@ -53,7 +54,7 @@ def load_videomae(path: str, params: Any, model: Any) -> Any:
             problems[name] = f"{name}: here {shape}, in the file {'nothing' if array is None else array.shape}"
     unfit = [text for name, text in problems.items() if name.startswith("encoder/") and "encoder/norm/" not in name]
     if unfit:
-        raise ValueError(f"init_from = {path}: the encoder does not fit this model:\n  " + "\n  ".join(unfit))
+        raise UserError(f"init_from = {path}: the encoder does not fit this model:\n  " + "\n  ".join(unfit))
     partial = {name.partition("/")[0] for name in problems} - {"encoder"}
     loaded = {name: array for name, array in found.items() if name.partition("/")[0] not in partial}
     _report(path, wanted, loaded, problems, state)
@@ -67,7 +68,7 @@ def _read(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]:
         config = json.loads((path / "config.json").read_text())
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
         if not files:
-            raise ValueError(f"init_from = {path}: there is neither model.safetensors nor pytorch_model.bin in it.")
+            raise UserError(f"init_from = {path}: there is neither model.safetensors nor pytorch_model.bin in it.")
         path = files[0]
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -76,7 +77,7 @@ def _read(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]:
         try:
             state = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"init_from = {path} is damaged or no safetensors file: {error}.") from error
+            raise UserError(f"init_from = {path} is damaged or no safetensors file: {error}.") from error
     else:
         state = _read_pth(path)
     state = {name: np.asarray(array, np.float32) for name, array in state.items()}
@@ -94,7 +95,7 @@ def _read_pth(path: pathlib.Path) -> names.Arrays:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"init_from = {path}: reading a .pth file takes PyTorch: pip install -r requirements-torch.txt."
         ) from error
     try:
@@ -102,7 +103,7 @@ def _read_pth(path: pathlib.Path) -> names.Arrays:
     except OSError:
         raise
     except Exception as error:  # damage makes PyTorch's readers of archives and pickles raise errors of many types
-        raise ValueError(
+        raise UserError(
             f"init_from = {path} is damaged or holds more than tensors; reading such a file can run any code, so it "
             "was refused. If you trust where it comes from, save its tensors alone in PyTorch: `torch.save({'model': "
             f"torch.load(PATH, weights_only=False)['model']}}, NEW_PATH)`. PyTorch says: {error}"
@@ -117,19 +118,19 @@ def _check_architecture(path: str, state: names.Arrays, config: dict[str, Any], 
     """What parameters of equal shape do not show: the order of a tubelet's pixels, the number of heads."""
     kernel = state.get("encoder.patch_embed.proj.weight")
     if kernel is None:
-        raise ValueError(
+        raise UserError(
             f"init_from = {path} is no VideoMAE checkpoint: patch_embed.proj.weight is missing. It begins with "
             f"{', '.join(list(state)[:5]) or 'nothing'}."
         )
     if tuple(kernel.shape[2:]) != tuple(model.tubelet_size):
-        raise ValueError(
+        raise UserError(
             f"init_from = {path} embeds tubelets of {tuple(kernel.shape[2:])} (frames, height, width), this model of "
             f"{tuple(model.tubelet_size)}. Set model.tubelet_size."
         )
     for part, (hugging_face, ours) in _HEADS.items():
         heads = config.get(hugging_face, config.get("model", {}).get(ours))
         if part in parts and heads not in (None, getattr(model, ours)):
-            raise ValueError(
+            raise UserError(
                 f"init_from = {path}: its {part} has {heads} attention heads, this model's {getattr(model, ours)}. "
                 f"Set model.{ours}."
             )
