@@ -29,8 +29,7 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
       ValueError: no such file, an unknown key (names near ones), a value of another type, or an error in the config
         file; the message then ends with the part of its traceback from that file on.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"There is no config file {path!r}.{_near_files(path)}")
+    path = find(path)
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     if spec is None:
         raise UserError(f"The config {path} is not a Python file: its name must end in .py.")
@@ -52,6 +51,20 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
     return config
 
 
+def find(path: str) -> str:
+    """A config file's path, seen from the current folder; 'configs/NAME.py' is also found where this package lies.
+
+    Raises:
+      ValueError: it is in neither place; names near ones.
+    """
+    if os.path.isfile(path):
+        return path
+    ours = os.path.join(os.path.dirname(CONFIGS), path)
+    if os.path.normpath(path).startswith(f"configs{os.sep}") and os.path.isfile(ours):
+        return ours
+    raise UserError(f"There is no config file {path!r}.{_near_files(path)}")
+
+
 def known_keys() -> list[str]:
     """The keys of all tasks: 'optimizer.name' and so on."""
     found = {key for task in TASKS for key, _ in flatten(load(os.path.join(CONFIGS, f"{task}_base.py")))}
@@ -60,16 +73,17 @@ def known_keys() -> list[str]:
 
 def _near_files(path: str) -> str:
     """Names config files like `path`, beside it and among this project's; else says where those are."""
-    folders = dict.fromkeys(os.path.normpath(f) for f in (os.path.dirname(path) or ".", os.path.relpath(CONFIGS)))
+    beside = os.path.dirname(path) or "."
     known = {
-        file.removesuffix(".py"): os.path.join(folder, file)
-        for folder in folders
+        file.removesuffix(".py"): os.path.normpath(os.path.join(shown, file))
+        for folder, shown in ((beside, beside), (CONFIGS, "configs"))  # the latter as `find` takes it
         if os.path.isdir(folder)
         for file in sorted(os.listdir(folder))
         if file.endswith(".py") and not file.startswith("_")
     }
     near = nearest(os.path.basename(path).removesuffix(".py"), known)
-    return did_you_mean([known[name] for name in near]) or f" This project's are in {os.path.relpath(CONFIGS)}."
+    where = os.path.relpath(CONFIGS) if os.path.exists("configs") else CONFIGS
+    return did_you_mean([known[name] for name in near]) or f" This project's are in {where}."
 
 
 def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:

@@ -43,10 +43,19 @@ def read(workdir: str, step: int) -> dict[str, float] | None:
 
 
 def git_revision() -> str:
-    """The revision of this checkout, with `-dirty` where files were changed; `unknown` outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """The revision of this checkout, with `-dirty` where files were changed; `unknown` outside a git checkout.
+
+    An installed package may lie in somebody's checkout of something else: this file must belong to it.
+    """
+    folder, file = os.path.split(os.path.abspath(__file__))
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        folder = os.path.dirname(os.path.abspath(__file__))
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        git("ls-files", "--error-unmatch", file)
+        return git("describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -34,7 +34,7 @@ def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, 
     start = {
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "first_step": first_step,
-        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "command": _command(),
         "git_revision": outcome.git_revision(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
@@ -52,6 +52,13 @@ def read_starts(workdir: str) -> list[dict]:
             return [json.loads(line) for line in file if line.endswith("\n")]  # the last may be cut off
     except FileNotFoundError:
         return []
+
+
+def _command() -> str:
+    """What was typed, as far as Python knows; with `-m`, sys.argv has the file in place of the module."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    typed = ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]] if spec else sys.argv
+    return shlex.join([os.path.basename(sys.executable), *typed])
 
 
 def _version(package: str) -> str:

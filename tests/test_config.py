@@ -267,6 +267,19 @@ def test_a_config_file_that_is_none_is_refused(tmp_path, text, message):
         configs.load(str(tmp_path / "mine.txt"))
 
 
+def test_the_configs_of_the_program_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("configs/demo.py").task == "pretrain"
+    with pytest.raises(ValueError, match=r"There is no config file 'configs/dem.py'. Did you mean configs/demo.py\?"):
+        configs.load("configs/dem.py")
+    for path in ("demo.py", "configs/../run.py", "mine/configs/demo.py"):
+        with pytest.raises(ValueError, match="There is no config file"):
+            configs.load(path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/demo.py").write_text("import configs.probe\nget_config = configs.probe.get_config")
+    assert configs.load("configs/demo.py").task == "probe", "the user's own comes first"
+
+
 def test_a_missing_config_file_names_near_ones():
     with pytest.raises(ValueError, match=r"Did you mean .*pretrain_base.py"):
         configs.load(str(ROOT / "configs" / "pretrain_bas.py"))
