@@ -57,6 +57,21 @@ class Schedule:
         )(step)
 
 
+def scheduled_at(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
+    """The optimiser's state with `step` (int32[]) as the count of its learning-rate schedule.
+
+    optax counts updates for itself, and a skipped update would leave its schedule behind the steps of the run. Adam's
+    own count, for the correction of its moments, stays: it says how many gradients are in them.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda node: node._replace(count=step) if is_schedule(node) else node, opt_state, is_leaf=is_schedule
+    )
+
+
 def decayed(params: Any) -> Any:
     """True for what weight decay acts on: kernels, not biases, norms and mask tokens (VideoMAE's rule).
 

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mv2mae_jax import optim
+
 
 @flax.struct.dataclass
 class TrainState:
     """Attributes:
-    step: int32[], optimiser steps taken.
+    step: int32[], steps taken, those whose update was skipped included. The learning rate is the schedule's at it.
     params: parameters, float32.
     opt_state: optax state.
     ema_params: exponential moving average of the parameters, or None.
@@ -36,7 +38,8 @@ class TrainState:
         self, grads: Any, optimizer: optax.GradientTransformation, ema_decay: float | None, usable: jax.Array
     ) -> "TrainState":
         """The next state; where not `usable` (bool[]) only the step has changed, and the update is skipped."""
-        updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
+        opt_state = optim.scheduled_at(self.opt_state, self.step)
+        updates, opt_state = optimizer.update(grads, opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
         ema_params = self.ema_params
         if ema_decay is not None:

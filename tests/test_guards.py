@@ -53,12 +53,36 @@ def test_an_update_that_is_not_finite_is_skipped(step_and_state, poison):
     assert not (math.isfinite(told["loss"]) and math.isfinite(told["gradient_norm"]))
     assert int(skipped.step) == 2, "the step counts all the same: data and randomness go on"
     jax.tree.map(np.testing.assert_array_equal, skipped.replace(step=first.step), first)
-    # What follows is what would have followed without the poisoned step, but for the step's number.
+    # What follows is what would have followed at this step without the poisoned one.
     after, told = step(skipped, fine)
-    expected, _ = step(first, fine)
+    expected, _ = step(first.replace(step=skipped.step), fine)
     assert told["skipped_update"] == 0
     jax.tree.map(np.testing.assert_array_equal, after.params, expected.params)
     assert not np.array_equal(after.params["kernel"], first.params["kernel"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_learning_rate_that_is_applied_is_the_one_that_is_told(name):
+    """With zero gradients only weight decay moves a kernel: by the learning rate times the decay."""
+    config = tiny.make_config(optimizer=dict(name=name, weight_decay=0.5)).optimizer
+    schedule = optim.Schedule(peak_learning_rate=1.0, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
+    optimizer = optim.make_optimizer(config, schedule)
+
+    class Flat(Poisoned):
+        def loss(self, params, inputs):
+            loss = 0.0 * (params["kernel"].sum() + params["bias"].sum()) + jnp.where(inputs["poison"], jnp.nan, 0.0)
+            return loss.sum(), {"loss": loss.sum()}
+
+    task = Flat()
+    step = jax.jit(make_train_step(task, optimizer, schedule, jax.random.key(0)))
+    state = TrainState.create(task.params, optimizer, with_ema=False)
+    for number in range(10):
+        before, (state, told) = state.params["kernel"], step(state, {"poison": jnp.float32(2 <= number < 7)})
+        applied = 1 - float(state.params["kernel"][1, 2] / before[1, 2])
+        assert told["skipped_update"] == (2 <= number < 7)
+        expected = 0.5 * (1 + math.cos(math.pi * number / 10))  # of the run's own step: the cosine ends with the run
+        assert float(told["learning_rate"]) == pytest.approx(expected, abs=1e-6)
+        assert applied == pytest.approx(0.0 if told["skipped_update"] else 0.5 * expected, abs=1e-5)
 
 
 def observe(guard, skipped: list[bool], first_step: int = 1):
