@@ -31,11 +31,12 @@ def table(folder: Path, known: Mapping[str, str] | None = None) -> str:
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
-def check(folder: Path, *, show_progress: bool = False) -> dict[str, str]:
+def check(folder: Path, part: str = "", *, show_progress: bool = False) -> dict[str, str]:
     """Compares the files below `folder` with SHA256SUMS.
 
     Args:
       folder: with the files and SHA256SUMS.
+      part: a folder in it whose files alone are compared.
       show_progress: by a bar.
 
     Returns:
@@ -56,6 +57,9 @@ def check(folder: Path, *, show_progress: bool = False) -> dict[str, str]:
     if not listed or not text.endswith("\n"):
         return {NAME: "damaged"}
     there = _files(folder)
+    if part:
+        listed = {name: digest for name, digest in listed.items() if name.startswith(f"{part}/")}
+        there = {name for name in there if name.startswith(f"{part}/")}
     wrong = {name: "missing" for name in listed.keys() - there}
     # Without this, a SHA256SUMS that has lost lines would vouch for files that it does not name.
     wrong |= {name: f"not listed in {NAME}" for name in there - listed.keys()}

@@ -68,6 +68,9 @@ class Checkpointer:
         with self._failures_told():
             if not os.path.isdir(self.directory):  # Orbax would make another one
                 raise FileNotFoundError(f"{self.directory} has vanished")
+            there = Path(self.directory, str(step))
+            if jax.process_index() == 0 and there.exists():  # put there while the run goes on; Orbax would delete it
+                damage.rename(there)
             return self._manager.save(step, args=items, force=True)
 
     def is_due(self, step: int) -> bool:
@@ -173,7 +176,7 @@ def _find(workdir: str, step: int | None) -> tuple[str, int]:
     if not steps:
         raise UserError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
     step = steps[-1] if step is None else step
-    problem = damage.describe(Path(directory, str(step)))
+    problem = damage.describe(Path(directory, str(step)), but="run")
     if problem:  # another step would be another experiment, so that is left to the user
         raise UserError(
             f"init_from = {workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move "

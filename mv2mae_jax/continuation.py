@@ -20,6 +20,7 @@ from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from mv2mae_jax import checkpoint
 from mv2mae_jax.config import base_of, flatten
+from mv2mae_jax.models import variants
 
 LOCK = "run.lock"
 
@@ -91,8 +92,12 @@ def locked(workdir: str) -> Iterator[None]:
 
 def check_same_run(
     config: config_dict.ConfigDict, task: Any, checkpointer: checkpoint.Checkpointer, allow_changes: Sequence[str]
-) -> None:
-    """Refuses to go on with a run of another task, other classes, other data or another config."""
+) -> list[str]:
+    """Refuses to go on with a run of another task, other classes, other data or another config.
+
+    Returns:
+      A line where `auto` means another way of computing here than before, one that changes rounding alone.
+    """
     saved = checkpointer.read_run()
     saved_config, advice = json.loads(saved["config"]), "Choose another --workdir; init_from takes its encoder."
     if saved_config["task"] != config.task:
@@ -107,13 +112,18 @@ def check_same_run(
             f"{len(prepared.class_names)} classes of {prepared.name} ({', '.join(prepared.class_names[:3])}, ...). "
             f"{advice}"
         )
-    check_unchanged(config_dict.ConfigDict(saved_config), config, base_of(config), allow_changes)
+    # Checkpoints of older versions do not say what `auto` was: there the configs are compared as they were written.
+    before = saved.get("settled", {})
+    now = {key: value for key, value in variants.settled(config).items() if key in before}
+    check_unchanged(config_dict.ConfigDict(saved_config), config, base_of(config), allow_changes, (before, now))
     if saved["manifest_sha256"] != manifest_digest(task.dataset) and "data.dir" not in allow_changes:
         raise UserError(
             f"{checkpointer.directory} holds a run on another data set than that in data.dir = {prepared.directory}: "
             "their manifests differ. Go on with the same one, choose another --workdir, or pass "
             "--allow_changes=data.dir if it is meant."
         )
+    other = [f"{key} was {before[key]}, is {now[key]}" for key in now.keys() & MAY_CHANGE if now[key] != before[key]]
+    return [f"Computed in another way, the same up to rounding: {'; '.join(sorted(other))}."] if other else []
 
 
 def manifest_digest(dataset: Dataset | LabelledDataset) -> str:
@@ -122,7 +132,11 @@ def manifest_digest(dataset: Dataset | LabelledDataset) -> str:
 
 
 def check_unchanged(
-    saved: config_dict.ConfigDict, config: config_dict.ConfigDict, base: config_dict.ConfigDict, allowed: Sequence[str]
+    saved: config_dict.ConfigDict,
+    config: config_dict.ConfigDict,
+    base: config_dict.ConfigDict,
+    allowed: Sequence[str],
+    settled: tuple[dict[str, str], dict[str, str]] = ({}, {}),
 ) -> None:
     """Refuses to go on with a config that would silently change the experiment.
 
@@ -131,20 +145,28 @@ def check_unchanged(
       config: of this run.
       base: defaults, for keys that did not exist when the checkpoint was written.
       allowed: further keys that may differ.
+      settled: what the values that may be `auto` meant when the checkpoint was written, and what they mean here.
 
     Raises:
       ValueError: lists every key that differs, with both values; or `allowed` holds what is no key.
     """
-    before, now = (_plain(dict(flatten(base)) | dict(flatten(c))) for c in (saved, config))
+    written = [_plain(dict(flatten(base)) | dict(flatten(c))) for c in (saved, config)]
+    before, now = (values | meant for values, meant in zip(written, settled, strict=True))
     unknown = sorted(set(allowed) - now.keys())
     if unknown:
         raise UserError(f"--allow_changes names {', '.join(unknown)}, which the config does not have.")
     changed = [key for key in now if now[key] != before.get(key) and key not in MAY_CHANGE and key not in allowed]
     if changed:
+        chosen = {key: [" by auto" if values.get(key) == "auto" else "" for values in written] for key in changed}
+        lines = [
+            f"  {key} was {before.get(key)!r}{then}, now {now[key]!r}{here}\n" for key, (then, here) in chosen.items()
+        ]
+        spelled = [f"--config.{key}={before[key]}" for key, by_auto in chosen.items() if any(by_auto)]
+        back = f"Set them back ({' '.join(spelled)})" if spelled else "Set them back"
         raise UserError(
             "The workdir holds a run of another config, and going on would change the experiment:\n"
-            + "".join(f"  {key} was {before.get(key)!r}, now {now[key]!r}\n" for key in changed)
-            + f"Set them back, choose another --workdir, or pass --allow_changes={','.join(changed)} if it is meant."
+            + "".join(lines)
+            + f"{back}, choose another --workdir, or pass --allow_changes={','.join(changed)} if it is meant."
         )
 
 

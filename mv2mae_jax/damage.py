@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import jax
+import tensorstore
 from jax.experimental import multihost_utils
 from orbax.checkpoint.path import atomicity
 
 from console.errors import UserError
 from data import digests
 
+STEP_FILE = "STEP"  # the number of the step, under the digests like all files
 SET_ASIDE = "damaged"  # the end of the name of what was set aside: 1000.damaged
 
 
@@ -30,22 +32,55 @@ class DigestedPath(atomicity.AtomicRenameTemporaryPath):
         self._final_path = self._tmp_path.with_name(f"{self._tmp_path.name}-whole")
         await super().finalize()
         whole = Path(self._final_path)
+        (whole / STEP_FILE).write_text(f"{final_path.name}\n")
         (whole / digests.NAME).write_text(digests.table(whole))
         self._final_path = final_path
         os.rename(whole, final_path)
 
 
-def describe(step: Path) -> str:
-    """What is wrong with the directory of a step, in a few words; '' if it is intact."""
+def describe(step: Path, *, but: str = "") -> str:
+    """What is wrong with the directory of a step, in a few words; '' if it is intact.
+
+    Its files must have their digests, and it the number of the step that was saved: a copy under another number is
+    intact file by file.
+
+    Args:
+      step: the directory.
+      but: a folder in it, 'run', whose files are not looked at.
+    """
     wrong = digests.check(step)
-    shown = [f"{name} {problem}" for name, problem in wrong.items()]
+    shown = [f"{name} {problem}" for name, problem in wrong.items() if not (but and name.startswith(f"{but}/"))]
+    if not shown:
+        return misnamed(step)
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def misnamed(step: Path) -> str:
+    """'it holds step 16' of a directory that is named by another number; else ''."""
+    inside = _step_inside(step)
+    return "" if inside is None or str(inside) == step.name else f"it holds step {inside}"
+
+
+def _step_inside(step: Path) -> int | None:
+    """The step that was saved in a directory; None where it does not say.
+
+    Older versions wrote no STEP_FILE. There the state says it, read without Orbax, for which all processes of a run
+    would have to come together.
+    """
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{step.absolute()}/state/"}, "path": "step/"}
+    try:
+        if (step / STEP_FILE).exists():
+            return int((step / STEP_FILE).read_text())
+        return int(tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result().read().result())
+    except ValueError:  # no such array, or damage in what was not to be looked at
+        return None
 
 
 def steps_in(directory: Path) -> list[int]:
     """The steps in a directory of checkpoints, ascending."""
     names = os.listdir(directory) if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and (directory / name).is_dir())
+    steps = [int(name) for name in names if name.isdecimal() and (directory / name).is_dir()]
+    return sorted(step for step in steps if str(step) in names)  # 016 is no step
 
 
 def set_aside(directory: Path) -> list[str]:
@@ -71,8 +106,7 @@ def set_aside(directory: Path) -> list[str]:
             problem = describe(directory / str(step))
             if not problem:
                 break
-            aside = _free_name(directory / f"{step}.{SET_ASIDE}")
-            os.rename(directory / str(step), aside)
+            aside = rename(directory / str(step))
             lines.append(f"Step {step} in {directory} is damaged ({problem}): renamed to {aside.name}, not deleted.")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
@@ -90,9 +124,11 @@ def set_aside(directory: Path) -> list[str]:
     return lines
 
 
-def _free_name(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
+def rename(path: Path) -> Path:
+    """Renames a file or folder to NAME.damaged, or NAME.damaged-2 and so on where that is taken; returns where to."""
+    number, aside = 1, path.with_name(f"{path.name}.{SET_ASIDE}")
+    while aside.exists():
         number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+        aside = path.with_name(f"{path.name}.{SET_ASIDE}-{number}")
+    os.rename(path, aside)
+    return aside

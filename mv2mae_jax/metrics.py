@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from console import progress
-from mv2mae_jax import event_files
+from mv2mae_jax import event_files, side_files
 
 IN_FLIGHT = 2  # [ours] steps that the host is ahead at most, since a batch that waits occupies device memory
 
@@ -115,7 +115,12 @@ class Reporter:
             return
         # What came after the step that is gone on from is done again, and so is its evaluation: a checkpoint is written
         # before the evaluation of its step.
-        rows = drop_rows_after(self._history_path, first_step, lambda row: any(key.startswith("train/") for key in row))
+        rows = drop_rows_after(
+            self._history_path,
+            first_step,
+            lambda row: any(key.startswith("train/") for key in row),
+            side_files.is_numbers,
+        )
         if tensorboard:
             self._tensorboard = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=first_step)
             for row in rows[-1:]:
@@ -201,23 +206,25 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
 
 
-def drop_rows_after(path: str, step: int, keep_at_step: Callable[[dict], bool] = lambda row: True) -> list[dict]:
+def drop_rows_after(
+    path: str,
+    step: int,
+    keep_at_step: Callable[[dict], bool] = lambda row: True,
+    is_whole: Callable[[Any], bool] = side_files.is_row,
+) -> list[dict]:
     """Removes the rows of steps that will be done again, after a resume from an earlier checkpoint.
 
     Args:
       path: one JSON object with a `step` per line; need not be there.
       step: that is gone on from.
       keep_at_step: whether to keep a row of this very step.
+      is_whole: whether a row is not damaged; see side_files.py.
 
     Returns:
       The rows that are left.
     """
-    if not os.path.exists(path):
-        return []
-    with open(path) as file:
-        rows = [json.loads(line) for line in file if line.endswith("\n")]  # the last may be cut off
+    rows = side_files.read_rows(path, is_whole, repair=True)
     kept = [row for row in rows if row["step"] < step or (row["step"] == step and keep_at_step(row))]
-    with open(path + ".tmp", "w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-    os.replace(path + ".tmp", path)
+    if len(kept) < len(rows):
+        side_files.write_rows(path, kept)
     return kept

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from mv2mae_jax import side_files
+
 RESULTS_FILE = "metrics.json"
 
 
@@ -33,13 +35,19 @@ def write(
 
 
 def read(workdir: str, step: int) -> dict[str, float] | None:
-    """The metrics of a finished run; None where it was stopped before its last evaluation was written."""
-    try:
-        with open(os.path.join(workdir, RESULTS_FILE)) as file:
-            record = json.load(file)
-    except FileNotFoundError:
-        return None
-    return record["metrics"] if record["step"] == step else None
+    """The metrics of a finished run; None where it was stopped before its last evaluation was written.
+
+    A damaged file is set aside.
+    """
+    record = side_files.read(os.path.join(workdir, RESULTS_FILE), is_whole, repair=jax.process_index() == 0)
+    return record["metrics"] if record and record["step"] == step else None
+
+
+def is_whole(record: Any) -> bool:
+    """Whether the content of a metrics.json is what `write` writes."""
+    if not side_files.is_row(record) or not isinstance(record.get("config"), dict):
+        return False
+    return isinstance(record.get("metrics"), dict) and side_files.is_numbers(record["metrics"] | {"step": 0})
 
 
 def git_revision() -> str:

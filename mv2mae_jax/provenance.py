@@ -7,11 +7,12 @@ import os
 import platform
 import shlex
 import sys
+from typing import Any
 
 import jax
 from ml_collections import config_dict
 
-from mv2mae_jax import outcome
+from mv2mae_jax import outcome, side_files
 
 STARTS_FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -41,17 +42,21 @@ def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, 
         "facts": facts,
         "config": json.loads(config.to_json()),
     }
+    read_starts(workdir, repair=True)  # a line after one that was cut off would be lost with it
     with open(os.path.join(workdir, STARTS_FILE), "a") as file:
         file.write(json.dumps(start) + "\n")
 
 
-def read_starts(workdir: str) -> list[dict]:
-    """The lines, oldest first; empty where none were written (runs of older revisions)."""
-    try:
-        with open(os.path.join(workdir, STARTS_FILE)) as file:
-            return [json.loads(line) for line in file if line.endswith("\n")]  # the last may be cut off
-    except FileNotFoundError:
-        return []
+def read_starts(workdir: str, *, repair: bool = False) -> list[dict]:
+    """The lines, oldest first; empty where none were written (runs of older revisions). See `side_files.read_rows`."""
+    return side_files.read_rows(os.path.join(workdir, STARTS_FILE), _is_whole, repair=repair)
+
+
+def _is_whole(start: Any) -> bool:
+    texts, tables = ("time", "command", "git_revision", "machine"), ("versions", "facts", "config")
+    if not isinstance(start, dict) or not isinstance(start.get("first_step"), int):
+        return False
+    return all(isinstance(start.get(key), kind) for keys, kind in ((texts, str), (tables, dict)) for key in keys)
 
 
 def _command() -> str:

@@ -13,6 +13,7 @@ import optax
 from ml_collections import config_dict
 
 from console import progress
+from console.errors import UserError
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from mv2mae_jax import (
@@ -31,6 +32,7 @@ from mv2mae_jax import (
     visualize,
 )
 from mv2mae_jax.config import describe, parse_steps
+from mv2mae_jax.models import variants
 from mv2mae_jax.optim import Schedule
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.finetune import Finetune
@@ -54,7 +56,7 @@ def train(
       dataset: the opened data set; labelled for fine-tuning.
       mesh: all devices; see sharding.py.
       workdir: where checkpoints, metrics and pictures go.
-      allow_changes: keys of the config that may differ from the checkpoint's, beside workdir.MAY_CHANGE.
+      allow_changes: keys of the config that may differ from the checkpoint's, beside continuation.MAY_CHANGE.
 
     Returns:
       The metrics of the last evaluation.
@@ -76,7 +78,14 @@ def train(
     checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
     state, host_state = init_state(config, task, optimizer, mesh, init_key, checkpointer, allow_changes)
     first_step = int(state.step)
-    finished = outcome.read(workdir, first_step) if first_step >= schedule.total_steps else None
+    if first_step > schedule.total_steps:
+        raise UserError(
+            f"{checkpointer.directory} holds step {first_step}, beyond the {schedule.total_steps} steps that this "
+            "config trains for (total_steps, or num_epochs). Nothing was changed. Set them to the step that is there "
+            "or more, choose another --workdir, or move the steps after the new end out of that folder to train from "
+            "an older one."
+        )
+    finished = outcome.read(workdir, first_step) if first_step == schedule.total_steps else None
     if finished:
         metrics.say(
             "Nothing is left to do. To go on, raise total_steps or num_epochs, with --allow_changes=total_steps or "
@@ -97,6 +106,7 @@ def train(
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
     run_record = {
         "config": config.to_json(),
+        "settled": variants.settled(config),
         "git_revision": outcome.git_revision(),
         "dataset": dataset.prepared.name,
         "manifest_sha256": continuation.manifest_digest(dataset),
@@ -217,7 +227,8 @@ def init_state(
     placement = sharding.state_sharding(mesh, shapes)
     abstract = sharding.abstract(shapes, placement)
     if checkpointer.latest_step() is not None:
-        continuation.check_same_run(config, task, checkpointer, allow_changes)
+        for line in continuation.check_same_run(config, task, checkpointer, allow_changes):
+            metrics.say(line)
         state, saved = checkpointer.restore(abstract)
         return state, saved["progress"]
     state = jax.jit(create, out_shardings=placement)(key)

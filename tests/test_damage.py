@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from data import digests
-from mv2mae_jax import checkpoint, damage, sharding
+from mv2mae_jax import checkpoint, damage, runs, sharding
 from mv2mae_jax.state import TrainState
 from tests import faults
 
@@ -154,6 +154,48 @@ def test_what_a_killed_save_left_behind_is_no_step(checkpoints):
     assert int(restore(checkpoints.parent).step) == 6
     assert damage.set_aside(checkpoints) == []
     assert not (checkpoints / "8.orbax-checkpoint-tmp-whole").exists()
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["with the number", "of an older version"])
+@pytest.mark.parametrize("put", [shutil.copytree, os.rename], ids=["copied", "renamed"])
+@pytest.mark.parametrize("source", ["2", "6"])
+def test_a_step_under_another_number_is_damaged(checkpoints, source, put, older):
+    """Intact file by file, it would be restored as a step that it is not, and stand in the way of that step."""
+    if older:
+        for step in (2, 4, 6):
+            folder = checkpoints / str(step)
+            (folder / damage.STEP_FILE).unlink()
+            (folder / digests.NAME).write_text(digests.table(folder))
+            assert damage.describe(folder) == "", "older checkpoints stay intact"
+    put(checkpoints / source, checkpoints / "8")
+    with pytest.raises(ValueError, match=f"its step 8 is damaged .it holds step {source}"):
+        runs.read_record(str(checkpoints.parent))
+    with pytest.raises(ValueError, match=f"its step 8 is damaged .it holds step {source}"):
+        checkpoint.load_params(str(checkpoints.parent), abstract(make_state(0).params))
+    (line,) = damage.set_aside(checkpoints)
+    assert f"(it holds step {source}): renamed to 8.damaged, not deleted." in line
+    newest = 4 if source == "6" and put is os.rename else 6
+    jax.tree.map(np.testing.assert_array_equal, restore(checkpoints.parent), make_state(newest))
+    checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
+    assert checkpointer.save(8, make_state(8), RUN, force=True)
+    checkpointer.close()
+    assert damage.set_aside(checkpoints) == [] and int(restore(checkpoints.parent).step) == 8
+
+
+def test_what_is_put_in_the_way_while_a_run_goes_on_is_kept(checkpoints):
+    checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
+    os.rename(checkpoints / "6", checkpoints / "8")
+    assert checkpointer.save(8, make_state(8), RUN, force=True)
+    checkpointer.close()
+    assert int(restore(checkpoints.parent).step) == 8
+    assert damage.describe(checkpoints / "8.damaged") == "it holds step 6"
+
+
+def test_names_that_only_look_like_numbers_are_no_steps(checkpoints):
+    for name in ("008", "٨"):
+        shutil.copytree(checkpoints / "6", checkpoints / name)
+    assert damage.steps_in(checkpoints) == [2, 4, 6] and damage.set_aside(checkpoints) == []
+    assert int(restore(checkpoints.parent).step) == 6
 
 
 def test_a_save_that_fails_is_told_with_what_is_kept(saved, tmp_path):

@@ -3,13 +3,14 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import time
 
 import pytest
 
-from mv2mae_jax import preemption
+from mv2mae_jax import preemption, provenance
 from tests import faults, tiny
 
 # Checkpoints in the middle of a log interval, and an evaluation on the way.
@@ -101,6 +102,28 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed, synthetic_set):
     assert refused.returncode == 2
     assert "total_steps was 6, now 7\nSet them back" in refused.stderr and "num_workers" not in refused.stderr
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+    # There is no way back from step 6 to an end at step 5, and nothing is measured there.
+    refused = faults.run(undisturbed, synthetic_set, *OPTIONS, "total_steps=5", flags=["--allow_changes=total_steps"])
+    assert refused.returncode == 2
+    assert "holds step 6, beyond the 5 steps" in refused.stderr and "Done." not in refused.stdout
+    assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_damaged_side_files_are_set_aside_and_the_run_goes_on(undisturbed, synthetic_set, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    rows = (tmp_path / "history.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "history.jsonl").write_bytes(b"".join([rows[0].replace(b'"step"', b"'step\xff"), *rows[1:]]))
+    (tmp_path / "metrics.json").write_bytes(b"")
+    starts = (tmp_path / "starts.jsonl").read_bytes()
+    (tmp_path / "starts.jsonl").write_bytes(starts[:-40])
+    done = faults.run(tmp_path, synthetic_set, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    for name in ("history.jsonl", "metrics.json", "starts.jsonl"):
+        assert re.search(rf"{name} is damaged.*renamed to {name}.damaged, not deleted", done.stdout), done.stdout
+    assert (tmp_path / "starts.jsonl.damaged").read_bytes() == starts[:-40]
+    assert faults.results(tmp_path) == faults.results(undisturbed)
+    assert faults.history(tmp_path) == faults.history(undisturbed)[1:]
+    assert [start["first_step"] for start in provenance.read_starts(tmp_path)] == [6]
 
 
 def test_one_run_at_a_time(synthetic_set, tmp_path):

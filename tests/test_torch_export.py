@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from mv2mae_jax import checkpoint
+from mv2mae_jax import checkpoint, provenance
 from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
@@ -68,6 +69,25 @@ def test_without_a_step_the_newest_is_exported(workdir, tmp_path):
     assert run_command(workdir, "port", tmp_path / "out") == 0
     head = mv2mae_torch.load(tmp_path / "out").decoder.head.weight.detach()
     np.testing.assert_array_equal(head, tiny_params(6)["decoder"]["head"]["kernel"].T)
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["another step", "starts.jsonl"])
+def test_a_damaged_record_does_not_stop_the_export_of_intact_weights(workdir, tmp_path, capsys, others):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    (run / "checkpoints" / "6" / "run" / "metadata").write_text('{"config": "{')
+    with open(run / "history.jsonl", "a") as file:
+        file.write('{"step": 6, "eval/loss_self": nothing}\n')
+    if not others:
+        shutil.rmtree(run / "checkpoints" / "4")
+        with pytest.raises(ValueError, match=r"6/run is damaged: no other step and no line of starts.jsonl"):
+            exporter.read_run(run)
+        provenance.record_start(run, exporter.read_run(workdir).config, {})
+    assert run_command(run, "port", tmp_path / "port") == 0
+    told = capsys.readouterr().out
+    assert f"6/run is damaged: {'the record of step 4' if others else 'starts.jsonl'} stands in." in told
+    assert "history.jsonl is damaged in line 3. Its other 2 line(s) are used." in told
+    assert exporter.read_run(run).metrics == {"eval/loss_self": 1.25}
+    assert (tmp_path / "port" / "model.safetensors").exists()
 
 
 def test_the_average_is_exported_where_there_is_one(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from console import progress
@@ -91,6 +92,7 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
         "clips_per_video": arguments.clips_per_video,
     }
     facts = about | source.facts() | {"batch_size": batch_size, "parameters": features.digest_of(encoder.params)}
+    facts["dtype"] = jnp.dtype(encoder.model.dtype).name  # what `auto` is on other devices gives other numbers
     store = Store(output=Path(arguments.output), facts=facts)
     store.begin()
 

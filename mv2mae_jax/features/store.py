@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from console import progress
 from console.errors import UserError
+from mv2mae_jax import damage, side_files
 
 Columns = dict[str, np.ndarray]  # the same number of rows in each
 FORMATS = (".npz", ".parquet")
@@ -46,8 +48,8 @@ class Store:
         if self.output.exists():
             raise UserError(f"{self.output} exists already. Remove it or choose another --output.")
         facts, path = json.loads(json.dumps(self.facts)), self.folder / "facts.json"
-        if path.exists():
-            before = json.loads(path.read_text())
+        before = side_files.read(path, _is_table)
+        if before is not None:
             changed = [name for name in facts | before if facts.get(name) != before.get(name)]
             if changed:
                 raise UserError(
@@ -55,12 +57,14 @@ class Store:
                     "with the command that began it, delete that folder, or choose another --output."
                 )
             return
-        shutil.rmtree(self.folder, ignore_errors=True)  # without its facts nothing is known about it
+        if path.exists():  # without its facts nothing is known about it
+            progress.say(f"{self.folder} is renamed to {damage.rename(self.folder).name}, and all is extracted anew.")
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         _write_whole(path, json.dumps(facts).encode())
 
     def has(self, part: int) -> bool:
-        return self._path(part).exists()
+        return self._path(part).exists() and self._left_out(part) is not None
 
     def add(self, part: int, columns: Columns, left_out: dict[str, str]) -> None:
         """Writes one part, and which videos it lacks, with the reasons; it appears whole or not at all."""
@@ -82,8 +86,8 @@ class Store:
         """
         parts = [self._path(part) for part in range(num_parts)]
         left_out = {}
-        for part in parts:
-            left_out |= json.loads(part.with_suffix(".json").read_text())
+        for part in range(num_parts):
+            left_out |= self._left_out(part) or {}
         temporary = self.output.with_name(f"{self.output.name}.tmp")
         write = _write_npz if self.output.suffix == ".npz" else _write_parquet
         num_rows = write(temporary, parts, json.dumps(about | {"left_out": left_out}))
@@ -91,8 +95,15 @@ class Store:
         shutil.rmtree(self.folder)
         return num_rows, left_out
 
+    def _left_out(self, part: int) -> dict[str, str] | None:
+        return side_files.read(self._path(part).with_suffix(".json"), _is_table)
+
     def _path(self, part: int) -> Path:
         return self.folder / f"{part:06d}.npz"
+
+
+def _is_table(content: Any) -> bool:
+    return isinstance(content, dict)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

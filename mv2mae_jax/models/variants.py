@@ -86,6 +86,18 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     return model.clone(attention="cudnn") if if_it_fits and _cudnn_takes(model) else model
 
 
+def settled(config: config_dict.ConfigDict) -> dict[str, str]:
+    """What `from_config` builds: the values of the keys that may be `auto`, by their full names."""
+    model = from_config(config)
+    return {
+        "compute_dtype": jnp.dtype(model.dtype).name,
+        "model.remat": model.remat,
+        "model.attention": model.attention,
+        "model.layer_loop": "unrolled" if model.unroll else "rolled",
+        "model.norm_affine": "folded" if model.folded_norms else "applied",
+    }
+
+
 def settle_auto(
     config: config_dict.ConfigDict, backend: str, *, fused_attention: bool = False, one_device: bool = True
 ) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The files of a run, as they lie in its workdir."""
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from console.errors import UserError
-from mv2mae_jax import provenance
+from mv2mae_jax import outcome, provenance, side_files
 
 MOST_RUNS = 8  # [ours] the colours of charts.SERIES
 RESULTS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
@@ -70,25 +69,19 @@ class Run:
 
 
 def read(workdir: str, name: str | None = None) -> Run:
-    """Reads a run.
+    """Reads a run. What is damaged in its files is said and left out.
 
     Raises:
-      ValueError: the folder holds no run, or a file of it is broken.
+      ValueError: the folder holds no run, or nothing in it tells the config.
     """
     path = Path(workdir)
     known = [RESULTS_FILE, HISTORY_FILE, provenance.STARTS_FILE, "checkpoints"]
     if not any((path / file).exists() for file in known):
         state = "holds none of " + ", ".join(known) if path.is_dir() else "does not exist"
         raise UserError(f"{workdir} is no run: it {state}. A run is the --workdir of run.py.")
-    try:
-        results = json.loads((path / RESULTS_FILE).read_text()) if (path / RESULTS_FILE).exists() else None
-        history = []
-        if (path / HISTORY_FILE).exists():
-            lines = (path / HISTORY_FILE).read_text().splitlines(keepends=True)
-            history = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut off
-        starts = provenance.read_starts(workdir)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{workdir}: a file of the run is no JSON ({error}).") from error
+    results = side_files.read(path / RESULTS_FILE, outcome.is_whole)
+    history = side_files.read_rows(path / HISTORY_FILE, side_files.is_numbers)
+    starts = provenance.read_starts(workdir)
     config = _config(workdir, starts, results)
     if results is not None and history and history[-1]["step"] > results["step"]:
         results = None  # of an earlier end: the run goes on

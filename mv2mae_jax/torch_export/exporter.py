@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from console import progress
 from console.errors import UserError
-from mv2mae_jax import checkpoint, runs, sharding
+from mv2mae_jax import checkpoint, runs, sharding, side_files
 from mv2mae_jax.models import classifier, layers, mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.tasks.pretrain import Pretrain
@@ -103,8 +103,7 @@ def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classif
 
 
 def _metrics_at(workdir: str, step: int) -> dict[str, float]:
-    path = pathlib.Path(workdir) / "history.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = side_files.read_rows(pathlib.Path(workdir) / "history.jsonl", side_files.is_numbers)
     reported = {name: value for row in rows if row["step"] == step for name, value in row.items()}
     return {
         name: value for name, value in reported.items() if name.startswith(("train/", "eval", "test/", "held_out/"))

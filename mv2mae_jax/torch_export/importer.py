@@ -65,7 +65,10 @@ def _read(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]:
     """VideoMAE's state dict, whatever the file's layout, and config.json ({} where there is none)."""
     config = {}
     if path.is_dir():
-        config = json.loads((path / "config.json").read_text())
+        try:
+            config = json.loads((path / "config.json").read_bytes())
+        except ValueError as error:
+            raise UserError(f"init_from = {path}: its config.json is damaged or no JSON: {error}.") from error
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
         if not files:
             raise UserError(f"init_from = {path}: there is neither model.safetensors nor pytorch_model.bin in it.")

@@ -1,0 +1,64 @@
+"""What may change when a run goes on, and what `auto` has to mean again."""
+
+import types
+
+import pytest
+
+from mv2mae_jax import continuation
+from mv2mae_jax.config import base_of, flatten
+from mv2mae_jax.models import variants
+from tests import tiny
+
+
+@pytest.fixture
+def go_on(monkeypatch):
+    """`go_on(saved config, config, what auto was, what it is, allowed)`, all else being as it was."""
+    monkeypatch.setattr(continuation, "manifest_digest", lambda dataset: "")
+    task = types.SimpleNamespace(dataset=types.SimpleNamespace(prepared=None))
+
+    def check(saved, config, was, now, allowed=()):
+        record = {"config": saved.to_json(), "manifest_sha256": ""} | ({} if was is None else {"settled": was})
+        monkeypatch.setattr(variants, "settled", lambda config: now)
+        checkpointer = types.SimpleNamespace(read_run=lambda: record, directory="runs/a/checkpoints")
+        return continuation.check_same_run(config, task, checkpointer, allowed)
+
+    return check
+
+
+def settled_on(backend: str, config=None) -> dict[str, str]:
+    return variants.settle_auto(config or tiny.make_config(), backend, fused_attention=backend == "gpu")
+
+
+def test_auto_that_would_be_another_dtype_is_refused(go_on):
+    config, on_cpu, on_gpu = tiny.make_config(), settled_on("cpu"), settled_on("gpu")
+    for was, now, first, second in ((on_cpu, on_gpu, "float32", "bfloat16"), (on_gpu, on_cpu, "bfloat16", "float32")):
+        with pytest.raises(ValueError) as refused:
+            go_on(config, config, was, now)
+        assert f"  compute_dtype was '{first}' by auto, now '{second}' by auto\n" in str(refused.value)
+        assert f"Set them back (--config.compute_dtype={first})" in str(refused.value)
+        assert "attention" not in str(refused.value), "what changes rounding alone may change"
+    assert go_on(config, config, on_cpu, on_gpu, ["compute_dtype"])
+
+
+def test_a_value_that_is_written_out_is_compared_with_what_auto_was(go_on):
+    auto, written = tiny.make_config(), tiny.make_config(compute_dtype="float32")
+    on_cpu, on_gpu = settled_on("cpu"), settled_on("gpu", written)
+    assert on_gpu["compute_dtype"] == "float32"
+    assert go_on(auto, written, on_cpu, settled_on("cpu", written)) == []
+    (line,) = go_on(auto, written, on_cpu, on_gpu)
+    assert "model.attention was chunked, is xla; model.layer_loop was rolled, is unrolled" in line
+
+
+def test_checkpoints_that_do_not_say_what_auto_was_go_on(go_on):
+    config = tiny.make_config()
+    assert go_on(config, config, None, settled_on("gpu")) == []
+    # One of a version with fewer such keys.
+    was = {"compute_dtype": "float32"}
+    assert go_on(config, config, was, settled_on("cpu")) == []
+
+
+@pytest.mark.parametrize("make", [tiny.make_config, tiny.make_finetune_config])
+def test_every_key_that_is_auto_is_settled(make):
+    config = make()
+    assert {key for key, value in flatten(base_of(config)) if value == "auto"} == variants.settled(config).keys()
+    assert "auto" not in variants.settled(config).values()
