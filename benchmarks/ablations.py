@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment
-from benchmarks.experiment import CONFIGS, RESULTS, interval
+from benchmarks.experiment import CONFIGS, OUTPUT, RESULTS, interval
 from console.command import ExitCode, Parser, execute
 
 NAMES = tuple(sorted(path.stem.removeprefix("ablation_") for path in CONFIGS.glob("ablation_*.py")))
@@ -112,10 +112,11 @@ def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.ablations", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
     parser.add_argument("--only", default=",".join(NAMES), help="comma-separated (default: all)")
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds 0 to K - 1 (%(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("benchmark_output"), help="data and runs (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
+    parser.add_argument("--output", type=Path, help="where results go (FOLDER/results/ablations)")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the machine (%(default)s)")
     parser.add_argument("--list", action="store_true", help="print the variants and stop")
-    parser.add_argument("--check", action="store_true", help="only look at the committed results")
+    parser.add_argument("--check", action="store_true", help="only look at the committed results, or those in --output")
     return parser
 
 
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     names = experiment.chosen(parser, options.only, NAMES)
-    results = RESULTS / "ablations"
+    results = options.output or (RESULTS if options.check else options.folder / "results") / "ablations"
     if options.check:
         return check(results, options.seeds)
     if options.list:

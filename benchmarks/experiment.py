@@ -22,7 +22,8 @@ from console.command import Parser, did_you_mean, nearest
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"  # committed; written where --output says so
+OUTPUT = Path("benchmark_output")  # written otherwise, in the current folder
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom (number of seeds - 1).
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}

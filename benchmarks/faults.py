@@ -7,7 +7,8 @@ The tiny model is trained once without and once with disturbance. The disturbed 
 it is done, and struck by SIGKILL (or SIGTERM, for every fourth) after a random time, so that the strikes fall into
 start-up, compilation, steps, saves and evaluations; likewise a preparation of videos. Then parameters, optimiser state,
 average, metrics history, results and the files of the prepared set must be equal bit for bit. With --fuzz, thousands of
-mutated videos, sets, checkpoints and configs follow. Writes benchmarks/results/faults/faults.json and fuzz.json.
+mutated videos, sets, checkpoints and configs follow. Writes faults.json and fuzz.json; the committed ones are in
+benchmarks/results/faults/.
 """
 
 import datetime
@@ -24,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.experiment import RESULTS
+from benchmarks.experiment import OUTPUT
 from console.command import Parser, execute
 from data import takes
 from mv2mae_jax import outcome, preemption
@@ -40,7 +41,6 @@ OPTIONS = (
     "data.num_workers=1",
 )
 SIGTERM_EVERY = 4
-FOLDER = RESULTS / "faults"
 
 
 def strike(command: list[str], seconds: float, number: signal.Signals) -> tuple[int, str]:
@@ -173,6 +173,7 @@ def make_parser() -> Parser:
     parser.add_argument("--kills", type=int, default=50, help="of the run; a fifth as many more of the preparation")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides when to strike (%(default)s)")
     parser.add_argument("--fuzz", type=int, default=0, metavar="CASES", help="e.g. 2000 of each kind")
+    parser.add_argument("--output", type=Path, default=OUTPUT / "faults", help="folder of what it writes (%(default)s)")
     return parser
 
 
@@ -182,11 +183,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raw = options.workdir / "raw"
     command = ["-m", "data.synthetic", f"--output={raw}", "--takes=24", "--seed=1", "--resolution=64x48"]
     subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True)
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     if options.kills:
-        strike_all(options.workdir, raw, options.kills, options.seed)
+        strike_all(options.workdir, raw, options.output, options.kills, options.seed)
     if options.fuzz:
-        fuzz_and_record(options.workdir, raw, options.fuzz)
+        fuzz_and_record(options.workdir, raw, options.output, options.fuzz)
 
 
 def about_this_run() -> dict[str, str]:
@@ -197,7 +198,7 @@ def about_this_run() -> dict[str, str]:
     }
 
 
-def strike_all(workdir: Path, raw: Path, kills: int, seed: int) -> None:
+def strike_all(workdir: Path, raw: Path, output: Path, kills: int, seed: int) -> None:
     """Strikes at a preparation and at runs; each end that was equal bit for bit is recorded in faults.json."""
     draw, began = random.Random(seed), time.monotonic()
     (workdir / "preparations").mkdir()
@@ -208,11 +209,11 @@ def strike_all(workdir: Path, raw: Path, kills: int, seed: int) -> None:
     for ends, strikes in enumerate(kill_run(workdir / "runs", prepared, kills, draw), start=1):
         minutes = round((time.monotonic() - began) / 60, 1)
         record |= {"equal_ends": ends, "run": strikes, "minutes": minutes}
-        (FOLDER / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{len(record['run'])} strikes at the run, {len(preparation)} at the preparation: {FOLDER / 'faults.json'}")
+        (output / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{len(record['run'])} strikes at the run, {len(preparation)} at the preparation: {output / 'faults.json'}")
 
 
-def fuzz_and_record(workdir: Path, raw: Path, cases: int) -> None:
+def fuzz_and_record(workdir: Path, raw: Path, output: Path, cases: int) -> None:
     """What became of mutated inputs, into fuzz.json."""
     began, prepared = time.monotonic(), workdir / "fuzz" / "set"
     command = ["-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", "--short_side=40", f"--output={prepared}"]
@@ -220,8 +221,8 @@ def fuzz_and_record(workdir: Path, raw: Path, cases: int) -> None:
     run = train_undisturbed(workdir / "fuzz", prepared)
     counts = fuzz_all(workdir / "fuzz", run, prepared, cases)
     record = {**about_this_run(), "minutes": round((time.monotonic() - began) / 60, 1), **counts}
-    (FOLDER / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{counts}: {FOLDER / 'fuzz.json'}")
+    (output / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{counts}: {output / 'fuzz.json'}")
 
 
 if __name__ == "__main__":

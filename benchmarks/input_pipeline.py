@@ -43,7 +43,6 @@ from data.dataset import Dataset
 from data.motion import motion_energy
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "input_pipeline"
 BATCH = 16  # samples of two view-clips
 ELEMENTS = 1000
 MILLION = 10**6
@@ -351,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found = measure(sets, videos, options.rounds, options.workers)
                 print(report(found))
     if options.output:
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps({"machine": machine, "figures": found}, indent=1))
 
 

@@ -15,7 +15,7 @@ were at chance in every row.
 Every row gets its own learning rate of pre-training, chosen by the attentive probe on validation rows cut off the
 training split; probes choose theirs in the same way. No test score is looked at.
 
-Results: benchmarks/results/method_PRESET/, one file per row and seed, a table and a plot.
+Results: one file per row and seed, a table and a plot. Those in benchmarks/results/method_PRESET/ are committed.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment
-from benchmarks.experiment import RESULTS, compare, interval
+from benchmarks.experiment import OUTPUT, RESULTS, compare, interval
 from console.command import ExitCode, Parser, execute
 
 PROTOCOLS = ("xsub", "xview")
@@ -454,8 +454,9 @@ def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.method", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
     parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="sizes and numbers of steps (cpu)")
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated (default: all)")
-    parser.add_argument("--folder", type=Path, default=Path("benchmark_output"), help="data and runs (%(default)s)")
-    parser.add_argument("--check", action="store_true", help="only read the committed results")
+    parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
+    parser.add_argument("--output", type=Path, help="where results go (FOLDER/results/method_PRESET)")
+    parser.add_argument("--check", action="store_true", help="only read the committed results, or those in --output")
     parser.add_argument("--quick", action="store_true", help="two rows, one seed, few steps; results are not kept")
     return parser
 
@@ -464,7 +465,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     rows = experiment.chosen(parser, options.rows, ROWS)
-    results, preset = RESULTS / f"method_{options.preset}", PRESETS[options.preset]
+    name, preset = f"method_{options.preset}", PRESETS[options.preset]
+    results = options.output or (RESULTS / name if options.check else options.folder / "results" / name)
     if options.check:
         return check(results, preset)
     if options.quick:

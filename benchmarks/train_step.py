@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiment import CONFIGS, RESULTS, chosen, hardware
+from benchmarks.experiment import CONFIGS, OUTPUT, chosen, hardware
 from console.command import Parser, execute, sizes
 
 OURS, PEER, COMPILED = "mv2mae-jax", "transformers", "transformers, torch.compile"
@@ -388,7 +388,7 @@ def make_parser() -> Parser:
         metavar="SETTINGS",
         help="this project's step once more with 'KEY=VALUE --xla_FLAG=VALUE ...'; may be given several times",
     )
-    parser.add_argument("--output", type=Path, default=RESULTS / "train_step" / "cpu.json", help="%(default)s")
+    parser.add_argument("--output", type=Path, default=OUTPUT / "train_step" / "cpu.json", help="%(default)s")
     return parser
 
 

@@ -38,7 +38,7 @@ from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
 
 PROG = "python -m mv2mae_jax.topology"
-RESULTS = "benchmarks/results/topology"
+OUTPUT = "benchmark_output/topology"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -312,7 +312,7 @@ def make_parser() -> Parser:
         help="decode frames of this size in the step (data.prepare --codec=dct); without it they come as pixels",
     )
     parser.add_argument("--largest_batch", action="store_true", help="also search for the largest batch that fits")
-    parser.add_argument("--output", default=RESULTS, help=f"where one JSON file per compilation goes ({RESULTS})")
+    parser.add_argument("--output", default=OUTPUT, help="where one JSON file per compilation goes (%(default)s)")
     return parser
 
 

@@ -1,7 +1,9 @@
 """The statistics behind the benchmarks' tables, and that incomplete results are told from complete ones."""
 
 import dataclasses
+import importlib
 import json
+import pathlib
 import time
 
 import numpy as np
@@ -90,3 +92,30 @@ def test_a_failing_job_stops_those_that_have_not_begun(tmp_path):
 def write_slowly(path):
     path.write_text("done")
     time.sleep(0.2)
+
+
+@pytest.mark.parametrize("name", ["train_step", "soak", "faults", "method", "ablations", "input_pipeline", "topology"])
+def test_committed_results_are_written_only_where_output_says_so(name):
+    parser = importlib.import_module(
+        "mv2mae_jax.topology" if name == "topology" else f"benchmarks.{name}"
+    ).make_parser()
+    default = parser.get_default("output")
+    assert default is None or pathlib.Path(default).parts[0] == "benchmark_output"
+    assert "--output" in parser.format_help()
+
+
+def test_a_comparison_leaves_the_committed_results_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in experiment.RESULTS.rglob("*")}
+    monkeypatch.setattr(experiment, "prepare_data", lambda *_: None)
+    measured = {"metrics": {}, "seconds": 1.0}
+    monkeypatch.setattr(experiment, "run_jobs", lambda _, jobs, *__: [(job, measured) for job in jobs])
+    monkeypatch.setattr(ablations, "write_table", lambda results: (results / "README.md").touch())
+    for options, folder in (
+        (["--only=target"], "benchmark_output/results/ablations"),
+        (["--only=target", "--output=chosen"], "chosen"),
+    ):
+        assert ablations.main(options) == 1, "the other ablations are missing"
+        assert {path.name for path in (tmp_path / folder).glob("target*")}
+    assert before == {path: path.stat().st_mtime_ns for path in experiment.RESULTS.rglob("*")}
+    assert ablations.main(["--check"]) == 0, "the committed ones"
