@@ -119,14 +119,14 @@ def stages(dataset: Dataset) -> dict[str, float]:
 
         timed("decode", unpack)
     else:
-        boxes = [box for one in drawn for box in samples._boxes(prepared, spec, one["video"])[:, 0].tolist()]
+        boxes = [box for one in drawn for (box,) in samples._boxes(prepared, spec, one["video"])]
         windows = zip(stored, boxes, strict=True)
-        decoded = timed("decode", lambda: [list(jpeg.decode_window(frames, tuple(box))) for frames, box in windows])
+        decoded = timed("decode", lambda: [list(jpeg.decode_window(frames, box)) for frames, box in windows])
         batch = np.ones((len(wanted), spec.num_frames, *spec.crop_size, 3), np.uint8)  # in memory that is not fresh
 
         def crop() -> None:
             for frames, (_, _, *size), into in zip(decoded, boxes, batch, strict=True):
-                samples.crop_frames(frames, np.array([[0, 0, *size]]), into[None])
+                samples.crop_frames(frames, [(0, 0, *size)], into[None])
 
         timed("crop", crop)
         timed("motion", lambda: [motion_energy(clip, spec.tubelet_size) for clip in batch])

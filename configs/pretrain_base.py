@@ -45,6 +45,9 @@ def get_config() -> config_dict.ConfigDict:
             motion_on="host",  # [ours] host | device: where motion energies are computed; of dct always on the device
             repeats=1,  # [ours] crops per decoded clip; a step still holds global_batch_size samples
             num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process
+            # Frames that are decoded once and then kept; the batches are the same. auto keeps sets that fit.
+            cache="auto",  # [ours] auto | off | memory; memory refuses a set that does not fit
+            cache_gb=4.0,  # [ours] GB of memory that the frames of a set may take, per training process
         )
     )
 

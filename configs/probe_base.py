@@ -36,6 +36,9 @@ def get_config() -> config_dict.ConfigDict:
             frame_stride=4,  # [paper] in stored frames
             crop_size=(128, 128),  # [paper] (height, width) in pixels
             num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process
+            # Frames that are decoded once and then kept; the batches are the same. auto keeps sets that fit.
+            cache="auto",  # [ours] auto | off | memory; memory refuses a set that does not fit
+            cache_gb=4.0,  # [ours] GB of memory that the frames of a set may take, per training process
         )
     )
 

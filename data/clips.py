@@ -4,6 +4,7 @@ All views of a take are cut by the same frame indices, so that what was synchron
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def draw_crop(rng: np.random.Generator, crop_scales: tuple[float, ...]) -> CropD
     """
     first = int(rng.integers(len(crop_scales)))
     neighbours = [i for i in (first - 1, first, first + 1) if 0 <= i < len(crop_scales)]
-    second = int(rng.choice(neighbours))
+    second = neighbours[rng.integers(len(neighbours))]
     return CropDraw(scale=(crop_scales[first], crop_scales[second]), offset=(float(rng.random()), float(rng.random())))
 
 
@@ -137,10 +138,10 @@ def crop_box(draw: CropDraw, frame_size: tuple[int, int], crop_size: tuple[int, 
     return top, left, height, width
 
 
-def enclosing_box(boxes: np.ndarray) -> tuple[int, int, int, int]:
-    """The smallest (top, left, height, width) that holds all of int[R, 4]."""
-    top, left = boxes[:, :2].min(axis=0).tolist()
-    bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
+def enclosing_box(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    """The smallest (top, left, height, width) that holds all of some such boxes."""
+    top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    bottom, right = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
     return top, left, bottom - top, right - left
 
 

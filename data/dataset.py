@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from console.errors import UserError
-from data import clips, takes
+from data import buffers, clips, takes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,14 +61,35 @@ class Dataset:
         held_out = None
         if held_out_rows.any():
             held_out = clips.pair_views(prepared.views, held_out_rows, spec)
-        return cls(
-            prepared=prepared, spec=spec, train=clips.pair_views(prepared.views, train_rows, spec), held_out=held_out
-        )
+        train = clips.pair_views(prepared.views, train_rows, spec)
+        prepared = keep_frames(prepared, np.flatnonzero(rows), data)
+        return cls(prepared=prepared, spec=spec, train=train, held_out=held_out)
 
     @property
     def samples_per_epoch(self) -> int:
         """Samples of an epoch: one pass over the (take, target view) elements, `repeats` crops of each."""
         return len(self.train.elements) * self.spec.repeats
+
+
+def keep_frames(
+    prepared: takes.Prepared, rows: np.ndarray, data: config_dict.ConfigDict, *, also_pixels: bool = False
+) -> takes.Prepared:
+    """As `data.cache` and `data.cache_gb` say, keeps the frames of some rows in memory; see `Prepared.in_memory`.
+
+    Raises:
+      ValueError: data.cache is 'memory', and they do not fit, or reading processes cannot share memory on this system.
+    """
+    mode = data.get("cache", "off")  # runs from before have no such key
+    if mode == "off":
+        return prepared
+    if data.num_workers and not buffers.SHAREABLE:
+        if mode == "memory":
+            raise UserError(
+                f"data.cache='memory' with data.num_workers={data.num_workers}: processes cannot share frames on this "
+                "system. Set data.num_workers=0, which reads in threads."
+            )
+        return prepared
+    return prepared.in_memory(rows, data.cache_gb, required=mode == "memory", also_pixels=also_pixels)
 
 
 def hold_out(prepared: takes.Prepared, rows: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from console.errors import UserError
 from data import augment, catalog, clips, takes
-from data.dataset import hold_out
+from data.dataset import hold_out, keep_frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,10 @@ class LabelledDataset:
             train = choose_labels(
                 prepared.views, train, data.labels_per_class, seed=data.label_seed, class_names=prepared.class_names
             )
+        used = np.concatenate([train, held_out, test])
         return cls(
-            prepared=prepared,
+            # Augmentations want pixels.
+            prepared=keep_frames(prepared, used, data, also_pixels=config.task == "finetune"),
             spec=spec,
             train=train,
             held_out=held_out,

@@ -11,24 +11,26 @@ def motion_energy(video: np.ndarray, tubelet_size: tuple[int, int, int]) -> np.n
     equally many differences [ours]. The scale of the pixels, the temperature and the normalisation belong to the loss.
 
     Args:
-      video: uint8[T, H, W, 3], as the model will see it (cropped and resized).
+      video: uint8[..., T, H, W, 3], as the model will see it (cropped and resized).
       tubelet_size: (t, h, w) of one token; must divide (T, H, W).
 
     Returns:
-      float32[N], tokens flattened in the order time, height, width; unit: grey levels of [0, 255].
+      float32[..., N], tokens flattened in the order time, height, width; unit: grey levels of [0, 255].
     """
-    num_frames, height, width, channels = video.shape
+    *batch, num_frames, height, width, channels = video.shape
     t, h, w = tubelet_size
     if num_frames == 1:
-        return np.zeros((height // h) * (width // w), np.float32)
+        return np.zeros((*batch, (height // h) * (width // w)), np.float32)
     row = width * channels  # bytes of a row of pixels
-    flat = video.reshape(num_frames, height * row)  # (T, H W3)
-    difference = cv2.absdiff(flat[1:], flat[:-1]).reshape(-1, h * row)  # ((T-1) nh, h W3)
-    squared = np.zeros((len(difference), row), np.float32)
+    flat = video.reshape(-1, height * row)  # (B T, H W3)
+    # Also between the last frame of a clip and the first of the next, which is overwritten below: few calls.
+    difference = cv2.absdiff(flat[1:], flat[:-1]).reshape(-1, h * row)  # ((B T - 1) nh, h W3)
+    squared = np.zeros((len(flat) * height // h, row), np.float32)  # (B T nh, W3)
+    of_later = squared[height // h :]
     for first in range(0, h * row, row):  # the same row of pixels in all tokens: a sum that fits the cache, few calls
-        cv2.accumulateSquare(difference[:, first : first + row], squared)
-    of_pairs = squared.reshape(num_frames - 1, -1)  # (T-1, nh W3)
-    of_frames = np.concatenate([of_pairs[:1], of_pairs])  # (T, nh W3)
-    of_rows = of_frames.reshape(num_frames // t, t, -1).sum(axis=1)  # (nt, nh W3)
-    of_tokens = of_rows.reshape(-1, w * channels).sum(axis=1)  # (N,)
-    return np.sqrt(of_tokens)
+        cv2.accumulateSquare(difference[:, first : first + row], of_later)
+    of_frames = squared.reshape(-1, num_frames, height // h * row)  # (B, T, nh W3)
+    of_frames[:, 0] = of_frames[:, 1]
+    of_rows = of_frames.reshape(-1, t, height // h * row).sum(axis=1)  # (B nt, nh W3)
+    of_tokens = of_rows.reshape(-1, w * channels).sum(axis=1)  # (B N,)
+    return np.sqrt(of_tokens).reshape(*batch, -1)  # (..., N)

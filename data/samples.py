@@ -23,6 +23,7 @@ Empty = Callable[[tuple[int, ...], Any], np.ndarray]  # where large arrays come 
 
 # [ours] Other elements that are tried in the place of one that cannot be read, before this is an error.
 MOST_REPLACEMENTS = 10
+_CACHED_BYTES = 2**18  # [ours] of clips that a core's cache is taken to hold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,18 +162,20 @@ def read_clips(
         return _read_coefficients(prepared, spec, samples, empty)
     num_crops = sum(len(sample.crops) for sample in samples)
     video = empty((num_crops, len(samples[0].rows), spec.num_frames, *spec.crop_size, 3), np.uint8)
-    first = 0
+    # While clips are in the cache their energies are computed, and for many small ones at once.
+    clips_at_once, first, measured = max(1, _CACHED_BYTES // max(1, video[:1].nbytes)), 0, 0
     for sample in samples:
         indices = _frame_indices(prepared, spec, sample)
         last = first + len(sample.crops)
-        for v, boxes in enumerate(_boxes(prepared, spec, sample)):
-            top, left, *size = clips.enclosing_box(boxes)
-            record = int(prepared.views["record"][sample.rows[v]])
-            frames = prepared.read_frames(record, indices, (top, left, *size))
-            crop_frames(frames, boxes - [top, left, 0, 0], video[first:last, v])
-            if motion is not None:  # while the clips are in the cache
-                motion[first:last, v] = [motion_energy(clip, spec.tubelet_size) for clip in video[first:last, v]]
+        records = prepared.views["record"][sample.rows].tolist()
+        for v, (record, boxes) in enumerate(zip(records, _boxes(prepared, spec, sample), strict=True)):
+            top, left, height, width = clips.enclosing_box(boxes)
+            frames = prepared.read_frames(record, indices, (top, left, height, width))
+            crop_frames(frames, [(y - top, x - left, h, w) for y, x, h, w in boxes], video[first:last, v])
         first = last
+        if motion is not None and (first - measured >= clips_at_once or first == num_crops):
+            motion[measured:first] = motion_energy(video[measured:first], spec.tubelet_size)
+            measured = first
     return video  # (E * R, V, T, H, W, 3)
 
 
@@ -188,16 +191,14 @@ def _read_coefficients(
         indices = _frame_indices(prepared, spec, sample)
         for v, row in enumerate(sample.rows.tolist()):
             steps[i, v] = prepared.read_coefficients(int(prepared.views["record"][row]), indices, coefficients[i, v])
-        box[i] = _boxes(prepared, spec, sample).swapaxes(0, 1)  # (R, V, 4)
+        box[i] = np.swapaxes(_boxes(prepared, spec, sample), 0, 1)  # (R, V, 4)
     return {"coefficients": coefficients, "steps": steps, "box": box}
 
 
-def _boxes(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views) -> np.ndarray:
-    """int[V, R, 4], (top, left, height, width) in pixels."""
+def _boxes(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views) -> list[list[tuple[int, int, int, int]]]:
+    """V times R times (top, left, height, width) in pixels."""
     sizes = zip(*(prepared.views[side][sample.rows].tolist() for side in ("height", "width")), strict=True)
-    return np.array(
-        [[clips.crop_box(crops[v], size, spec.crop_size) for crops in sample.crops] for v, size in enumerate(sizes)]
-    )
+    return [[clips.crop_box(crops[v], size, spec.crop_size) for crops in sample.crops] for v, size in enumerate(sizes)]
 
 
 def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views) -> np.ndarray:
@@ -208,28 +209,35 @@ def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views
 def crop_clip(frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
     """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3]; see `crop_frames`."""
     video = np.empty((1, len(frames), *crop_size, 3), np.uint8)
-    crop_frames(frames, np.array([clips.crop_box(draw, frames[0].shape[:2], crop_size)]), video)
+    crop_frames(frames, [clips.crop_box(draw, frames[0].shape[:2], crop_size)], video)
     return video[0]
 
 
-def crop_frames(frames: Iterable[np.ndarray], boxes: np.ndarray, into: np.ndarray) -> None:
+def crop_frames(frames: Iterable[np.ndarray], boxes: Sequence[tuple[int, int, int, int]], into: np.ndarray) -> None:
     """Several boxes of every frame, resized. Linearly, or by areas where one shrinks by more than `clips.MOST_LINEAR`.
 
     Args:
       frames: T times uint8[h, w, 3].
-      boxes: int[R, 4], (top, left, height, width) in pixels.
+      boxes: R times (top, left, height, width) in pixels.
       into: uint8[R, T, H, W, 3], receives the crops.
     """
     crop_height, crop_width = into.shape[2:4]
+    if isinstance(frames, np.ndarray) and all(tuple(box[2:]) == into.shape[2:4] for box in boxes):
+        for (top, left, height, width), video in zip(boxes, into, strict=True):
+            video[:] = frames[:, top : top + height, left : left + width]
+        return
     crops = []
-    for (top, left, height, width), video in zip(boxes.tolist(), into, strict=True):
+    for (top, left, height, width), video in zip(boxes, into, strict=True):
         by_area = max(height / crop_height, width / crop_width) > clips.MOST_LINEAR
         interpolation = cv2.INTER_AREA if by_area else cv2.INTER_LINEAR
-        crops.append((np.s_[top : top + height, left : left + width], interpolation, video))
+        as_it_is = (height, width) == (crop_height, crop_width)
+        crops.append((np.s_[top : top + height, left : left + width], None if as_it_is else interpolation, video))
     for index, frame in enumerate(frames):
         for box, interpolation, video in crops:
-            # Of a box that has the size of the crop this makes a copy.
-            cv2.resize(frame[box], (crop_width, crop_height), dst=video[index], interpolation=interpolation)
+            if interpolation is None:
+                video[index] = frame[box]
+            else:
+                cv2.resize(frame[box], (crop_width, crop_height), dst=video[index], interpolation=interpolation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

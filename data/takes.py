@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from console.errors import UserError
 from data import catalog, codec, dct, truth
+from data.frame_cache import FrameCache
 from data.frame_index import Frames
 from data.truth import Truth
 
@@ -49,6 +50,8 @@ class Prepared:
       not_synchronised: why the views of a take must not be paired frame by frame; '' where they may.
       stored: the shards.
       truth: 3D joints and cameras, or None where they are not known.
+      pixels: decoded frames that are kept in memory, or None; see `in_memory`.
+      coefficients: the same of frames stored as coefficients, unpacked; the mark of a frame is its quality.
     """
 
     directory: str
@@ -59,6 +62,51 @@ class Prepared:
     not_synchronised: str
     stored: Frames
     truth: Truth | None = None
+    pixels: FrameCache | None = None
+    coefficients: FrameCache | None = None
+
+    def in_memory(self, rows: np.ndarray, largest_gb: float, *, required: bool, also_pixels: bool) -> "Prepared":
+        """As this, but of some rows every frame is decoded once and then kept in memory. What is read is the same.
+
+        Frames are kept as they are stored, before any crop: RGB, or coefficients where the codec's are.
+
+        Args:
+          rows: int[...], of the manifest.
+          largest_gb: GB (1e9 bytes) that they may take; where they would take more, nothing is kept.
+          required: nothing kept is an error.
+          also_pixels: of a codec with coefficients, keep decoded frames as well: for who augments pixels.
+
+        Raises:
+          ValueError: they take more than `largest_gb`, and are required.
+        """
+        records, num_frames = self.views["record"][rows], self.views["num_frames"]
+
+        def frame_shapes(records: np.ndarray | slice) -> dict[str, np.ndarray]:
+            height, width = (self.views[side][records] for side in ("height", "width"))
+            pixels = {"pixels": np.stack([height, width, np.full_like(width, 3)], axis=1)}  # (records, 3)
+            if self.codec != "dct":
+                return pixels
+            height, width = dct.padded_size(height, width)
+            return {"coefficients": np.stack([3 * height // 2, width], axis=1)} | (pixels if also_pixels else {})
+
+        gb = 0.0
+        for part in np.array_split(records, -(-len(records) // 2**16)):  # of millions of records, each copy costs
+            for shapes in frame_shapes(part).values():
+                gb += float(num_frames[part] @ np.prod(shapes, axis=1, dtype=np.float64)) / 1e9
+        if gb > largest_gb:
+            if required:
+                raise UserError(
+                    f"data.cache='memory' would keep {gb:.3g} GB of decoded frames of {self.directory}, but "
+                    f"data.cache_gb={largest_gb:g}. Raise data.cache_gb if the machine has the memory, prepare a "
+                    "smaller set, or set data.cache=auto, which keeps sets that fit."
+                )
+            return self
+        dtypes = {"pixels": np.uint8, "coefficients": np.int8}
+        caches = {
+            form: FrameCache(shapes, num_frames, records, dtypes[form])
+            for form, shapes in frame_shapes(slice(None)).items()
+        }
+        return dataclasses.replace(self, **caches)
 
     def read(self, record: int, frames: np.ndarray) -> np.ndarray:
         """The wanted frames of one view; only these are read and decoded, a repeated one once.
@@ -74,19 +122,31 @@ class Prepared:
           ValueError: no such record or frame.
           DamagedRecord: the record is damaged, also when it is read again; the message names take and view.
         """
+        kept = self._kept_pixels(record, frames)
+        if kept is not None:
+            return kept[frames]  # (T, h, w, 3)
         numbers, place = np.unique(frames, return_inverse=True)
         decoded = list(self.read_frames(record, numbers))
         return np.stack([decoded[i] for i in place])  # (T, h, w, 3)
 
     def read_frames(
         self, record: int, frames: np.ndarray, window: tuple[int, int, int, int] | None = None
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterable[np.ndarray]:
         """As `read`, T times uint8[h, w, 3]: one after the other, so that a frame is used while it is in the cache.
 
         Args:
           record, frames: as in `read`.
           window: (top, left, height, width) in pixels, if no more than this is wanted.
         """
+        kept = self._kept_pixels(record, frames)
+        if kept is None:
+            return self._decode(record, frames, window)
+        top, left, height, width = window or (0, 0, *kept.shape[1:3])
+        return kept[:, top : top + height, left : left + width][frames]
+
+    def _decode(
+        self, record: int, frames: np.ndarray, window: tuple[int, int, int, int] | None = None
+    ) -> Iterator[np.ndarray]:
         module, stored = codec.get(self.codec), self._stored(record, frames)
         runs = [(frame, len(list(same))) for frame, same in itertools.groupby(np.asarray(frames).tolist())]
         wanted = [stored[frame] for frame, _ in runs]
@@ -105,6 +165,12 @@ class Prepared:
         Returns:
           uint8[2, 8, 8], the quantisation steps of luma and chroma.
         """
+        kept = self._kept_coefficients(record, frames)
+        if kept is not None:
+            coefficients, quality = kept
+            for frame, place in zip(np.asarray(frames).tolist(), into, strict=True):
+                dct.put(coefficients[frame], place)
+            return dct.steps(quality)
         stored = self._stored(record, frames)
         with self._naming_damage(record):
             for frame, place in zip(np.asarray(frames).tolist(), into, strict=True):
@@ -112,18 +178,53 @@ class Prepared:
                 dct.put(coefficients, place)  # while it is in the cache
         return dct.steps(quality)
 
+    def _kept_pixels(self, record: int, frames: np.ndarray) -> np.ndarray | None:
+        """uint8[num_frames, h, w, 3], of which the wanted frames are there; None where pixels are not kept."""
+        self._check(record, frames)
+        room = self.pixels and self.pixels.of(record)
+        if not room:
+            return None
+        pixels, marks = room
+        with self._naming_damage(record):
+            missing = np.asarray(frames)[marks[frames] == 0]
+        if len(missing):
+            for frame, decoded in zip(missing.tolist(), self._decode(record, missing), strict=True):
+                pixels[frame] = decoded
+                marks[frame] = 1
+        return pixels
+
+    def _kept_coefficients(self, record: int, frames: np.ndarray) -> tuple[np.ndarray, int] | None:
+        """int8[num_frames, 3 * H / 2, W] in which the wanted frames are there, and their quality."""
+        self._check(record, frames)
+        room = self.coefficients and self.coefficients.of(record)
+        if not room:
+            return None
+        kept, marks = room
+        with self._naming_damage(record):
+            missing = np.asarray(frames)[marks[frames] == 0]
+        if len(missing):
+            stored = self._stored(record, missing)
+            with self._naming_damage(record):
+                for frame, data in stored.items():
+                    kept[frame], _, quality = dct.unpack(data)
+                    marks[frame] = quality
+        return kept, int(marks[frames[-1]])
+
     @functools.cached_property
     def coefficients_shape(self) -> tuple[int, int]:
         """Of the image that holds the coefficients of any frame of the set; see data/dct.py."""
         height, width = dct.padded_size(int(self.views["height"].max()), int(self.views["width"].max()))
         return 3 * height // 2, width
 
-    def _stored(self, record: int, frames: np.ndarray) -> dict[int, bytes]:
+    def _check(self, record: int, frames: np.ndarray) -> None:
         if not 0 <= record < len(self.views["record"]):
             raise UserError(f"no record {record} in {self.directory}: there are {len(self.views['record'])}")
-        num_frames = self.views["num_frames"][record]
-        if len(frames) == 0 or np.min(frames) < 0 or np.max(frames) >= num_frames:
+        num_frames, wanted = self.views["num_frames"][record], np.asarray(frames).tolist()
+        if len(wanted) == 0 or min(wanted) < 0 or max(wanted) >= num_frames:
             raise UserError(f"{self._called(record)} has frames 0 to {num_frames - 1}, not {np.asarray(frames)}")
+
+    def _stored(self, record: int, frames: np.ndarray) -> dict[int, bytes]:
+        self._check(record, frames)
         wanted = np.unique(frames).tolist()
         with self._naming_damage(record):
             return dict(zip(wanted, self._read_stored(record, wanted), strict=True))

@@ -12,6 +12,7 @@ from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
 _CHOICES = {
     "task": TASKS,
     "compute_dtype": ("auto", "float32", "bfloat16"),
+    "data.cache": ("auto", "off", "memory"),
     "data.motion_on": ("host", "device"),
     "model.variant": ("Ti", "S", "B", "L", "H"),
     "model.remat": ("auto", "none", "dots", "block"),
@@ -33,6 +34,7 @@ _POSITIVE = (
     "data.num_frames",
     "data.frame_stride",
     "data.repeats",
+    "data.cache_gb",
     "optimizer.accumulation_steps",
     "optimizer.base_learning_rate",
     "checkpoint.every_steps",

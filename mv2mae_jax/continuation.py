@@ -30,6 +30,8 @@ MAY_CHANGE = frozenset(
     {
         "checkpoint.every_steps",
         "checkpoint.keep",
+        "data.cache",
+        "data.cache_gb",
         "data.dir",  # the same data set at another place; its manifest is compared
         "data.motion_on",  # up to rounding, as the mesh and what of the model is named here
         "data.num_workers",

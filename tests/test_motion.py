@@ -27,6 +27,13 @@ def test_energy_is_the_norm_of_frame_differences(shape, tubelet_size):
     np.testing.assert_allclose(motion_energy(video, tubelet_size), direct(video, tubelet_size), rtol=1e-6)
 
 
+def test_clips_together_are_as_each_alone():
+    video = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 16, 24, 3), np.uint8)
+    together = motion_energy(video, (2, 8, 8))
+    for clip, energy in zip(video.reshape(6, 4, 16, 24, 3), together.reshape(6, -1), strict=True):
+        np.testing.assert_array_equal(energy, motion_energy(clip, (2, 8, 8)))
+
+
 def test_only_the_moving_token_has_energy():
     video = np.zeros((4, 16, 16, 3), np.uint8)
     video[3, 8:, :8] = 255  # appears in the last frame, in the third of four places
