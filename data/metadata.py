@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from data import catalog, digests, frame_index, shards, truth
+from console.errors import UserError
+from data import carry_truth, catalog, digests, frame_index, shards, truth
 from data.listing import Listing, PreparationError
 from data.takes import FORMAT_VERSION
 
@@ -70,8 +71,10 @@ def write(
     _write_manifest(views, output_dir)
     if truth_dir is not None:
         try:
-            truth.carry(truth_dir, views, output_dir / truth.FOLDER, shards.write_atomically)
-        except ValueError as error:
+            videos = {(video.take, video.view): video for job in jobs for video in job.videos}
+            shown = [videos[key] for key in zip(*(views[name].to_pylist() for name in ("take", "view")), strict=True)]
+            carry_truth.carry(truth_dir, views, shown, output_dir / truth.FOLDER, shards.write_atomically)
+        except UserError as error:
             raise PreparationError(str(error)) from error
     _write_frame_index(jobs, output_dir)
     _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, output_dir)

@@ -34,9 +34,9 @@ import tqdm
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from data import archives, catalog, codec, metadata, raw_video, shards, truth, workers
+from data import archives, carry_truth, catalog, codec, metadata, raw_video, shards, truth, workers
 from data.catalog import folder
-from data.listing import PreparationError, list_videos
+from data.listing import Listing, PreparationError, list_videos
 
 SHOWN = 10  # of a list in the report
 SAMPLED_FILES = 8  # at most, and one in so many at most, for the size and time to expect
@@ -103,6 +103,8 @@ def prepare(
     )
     jobs = shards.plan(listing)
     with _locked(output_dir):
+        for line in _check_truth(truth_dir, listing, output_dir):
+            announce(line)
         _begin(settings, jobs, output_dir)
         missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
         if missing:
@@ -123,6 +125,28 @@ def _locked(output_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             raise PreparationError(f"another preparation is at work in {output_dir}; wait for it") from None
         yield
+
+
+def _check_truth(truth_dir: Path | None, listing: Listing, output_dir: Path) -> list[str]:
+    """Describes a truth, before hours of decoding; PreparationError if it cannot be carried."""
+    carried = output_dir / truth.FOLDER
+    if truth_dir is None:
+        if (carried / truth.SKELETON).exists():
+            raise PreparationError(
+                f"{carried} holds the truth of an earlier preparation, and this one has none: give --truth=DIR again, "
+                f"or delete {carried}"
+            )
+        return []
+    if truth_dir.resolve() == carried.resolve():
+        raise PreparationError(f"{truth_dir} would be overwritten by what is carried: choose another --output")
+    return _describe_truth(truth_dir, listing)
+
+
+def _describe_truth(truth_dir: Path, listing: Listing) -> list[str]:
+    try:
+        return carry_truth.check(truth_dir, listing.videos)
+    except UserError as error:
+        raise PreparationError(str(error)) from error
 
 
 def _begin(settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Path) -> None:
@@ -169,6 +193,7 @@ def dry_run(
     short_side: int,
     encode: Callable[[np.ndarray], bytes],
     num_workers: int,
+    truth_dir: Path | None = None,
 ) -> str:
     """What `prepare` would do, with the size and time to expect from a few of the videos; writes nothing."""
     names, listing = list_videos(names, input_dir)
@@ -181,6 +206,7 @@ def dry_run(
         f"{_count(len(jobs), 'shard')}",
         *(f"  {_count(takes_with[views], 'take')} with {_count(views, 'view')}" for views in sorted(takes_with)),
         *_unmatched(listing.unmatched),
+        *(_describe_truth(truth_dir, listing) if truth_dir else []),
         *_expected(jobs, input_dir, output_dir, short_side, encode, num_workers),
     ]
     return "\n".join(lines)
@@ -272,7 +298,7 @@ def _run(options: argparse.Namespace) -> int:
         return _verify(options.output)
     if options.dry_run:
         encode = functools.partial(codec.get(options.codec).encode, quality=options.quality)
-        how = (options.short_side, encode, options.workers)
+        how = (options.short_side, encode, options.workers, _truth(options))
         print(dry_run(options.names, options.input, options.output or Path(), *how))
         return ExitCode.DONE
     prepared = prepare(
@@ -305,7 +331,7 @@ def _truth(options: argparse.Namespace) -> Path | None:
     if options.truth == "none":
         return None
     folder = Path(options.truth) if options.truth else options.input / truth.FOLDER
-    if (folder / truth.SKELETON).is_file():
+    if any((folder / name).is_file() for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS)):
         return folder
     if options.truth:
         raise PreparationError(f"--truth={options.truth}: there is no {truth.SKELETON} in it; docs/data_sets.md tells")

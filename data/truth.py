@@ -5,9 +5,10 @@ A folder `truth/` beside the raw videos holds it, from `python -m data.synthetic
   joints.parquet    take, frame, facing (radians about the world's z), joints float32[3 * J] (metres, world z up)
   cameras.parquet   take, view, rotation float64[9] (world to camera, row by row), translation float64[3] (metres),
                     focal float64[2], centre float64[2] (pixels), width, height (pixels of the raw video)
-Takes and views are named as in the manifest, frames counted as in the videos. Cameras follow OpenCV's convention:
+Takes and views are named as in the manifest, frames counted as in the videos from 0; takes that are cut from a longer
+recording (PKU-MMD) are known by the recording's name and frames. Cameras follow OpenCV's convention:
 pixel = K (R X + t), x right, y down, z forwards, pixel centres at integers. Preparation carries the tables to the
-prepared set, with cameras in pixels of the stored frames.
+prepared set, with cameras in pixels of the stored frames and in the manifest's order.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,14 @@ class Truth:
         return self.project(rows, self.in_camera(rows, frames))
 
     def project(self, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Points float[M, ..., 3] in each row's camera frame -> pixels (x, y) of stored frames, float32[M, ..., 2]."""
+        """Points float[M, ..., 3] in each row's camera frame -> pixels (x, y) of stored frames, float32[M, ..., 2].
+
+        NaN for a point behind the camera.
+        """
         shape = (len(rows), *[1] * (points.ndim - 2), 2)
         focal, centre = (self._cameras[name][rows].reshape(shape) for name in ("focal", "centre"))
-        return (points[..., :2] / points[..., 2:] * focal + centre).astype(np.float32)
+        depth = np.where(points[..., 2:] > 0, points[..., 2:], np.nan)
+        return (points[..., :2] / depth * focal + centre).astype(np.float32)
 
     def fps(self, rows: np.ndarray) -> np.ndarray:
         """Frames per second of the stored frames: float[M]."""
@@ -89,32 +94,33 @@ class Truth:
 
     @functools.cached_property
     def _first(self) -> np.ndarray:
-        """int64[rows], where in the tables the frames of a row's take begin."""
-        take = np.asarray(pq.read_table(Path(self.directory, JOINTS), columns=["take"])["take"].to_numpy(), np.str_)
-        names, first = np.unique(take, return_index=True)
-        place = np.searchsorted(names, self.views["take"])
-        return first[place]
+        """int64[rows], where in joints.parquet the frames of a manifest row begin."""
+        if "first" in self._cameras:
+            return self._cameras["first"]
+        names, code = encoded(pq.read_table(Path(self.directory, JOINTS), columns=["take"])["take"])
+        _, first = np.unique(code, return_index=True)
+        return first[np.searchsorted(names, self.views["take"])]
 
     @functools.cached_property
     def _joints(self) -> np.ndarray:
-        return _column(pq.read_table(Path(self.directory, JOINTS), columns=["joints"]), "joints").reshape(
+        return column_of(pq.read_table(Path(self.directory, JOINTS), columns=["joints"]), "joints").reshape(
             -1, len(self.joint_names), 3
         )
 
     @functools.cached_property
     def _facing(self) -> np.ndarray:
-        return _column(pq.read_table(Path(self.directory, JOINTS), columns=["facing"]), "facing")
+        return column_of(pq.read_table(Path(self.directory, JOINTS), columns=["facing"]), "facing")
 
     @functools.cached_property
     def _cameras(self) -> dict[str, np.ndarray]:
         """By manifest row; a prepared set holds them in its order."""
         table = pq.read_table(Path(self.directory, CAMERAS))
-        columns = {name: _column(table, name) for name in ("rotation", "translation", "focal", "centre")}
+        columns = {name: column_of(table, name) for name in table.column_names if name not in ("take", "view")}
         return columns | {"rotation": columns["rotation"].reshape(-1, 3, 3)}
 
     def _entries(self, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
         rows, frames = np.asarray(rows), np.asarray(frames)
-        if frames.min() < 0 or (frames.max(axis=1) >= self.views["num_frames"][rows]).any():
+        if frames.size and (frames.min() < 0 or (frames >= self.views["num_frames"][rows][:, None]).any()):
             raise UserError(f"frames {frames.min()} to {frames.max()} are asked for, beyond the end of a view")
         return self._first[rows][:, None] + frames  # (M, T)
 
@@ -140,7 +146,7 @@ def read_skeleton(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, int], .
             or not all(0 <= end < len(names) for edge in edges for end in edge)
         ):
             raise UserError("joint names are to be different, and edges pairs of their numbers from 0")
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not describe a skeleton ({error!r}); data/truth.py shows its form") from error
     return names, edges, root
 
@@ -170,71 +176,11 @@ def cameras_table(columns: Mapping[str, Sequence]) -> pa.Table:
     return pa.table(texts | lists | {name: pa.array(columns[name], pa.int32()) for name in ("width", "height")})
 
 
-def carry(source: Path, views: pa.Table, output: Path, write: Callable[[Path, bytes], None]) -> None:
-    """Copies the truth of the takes that were prepared, in the order of the manifest.
-
-    Args:
-      source: the folder with the three files.
-      views: the manifest.
-      output: the folder to make.
-      write: writes a file as a whole or not at all.
-
-    Raises:
-      ValueError: a file does not have its form, or lacks a prepared take, view or frame; names the first.
-    """
-    names, edges, root = read_skeleton(source / SKELETON)
-    joints, cameras = (_read(source / name, schema) for name, schema in ((JOINTS, _JOINTS), (CAMERAS, _CAMERAS)))
-    size = joints["joints"].type.list_size
-    if size != 3 * len(names):
-        raise UserError(
-            f"{source / JOINTS}: a frame has {size} numbers, and the {len(names)} joints of {SKELETON} need "
-            f"{3 * len(names)}"
-        )
-    take, view, length = (np.asarray(views[name].to_pylist()) for name in ("take", "view", "num_frames"))
-    joints, row_of = joints.sort_by([("take", "ascending"), ("frame", "ascending")]), {}
-    there, frame = np.asarray(joints["take"].to_pylist()), joints["frame"].to_numpy()
-    first, last = np.searchsorted(there, take), np.searchsorted(there, take, "right")
-    for i in range(len(take)):
-        frames = frame[first[i] : last[i]]
-        if len(frames) < length[i] or not np.array_equal(frames, np.arange(len(frames))):
-            raise UserError(
-                f"{source / JOINTS}: take {take[i]} has {len(frames)} frames there, and its view {view[i]} has "
-                f"{length[i]}; frames 0 to {length[i] - 1} are needed, each once. Complete them, or prepare without "
-                "truth: --truth=none"
-            )
-    for i, key in enumerate(zip(*(cameras[name].to_pylist() for name in ("take", "view")), strict=True)):
-        row_of[key] = i
-    if missing := [key for key in zip(take.tolist(), view.tolist(), strict=True) if key not in row_of]:
-        raise UserError(
-            f"{source / CAMERAS} lacks view {missing[0][1]} of take {missing[0][0]} and {len(missing) - 1} others that "
-            "were prepared. Complete it, or prepare without truth: --truth=none"
-        )
-    kept = np.unique(take)
-    joints = joints.filter(pa.array(np.isin(there, kept)))
-    cameras = cameras.take([row_of[key] for key in zip(take.tolist(), view.tolist(), strict=True)])
-    output.mkdir(exist_ok=True)
-    write(output / JOINTS, _bytes(joints))
-    write(output / CAMERAS, _bytes(_scaled(cameras, views)))
-    write(output / SKELETON, skeleton_json(names, edges, names[root]))  # last: with it the truth is there
-
-
-def _scaled(cameras: pa.Table, views: pa.Table) -> pa.Table:
-    """Intrinsics in pixels of the stored frames; pixel centres stay at integers."""
-    columns = {name: _column(cameras, name) for name in cameras.column_names if name not in ("take", "view")}
-    before = np.stack([columns["width"], columns["height"]], axis=1)
-    after = np.stack([views[name].to_numpy() for name in ("width", "height")], axis=1)
-    factor = after / before
-    texts = {name: cameras[name].to_pylist() for name in ("take", "view")}
-    return cameras_table(
-        texts
-        | columns
-        | {
-            "focal": columns["focal"] * factor,
-            "centre": (columns["centre"] + 0.5) * factor - 0.5,
-            "width": after[:, 0],
-            "height": after[:, 1],
-        }
-    )
+def encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as (the different ones, sorted, the number of each row's); a table may have millions of rows."""
+    coded = column.combine_chunks().dictionary_encode()
+    names, number = np.unique(np.array(coded.dictionary.to_pylist(), np.str_), return_inverse=True)
+    return names, number[coded.indices.to_numpy()]
 
 
 _JOINTS = {"take": pa.string(), "frame": pa.int32(), "facing": pa.float32(), "joints": None}
@@ -250,11 +196,24 @@ _CAMERAS = {
 }
 
 
+def read_tables(source: Path) -> tuple[tuple, pa.Table, pa.Table]:
+    """(what `read_skeleton` returns, joints, cameras), with the forms checked."""
+    skeleton = read_skeleton(source / SKELETON)
+    joints, cameras = (_read(source / name, schema) for name, schema in ((JOINTS, _JOINTS), (CAMERAS, _CAMERAS)))
+    size, names = joints["joints"].type.list_size, skeleton[0]
+    if size != 3 * len(names):
+        raise UserError(
+            f"{source / JOINTS}: a frame has {size} numbers, and the {len(names)} joints of {SKELETON} need "
+            f"{3 * len(names)}"
+        )
+    return skeleton, joints, cameras
+
+
 def _read(path: Path, schema: Mapping[str, pa.DataType | None]) -> pa.Table:
     try:
-        table = pq.read_table(path, columns=list(schema))
-        if missing := [name for name in schema if name not in table.column_names]:
+        if missing := [name for name in schema if name not in pq.read_schema(path).names]:
             raise UserError(f"column {missing[0]} is missing")
+        table = pq.read_table(path, columns=list(schema))
         for index, (name, kind) in enumerate(schema.items()):
             column = table[name]
             if name == "joints":
@@ -268,13 +227,13 @@ def _read(path: Path, schema: Mapping[str, pa.DataType | None]) -> pa.Table:
     for name in schema:
         if table[name].null_count:
             raise UserError(f"{path}: column {name} has {table[name].null_count} empty entries")
-        values = _column(table, name) if name not in ("take", "view") else np.zeros(1)
+        values = column_of(table, name) if name not in ("take", "view") else np.zeros(1)
         if not np.isfinite(values).all():
             raise UserError(f"{path}: column {name} holds numbers that are not finite")
     return table
 
 
-def _column(table: pa.Table, name: str) -> np.ndarray:
+def column_of(table: pa.Table, name: str) -> np.ndarray:
     column = table[name].combine_chunks()
     if pa.types.is_fixed_size_list(column.type):
         size = column.type.list_size
@@ -288,7 +247,7 @@ def _lists(values: Sequence, kind: pa.DataType) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1), kind), flat.shape[1])
 
 
-def _bytes(table: pa.Table) -> bytes:
+def parquet(table: pa.Table) -> bytes:
     file = io.BytesIO()
     pq.write_table(table, file)
     return file.getvalue()
@@ -297,7 +256,7 @@ def _bytes(table: pa.Table) -> bytes:
 def write_tables(folder: Path, skeleton: bytes, joints: pa.Table, cameras: pa.Table) -> None:
     """Writes a `truth/` folder; each file as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in ((JOINTS, _bytes(joints)), (CAMERAS, _bytes(cameras)), (SKELETON, skeleton)):
+    for name, content in ((JOINTS, parquet(joints)), (CAMERAS, parquet(cameras)), (SKELETON, skeleton)):
         partial = folder / f".{name}.partial"
         partial.write_bytes(content)
         os.replace(partial, folder / name)

@@ -102,6 +102,13 @@ def test_fewer_setups_hold_more_people():
         plan_takes(1000, SEED, num_setups=0)
 
 
+def test_more_takes_than_there_are_different_ones_are_refused():
+    takes = plan_takes(128, SEED, num_setups=1, num_subjects=4)
+    assert len(set(takes)) == 128 and {take.subject for take in takes} == {1, 2, 3, 4}
+    with pytest.raises(ValueError, match="129 takes are more than the 128 different ones of 1 setups, 4 subjects"):
+        plan_takes(129, SEED, num_setups=1, num_subjects=4)
+
+
 @pytest.mark.parametrize("num_takes", [0, -1, 10**9])
 def test_impossible_numbers_of_takes_are_refused(num_takes):
     with pytest.raises(ValueError, match="number of takes"):
@@ -282,12 +289,16 @@ def test_the_rig_is_that_of_ntu(setup):
         assert angles[front] < 10 and 30 < angles[1] < 60 and 75 < angles[side] < 105
 
 
-def test_the_actor_is_large_and_inside_the_picture():
+ALL_AROUND = rooms.Style(rooms="plain", facing_spread=180, fps=10)
+
+
+@pytest.mark.parametrize("style", [rooms.STANDARD, ALL_AROUND])
+def test_the_actor_is_large_and_inside_the_picture(style):
     for setup in range(1, 9):
-        room, width, height = rooms.make_room(SEED, setup), 320, 180
+        room, width, height = rooms.make_room(SEED, setup, style), 320, 180
         for action in range(1, len(ACTIONS) + 1):
             take = Take(setup=setup, subject=action, performance=1 + action % 2, action=action)
-            body = writer.take_body(SEED, take)
+            body = writer.take_body(SEED, take, style)
             tip = body.start + body.axes[:, :, 2] * body.length[:, None]
             for number in (1, 2, 3):
                 camera = rooms.make_camera(room, number, width, height)
@@ -301,6 +312,45 @@ def test_the_actor_is_large_and_inside_the_picture():
             ends = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, body.joints["neck"][0, 2] + 0.30 * person.height / 1.75]])
             share = np.ptp(camera.project(ends)[0][:, 1]) / height
             assert 0.5 < share < 0.75
+
+
+def test_facings_leave_no_gap_where_a_wide_spread_is_asked():
+    def facings(style):
+        found = []
+        for number in range(160):
+            take = Take(setup=1, subject=1 + number, performance=1 + number % 2, action=1)
+            joints = writer.take_body(SEED, take, style).joints
+            left = joints["left_hip"][0] - joints["right_hip"][0]
+            found.append(np.rad2deg(np.arctan2(-left[0], left[1])))
+        return np.sort(found)
+
+    faced = [np.rad2deg(rooms.facing(rooms.make_room(SEED, 1), performance)) for performance in (1, 2)]
+    narrow, wide = facings(rooms.STANDARD), facings(rooms.Style(rooms="plain", facing_spread=45))
+    assert np.abs(narrow[:, None] - faced).min(axis=1).max() <= 7 and np.diff(narrow).max() > 60
+    assert wide[0] < -80 and wide[-1] > 80 and np.diff(wide).max() < 12
+    around = facings(ALL_AROUND)
+    assert np.diff([*around, around[0] + 360]).max() < 20
+
+
+def test_plain_rooms_have_one_colour_per_surface_and_nothing_in_them():
+    colours = set()
+    for setup in (1, 2, 3):
+        room = rooms.make_room(SEED, setup, ALL_AROUND)
+        assert room.boxes == () and room.seat is None
+        places = np.random.default_rng(0).uniform(-4, 4, (2, 50))
+        for surface in room.surfaces:
+            assert len(np.unique(surface(*places), axis=0)) == 1
+        colours |= {tuple(surface(0.0, 0.0)) for surface in room.surfaces}
+    assert len(colours) == 6  # floor and walls of each
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_a_standing_actor_takes_the_share_that_is_asked(share):
+    room = rooms.make_room(SEED, 1, rooms.Style(actor_share=share))
+    for width, height in ((48, 48), (320, 180)):
+        camera = rooms.make_camera(room, 1, width, height)
+        pixels, _ = camera.project(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.75]]))
+        assert abs(np.ptp(pixels[:, 1]) / height - share) < 0.1 * share
 
 
 def test_someone_always_stands_on_the_floor():
@@ -403,6 +453,32 @@ def test_the_sheet_shows_every_camera(tmp_path, capsys):
 def test_nonsense_resolutions_are_refused(text):
     with pytest.raises(ValueError, match="--resolution"):
         parse_resolution(text)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--facing_spread=20", "--facing_spread=181", "--actor_share=1.2", "--fps=2", "--subjects=1", "--setups=0"]
+)
+def test_nonsense_about_the_scenes_is_refused(tmp_path, capsys, wrong):
+    arguments = [f"--output={tmp_path / 'raw'}", "--takes=1", "--workers=1", "--resolution=64x36", wrong]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err
+    assert not (tmp_path / "raw").exists()
+
+
+def test_small_square_plain_videos_are_written_as_asked(tmp_path, capsys):
+    style = ["--rooms=plain", "--actor_share=0.65", "--facing_spread=45", "--fps=10", "--subjects=2"]
+    arguments = [f"--output={tmp_path}", "--takes=2", "--workers=1", "--resolution=40x40", "--sheet"]
+    assert main([*arguments, *style]) == 0
+    for path in tmp_path.glob("*.avi"):
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert (stream.average_rate, stream.width, stream.height) == (10, 40, 40)
+            assert 20 <= sum(1 for _ in container.decode(video=0)) <= 30
+    told = json.loads((tmp_path / "synthetic.json").read_text())
+    wanted = {"rooms": "plain", "actor_share": 0.65, "facing_spread": 45, "fps": 10, "num_subjects": 2}
+    assert {key: told[key] for key in wanted} == wanted
+    assert main([*arguments, *style[1:], "--rooms=furnished", "--facing_spread=7"]) == 2
+    assert "rooms plain there, furnished asked" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):

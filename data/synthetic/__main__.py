@@ -46,15 +46,18 @@ def make_parser() -> Parser:
         help="plain: walls and floor of one colour each, and nothing in the room (%(default)s)",
     )
     parser.add_argument(
-        "--actor_share", type=float, metavar="SHARE", help="of the frame's height that a standing person takes (0.6)"
+        "--actor_share",
+        type=float,
+        metavar="SHARE",
+        help="of the frame's height that a standing person takes; above 0.65, raised hands may leave the picture (0.6)",
     )
     parser.add_argument(
         "--facing_spread",
         type=float,
         default=rooms.STANDARD.facing_spread,
         metavar="DEGREES",
-        help="people face up to so much beside the camera they face; 45 faces every direction, in plain rooms "
-        "(%(default)g)",
+        help="people face up to so much beside the camera they face; in plain rooms, 45 leaves no gap between two side "
+        "views, and 180 shows people from all around (%(default)g)",
     )
     parser.add_argument(
         "--fps", type=int, default=rooms.STANDARD.fps, metavar="F", help="frames per second (%(default)s)"

@@ -79,6 +79,13 @@ def plan_takes(num_takes: int, seed: int, num_setups: int | None = None, num_sub
     cells = [
         (s, cast[s][(k + s) % rounds], (k + s + turn) % 2 + 1) for turn in range(2) for k in range(rounds) for s in cast
     ]
+    different = len(cells) * len(ACTIONS)
+    if num_takes > different:
+        raise UserError(
+            f"{num_takes:,} takes are more than the {different:,} different ones of {len(cast)} setups, "
+            f"{rounds} subjects, {len(FACED_CAMERA)} performances and {len(ACTIONS)} actions; ask for more --setups "
+            "or --subjects"
+        )
     counts = collections.defaultdict(lambda: np.zeros(len(ACTIONS)))  # of the actions, by group of takes
     takes = []
     for index in range(num_takes):

@@ -81,7 +81,7 @@ def _write_truth(
         body = writer.take_body(seed, take, style)
         left = body.joints["left_hip"] - body.joints["right_hip"]  # (T, 3)
         facing.append(np.arctan2(-left[:, 0], left[:, 1]))
-        joints.append(np.stack([body.joints[joint] for joint in actors.JOINTS], axis=1))  # (T, J, 3)
+        joints.append(np.stack([body.joints[joint] for joint in actors.JOINTS], axis=1, dtype=np.float32))  # (T, J, 3)
         numbers.append(np.arange(len(left)))
         names += [name] * len(left)
         room = rooms.make_room(seed, take.setup, style)
