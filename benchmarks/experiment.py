@@ -29,17 +29,24 @@ OUTPUT = Path("benchmark_output")  # written otherwise, in the current folder
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def prepare_data(folder: Path, takes: int, setups: int, seed: int = 0) -> Path:
-    """Generates and prepares a data set under `folder`, unless one is there: the prepared folder."""
+def prepare_data(folder: Path, data: Sequence[str], short_side: int, seed: int = 0) -> Path:
+    """Generates and prepares a data set under `folder`, unless one is there: the prepared folder.
+
+    Args:
+      folder: with `raw` and `prepared`.
+      data: arguments of data.synthetic.
+      short_side: of the prepared frames, pixels.
+      seed: of the generator.
+    """
     prepared = folder / "prepared"
     if (prepared / "prepared.json").exists():
         return prepared
     for arguments in (
+        ["data.synthetic", f"--output={folder}/raw", f"--seed={seed}", *data],
         [
-            *("data.synthetic", f"--output={folder}/raw", f"--takes={takes}", f"--setups={setups}", f"--seed={seed}"),
-            "--resolution=128x72",
+            *("data.prepare", "--dataset=synthetic", f"--input={folder}/raw", f"--output={prepared}"),
+            f"--short_side={short_side}",
         ],
-        ["data.prepare", "--dataset=synthetic", f"--input={folder}/raw", f"--output={prepared}", "--short_side=64"],
     ):
         subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True)
     return prepared
@@ -50,7 +57,7 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
 
     Args:
       config_name: of a file in configs/, without its ending.
-      overrides: config keys and values.
+      overrides: config keys and values; None leaves the config's.
       workdir: of the run; its output goes to log.txt there.
     """
     path = workdir / "metrics.json"
@@ -63,7 +70,8 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     import run as program
 
     arguments = [f"--config={CONFIGS / config_name}.py", f"--workdir={workdir}"]
-    arguments += [f"--config.{key}={value}" for key, value in overrides.items()] + ["--config.log.report=False"]
+    arguments += [f"--config.{key}={value}" for key, value in overrides.items() if value is not None]
+    arguments.append("--config.log.report=False")
     start = time.perf_counter()
     with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
         program.run(program.make_parser().parse_args(arguments))
@@ -136,8 +144,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def compare(lower: Sequence[float], upper: Sequence[float]) -> str:
-    """'holds' if the interval of `upper` lies above that of `lower`, 'reversed' if below, 'null' if they overlap."""
-    (low_mean, low_half), (up_mean, up_half) = interval(lower), interval(upper)
-    if up_mean - up_half > low_mean + low_half:
+    """'holds' if the interval of the differences upper - lower, paired by seed, lies above 0, 'reversed' if below.
+
+    'null' if it holds 0; so it is with a single seed.
+    """
+    mean, half = interval([up - low for low, up in zip(lower, upper, strict=True)])
+    if mean - half > 0:
         return "holds"
-    return "reversed" if up_mean + up_half < low_mean - low_half else "null"
+    return "reversed" if mean + half < 0 else "null"

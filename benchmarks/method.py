@@ -1,21 +1,21 @@
-"""Does the method work? Each idea of MV2MAE against the variant without it, on the generated data set.
+"""Does the method work? Each idea of MV2MAE against the variant without it, on a generated data set.
 
     python -m benchmarks.method --preset=cpu            # all rows; stopped and started again, it goes on
-    python -m benchmarks.method --preset=cpu --rows=random,cross_view
+    python -m benchmarks.method --preset=cpu --rows=random,cross_view --seeds=2
     python -m benchmarks.method --check                 # what the committed results say; exit 1 if they are incomplete
-    python -m benchmarks.method --quick                 # two rows, one seed, few steps: does the benchmark still run?
+    python -m benchmarks.method --quick                 # all rows, one seed, a hundredth of the clips; nothing is kept
 
-Rows are variants of one pre-training (configs/benchmark.py) with equal data, equal steps, equal clips per step and the
-same encoder. All see only what both protocols may train on: the training subjects, from cameras 2 and 3. Protocols:
-`xview` trains probes and heads on cameras 2 and 3 and tests on camera 1; `xsub` tests on other subjects. Columns: kNN
-(k = 20) and linear probe of frozen features pooled by motion, attentive probe of all tokens, fine-tuning with few
-labels, and retrieval of the same take from another camera (pooled by motion). Evenly pooled features of so small runs
-were at chance in every row.
+Rows are variants of one pre-training (configs/benchmark.py) with equal data, equal clips, equal batches and the same
+encoder. It sees the training people without labels, from all cameras. Read-outs train on the training people and are
+tested on others: `xsub` from all cameras, `unseen_camera` (the protocol xsub_xview) from camera 1 with read-outs that
+were trained on cameras 2 and 3. They are the 3D pose (ridge regression of frozen tokens), joint velocities, the
+attentive probe, retrieval of the same take from another camera, and fine-tuning with all labels and with a fifth.
 
-Every row gets its own learning rate of pre-training, chosen by the attentive probe on validation rows cut off the
-training split; probes choose theirs in the same way. No test score is looked at.
+Some read-outs are repeated after 1/16, 1/8, 1/4 and 1/2 of the clips, for the curve. Read-outs choose their settings on
+training people held out; no test score is looked at.
 
-Results: one file per row and seed, a table and a plot. Those in benchmarks/results/method_PRESET/ are committed.
+Results: one file per row and seed, a table, a plot and the curve. Those in benchmarks/results/method_PRESET/ are
+committed.
 """
 
 import dataclasses
@@ -29,51 +29,61 @@ from benchmarks import experiment
 from benchmarks.experiment import OUTPUT, RESULTS, compare, interval
 from console.command import ExitCode, Parser, execute
 
-PROTOCOLS = ("xsub", "xview")
-COLUMNS = ("knn", "linear", "attentive", "few_label", "recall_1")
-TITLES = {
-    "knn": "kNN",
-    "linear": "linear probe",
-    "attentive": "attentive probe",
-    "few_label": "few-label fine-tuning",
-    "recall_1": "cross-view recall@1",
+COLUMNS = {
+    "pose": "3D pose, R²",
+    "pose_unseen": "3D pose from an unseen camera, own frame, R²",
+    "motion": "velocities, R²",
+    "recall_1": "same take from another camera, recall@1 (%)",
+    "attentive": "attentive probe, top-1 (%)",
+    "fine_tuned": "fine-tuned, top-1 (%)",
+    "fine_tuned_fifth": "fine-tuned with a fifth of the labels, top-1 (%)",
 }
+PERCENT = {"recall_1", "attentive", "fine_tuned", "fine_tuned_fifth"}
+ON_THE_WAY = ("pose", "pose_unseen", "recall_1")  # the columns of the curve
 
-SINGLE_VIEW = {"model.cross_view": False, "data.num_source_views": 0, "global_batch_size": 16}
-CROSS_VIEW = {"masking.target_mask_ratio": 0.95, "masking.source_mask_ratio": 0.5}  # as in the demo, for its reason
-CLIPS = {"data.frame_stride": 8}  # a clip sees most of a video of about 75 frames, in which some act only once
+SINGLE_VIEW = {"model.cross_view": False, "data.num_source_views": 0, "global_batch_size": 128}
+SELF = {"model.cross_view": False}
 # Overrides of configs/benchmark.py; None: nothing is pre-trained.
 ROWS: dict[str, dict[str, Any] | None] = {
-    "motion_map": None,  # no network: the motion energies of the clip's tokens
+    "pixels": None,  # no network: the clip's own pixels as tokens
     "random": None,  # the encoder as initialised; fine-tuning it is training from scratch
+    "single_view_75": SINGLE_VIEW | {"masking.target_mask_ratio": 0.75},
     "single_view_90": SINGLE_VIEW | {"masking.target_mask_ratio": 0.9},
-    "single_view_70": SINGLE_VIEW | {"masking.target_mask_ratio": 0.7},
-    # The batches, the masks and the encoder of the next row, without its decoder: what differs is that decoder alone.
-    "two_views": CROSS_VIEW | {"model.cross_view": False},
-    "cross_view": CROSS_VIEW,
-    "motion_fixed": CROSS_VIEW | {"loss.temperature": 60.0},
-    "motion_auto": CROSS_VIEW | {"loss.ess_fraction": 0.6},
+    # The batches, the masks and the encoder of `cross_view`, without its decoder: what differs is that decoder alone.
+    "two_views": SELF,
+    "two_views_motion": SELF | {"loss.ess_fraction": 0.5},
+    "cross_view": {},
+    "cross_view_t60": {"loss.temperature": 60.0},
+    "cross_view_ess30": {"loss.ess_fraction": 0.3},
+    "cross_view_ess50": {"loss.ess_fraction": 0.5},
+    "cross_view_ess80": {"loss.ess_fraction": 0.8},
 }
 DESCRIPTIONS = {
-    "motion_map": "motion-energy map, no network",
-    "random": "random initialisation (fine-tuned: from scratch)",
+    "pixels": "raw pixels",
+    "random": "random encoder (fine-tuned: from scratch)",
+    "single_view_75": "single-view MAE, mask 0.75",
     "single_view_90": "single-view MAE, mask 0.9",
-    "single_view_70": "single-view MAE, mask 0.7",
-    "two_views": "self-view decoder on two views, masks 0.95 and 0.5",
-    "cross_view": "+ cross-view decoder, masks 0.95 and 0.5",
-    "motion_fixed": "+ motion weights, t = 60 on [0, 255]",
-    "motion_auto": "+ motion weights, automatic t (ESS 60 %)",
+    "two_views": "self-view decoder on two views",
+    "two_views_motion": "self-view decoder, motion weights (ESS 50 %)",
+    "cross_view": "+ cross-view decoder",
+    "cross_view_t60": "+ cross-view, t = 60 on [0, 255]",
+    "cross_view_ess30": "+ cross-view, motion weights (ESS 30 %)",
+    "cross_view_ess50": "+ cross-view, motion weights (ESS 50 %)",
+    "cross_view_ess80": "+ cross-view, motion weights (ESS 80 %)",
 }
+MAIN = ("random", "two_views", "cross_view", "cross_view_ess50")  # measured first, and drawn in the curve
 # What the paper claims, each as (lower, upper).
 ORDERINGS = (
+    ("pixels", "two_views"),
+    ("random", "single_view_75"),
     ("random", "single_view_90"),
-    ("random", "single_view_70"),
-    ("single_view_90", "cross_view"),
-    ("single_view_70", "cross_view"),
+    ("random", "two_views"),
     ("two_views", "cross_view"),
-    ("cross_view", "motion_fixed"),
-    ("cross_view", "motion_auto"),
-    ("motion_fixed", "motion_auto"),
+    ("two_views", "two_views_motion"),
+    ("cross_view", "cross_view_t60"),
+    ("cross_view", "cross_view_ess30"),
+    ("cross_view", "cross_view_ess50"),
+    ("cross_view", "cross_view_ess80"),
 )
 
 
@@ -82,67 +92,86 @@ class Preset:
     """How large the comparison is.
 
     Attributes:
-      takes, setups: of the generated data set.
-      steps: of pre-training, 16 clips each.
+      data: arguments of data.synthetic beside --output and --seed.
+      short_side: of the prepared frames, pixels.
+      clips: of pre-training, 128 a step.
       seeds: of initialisation, order, masks, and of the choice of few labels.
-      learning_rates: of pre-training that each row chooses from, as `optimizer.base_learning_rate` (for 256 clips).
-      finetune_learning_rates: the same of fine-tuning.
-      labels_per_class: takes with labels in the few-label column.
-      finetune_epochs: passes over these labels.
+      finetune_steps: of 64 clips.
+      labels_per_class: takes with labels in the few-label column: a fifth of those of the training people.
       pretraining, downstream: further overrides.
       workers: processes that share the machine.
     """
 
-    takes: int
-    setups: int
-    steps: int
+    data: Sequence[str]
+    short_side: int
+    clips: int
     seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    finetune_learning_rates: tuple[float, ...] = (0.016,)
-    labels_per_class: int = 8
-    finetune_epochs: int = 8
+    finetune_steps: int
+    labels_per_class: int
     pretraining: dict[str, Any] = dataclasses.field(default_factory=dict)
     downstream: dict[str, Any] = dataclasses.field(default_factory=dict)
     workers: int = 1
 
+    @property
+    def steps(self) -> int:
+        return self.clips // CLIPS_PER_STEP
 
+    @property
+    def marks(self) -> list[int]:
+        """The steps of the curve, the last but not its end."""
+        return sorted({max(1, self.steps // part) for part in (16, 8, 4, 2)} - {self.steps})
+
+
+CLIPS_PER_STEP = 128
+PLAIN = ("--rooms=plain", "--actor_share=0.8", "--facing_spread=45", "--fps=10")
 LARGER = {
     "data.num_frames": 16,
+    "data.frame_stride": 1,
     "data.crop_size": (64, 64),
     "model.width": 192,
     "model.depth": 6,
-    "model.scan_layers": True,
+    "model.num_heads": 3,
 }
 PRESETS = {
-    # A smaller claim: minutes of one core per run, far from convergence.
-    "cpu": Preset(takes=1000, setups=1, steps=800, seeds=(0, 1, 2), learning_rates=(0.064, 0.256), workers=2),
-    # Not run here yet: no accelerator was at hand.
+    "cpu": Preset(
+        data=("--takes=2560", "--setups=8", "--subjects=80", "--resolution=40x40", *PLAIN),
+        short_side=32,
+        clips=200_000,
+        seeds=(0, 1, 2, 3),
+        finetune_steps=800,
+        labels_per_class=16,
+        workers=2,
+    ),
+    # Not run yet: no accelerator was at hand.
     "gpu": Preset(
-        takes=10000,
-        setups=10,
-        steps=100_000,
-        seeds=(0, 1, 2, 3, 4),
-        learning_rates=(0.016, 0.064, 0.256),
+        data=("--takes=5120", "--setups=8", "--subjects=160", "--resolution=72x72", *PLAIN),
+        short_side=64,
+        clips=3_200_000,
+        seeds=(0, 1),
+        finetune_steps=2000,
         labels_per_class=32,
-        pretraining=LARGER | {"global_batch_size": 64, "data.num_workers": 12},
-        downstream=LARGER | {"data.num_workers": 12},
+        pretraining=LARGER,
+        downstream=LARGER,
     ),
     "quick": Preset(
-        takes=160, setups=1, steps=20, seeds=(0,), learning_rates=(0.256,), labels_per_class=2, finetune_epochs=1
+        data=("--takes=64", "--setups=1", "--subjects=4", "--resolution=40x40", *PLAIN),
+        short_side=32,
+        clips=2_000,
+        seeds=(0,),
+        finetune_steps=8,
+        labels_per_class=1,
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One row with one seed; `learning_rate` None chooses nothing yet: see `pretrain`."""
+    """One row with one seed."""
 
     row: str
     seed: int
     preset: str
     folder: Path
-    learning_rate: float | None = None
-    finetune_learning_rate: float | None = None
 
     @property
     def settings(self) -> Preset:
@@ -150,8 +179,14 @@ class Job:
 
     @property
     def run_folder(self) -> Path:
-        rate = "" if self.learning_rate is None else f"_lr{self.learning_rate:g}"
-        return self.folder / "runs" / f"{self.row}{rate}_seed{self.seed}"
+        return self.folder / "runs" / f"{self.row}_seed{self.seed}"
+
+    @property
+    def encoder(self) -> str:
+        """What `init_from` is for the read-outs."""
+        if ROWS[self.row] is None:
+            return self.row
+        return str(self.run_folder / "pretraining")
 
 
 def pretrain(job: Job) -> dict[str, Any] | None:
@@ -159,305 +194,272 @@ def pretrain(job: Job) -> dict[str, Any] | None:
     overrides = ROWS[job.row]
     if overrides is None:
         return None
-    settings = job.settings
-    both_pairs = "(('C002','C003'),('C003','C002'))"
-    # A single-view sample is one clip, a cross-view sample two: twice the samples, the same clips.
-    larger = dict(settings.pretraining)
-    if "global_batch_size" in larger and overrides.get("data.num_source_views") == 0:
-        larger["global_batch_size"] *= 2
-    samples = (overrides | larger).get("global_batch_size", 8)
+    overrides = job.settings.pretraining | overrides
+    # Stated for 64 samples a step; a single-view sample is one clip, a cross-view sample two.
+    samples = overrides.get("global_batch_size", 64)
     return experiment.run(
         "benchmark",
         {
             "data.dir": job.folder / "prepared",
-            "data.view_pairs": both_pairs,
-            **CLIPS,
-            "total_steps": settings.steps,
+            "total_steps": job.settings.steps,
+            "eval.at_steps": tuple(job.settings.marks),
             "seed": job.seed,
+            "optimizer.base_learning_rate": 0.08 * 64 / samples,
             **overrides,
-            **larger,
-            # Stated for 16 clips a step, whatever that is in samples.
-            "optimizer.base_learning_rate": job.learning_rate * 8 / samples,
         },
         job.run_folder / "pretraining",
     )
 
 
-def probe(job: Job, protocol: str) -> dict[str, Any]:
-    """kNN, linear and attentive probe, and retrieval, of a row's frozen encoder."""
-    return experiment.run(
+def probe(job: Job, protocol: str, kinds: Sequence[str], step: int | None = None) -> dict[str, float]:
+    """Metrics of read-outs of a row's frozen encoder, after all clips or after `step` steps."""
+    record = experiment.run(
         "probe",
         {
             "data.dir": job.folder / "prepared",
             "data.protocol": protocol,
-            "init_from": _encoder(job) or "random",
+            **_sizes(),
+            "init_from": job.encoder,
+            "init_from_step": step,
             "seed": job.seed,
-            "probe.pooling": "motion",
-            "probe.learning_rates": "(0.003,0.01,0.03)",
-            "probe.weight_decays": "(0.1,)",
-            "probe.epochs": 30,
-            **CLIPS,
+            "probe.kinds": tuple(kinds),
+            "probe.pooling": "slices",
+            "probe.standardize": True,
+            "probe.learning_rates": (0.003, 0.01),
+            "probe.weight_decays": (0.1,),
+            "probe.epochs": 20,
             **job.settings.downstream,
         },
-        job.run_folder / f"probe_{protocol}",
+        job.run_folder / ("_".join([protocol, *kinds]) + ("" if step is None else f"_step{step}")),
     )
+    return record["metrics"]
 
 
-def finetune(job: Job, protocol: str, learning_rate: float, *, split: str = "test") -> dict[str, Any]:
-    """Fine-tuning with few labels; `split='held_out'` measures it on training takes that it does not see."""
-    name = f"finetuning_{protocol}" + ("" if split == "test" else f"_{split}_lr{learning_rate:g}")
-    return experiment.run(
+def finetune(job: Job, labels_per_class: int | None) -> float:
+    """Top-1 on other people after fine-tuning with all labels, or with some takes of each class."""
+    record = experiment.run(
         "finetune_demo",
         {
             "data.dir": job.folder / "prepared",
-            "data.protocol": protocol,
-            "data.labels_per_class": job.settings.labels_per_class,
+            "data.protocol": "xsub",
+            "data.labels_per_class": labels_per_class,
             "data.label_seed": job.seed,
-            "data.holdout_fraction": 0.15 if split == "held_out" else 0.0,
-            "eval.split": split,
-            "eval.clips_per_view": 1,
-            "init_from": _encoder(job),
+            **_sizes(),
+            "data.crop_scales": (1.0,),
+            "model.drop_path": 0.0,
+            "augment.randaugment_num_ops": 0,
+            "init_from": "" if job.encoder == "random" else job.encoder,
             "seed": job.seed,
-            "num_epochs": job.settings.finetune_epochs,
-            "optimizer.base_learning_rate": learning_rate,
+            "total_steps": job.settings.finetune_steps,
+            "global_batch_size": 64,
+            "optimizer.base_learning_rate": 0.012,  # 3e-3 at 64 clips
+            "optimizer.layer_decay": 1.0,
+            "optimizer.clip_norm": 1.0,
+            "optimizer.b2": 0.98,
+            "eval.clips_per_view": 3,
             "checkpoint.every_steps": 100_000,
             "eval.every_steps": 100_000,
             "log.tensorboard": False,
-            **CLIPS,
             **job.settings.downstream,
         },
-        job.run_folder / name,
+        job.run_folder / ("fine_tuned" if labels_per_class is None else f"fine_tuned_{labels_per_class}"),
     )
+    return record["metrics"]["test/top_1"]
 
 
-def _encoder(job: Job) -> str:
-    return "" if ROWS[job.row] is None else str(job.run_folder / "pretraining")
+def _sizes() -> dict[str, Any]:
+    """The clips and the encoder of configs/benchmark.py, as overrides of another config."""
+    from configs import benchmark
 
-
-def validate(job: Job) -> dict[str, Any]:
-    """How good learning rates are, on training rows alone: of pre-training, and of fine-tuning where it has several."""
-    pretrain(job)
-    probed = probe(job, "xsub")["attentive"]["validation_accuracy"]
-    rates = job.settings.finetune_learning_rates
-    tuned: dict[str, float | None] = {f"{rate:g}": None for rate in rates}  # one rate alone is not measured
-    if len(rates) > 1:
-        for rate in rates:
-            record = finetune(job, "xsub", rate, split="held_out")
-            tuned[f"{rate:g}"] = record["metrics"]["held_out/top_1"]
-    return {"attentive": max(max(row) for row in probed), "finetuning": tuned}
-
-
-def measure(job: Job) -> dict[str, Any]:
-    """All columns of a row under both protocols, for one seed."""
-    if job.row == "motion_map":
-        return {"protocols": {protocol: probe_motion(job, protocol) for protocol in PROTOCOLS}}
-    records, protocols = {"pretraining": pretrain(job)}, {}
-    for protocol in PROTOCOLS:
-        probed = records[f"probe_{protocol}"] = probe(job, protocol)
-        tuned = records[f"finetuning_{protocol}"] = finetune(job, protocol, job.finetune_learning_rate)
-        metrics = probed["metrics"]
-        protocols[protocol] = {name: metrics[f"{name}/top_1"] for name in ("knn", "linear", "attentive")} | {
-            "few_label": tuned["metrics"]["test/top_1"],
-            "recall_1": metrics["retrieval/recall_1"],
-            "class_recall_1": metrics.get("retrieval/class_recall_1"),
-        }
-    pretraining = records["pretraining"]
-    return {
-        "protocols": protocols,
-        "pretraining": pretraining and pretraining["metrics"],
-        "learning_rate": job.learning_rate,
-        "finetune_learning_rate": job.finetune_learning_rate,
-        "seconds": {name: record["seconds"] for name, record in records.items() if record},
-        "hardware": records["probe_xsub"]["hardware"],
-        "git_revision": records["probe_xsub"]["git_revision"],
+    config = benchmark.get_config()
+    return {f"data.{name}": config.data[name] for name in ("num_frames", "frame_stride", "crop_size")} | {
+        f"model.{name}": config.model[name] for name in ("width", "depth", "num_heads")
     }
 
 
-def probe_motion(job: Job, protocol: str) -> dict[str, float]:
-    """kNN and linear probe of the clips' motion energies, one per token: what is known without any network."""
-    import numpy as np
-
-    from data import pipeline
-    from data.labelled import LabelledDataset
-    from data.motion import motion_energy
-    from mv2mae_jax import accuracy, probes
-    from mv2mae_jax import config as configs
-    from mv2mae_jax.tasks.probe import validation_groups
-
-    overrides = {"data.dir": job.folder / "prepared", "data.protocol": protocol} | CLIPS | job.settings.downstream
-    config = configs.load(str(experiment.CONFIGS / "probe.py"), [f"{k}={v}" for k, v in overrides.items()])
-    dataset = LabelledDataset.from_config(config)
-
-    def energies(rows: np.ndarray) -> np.ndarray:
-        batches = pipeline.clip_batches(dataset.prepared, dataset.spec, rows, global_batch_size=64)
-        clips = [clip for batch in batches for clip in batch["video"][batch["valid"]]]
-        return np.log1p(np.stack([motion_energy(clip, dataset.spec.tubelet_size) for clip in clips]))  # (M, N)
-
-    label = dataset.prepared.views["label"]
-    train_x, test_x = energies(dataset.train), energies(dataset.test)
-    arguments = (train_x, label[dataset.train], test_x, dataset.num_classes)
-    linear = probes.linear_probe(
-        *arguments,
-        group=validation_groups(dataset),
-        learning_rates=(0.0003, 0.001, 0.003, 0.01),
-        weight_decays=(0.01, 0.1),
-        epochs=50,
-        seed=job.seed,
-    )
-    scores = {"knn": probes.knn_scores(*arguments), "linear": linear.scores}
-    return {name: accuracy.summarize(s, label[dataset.test])["top_1"] for name, s in scores.items()}
+def measure(job: Job) -> dict[str, Any]:
+    """All columns of a row for one seed, and the curve on the way."""
+    pretraining = pretrain(job)
+    steps = job.settings.marks if pretraining else []
+    curve = {step * CLIPS_PER_STEP: frozen(job, step) for step in steps}
+    columns = frozen(job)
+    columns |= {
+        name: probe(job, "xsub", (*kinds,))[key]
+        for name, kinds, key in (("motion", ("motion",), "motion/r2"), ("attentive", ("attentive",), "attentive/top_1"))
+    }
+    if job.row != "pixels":
+        columns["fine_tuned"] = finetune(job, None)
+        columns["fine_tuned_fifth"] = finetune(job, job.settings.labels_per_class)
+    if pretraining:
+        curve[job.settings.steps * CLIPS_PER_STEP] = {name: columns[name] for name in ON_THE_WAY}
+    return {"columns": columns, "curve": curve, "pretraining": pretraining and pretraining["metrics"]}
 
 
-def benchmark(preset_name: str, rows: list[str], folder: Path, results: Path) -> None:
-    """Does what is missing, and writes one file per row and seed as soon as it is measured."""
+def frozen(job: Job, step: int | None = None) -> dict[str, float]:
+    """The columns of the curve."""
+    known = probe(job, "xsub", ("geometry", "retrieval"), step)
+    unseen = probe(job, "xsub_xview", ("geometry",), step)
+    return {
+        "pose": known["geometry/r2"],
+        "pose_unseen": unseen["geometry/actor_r2"],
+        "recall_1": known["retrieval/recall_1"],
+        "pose_error_cm": known["geometry/error_cm"],
+    }
+
+
+def benchmark(
+    preset_name: str, rows: list[str], seeds: Sequence[int], folder: Path, results: Path, workers: int
+) -> None:
+    """Does what is missing, and writes one file per row and seed as soon as it is measured: main rows first."""
+    from mv2mae_jax import outcome
+
     preset = PRESETS[preset_name]
-    experiment.prepare_data(folder, preset.takes, preset.setups)
+    experiment.prepare_data(folder, preset.data, preset.short_side)
     results.mkdir(parents=True, exist_ok=True)
-
-    def job(row: str, seed: int, **rates: Any) -> Job:
-        return Job(row=row, seed=seed, preset=preset_name, folder=folder, **rates)
-
-    missing = [(row, seed) for row in rows for seed in preset.seeds if not result_file(results, row, seed).exists()]
-    candidates = [
-        job(row, preset.seeds[0], learning_rate=rate)
-        for row in dict.fromkeys(row for row, _ in missing)
-        if row != "motion_map"
-        for rate in (preset.learning_rates if ROWS[row] else (None,))
+    ordered = sorted(rows, key=lambda row: (row not in MAIN, list(ROWS).index(row)))
+    parts = [ordered[: sum(row in MAIN for row in rows)], ordered[sum(row in MAIN for row in rows) :]]
+    jobs = [
+        Job(row=row, seed=seed, preset=preset_name, folder=folder)
+        for part in parts
+        for seed in seeds
+        for row in part
+        if not result_file(results, row, seed).exists() and (row != "pixels" or seed == seeds[0])  # nothing is drawn
     ]
-    validated: dict[str, dict[float | None, Any]] = {}
-    for candidate, found in experiment.run_jobs(validate, candidates, preset.workers, folder / "programs"):
-        validated.setdefault(candidate.row, {})[candidate.learning_rate] = found
-        print(f"{candidate.run_folder.name}: validation {found}", flush=True)
-
-    def chosen(row: str) -> dict[str, float | None]:
-        found = validated[row]
-        rate = max(found, key=lambda rate: found[rate]["attentive"])
-        tuned = found[rate]["finetuning"]
-        return {"learning_rate": rate, "finetune_learning_rate": float(max(tuned, key=tuned.get))}
-
-    jobs = [job(row, seed, **({} if row == "motion_map" else chosen(row))) for row, seed in missing]
-    for done, found in experiment.run_jobs(measure, jobs, preset.workers, folder / "programs"):
-        record = {"row": done.row, "seed": done.seed, "preset": preset_name, **found}
-        record["validation"] = {f"{rate}": values for rate, values in validated.get(done.row, {}).items()}
-        result_file(results, done.row, done.seed).write_text(json.dumps(record, indent=2) + "\n")
-        print(f"{done.row} seed {done.seed}: {json.dumps(found['protocols'])}", flush=True)
+    for job, found in experiment.run_jobs(measure, jobs, workers, folder / "programs"):
+        record = {
+            "row": job.row,
+            "seed": job.seed,
+            "preset": preset_name,
+            **found,
+            "hardware": experiment.hardware(),
+            "git_revision": outcome.git_revision(),
+        }
+        result_file(results, job.row, job.seed).write_text(json.dumps(record, indent=2) + "\n")
+        print(f"{job.row} seed {job.seed}: {json.dumps(found['columns'])}", flush=True)
 
 
 def result_file(results: Path, row: str, seed: int) -> Path:
     return results / f"{row}_seed{seed}.json"
 
 
-def read(results: Path, preset: Preset) -> tuple[dict[tuple[str, str, str], list[float]], list[str]]:
-    """({(row, protocol, column): values by seed}, what is missing)."""
-    values: dict[tuple[str, str, str], list[float]] = {}
+def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
+    """({row: {seed: record}}, what is missing)."""
+    records: dict[str, dict[int, dict[str, Any]]] = {}
     missing = []
     for row in ROWS:
-        for seed in preset.seeds:
+        for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
             path = result_file(results, row, seed)
-            if not path.exists():
+            if path.exists():
+                records.setdefault(row, {})[seed] = json.loads(path.read_text())
+            else:
                 missing.append(f"{row} seed {seed}")
-                continue
-            for protocol, columns in json.loads(path.read_text())["protocols"].items():
-                for column, value in columns.items():
-                    values.setdefault((row, protocol, column), []).append(value)
-    if len(preset.seeds) < 3:
-        missing.append("intervals: fewer than three seeds")
-    return values, missing
+    return records, missing
 
 
-def verdicts(values: dict[tuple[str, str, str], list[float]]) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """{(lower, upper): {'holds': ['xsub kNN', ...], 'null': [...], 'reversed': [...]}}."""
+def values_of(records: dict[int, dict[str, Any]], column: str) -> list[float]:
+    """A column of a row, by seed."""
+    factor = 100 if column in PERCENT else 1
+    return [factor * record["columns"][column] for record in records.values() if column in record["columns"]]
+
+
+def verdicts(records: dict[str, dict[int, dict[str, Any]]]) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """{(lower, upper): {'holds': [columns], 'null': [...], 'reversed': [...]}}, paired by seed where both have two."""
     found = {}
     for lower, upper in ORDERINGS:
         by_verdict: dict[str, list[str]] = {"holds": [], "null": [], "reversed": []}
-        for protocol in PROTOCOLS:
-            for column in COLUMNS:
-                low, up = values.get((lower, protocol, column)), values.get((upper, protocol, column))
-                if low and up:
-                    by_verdict[compare(low, up)].append(f"{protocol} {TITLES[column]}")
+        for column in COLUMNS:
+            low, up = (values_of(records.get(row, {}), column) for row in (lower, upper))
+            if low and len(up) > 1:
+                by_verdict[compare(low * len(up) if len(low) == 1 else low[: len(up)], up)].append(column)
         found[lower, upper] = by_verdict
     return found
 
 
 def check(results: Path, preset: Preset) -> int:
-    """Prints in one line which orderings the results bear out; 1 if a row, a seed or an interval is missing."""
-    values, missing = read(results, preset)
+    """Prints in one line which orders the results bear out; 1 if a row or a seed is missing."""
+    records, missing = read(results, preset)
     parts = []
-    for (lower, upper), by_verdict in verdicts(values).items():
-        counts = ", ".join(f"{name} {len(cells)}" for name, cells in by_verdict.items() if cells)
-        parts.append(f"{lower} < {upper}: {counts or 'not measured'}")
+    for (lower, upper), by_verdict in verdicts(records).items():
+        said = ", ".join(f"{name} {len(cells)}" for name, cells in by_verdict.items() if cells)
+        parts.append(f"{lower} < {upper}: {said or 'not measured'}")
     print("; ".join(parts) + (f"; MISSING: {', '.join(missing)}" if missing else ""))
     return 1 if missing else 0
 
 
 def write_table(results: Path, preset: Preset) -> None:
     """results/README.md: the table with 95 % intervals and what follows from it."""
-    values, missing = read(results, preset)
+    records, missing = read(results, preset)
     lines = [
         f"# {results.name}",
         "",
-        f"Written by `python -m benchmarks.method`. {preset.takes} generated takes in {preset.setups} room(s), "
-        f"{preset.steps} steps of 16 clips, "
-        f"{len(preset.seeds)} seeds, {preset.labels_per_class} labelled takes per class for fine-tuning. Accuracies in "
-        "%, mean over the seeds with the 95 % interval of the mean (Student's t); chance is 6.2 %. Files beside this "
-        "one hold every seed, the learning rates chosen, wall time and hardware.",
+        f"Written by `python -m benchmarks.method`. Generated takes: `{' '.join(preset.data)}`. Pre-training: "
+        f"{preset.clips:,} clips; fine-tuning: {preset.finetune_steps} steps of 64 clips. Means over the seeds with "
+        "the 95 % interval of the mean (Student's t) where there are two or more; the last column tells how many. "
+        "Chance is 6.2 % for classes and 0.08 % for recall@1. Files beside this one hold every seed.",
     ]
     if missing:
         lines += ["", f"Not measured: {', '.join(missing)}."]
-    for protocol in PROTOCOLS:
-        lines += ["", f"## {protocol}", "", "| | " + " | ".join(TITLES[c] for c in COLUMNS) + " |"]
-        lines += ["|---|" + "---|" * len(COLUMNS)]
-        for row in ROWS:
-            cells = []
-            for column in COLUMNS:
-                found = values.get((row, protocol, column))
-                mean, half = interval(found) if found else (0, 0)
-                cells.append(f"{100 * mean:.1f} ± {100 * half:.1f}" if found else "")
-            lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "## Orderings",
-        "",
-        "By separated intervals.",
-        "",
-        "| | holds | null | reversed |",
-        "|---|---|---|---|",
-    ]
-    for (lower, upper), by_verdict in verdicts(values).items():
-        lines.append(f"| {lower} < {upper} | " + " | ".join(", ".join(by_verdict[v]) for v in by_verdict) + " |")
+    lines += ["", "| | " + " | ".join(COLUMNS.values()) + " | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
+    for row, of_row in records.items():
+        cells = [_cell(values_of(of_row, column), column) for column in COLUMNS]
+        lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + f" | {len(of_row)} |")
+    lines += ["", "## Orders", "", "By the 95 % interval of the difference, paired by seed.", ""]
+    lines += ["| | holds | null | reversed |", "|---|---|---|---|"]
+    for (lower, upper), by_verdict in verdicts(records).items():
+        if any(by_verdict.values()):
+            lines.append(f"| {lower} < {upper} | " + " | ".join(", ".join(by_verdict[v]) for v in by_verdict) + " |")
     (results / "README.md").write_text("\n".join(lines) + "\n")
 
 
+def _cell(values: list[float], column: str) -> str:
+    if not values:
+        return ""
+    digits = 1 if column in PERCENT else 3
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
+
+
 def plot(results: Path, preset: Preset) -> None:
-    """results/plot.png: every cell of the table with its interval."""
+    """results/curve.png: what the read-outs of the main rows tell after so many clips, every seed a line."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    values, _ = read(results, preset)
-    figure, axes = pyplot.subplots(len(PROTOCOLS), len(COLUMNS), figsize=(16, 6), sharey=True, layout="constrained")
-    for i, protocol in enumerate(PROTOCOLS):
-        for j, column in enumerate(COLUMNS):
-            for y, row in enumerate(reversed(ROWS)):
-                if found := values.get((row, protocol, column)):
-                    mean, half = interval(found)
-                    axes[i, j].errorbar(100 * mean, y, xerr=100 * half, fmt="o", color=f"C{y}", capsize=3)
-                    axes[i, j].plot([100 * v for v in found], [y] * len(found), "k.", markersize=2)
-            axes[i, j].set_title(f"{protocol}: {TITLES[column]}", fontsize=9)
-            axes[i, j].set_yticks(range(len(ROWS)), [DESCRIPTIONS[row] for row in reversed(ROWS)], fontsize=8)
-            axes[i, j].grid(axis="x", alpha=0.3)
-    figure.savefig(results / "plot.png", dpi=110)
+    records, _ = read(results, preset)
+    figure, axes = pyplot.subplots(1, len(ON_THE_WAY), figsize=(4 * len(ON_THE_WAY), 3.4), layout="constrained")
+    for axis, column in zip(axes, ON_THE_WAY, strict=True):
+        factor = 100 if column in PERCENT else 1
+        for number, row in enumerate(row for row in MAIN if row in records):
+            for index, record in enumerate(records[row].values()):
+                label = DESCRIPTIONS[row] if index == 0 else None
+                if not record["curve"]:
+                    axis.axhline(
+                        factor * record["columns"][column], color="grey", linestyle="--", linewidth=1, label=label
+                    )
+                    continue
+                clips = sorted(record["curve"], key=int)
+                points = [factor * record["curve"][mark][column] for mark in clips]
+                axis.plot([int(mark) for mark in clips], points, "o-", color=f"C{number}", markersize=3, label=label)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("clips of pre-training")
+        axis.set_title(COLUMNS[column], fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(results / "curve.png", dpi=110)
 
 
 def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.method", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
     parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="sizes and numbers of steps (cpu)")
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated (default: all)")
+    parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K - 1 (default: the preset's)")
     parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
     parser.add_argument("--output", type=Path, help="where results go (FOLDER/results/method_PRESET)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the cores (the preset's)")
+    parser.add_argument("--data_only", action="store_true", help="generate and prepare the data, and stop")
     parser.add_argument("--check", action="store_true", help="only read the committed results, or those in --output")
-    parser.add_argument("--quick", action="store_true", help="two rows, one seed, few steps; results are not kept")
+    parser.add_argument("--quick", action="store_true", help="all rows, one seed, few steps; results are not kept")
     return parser
 
 
@@ -465,15 +467,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     rows = experiment.chosen(parser, options.rows, ROWS)
-    name, preset = f"method_{options.preset}", PRESETS[options.preset]
-    results = options.output or (RESULTS / name if options.check else options.folder / "results" / name)
+    name = "quick" if options.quick else options.preset
+    preset, folder = PRESETS[name], (options.folder / "quick" if options.quick else options.folder).absolute()
+    default = RESULTS / f"method_{name}" if options.check else folder / "results" / f"method_{name}"
+    results = options.output or default
     if options.check:
         return check(results, preset)
-    if options.quick:
-        folder = options.folder / "quick"
-        benchmark("quick", ["random", "cross_view"], folder.absolute(), folder / "results")
+    if options.data_only:
+        print(experiment.prepare_data(folder, preset.data, preset.short_side))
         return 0
-    benchmark(options.preset, rows, options.folder.absolute(), results)
+    seeds = preset.seeds if options.seeds is None else range(options.seeds)
+    benchmark(name, rows, seeds, folder, results, options.workers or preset.workers)
     write_table(results, preset)
     plot(results, preset)
     return check(results, preset)

@@ -62,8 +62,8 @@ def get_config() -> config_dict.ConfigDict:
 
     config.probe = config_dict.ConfigDict(
         dict(
-            # geometry: 3D joints by ridge regression and by attention; motion: their velocities. Both need a set that
-            # knows its joints (docs/data_sets.md).
+            # geometry: 3D joints by ridge regression, with attentive also by attention; motion: their velocities by
+            # attention. Both need a set that knows its joints (docs/data_sets.md).
             kinds=("knn", "linear", "attentive", "retrieval"),  # [ours] any of these, geometry, motion
             # What kNN, linear probe and retrieval see: the mean token; the mean of each temporal slice; or the same
             # weighted by motion, which leaves the room out where cameras stand still.

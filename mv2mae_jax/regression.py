@@ -56,14 +56,47 @@ def ridge(
     Raises:
       ValueError: no penalties, one that is not positive, or fewer than two groups.
     """
+    return ridges(
+        train_x,
+        [train_y],
+        test_x,
+        group=group,
+        penalties=penalties,
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )[0]
+
+
+def ridges(
+    train_x: np.ndarray,
+    train_ys: Sequence[np.ndarray],
+    test_x: np.ndarray,
+    *,
+    group: np.ndarray,
+    penalties: Sequence[float] = PENALTIES,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+) -> list[Regressed]:
+    """As `ridge` of each of several targets, whose equations are the same; each gets a penalty of its own."""
     if not len(penalties) or min(penalties) <= 0:
         raise UserError(f"penalties={tuple(penalties)}: give at least one, all greater than 0.")
     kept, held_out = probes.split_groups(group, validation_fraction, seed)
+    ends = np.cumsum([y.shape[1] for y in train_ys])[:-1]
+    train_y = np.concatenate(train_ys, axis=1)  # (M, K1 + K2 + ...)
+
+    def score(told: np.ndarray) -> list[float]:
+        parts = zip(np.split(told, ends, axis=1), np.split(train_y[held_out], ends, axis=1), strict=True)
+        return [r2(part, true) for part, true in parts]
+
     fit = _Normal(train_x, train_y, kept)
-    validation = np.array([r2(fit.solve(p).predict(train_x[held_out]), train_y[held_out]) for p in penalties])
-    best = penalties[int(validation.argmax())]
-    prediction = _Normal(train_x, train_y, np.arange(len(train_x))).solve(best).predict(test_x)
-    return Regressed(prediction=prediction, penalty=float(best), validation_r2=validation)
+    validation = np.array([score(fit.predict(train_x[held_out], penalty)) for penalty in penalties])  # (P, targets)
+    fit = _Normal(train_x, train_y, np.arange(len(train_x)))
+    best = [penalties[index] for index in validation.argmax(axis=0)]
+    told = {penalty: np.split(fit.predict(test_x, penalty), ends, axis=1) for penalty in set(best)}
+    return [
+        Regressed(prediction=told[penalty][i], penalty=float(penalty), validation_r2=validation[:, i])
+        for i, penalty in enumerate(best)
+    ]
 
 
 class _Normal:
@@ -83,15 +116,13 @@ class _Normal:
     def _standardise(self, x: np.ndarray) -> np.ndarray:
         return ((x - self._mean) / self._std).astype(np.float32)
 
-    def solve(self, penalty: float) -> "_Normal":
-        """Sets the weights for a penalty, and returns itself."""
-        system = self._gram + penalty * np.eye(len(self._gram))
-        self._weights = scipy.linalg.solve(system, self._moment, assume_a="pos", overwrite_a=True)  # (F, K)
-        return self
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
+    def predict(self, x: np.ndarray, penalty: float) -> np.ndarray:
+        """float32[R, K] for float[R, F]."""
+        system = self._gram.copy()
+        system.flat[:: len(system) + 1] += penalty
+        factor = scipy.linalg.cho_factor(system, overwrite_a=True, check_finite=False)
+        weights = scipy.linalg.cho_solve(factor, self._moment, check_finite=False).astype(np.float32)  # (F, K)
         parts = [x[start : start + _ROWS_AT_ONCE] for start in range(0, len(x), _ROWS_AT_ONCE)]
-        weights = self._weights.astype(np.float32)
         return np.concatenate([self._standardise(part) @ weights + self._y_mean.astype(np.float32) for part in parts])
 
 

@@ -234,20 +234,21 @@ def _geometry(
     ]
     options = {
         "group": validation_groups(dataset)[np.searchsorted(dataset.train, train.row)],
-        "attention": {
-            "learning_rates": probe.learning_rates,
-            "weight_decays": probe.weight_decays,
-            "epochs": probe.epochs,
-            "batch_size": probe.batch_size,
-            "validation_fraction": probe.validation_fraction,
-        },
         "seed": config.seed,
     }
+    attention = {
+        "learning_rates": probe.learning_rates,
+        "weight_decays": probe.weight_decays,
+        "epochs": probe.epochs,
+        "batch_size": probe.batch_size,
+        "validation_fraction": probe.validation_fraction,
+    }
     if "geometry" in probe.kinds:
-        measured, _ = geometry.measure(model, train, test, *true, **options)
+        heads = attention if "attentive" in probe.kinds else None
+        measured, _ = geometry.measure(model, train, test, *true, attention=heads, **options)
         results |= {f"geometry/{name}": value for name, value in measured.items()}
     if "motion" in probe.kinds:
-        measured = geometry.measure_motion(model, train, test, *true, **options)
+        measured = geometry.measure_motion(model, train, test, *true, attention=attention, **options)
         results |= {f"motion/{name}": value for name, value in measured.items()}
     return results
 
