@@ -2,7 +2,7 @@
 
     from mv2mae_jax.inference import load_encoder
     encoder = load_encoder("runs/ntu60")
-    tokens = encoder(video)  # uint8[B, T, H, W, 3] RGB -> float32[B, N, D]
+    tokens = encoder(video)  # uint8[B, T, H, W, 3] RGB, or a list of clips -> float32[B, N, D]
 
 The file: `python -m mv2mae_jax.inference --workdir=RUN --output=encoder.jax_export`.
 """
@@ -18,11 +18,15 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import config_dict
 
 from console import progress
 from console.command import ExitCode, Parser, execute
+from console.errors import UserError
 from mv2mae_jax import checkpoint, features, runs, sharding
 from mv2mae_jax.models import mv2mae, variants
+from mv2mae_jax.torch_export import encoder as exported
+from mv2mae_jax.torch_export import importer
 
 PROG = "python -m mv2mae_jax.inference"
 EXAMPLES = """
@@ -37,34 +41,68 @@ class Encoder:
     """The encoder of a run; call it with video. Pixels are normalised inside.
 
     Attributes:
-      workdir, step: where it comes from.
+      workdir, step: where it comes from; the step of an exported folder is None.
       model: has `clip_size` (frames, height, width), `grid` (tokens along these), `width` and so on.
       params: of the encoder.
-      frame_stride: distance of a clip's frames in the run's data, in stored frames.
+      frame_stride: distance of a clip's frames in the run's data, in stored frames; None where an export does not say.
+      config: the run's; None of an exported folder.
     """
 
     workdir: str
-    step: int
+    step: int | None
     model: mv2mae.MV2MAE
     params: Any
-    frame_stride: int
+    frame_stride: int | None
+    config: config_dict.ConfigDict | None = None
 
-    def __call__(self, video: np.ndarray | jax.Array) -> jax.Array:
+    @property
+    def origin(self) -> str:
+        return f"Step {self.step} of {self.workdir}" if self.config is not None else f"The encoder of {self.workdir}"
+
+    def __call__(self, video: Any) -> jax.Array:
         """Tokens of whole clips, nothing masked.
 
         Args:
-          video: uint8[B, T, H, W, 3] or a single uint8[T, H, W, 3], RGB, of the size `model.clip_size`.
+          video: uint8[B, T, H, W, 3] or a single uint8[T, H, W, 3], RGB, of the size `model.clip_size`: an array of
+            NumPy or JAX, anything that NumPy reads by `__array__` (a tensor of PyTorch on the CPU), or a list of clips.
 
         Returns:
           float32[B, N, D], or float32[N, D] of a single clip; tokens in the order (time, row, column). The last norm of
           the encoder is applied after pre-training; a fine-tuned encoder has none, its classifier norms their mean.
 
         Raises:
-          ValueError: video of another dtype or size.
+          ValueError: video of another type, dtype or size; says what is wanted.
         """
+        video = self._as_array(video)
         if video.ndim == 4:
-            return self(video[None])[0]
+            return _encode(self.model, self.params, video[None])[0]
         return _encode(self.model, self.params, video)
+
+    def _as_array(self, video: Any) -> np.ndarray | jax.Array:
+        """The video as uint8[B, T, H, W, 3] or uint8[T, H, W, 3]; what is on a device stays there."""
+        clip_shape = (*self.model.clip_size, 3)
+        size = ", ".join(map(str, clip_shape))
+        wanted = f"The encoder takes uint8 clips of shape (B, {size}) or ({size}), RGB, or a list of the latter"
+        if not isinstance(video, jax.Array):
+            parts = video if isinstance(video, (list, tuple)) else [video]
+            unknown = sorted({type(part).__name__ for part in parts if not hasattr(part, "__array__")})
+            if unknown or not parts:
+                raise UserError(f"{wanted}; got {'an empty list' if not parts else ' and '.join(unknown)}.")
+            try:
+                parts = [part if isinstance(part, jax.Array) else np.asarray(part) for part in parts]
+            except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or one with a gradient
+                raise UserError(f"{wanted}; NumPy cannot read {type(video).__name__}: {error}") from error
+            found = sorted({f"{part.dtype}{list(part.shape)}" for part in parts})
+            if len(found) > 1:
+                raise UserError(f"{wanted}; got a list of {' and '.join(found)}.")
+            stack = jnp.stack if isinstance(parts[0], jax.Array) else np.stack
+            video = stack(parts) if isinstance(video, (list, tuple)) else parts[0]
+        if video.dtype == np.uint8 and video.ndim in (4, 5) and video.shape[-4:] == clip_shape:
+            return video
+        hint = "Pixels are from 0 to 255, and normalised inside the model." if video.dtype != np.uint8 else ""
+        if video.ndim in (4, 5) and video.shape[-4:] != clip_shape:
+            hint += " Put the channels last." if 3 in video.shape[-4:-2] else " Crop clips to this size."
+        raise UserError(f"{wanted}; got {video.dtype}{list(video.shape)}. {hint.strip()}".strip())
 
     def export(self, path: str | os.PathLike) -> None:
         """Writes the encoder with its weights, in float32, for any batch size: see jax.export.
@@ -92,20 +130,28 @@ _encode = jax.jit(_tokens, static_argnums=0)
 def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None) -> Encoder:
     """The encoder of a pre-trained or fine-tuned run, with its averaged parameters where the run kept an average.
 
-    It computes in the dtype of the run's config; `auto` is float32 on CPUs and bfloat16 elsewhere.
+    It computes in the dtype of the run's config; `auto`, and an exported folder, is float32 on CPUs and bfloat16
+    elsewhere.
 
     Args:
-      workdir: the folder that run.py wrote to.
-      step: which checkpoint, the newest by default.
+      workdir: the folder that run.py wrote to; or one with the config.json and the weights of a VideoMAE, from
+        `python -m mv2mae_jax.torch_export --format=hf` (or `port`) or from Hugging Face.
+      step: which checkpoint of a run, the newest by default.
       mesh: where the parameters go; the first device by default.
 
     Raises:
       ValueError: there is no such run or step, or it is damaged.
     """
-    step, _, config = runs.read_record(workdir, step)
     mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    if importer.is_torch_checkpoint(workdir):
+        if step is not None:
+            raise UserError(f"{workdir} is an exported folder and has no steps: leave the step ({step}) out.")
+        model, params, frame_stride = exported.load(workdir, mesh)
+        return Encoder(workdir=workdir, step=None, model=model, params=params, frame_stride=frame_stride)
+    step, _, config = runs.read_record(workdir, step)
     model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
-    return Encoder(workdir=workdir, step=step, model=model, params=params, frame_stride=config.data.frame_stride)
+    stride = config.data.frame_stride
+    return Encoder(workdir=workdir, step=step, model=model, params=params, frame_stride=stride, config=config)
 
 
 def restore(
@@ -129,7 +175,9 @@ def make_parser() -> Parser:
         examples=EXAMPLES,
         exit_codes={ExitCode.DONE: "written", ExitCode.REFUSED: "the arguments do not fit: no such run or step, ..."},
     )
-    parser.add_argument("--workdir", required=True, metavar="RUN", help="the folder that run.py wrote to")
+    parser.add_argument(
+        "--workdir", required=True, metavar="RUN", help="the folder that run.py wrote to, or an exported one"
+    )
     parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
     parser.add_argument("--output", required=True, metavar="FILE", help="to write, e.g. encoder.jax_export")
     parser.add_progress()
@@ -152,7 +200,7 @@ def export_to_file(arguments: argparse.Namespace) -> None:
         bar.advance()
     size, model = os.path.getsize(arguments.output), encoder.model
     clip, tokens = ", ".join(map(str, model.clip_size)), f"{model.num_tokens}, {model.width}"
-    print(f"Step {encoder.step} of {encoder.workdir} -> {arguments.output} ({size / 2**20:.1f} MiB).")
+    print(f"{encoder.origin} -> {arguments.output} ({size / 2**20:.1f} MiB).")
     print(f"uint8[B, {clip}, 3] RGB -> float32[B, {tokens}], any B, on {', '.join(PLATFORMS)}:")
     print(f"  jax.export.deserialize(bytearray(open({arguments.output!r}, 'rb').read())).call(video)")
 

@@ -9,15 +9,21 @@ import numpy as np
 import optax
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from configs import pretrain_base
 from data import clips, samples, takes
+from data.dataset import Dataset
 from mv2mae_jax import checkpoint, inference
+from mv2mae_jax import config as configs
 from mv2mae_jax.features import __main__ as command
 from mv2mae_jax.features import store
 from mv2mae_jax.models import classifier, layers
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
-from tests import tiny
+from tests import tiny, torch_runs
+from tests.pages import fences
+from tests.video_files import moving_square, write_video
 
 CLIP = (4, 32, 32)
 GRID = (2, 4, 4)
@@ -72,12 +78,97 @@ def test_the_encoder_of_a_fine_tuned_run_gives_what_its_head_pools(tmp_path):
 
 
 def test_what_is_no_run_or_no_clip_is_refused(tmp_path, encoder, pretrained, capsys):
-    with pytest.raises(ValueError, match="uint8 clips"):
-        encoder(np.zeros((1, *CLIP, 3), np.float32))
     with pytest.raises(ValueError, match="no checkpoint of step 7: it has steps 3"):
         inference.load_encoder(pretrained[0], 7)
     assert inference.main([f"--workdir={tmp_path}", f"--output={tmp_path}/x"]) == 2
     assert "missing or empty" in capsys.readouterr().err
+
+
+class Wrapped:
+    """What NumPy reads by `__array__`, as it does a tensor of PyTorch."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+@pytest.mark.parametrize(
+    "form",
+    [list, tuple, Wrapped, torch.from_numpy, jax.numpy.asarray]
+    + [lambda video, kind=kind: [kind(clip) for clip in video] for kind in (Wrapped, torch.tensor, jax.numpy.asarray)],
+)
+def test_the_encoder_takes_what_numpy_reads_and_lists_of_it(encoder, form):
+    video = random_video(3)
+    np.testing.assert_array_equal(encoder(form(video)), encoder(video))
+    assert encoder(form(video[0])).shape == (32, 24)  # also a list of frames
+
+
+@pytest.mark.parametrize(
+    ("video", "said"),
+    [
+        (np.zeros((1, *CLIP, 3), np.float32), r"got float32\[1, 4, 32, 32, 3\]. Pixels are from 0 to 255"),
+        (np.zeros((1, 4, 16, 32, 3), np.uint8), r"got uint8\[1, 4, 16, 32, 3\]. Crop clips to this size."),
+        (np.zeros((1, 4, 3, 32, 32), np.uint8), "Put the channels last."),
+        (np.zeros((3, 4, 32, 32), np.uint8), "Put the channels last."),
+        (np.zeros((32, 32, 3), np.uint8), r"got uint8\[32, 32, 3\]"),
+        ([random_video(1)[0], random_video(1)[0][:2]], r"got a list of uint8\[2, .*\] and uint8\[4, "),
+        ([], "got an empty list"),
+        (["a.mp4"], "got str"),
+        ("a.mp4", "got str"),
+        (None, "got NoneType"),
+        (torch.zeros(1, requires_grad=True), "NumPy cannot read Tensor"),
+    ],
+)
+def test_what_the_encoder_does_not_take_is_refused_with_what_it_wants(encoder, video, said):
+    with pytest.raises(ValueError, match=rf"uint8 clips of shape \(B, 4, 32, 32, 3\).*{said}"):
+        encoder(video)
+
+
+@pytest.mark.parametrize("layout", ["hf", "port"])
+def test_an_exported_folder_gives_the_features_of_its_run(pretrained, encoder, synthetic_set, tmp_path, layout, capsys):
+    assert torch_runs.run_command(pretrained[0], layout, tmp_path / "out") == 0
+    exported, video = inference.load_encoder(tmp_path / "out"), random_video(2)
+    np.testing.assert_allclose(exported(video), encoder(video), atol=1e-5)
+    assert exported.step is None
+    assert run_command(tmp_path / "out", synthetic_set, tmp_path / "f.npz") == 2
+    assert "pass --frame_stride" in capsys.readouterr().err
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "run.npz") == 0
+    more = ("--frame_stride=4", "--protocol=xsub")
+    assert run_command(tmp_path / "out", synthetic_set, tmp_path / "f.npz", *more) == 0
+    found = np.load(tmp_path / "f.npz")
+    np.testing.assert_allclose(found["features"], np.load(tmp_path / "run.npz")["features"], atol=1e-5)
+    assert inference.main([f"--workdir={tmp_path / 'out'}", f"--output={tmp_path}/x.jax_export"]) == 0
+    assert run_command(tmp_path / "out", synthetic_set, tmp_path / "g.npz", "--step=3") == 2
+    assert "has no steps" in capsys.readouterr().err
+
+
+def test_the_encoder_of_an_exported_classifier_has_no_last_norm(tmp_path):
+    config = tiny.make_finetune_config()
+    model = classifier.from_config(config, 5)
+    params = tiny.random_like(jax.eval_shape(model.init, jax.random.key(1), random_video(1))["params"])
+    workdir = save_run(tmp_path / "run", config, params, class_names=list("abcde"))
+    expected = inference.load_encoder(workdir)(random_video(2))
+    for layout in ("hf", "port"):
+        assert torch_runs.run_command(workdir, layout, tmp_path / layout) == 0
+        np.testing.assert_allclose(inference.load_encoder(tmp_path / layout)(random_video(2)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{", "damaged or no JSON"),
+        ("[]", "no table of settings"),
+        ('{"model_type": "bert"}', "not that of a VideoMAE.*image_size"),
+    ],
+)
+def test_a_folder_of_another_model_is_refused(tmp_path, config, said):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=said):
+        inference.load_encoder(tmp_path)
+    with pytest.raises(ValueError, match="is a file, which does not say the sizes"):
+        inference.load_encoder(tmp_path / "config.json")
 
 
 def test_the_exported_file_runs_without_this_package_at_any_batch_size(pretrained, encoder, tmp_path, capsys):
@@ -128,6 +219,59 @@ def test_features_of_a_prepared_set_are_those_of_its_central_clips(pretrained, e
         np.testing.assert_allclose(found["features"][row], encoder(central_clip(prepared, row)), atol=5e-3)
     about = json.loads(str(found["about"]))
     assert about["step"] == 3 and about["pooling"] == "tokens" and about["left_out"] == {}
+
+
+def test_a_table_says_what_its_clips_are(pretrained, synthetic_set, tmp_path):
+    prepared, num_clips = takes.open_prepared(synthetic_set), 2
+    more = (f"--clips_per_video={num_clips}", "--protocol=xsub")
+    for output in ("f.npz", "f.parquet"):
+        assert run_command(pretrained[0], synthetic_set, tmp_path / output, *more) == 0
+    found, table = np.load(tmp_path / "f.npz"), pq.read_table(tmp_path / "f.parquet")
+    views = {name: np.repeat(column, num_clips) for name, column in prepared.views.items()}
+    np.testing.assert_array_equal(found["subject"], views["subject"])
+    np.testing.assert_array_equal(found["split"], np.repeat(prepared.splits("xsub"), num_clips))
+    assert found["class_name"].tolist() == [prepared.class_names[label] for label in views["label"]]
+    last = (views["num_frames"] - 1) / views["fps"]
+    np.testing.assert_allclose(found["start_seconds"], np.where(found["clip"] == 0, 0, last - 12 / views["fps"]))
+    np.testing.assert_allclose(found["end_seconds"] - found["start_seconds"], 12 / views["fps"], rtol=1e-5)
+    assert set(found["frame_stride"]) == {4} and set(found["repeated_frames"]) == {0}
+    for name in set(found.files) - {"features", "about"}:
+        assert found[name].tolist() == table[name].to_pylist()
+    about = json.loads(str(found["about"]))
+    assert about["class_names"] == list(prepared.class_names) and about["protocol"] == "xsub"
+
+    config = configs.load(pretrain_base.__file__, [*tiny.OVERRIDES, f"data.dir={synthetic_set}"])
+    held_out = Dataset.from_config(config).held_out
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "own.npz") == 0
+    own = np.load(tmp_path / "own.npz")
+    assert set(own["take"][own["split"] == "held_out"]) == set(held_out.take_names)
+    assert set(own["split"]) == {"train", "held_out"}, "the run trains on all, but for those"
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "x.npz", "--protocol=xsubject") == 2
+
+
+def test_short_videos_are_told(pretrained, tmp_path, capsys):
+    for num_frames in (2, 4, 9, 13):
+        write_video(tmp_path / f"videos/{num_frames:02}.mp4", moving_square(num_frames, 48, 64, seed=0), fps=10)
+    assert run_command(pretrained[0], tmp_path / "videos", tmp_path / "f.npz") == 0
+    said = capsys.readouterr().err
+    assert "3 of 4 clips have a smaller stride" in said
+    assert "1 of 4 clips repeat the last frame of a video with fewer than 4" in said
+    found = np.load(tmp_path / "f.npz")
+    assert found["frame_stride"].tolist() == [1, 1, 2, 4] and found["repeated_frames"].tolist() == [2, 0, 0, 0]
+    np.testing.assert_allclose(found["end_seconds"], [0.1, 0.3, 0.7, 1.2])
+    assert run_command(pretrained[0], tmp_path / "videos", tmp_path / "g.npz", "--frame_stride=1") == 0
+    said = capsys.readouterr().err
+    assert "smaller stride" not in said and "1 of 4 clips repeat" in said
+
+
+def test_the_five_lines_to_scikit_learn(pretrained, synthetic_set, tmp_path, monkeypatch, capsys):
+    (lines,) = [text for language, text, _ in fences("docs/after_pretraining.md") if "sklearn" in text]
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "features.npz", "--protocol=xsub") == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(lines, "docs/after_pretraining.md", "exec"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
+    assert len([line for line in lines.splitlines() if line and not line.startswith("import")]) <= 5
 
 
 def test_video_files_give_the_features_of_the_prepared_set(pretrained, synthetic_set, tmp_path):

@@ -15,13 +15,21 @@ import numpy as np
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from data import clips, takes
+from data import catalog, clips, takes
+from data.dataset import hold_out
 from mv2mae_jax import features, inference, sharding
 from mv2mae_jax.features import sources
 from mv2mae_jax.features.store import Store
 
 BATCHES_PER_PART = 8  # [ours] an interruption costs this much at most
 POOLINGS = (*features.POOLINGS, "tokens")
+# Where in its video a clip lies: see `times`.
+TIMES = {
+    "start_seconds": np.float32,
+    "end_seconds": np.float32,
+    "frame_stride": np.int32,
+    "repeated_frames": np.int32,
+}
 
 PROG = "python -m mv2mae_jax.features"
 EXAMPLES = """
@@ -39,9 +47,12 @@ pooling:
   motion  the same, weighted by motion energies           float32[nt * D]
   tokens  every token, in the order (time, row, column)   float16[N, D]
 
-The output has one row per clip: `features`, `clip` (0, 1, ... within a video), and `path`; for a prepared set `take`,
-`view` and `label`. An .npz holds arrays; a .parquet holds lists, with the shape of a row in its metadata. The same
-command goes on where it was interrupted. A video that cannot be read is named with the reason and left out.
+The output has one row per clip: `features`; `clip` (0, 1, ... within a video); `start_seconds` and `end_seconds`, the
+times of its first and last frame; `frame_stride`, which a short video makes smaller; `repeated_frames`, how often a
+still shorter one's last frame stands in for a missing one; and `path`, or for a prepared set `take`, `view`, `label`,
+`class_name`, `subject` and `split` ('train', 'held_out', 'test' or neither). `about` tells the rest, as JSON. An .npz
+holds arrays; a .parquet holds lists, with the shape of a row in its metadata. The same command goes on where it was
+interrupted. A video that cannot be read is named with the reason and left out.
 """
 
 
@@ -53,7 +64,9 @@ def make_parser() -> Parser:
         notes=NOTES,
         exit_codes={ExitCode.DONE: "written", ExitCode.PARTLY: "written, but videos were left out"},
     )
-    parser.add_argument("--workdir", required=True, help="the run: the folder that run.py wrote to")
+    parser.add_argument(
+        "--workdir", required=True, help="the run: the folder that run.py wrote to; or an exported one (port, hf)"
+    )
     parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
     parser.add_argument("--input", required=True, help="a prepared data set, a folder of videos, or a video")
     parser.add_argument("--output", required=True, help="the file to write, .npz or .parquet")
@@ -63,6 +76,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--short_side", type=int, default=170, help="videos: size that they are read at, as data.prepare's; default 170"
     )
+    parser.add_argument("--protocol", help="of a prepared set, for `split`; the run's own split by default")
     parser.add_argument("--batch_size", type=int, default=16, help="clips computed at once; default 16")
     parser.add_progress()
     return parser
@@ -83,15 +97,19 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     batch_size = -(-arguments.batch_size // mesh.size) * mesh.size  # as many clips on every device
     encoder = inference.load_encoder(arguments.workdir, arguments.step, mesh=mesh)
     source = open_source(arguments, encoder)
+    spec = source.spec
     about = {
         "workdir": os.path.abspath(arguments.workdir),
         "step": encoder.step,
         "pooling": arguments.pooling,
         "clip_size": encoder.model.clip_size,
-        "frame_stride": source.spec.frame_stride,
+        "frame_stride": spec.frame_stride,
         "clips_per_video": arguments.clips_per_video,
+        "class_names": source.class_names,
+        "protocol": arguments.protocol or (encoder.config.data.protocol if encoder.config is not None else None),
     }
     facts = about | source.facts() | {"batch_size": batch_size, "parameters": features.digest_of(encoder.params)}
+    facts["columns"] = [*source.columns, *TIMES]  # parts of another version of this program have others
     facts["dtype"] = jnp.dtype(encoder.model.dtype).name  # what `auto` is on other devices gives other numbers
     store = Store(output=Path(arguments.output), facts=facts)
     store.begin()
@@ -110,14 +128,24 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
         coming = None
         for part, following in itertools.pairwise([*missing, None]):
             coming = coming or reader.submit(source.read, parts[part], batch_size)
-            num_clips, batches, left_out = coming.result()
+            num_clips, batches, left_out, lengths = coming.result()
             coming = None if following is None else reader.submit(source.read, parts[following], batch_size)
-            store.add(part, compute(encoder, source.columns, batches, num_clips, mesh, arguments.pooling), left_out)
+            row, columns = compute(encoder, batches, num_clips, mesh, arguments.pooling)
+            columns |= times(spec, row, columns["clip"], lengths, arguments.clips_per_video)
+            store.add(part, {name: column[row] for name, column in source.columns.items()} | columns, left_out)
             bar.advance(len(parts[part]))
+    repeating = store.count(len(parts), "repeated_frames", lambda repeated: repeated > 0)
+    slowed = store.count(len(parts), "frame_stride", lambda stride: stride < spec.frame_stride)
     num_rows, left_out = store.finish(len(parts), about)
     print(f"{num_rows} clips of {num_videos - len(left_out)} videos -> {arguments.output}")
     for video, reason in left_out.items():
         print(f"left out: {video}: {reason}", file=sys.stderr)
+    for count, what in (
+        (slowed, "have a smaller stride (`frame_stride`)"),
+        (repeating, f"repeat the last frame of a video with fewer than {spec.num_frames} (`repeated_frames`)"),
+    ):
+        if count:
+            print(f"short videos: {count} of {num_rows} clips {what}.", file=sys.stderr)
     return ExitCode.PARTLY if left_out else ExitCode.DONE
 
 
@@ -125,10 +153,12 @@ def open_source(
     arguments: argparse.Namespace, encoder: inference.Encoder
 ) -> sources.PreparedSource | sources.VideoSource:
     """What --input is. Raises ValueError where it is nothing to extract features from."""
-    model = encoder.model
+    model, frame_stride = encoder.model, arguments.frame_stride or encoder.frame_stride
+    if frame_stride is None:
+        raise UserError(f"{encoder.workdir} does not say the frame stride that it was trained at: pass --frame_stride.")
     spec = clips.ClipSpec(
         num_frames=model.clip_size[0],
-        frame_stride=arguments.frame_stride or encoder.frame_stride,
+        frame_stride=frame_stride,
         crop_size=model.clip_size[1:],
         tubelet_size=model.tubelet_size,
     )
@@ -136,19 +166,68 @@ def open_source(
     if not os.path.exists(arguments.input):
         raise UserError(f"--input={arguments.input}: there is no such file or folder.")
     if any(os.path.exists(os.path.join(arguments.input, name)) for name in ("prepared.json", "plan.json")):
-        return sources.PreparedSource(prepared=takes.open_prepared(arguments.input), **settings)
+        prepared = takes.open_prepared(arguments.input)
+        return sources.PreparedSource(prepared=prepared, split=split_of(prepared, arguments, encoder), **settings)
+    if arguments.protocol:
+        raise UserError(
+            f"--protocol={arguments.protocol}: only a prepared set has protocols, {arguments.input} has none."
+        )
     return sources.VideoSource.find(arguments.input, short_side=arguments.short_side, **settings)
+
+
+def split_of(prepared: takes.Prepared, arguments: argparse.Namespace, encoder: inference.Encoder) -> np.ndarray:
+    """'train', 'held_out', 'test' or '' of each row: by --protocol, or as the run splits a set; str[rows].
+
+    Raises:
+      ValueError: the set has no such protocol.
+    """
+    if arguments.protocol:
+        return prepared.splits(arguments.protocol)
+    none = np.zeros(len(prepared.views["take"]), "U8")
+    if encoder.config is None:
+        return none
+    data = encoder.config.data
+    if data.protocol not in ("all", *catalog.get(prepared.name).protocols):
+        print(f"`split` is empty: {prepared.name} has no protocol {data.protocol!r}; see --protocol.", file=sys.stderr)
+        return none
+    split = none + "train" if data.protocol == "all" else prepared.splits(data.protocol).astype("U8")
+    split[hold_out(prepared, split == "train", data.get("holdout_fraction", 0.0))[1]] = "held_out"
+    return split
+
+
+def times(
+    spec: clips.ClipSpec,
+    row: np.ndarray,
+    clip: np.ndarray,
+    lengths: dict[int, tuple[int, float]],
+    clips_per_video: int,
+) -> dict[str, np.ndarray]:
+    """The columns TIMES of clips: where in its video each one lies.
+
+    Args:
+      spec: how clips are cut.
+      row, clip: int[M], the video of each clip, and its number among that video's.
+      lengths: row -> (frames, frames per second).
+      clips_per_video: of each video.
+    """
+    positions, found = clips.spread_positions(clips_per_video), []
+    for video, number in zip(row.tolist(), clip.tolist(), strict=True):
+        num_frames, fps = lengths[video]
+        frames = clips.frame_indices(num_frames, spec.num_frames, spec.frame_stride, positions[number])
+        stride = clips.effective_stride(num_frames, spec.num_frames, spec.frame_stride)
+        found.append((frames[0] / fps, frames[-1] / fps, stride, max(0, spec.num_frames - num_frames)))
+    columns = zip(*found, strict=True) if found else [()] * len(TIMES)
+    return {name: np.array(column, kind) for (name, kind), column in zip(TIMES.items(), columns, strict=True)}
 
 
 def compute(
     encoder: inference.Encoder,
-    columns: dict[str, np.ndarray],
     batches: Iterator[dict[str, np.ndarray]],
     num_clips: int,
     mesh: jax.sharding.Mesh,
     pooling: str,
-) -> dict[str, np.ndarray]:
-    """The rows of a part: what `columns` say about the video of each clip, the number of the clip, its features."""
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The rows of a part: the video of each clip; the number of the clip in it, and its features."""
     model = encoder.model
     tokens = np.zeros((num_clips, model.num_tokens, model.width), np.float16) if pooling == "tokens" else None
     if num_clips == 0:
@@ -160,7 +239,7 @@ def compute(
         row, wanted = found.row, tokens if pooling == "tokens" else found.pooled(pooling)
     # The clips of a video are neighbours: the number of a clip is its distance to the first one of its row.
     clip = (np.arange(num_clips) - np.searchsorted(row, row)).astype(np.int32)
-    return {name: column[row] for name, column in columns.items()} | {"clip": clip, "features": wanted}
+    return row, {"clip": clip, "features": wanted}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from data import clips, digests, jpeg, pipeline, raw_video, samples, takes
 from data.catalog import folder
 
 Batch = dict[str, np.ndarray]
+Part = tuple[int, Iterator[Batch], dict[str, str], dict[int, tuple[int, float]]]  # see PreparedSource.read
 JPEG_QUALITY = 90  # of the frames held in memory; data.prepare's default, so that both ways give the same clips [ours]
 
 
@@ -24,11 +26,19 @@ class PreparedSource:
     prepared: takes.Prepared
     spec: clips.ClipSpec
     clips_per_video: int
+    split: np.ndarray  # str[videos]
 
-    @property
+    @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """What each row of the output says about its video: one entry per video."""
-        return {name: self.prepared.views[name] for name in ("take", "view", "label")}
+        columns = {name: self.prepared.views[name] for name in ("take", "view", "label", "subject")}
+        names = np.array([*self.prepared.class_names, ""])  # the last one is that of label -1
+        return columns | {"class_name": names[columns["label"]], "split": self.split}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the labels."""
+        return self.prepared.class_names
 
     def facts(self) -> dict[str, str]:
         """Which videos these are."""
@@ -37,12 +47,19 @@ class PreparedSource:
             "data": digests.sha256_of(Path(self.prepared.directory, "prepared.json"))[0],
         }
 
-    def read(self, rows: np.ndarray, batch_size: int) -> tuple[int, Iterator[Batch], dict[int, str]]:
-        """(number of clips, batches as `features.extract` takes them, video -> why it cannot be read)."""
+    def read(self, rows: np.ndarray, batch_size: int) -> Part:
+        """Reads the videos of these rows.
+
+        Returns:
+          The number of clips; batches as `features.extract` takes them; video -> why it cannot be read; row -> (frames
+          of the video, frames per second).
+        """
         batches = pipeline.clip_batches(
             self.prepared, self.spec, rows, global_batch_size=batch_size, clips_per_view=self.clips_per_video
         )
-        return len(rows) * self.clips_per_video, batches, {}
+        views = self.prepared.views
+        lengths = {row: (int(views["num_frames"][row]), float(views["fps"][row])) for row in rows.tolist()}
+        return len(rows) * self.clips_per_video, batches, {}, lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +71,8 @@ class VideoSource:
     spec: clips.ClipSpec
     clips_per_video: int
     short_side: int
+
+    class_names = ()
 
     @classmethod
     def find(cls, root: str, **settings) -> "VideoSource":
@@ -79,19 +98,21 @@ class VideoSource:
         sizes = [(path, os.path.getsize(os.path.join(self.root, path))) for path in self.paths]
         return {"input": os.path.abspath(self.root), "videos": sizes, "short_side": self.short_side}
 
-    def read(self, rows: np.ndarray, batch_size: int) -> tuple[int, Iterator[Batch], dict[int, str]]:
+    def read(self, rows: np.ndarray, batch_size: int) -> Part:
         """As `PreparedSource.read`. Decodes all `rows`, several at once."""
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             found = dict(zip(rows.tolist(), pool.map(self._clips_or_reason, rows.tolist()), strict=True))
         unreadable = {self.paths[row]: reason for row, reason in found.items() if isinstance(reason, str)}
-        usable = [(row, clip) for row, clips in found.items() if not isinstance(clips, str) for clip in clips]
-        return len(usable), _batches(usable, batch_size), unreadable
+        readable = {row: read for row, read in found.items() if not isinstance(read, str)}
+        usable = [(row, clip) for row, (clips, _) in readable.items() for clip in clips]
+        lengths = {row: length for row, (_, length) in readable.items()}
+        return len(usable), _batches(usable, batch_size), unreadable, lengths
 
-    def _clips_or_reason(self, row: int) -> list[np.ndarray] | str:
-        """uint8[T, H, W, 3], `clips_per_video` times, or why there are none."""
+    def _clips_or_reason(self, row: int) -> tuple[list[np.ndarray], tuple[int, float]] | str:
+        """(uint8[T, H, W, 3], `clips_per_video` times; (frames, frames per second)), or why there are none."""
         try:
             with open(os.path.join(self.root, self.paths[row]), "rb") as file:
-                _, frames = raw_video.read(file, self.short_side)
+                fps, frames = raw_video.read(file, self.short_side)
                 stored = [jpeg.encode(frame, JPEG_QUALITY) for frame in frames]
         except (raw_video.BadVideo, OSError) as error:
             return str(error)
@@ -100,7 +121,7 @@ class VideoSource:
             indices = clips.frame_indices(len(stored), self.spec.num_frames, self.spec.frame_stride, position)
             clip = np.stack([jpeg.decode(stored[i]) for i in indices.tolist()])  # (T, h, w, 3)
             found.append(samples.crop_clip(clip, clips.CropDraw(), self.spec.crop_size))
-        return found
+        return found, (len(stored), fps)
 
 
 def _batches(usable: list[tuple[int, np.ndarray]], batch_size: int) -> Iterator[Batch]:

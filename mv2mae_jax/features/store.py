@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ class Store:
         with open(temporary, "wb") as file:
             np.savez(file, **columns)
         os.replace(temporary, self._path(part))
+
+    def count(self, num_parts: int, name: str, which: Callable[[np.ndarray], np.ndarray]) -> int:
+        """In how many rows of parts 0 to num_parts - 1 a column is as wanted."""
+        return sum(int(which(column).sum()) for column in _column([self._path(i) for i in range(num_parts)], name))
 
     def finish(self, num_parts: int, about: dict[str, Any]) -> tuple[int, dict[str, str]]:
         """Makes the file of parts 0 to num_parts - 1, one in memory at a time, and removes them.
