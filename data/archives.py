@@ -1,13 +1,19 @@
-"""Files in a folder and in the zip and tar archives in it, read without unpacking anything to disk.
+"""Files in a folder and in the zip and tar archives in it, read without unpacking them.
 
 A path goes through an archive as through a folder: 'nturgb+d_rgb_s001.zip/nturgb+d_rgb/S001C001P001R001A001_rgb.avi'.
+Whatever is wrong with one file or archive is told as its reason; the others are read.
 """
 
+import bz2
 import contextlib
-import io
+import copy
+import errno
+import lzma
 import os
+import shutil
 import stat
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,40 +23,97 @@ from typing import BinaryIO
 from console.errors import UnusableFile
 
 EXTENSIONS = (".zip", ".tar", ".tar.gz", ".tgz")
-# [ours] One file of an archive is held in memory while it is read, so its size is bounded, whatever the archive claims.
+# [ours] What is read of one file in an archive, whatever the archive claims.
 MAX_MEMBER_BYTES = 2**30
-# [ours] A tar archive has no index and is read from its start: all files of a shard at once, held in memory.
-MAX_TAR_BYTES_PER_SHARD = 4 * 2**30
+# [ours] A tar archive has no index and is read from its start: all files of a shard at once.
+MAX_TAR_BYTES_PER_SHARD = 16 * 2**30
+# [ours] More than this of an archive is kept in unnamed temporary files, not in memory. Ten times NTU's longest video.
+MAX_BYTES_IN_MEMORY = 64 * 2**20
+# [ours] LZMA's decoder keeps as much of what it has written as the archive says; the highest preset of xz says 64 MiB.
+MAX_LZMA_DICTIONARY_BYTES = 256 * 2**20
+# [ours] A tar archive may call a file by a name of any length, and give it attributes of any size.
+MAX_TAR_HEADER_BYTES = 2**20
+_TAR_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_COPIED_AT_ONCE = 2**20
 
 
-class BadArchive(Exception):
-    """An archive, or a file in one, that cannot be read; the message is the reason."""
+class BadArchive(UnusableFile):
+    """A file, an archive, or a file in one, that cannot be read; the message is the reason."""
 
 
-def files(folder: Path) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of every regular file below a folder, those in archives included.
+def files(folder: Path) -> Iterator[tuple[str, int | str]]:
+    """(path, bytes, or the reason why it cannot be read) of every file below a folder, those in archives included.
 
-    Links to folders are followed, each folder once. Paths are relative, with forward slashes.
-
-    Raises:
-      BadArchive: an archive is damaged, or is none.
+    Links to folders are followed, each folder once. Paths are relative, with forward slashes. The path of a folder that
+    cannot be listed ends with one. Bytes of a name that is not UTF-8 are escaped as \\x...
     """
-    seen = set()
-    for directory, subdirectories, names in os.walk(folder, followlinks=True):
+    seen, unlisted = set(), []
+    for directory, subdirectories, names in os.walk(folder, followlinks=True, onerror=unlisted.append):
         seen.add(os.path.realpath(directory))
         subdirectories[:] = [
             name for name in subdirectories if os.path.realpath(os.path.join(directory, name)) not in seen
         ]
         for name in names:
             path = Path(directory, name)
-            status = path.stat() if path.exists() else None  # not so for a link into nowhere
-            if status is None or not stat.S_ISREG(status.st_mode):  # nor a pipe, which would never end
-                continue
             relative = path.relative_to(folder).as_posix()
-            if name.lower().endswith(EXTENSIONS):
-                yield from ((f"{relative}/{member}", size) for member, size in _members(path))
+            if _escaped(relative) != relative:
+                yield _escaped(relative), "its name is not UTF-8: rename it"
+                continue
+            try:
+                num_bytes = _regular_bytes(path)
+                members = _members(path) if name.lower().endswith(EXTENSIONS) else None
+            except OSError as error:
+                yield relative, error.strerror or str(error)
+                continue
+            if members is None:
+                yield relative, num_bytes
             else:
-                yield relative, status.st_size
+                yield from ((f"{relative}/{member}", size) for member, size in members)
+    for error in unlisted:
+        relative = Path(error.filename).relative_to(folder).as_posix()
+        yield f"{_escaped(relative)}/", f"the folder cannot be listed: {error.strerror}"
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """As `open(path, "rb")`, but never waits: a pipe, a socket or a device is refused.
+
+    Raises:
+      BadArchive: it is no regular file.
+      OSError: as of `open`.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    try:
+        _check_regular(os.fstat(file.fileno()))
+    except BadArchive:
+        file.close()
+        raise
+    return file
+
+
+def _regular_bytes(path: Path) -> int:
+    status = path.stat()  # not opened, which is an event for some devices
+    _check_regular(status)
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return status.st_size
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+        kind = next((kind for is_kind, kind in kinds.items() if is_kind(status.st_mode)), "a folder")
+        raise BadArchive(f"is {kind}, not a file")
+
+
+def _escaped(path: str) -> str:
+    """As it can be printed and written; itself where it is text."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 class Reader(contextlib.ExitStack):
@@ -59,55 +122,88 @@ class Reader(contextlib.ExitStack):
     Archives stay open. Of a tar archive, the files wanted are read in one pass when the first is opened.
     """
 
-    def __init__(self, folder: Path, wanted: Sequence[str]):
-        """`wanted`: the paths that will be opened, each once, as `files` gives them."""
+    def __init__(self, folder: Path, wanted: Sequence[str], max_member_bytes: int | None = None):
+        """Opens nothing.
+
+        Args:
+          folder: where paths start.
+          wanted: the paths that will be opened, each once, as `files` gives them.
+          max_member_bytes: of a file in an archive (default: MAX_MEMBER_BYTES).
+        """
         super().__init__()
         self._folder = folder
         self._wanted = wanted
+        self._max_member_bytes = MAX_MEMBER_BYTES if max_member_bytes is None else max_member_bytes
         self._zips: dict[Path, zipfile.ZipFile] = {}
-        self._from_tar: dict[str, bytes] = {}
+        self._from_tar: dict[str, BinaryIO | BadArchive] = {}
+        self._memory_left = MAX_BYTES_IN_MEMORY  # for the files of tar archives, which wait until they are opened
 
     def open(self, path: str) -> BinaryIO:
         """The file, seekable; the caller closes it.
 
         Raises:
-          BadArchive: the file is damaged, or larger than MAX_MEMBER_BYTES.
-          OSError: as of `open`; a tar archive has changed, or holds too much to be read at once.
+          BadArchive: the file is damaged, larger than the bound, or none; a tar archive holds too much for one pass.
+          OSError: as of `open`; a tar archive has changed.
         """
         archive, member = _split(self._folder, path)
         if archive is None:
-            return open(self._folder / path, "rb")
+            return open_regular(self._folder / path)
         if archive.name.lower().endswith(".zip"):
-            return io.BytesIO(self._read_zip(archive, member))
+            return self._read_zip(archive, member)
         if path not in self._from_tar:
             self._read_tar(archive)
-        return io.BytesIO(self._from_tar.pop(path))
+        found = self._from_tar.pop(path)
+        if isinstance(found, BadArchive):
+            raise found
+        return found
 
-    def _read_zip(self, archive: Path, member: str) -> bytes:
+    def _read_zip(self, archive: Path, member: str) -> BinaryIO:
         with _reasons(archive):
             if archive not in self._zips:
-                self._zips[archive] = self.enter_context(zipfile.ZipFile(archive))
-            with self._zips[archive].open(member) as file:
-                content = file.read(MAX_MEMBER_BYTES + 1)
-        if len(content) > MAX_MEMBER_BYTES:
-            raise BadArchive(f"larger than {MAX_MEMBER_BYTES} bytes, in an archive: unpack {archive}")
-        return content
+                self._zips[archive] = self.enter_context(zipfile.ZipFile(self.enter_context(open_regular(archive))))
+            entry = self._zips[archive].getinfo(member)
+            if entry.file_size > self._max_member_bytes:  # no more than it claims is ever read
+                raise self._too_large(archive)
+            with _open_zipped(self._zips[archive], entry) as file:
+                return _copied(file, MAX_BYTES_IN_MEMORY)
+
+    def _too_large(self, archive: Path) -> BadArchive:
+        return BadArchive(f"larger than {self._max_member_bytes} bytes, in an archive: unpack {archive}")
 
     def _read_tar(self, archive: Path) -> None:
         prefix = archive.relative_to(self._folder).as_posix() + "/"
         members = {path.removeprefix(prefix) for path in self._wanted if path.startswith(prefix)}
-        num_bytes = 0
-        with _reasons(archive), tarfile.open(archive) as tar:
+        num_bytes, wanted = 0, set(members)
+        with _reasons(archive), open_regular(archive) as file, tarfile.open(fileobj=file, tarinfo=_TarEntry) as tar:
             for entry in tar:
-                if entry.isfile() and entry.name in members:
+                if not (entry.isfile() and entry.name in members):
+                    continue
+                members.discard(entry.name)
+                if entry.size > self._max_member_bytes:
+                    self._from_tar[prefix + entry.name] = self._too_large(archive)
+                elif num_bytes + entry.size > MAX_TAR_BYTES_PER_SHARD:
+                    too_much = f"{archive} holds more than is read from a tar archive in one pass: unpack this"
+                    self._from_tar |= {prefix + name: BadArchive(too_much) for name in wanted}
+                    return
+                else:
                     num_bytes += entry.size
-                    if entry.size > MAX_MEMBER_BYTES or num_bytes > MAX_TAR_BYTES_PER_SHARD:
-                        raise UnusableFile("it is larger than what is read from a tar archive in one pass: unpack this")
-                    self._from_tar[prefix + entry.name] = tar.extractfile(entry).read()
-                    members.discard(entry.name)
+                    self._from_tar[prefix + entry.name] = _copied(tar.extractfile(entry), self._memory_left)
+                    self._memory_left -= entry.size
                 if not members:
                     return
         raise UnusableFile(f"{archive} has changed since it was listed: {min(members)} is missing")
+
+
+def _copied(file: BinaryIO, max_bytes_in_memory: int) -> BinaryIO:
+    """What a file holds, as a seekable file that does not depend on the archive."""
+    copied = tempfile.SpooledTemporaryFile(max(1, max_bytes_in_memory))  # noqa: SIM115
+    try:
+        shutil.copyfileobj(file, copied, _COPIED_AT_ONCE)
+    except BaseException:
+        copied.close()
+        raise
+    copied.seek(0)
+    return copied
 
 
 def _split(folder: Path, path: str) -> tuple[Path | None, str]:
@@ -119,19 +215,82 @@ def _split(folder: Path, path: str) -> tuple[Path | None, str]:
     return None, path
 
 
-def _members(archive: Path) -> list[tuple[str, int]]:
-    with _reasons(archive):
+def _members(archive: Path) -> list[tuple[str, int | str]]:
+    """(path in it, bytes, or the reason why it cannot be read)."""
+    with _reasons(archive), open_regular(archive) as file:
         if archive.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(archive) as opened:
-                return [(entry.filename, entry.file_size) for entry in opened.infolist() if not entry.is_dir()]
-        with tarfile.open(archive) as opened:
-            return [(entry.name, entry.size) for entry in opened if entry.isfile()]
+            with zipfile.ZipFile(file) as opened:
+                found = [(entry.filename, entry.file_size) for entry in opened.infolist() if not entry.is_dir()]
+        else:
+            with tarfile.open(fileobj=file, tarinfo=_TarEntry) as opened:
+                found = [(entry.name, entry.size) for entry in opened if entry.isfile()]
+    unreadable = "its name in the archive is not UTF-8: unpack this"
+    return [(name, size) if _escaped(name) == name else (_escaped(name), unreadable) for name, size in found]
+
+
+def _open_zipped(opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:
+    """A file in a zip archive, which costs a bounded part of memory to read."""
+    if entry.compress_type not in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        return opened.open(entry)
+    # zipfile unpacks all that it has read of these at once, 4 KiB into as much as 4 GB; the decoders' own files do not.
+    packed_entry = copy.copy(entry)
+    packed_entry.compress_type, packed_entry.file_size = zipfile.ZIP_STORED, entry.compress_size
+    del packed_entry.CRC  # that of the unpacked bytes
+    packed = opened.open(packed_entry)
+    if entry.compress_type == zipfile.ZIP_BZIP2:
+        return _Checked(bz2.BZ2File(packed), entry)
+    properties = packed.read(9)  # APPNOTE.TXT, 5.8.8: version, size of the properties (5), these
+    if len(properties) < 9 or properties[2:4] != b"\5\0":
+        raise BadArchive("has no properties of LZMA")
+    dictionary_bytes = int.from_bytes(properties[5:], "little")
+    if dictionary_bytes > MAX_LZMA_DICTIONARY_BYTES:
+        raise BadArchive(f"needs {dictionary_bytes} bytes to be unpacked: unpack {opened.filename} yourself")
+    rest, lc = divmod(properties[4], 9)
+    pb, lp = divmod(rest, 5)
+    how = {"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": pb, "dict_size": dictionary_bytes}
+    return _Checked(lzma.LZMAFile(packed, format=lzma.FORMAT_RAW, filters=[how]), entry)
+
+
+class _Checked(contextlib.closing):
+    """A stream of as many bytes, with the checksum, as the entry says."""
+
+    def __init__(self, file: BinaryIO, entry: zipfile.ZipInfo):
+        super().__init__(file)
+        self._file, self._entry, self._left, self._crc = file, entry, entry.file_size, 0
+
+    def __enter__(self) -> "_Checked":
+        return self
+
+    def read(self, num_bytes: int) -> bytes:
+        found = self._file.read(min(num_bytes, self._left))
+        self._left -= len(found)
+        self._crc = zlib.crc32(found, self._crc)
+        if not found and (self._left or self._crc != self._entry.CRC):
+            raise zipfile.BadZipFile(f"Bad CRC-32 for file {self._entry.filename!r}")
+        return found
+
+
+class _TarEntry(tarfile.TarInfo):
+    """Refuses long names and attributes, which tarfile reads into memory whatever their size."""
+
+    @classmethod
+    def frombuf(cls, *arguments: object) -> "_TarEntry":
+        entry = super().frombuf(*arguments)
+        if entry.type in _TAR_HEADERS and entry.size > MAX_TAR_HEADER_BYTES:
+            raise ValueError(f"it claims a name or attributes of {entry.size} bytes")
+        return entry
 
 
 @contextlib.contextmanager
 def _reasons(archive: Path) -> Iterator[None]:
+    """Turns whatever an archive's content makes its reader raise into BadArchive."""
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, KeyError, RuntimeError) as error:
-        # A RuntimeError is zipfile's for a password or a compression that it lacks.
-        raise BadArchive(f"the archive {archive} cannot be read: {error}") from error
+    except BadArchive:
+        raise
+    except Exception as error:
+        # Damage makes Python's readers of archives and their decoders raise errors of many types. An OSError has a
+        # number where it is the file system's; EINVAL is that of a position before the file's start.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise BadArchive(f"the archive {archive} cannot be read: {error or type(error).__name__}") from error

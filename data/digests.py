@@ -3,7 +3,7 @@
 import concurrent.futures
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from console import progress
@@ -47,14 +47,10 @@ def check(folder: Path, part: str = "", *, show_progress: bool = False) -> dict[
       OSError: a file cannot be read.
     """
     try:
-        text = (folder / NAME).read_text()
-        lines = text.splitlines()
-        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        listed = read(folder)
     except FileNotFoundError:
         return {NAME: "missing"}
-    except ValueError:  # undecodable, or a line without its two parts
-        return {NAME: "damaged"}
-    if not listed or not text.endswith("\n"):
+    except ValueError:
         return {NAME: "damaged"}
     there = _files(folder)
     if part:
@@ -66,6 +62,28 @@ def check(folder: Path, part: str = "", *, show_progress: bool = False) -> dict[
     found = _compute(folder, listed.keys() & there, show_progress)
     wrong |= {name: "damaged" for name, digest in found.items() if digest != listed[name]}
     return {name: wrong[name] for name in sorted(wrong)}
+
+
+def check_some(folder: Path, names: Sequence[str], listed: Mapping[str, str]) -> dict[str, str]:
+    """As `check`, for some of the files, by the digests of `read`."""
+    wrong = {}
+    for name in names:
+        if name not in listed:
+            wrong[name] = f"not listed in {NAME}"
+        elif not (folder / name).is_file():
+            wrong[name] = "missing"
+        elif sha256_of(folder / name)[0] != listed[name]:
+            wrong[name] = "damaged"
+    return wrong
+
+
+def read(folder: Path) -> dict[str, str]:
+    """The digests in SHA256SUMS by the file's path. Raises FileNotFoundError, or ValueError where it is damaged."""
+    text = (folder / NAME).read_text()
+    listed = {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
+    if not listed or not text.endswith("\n"):
+        raise ValueError(f"{folder / NAME} has lost its end")
+    return listed
 
 
 def _files(folder: Path) -> set[str]:

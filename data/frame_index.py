@@ -92,20 +92,35 @@ class Frames:
         """Forgets the open files, which may have become stale."""
         # Of files, not descriptors: one that falls out of the cache stays open for the thread that still reads it.
         self._file = functools.lru_cache(_MAX_OPEN)(lambda name: io.FileIO(self._directory / name))
-        self._index = functools.cache(self._load_index)
+        self._index = functools.cache(self._open_index)
 
-    def _load_index(self) -> np.ndarray:
+    def _open_index(self) -> tuple[io.FileIO, int]:
+        """The file of entries, and where they begin. Read, not mapped: a mapped file that others shorten kills."""
         path = self._directory / NAME
+        file = io.FileIO(path)
         try:
-            index = np.load(path, mmap_mode="r")
-            whole = index.dtype == ENTRY and path.stat().st_size == index.offset + index.nbytes
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("its format is not that of version 1.0")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         except OSError:
             raise
         except Exception as error:  # of NumPy and of Python's parser, which NumPy reads the header with
             raise DamagedFrame(f"{path} has changed: {error}") from error
-        if not whole or len(index) != self._num_frames:
+        start = file.tell()
+        whole = dtype == ENTRY and os.fstat(file.fileno()).st_size == start + self._num_frames * ENTRY.itemsize
+        if not whole or shape != (self._num_frames,):
             raise DamagedFrame(f"{path} has changed: it does not hold {self._num_frames} entries")
-        return index
+        return file, start
+
+    def _entries(self, record: int, frames: Sequence[int]) -> list[tuple[int, int, int]]:
+        numbers = np.asarray(frames)
+        first = int(numbers.min())
+        entries = np.zeros(int(numbers.max()) + 1 - first, ENTRY)
+        file, start = self._index()
+        position = start + ENTRY.itemsize * (int(self._first_frame[record]) + first)
+        if os.preadv(file.fileno(), [entries], position) != entries.nbytes:
+            raise DamagedFrame(f"{self._directory / NAME} has changed: it has lost its end")
+        return entries[numbers - first].tolist()
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_index")}
@@ -123,10 +138,10 @@ class Frames:
         """
         shard = int(np.searchsorted(self._first_record, record, side="right")) - 1
         file = self._file(self._shard_names[shard])
-        entries = self._index()[self._first_frame[record] + np.asarray(frames)].tolist()
+        entries = self._entries(record, frames)
         found, file_bytes = [], os.fstat(file.fileno()).st_size
         for frame, (start, num_bytes, checksum) in zip(frames, entries, strict=True):
-            if not 0 <= start <= file_bytes - num_bytes:  # before memory is taken for so many bytes
+            if not (num_bytes and 0 <= start <= file_bytes - num_bytes):  # before memory is taken for so many bytes
                 raise DamagedFrame(f"{self._directory / NAME} has changed: frame {frame} lies outside of {file.name}")
             stored = read(file.fileno(), start, num_bytes)
             if zlib.crc32(stored) != checksum:

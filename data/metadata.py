@@ -58,7 +58,8 @@ def write(
     Returns:
       What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.
     """
-    tables, quarantined, sha256, shard_list = [], [], {}, []
+    tables, sha256, shard_list = [], {}, []
+    quarantined = [dict(path=path, take=take, reason=reason) for path, take, reason in listing.unreadable]
     for job in jobs:
         account = shards.account_of(job, settings, output_dir)
         assert account is not None, job.part_name
@@ -76,7 +77,7 @@ def write(
             carry_truth.carry(truth_dir, views, shown, output_dir / truth.FOLDER, shards.write_atomically)
         except UserError as error:
             raise PreparationError(str(error)) from error
-    _write_frame_index(jobs, output_dir)
+    _write_frame_index(jobs, pc.sum(views["num_frames"]).as_py() or 0, output_dir)
     _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, output_dir)
     unmatched = [{"path": path, "reason": reason} for path, reason in listing.unmatched]
     _write_table("unmatched.csv", ("path", "reason"), unmatched, output_dir)
@@ -95,7 +96,8 @@ def write(
             "takes": len(views["take"].unique()),
             "frames": pc.sum(views["num_frames"]).as_py() or 0,
             "bytes": sum(shard["bytes"] for shard in shard_list),
-            "quarantined": len(quarantined),
+            "quarantined": len(quarantined) - len(listing.unreadable),
+            "unreadable": len(listing.unreadable),
             "unmatched": len(listing.unmatched),
         },
         "shards": shard_list,
@@ -112,18 +114,14 @@ def _write_manifest(views: pa.Table, output_dir: Path) -> None:
     shards.write_atomically(output_dir / "manifest.parquet", manifest.getvalue())
 
 
-def _write_frame_index(jobs: Sequence[shards.Job], output_dir: Path) -> None:
-    """Joins the shards' tables; they need not fit into memory together."""
+def _write_frame_index(jobs: Sequence[shards.Job], num_frames: int, output_dir: Path) -> None:
+    """Joins the shards' tables, which need not fit into memory together."""
     parts = [output_dir / shards.PARTS / job.index_name for job in jobs]
-    num_frames = sum(len(np.load(part, mmap_mode="r")) for part in parts)
-    with shards.atomic_file(output_dir / frame_index.NAME) as temporary:
-        index = np.lib.format.open_memmap(temporary, "w+", frame_index.ENTRY, (num_frames,))
-        end = 0
+    header = {"descr": np.lib.format.dtype_to_descr(frame_index.ENTRY), "fortran_order": False, "shape": (num_frames,)}
+    with shards.atomic_file(output_dir / frame_index.NAME) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for part in parts:
-            entries = np.load(part)
-            index[end : end + len(entries)] = entries
-            end += len(entries)
-        index.flush()
+            file.write(np.load(part).tobytes())
 
 
 def _write_table(name: str, columns: Sequence[str], rows: Sequence[dict], output_dir: Path) -> None:
@@ -174,7 +172,7 @@ def _damaged_takes(shard: Path) -> list[str]:
     part = shard.parent / shards.PARTS / f"{shard.name.partition('.array_record-')[2]}.json"
     try:
         rows = json.loads(part.read_bytes())["records"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return ["unknown, since its account is damaged, too"]
     takes = [row["take"] for index, row in enumerate(rows) if _checksum(shard, index) != row["checksum"]]
     return sorted(set(takes or [row["take"] for row in rows]))

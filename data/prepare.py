@@ -102,6 +102,8 @@ def prepare(
         synchronised=names.synchronised,
     )
     jobs = shards.plan(listing)
+    for line in _unreadable(listing):
+        announce(line)
     with _locked(output_dir):
         for line in _check_truth(truth_dir, listing, output_dir):
             announce(line)
@@ -158,7 +160,8 @@ def _begin(settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Pa
     if path.exists():
         try:
             before = json.loads(path.read_bytes())
-        except ValueError as error:
+            before = {key: type(value)(before[key]) for key, value in plan.items()}
+        except (ValueError, KeyError, TypeError) as error:
             raise PreparationError(f"{path} is damaged ({error}): delete it and give the command again") from error
         _check_same_plan(before, plan, output_dir)
     else:
@@ -205,6 +208,7 @@ def dry_run(
         f"{_count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
         f"{_count(len(jobs), 'shard')}",
         *(f"  {_count(takes_with[views], 'take')} with {_count(views, 'view')}" for views in sorted(takes_with)),
+        *_unreadable(listing),
         *_unmatched(listing.unmatched),
         *(_describe_truth(truth_dir, listing) if truth_dir else []),
         *_expected(jobs, input_dir, output_dir, short_side, encode, num_workers),
@@ -258,16 +262,23 @@ def report(prepared: dict, output_dir: Path) -> str:
     counts = prepared["counts"]
     quarantined = [f"{entry['path']}: {entry['reason']}" for entry in prepared["quarantined"]]
     where = f", listed with reasons in {output_dir / 'quarantine.csv'}:" if quarantined else ""
+    unreadable = f" and {_count(counts['unreadable'], 'file')} not to be read" if counts["unreadable"] else ""
     lines = [
         f"in:    {_count(counts['videos_in'], 'video')} of {_count(counts['takes_in'], 'take')}, "
         f"{counts['bytes_in'] / 1e6:.1f} MB",
         f"out:   {_count(counts['videos'], 'video')} of {_count(counts['takes'], 'take')}, {counts['frames']} frames, "
         f"{counts['bytes'] / 1e6:.1f} MB in {_count(len(prepared['shards']), 'shard')}: {output_dir}",
-        f"aside: {_count(counts['quarantined'], 'video')}{where}",
+        f"aside: {_count(counts['quarantined'], 'video')}{unreadable}{where}",
         *_shortened(quarantined),
         *_unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
     ]
     return "\n".join(lines)
+
+
+def _unreadable(listing: Listing) -> list[str]:
+    """Told before the work begins: what is mended then is prepared with the rest."""
+    lines = [f"  {path}: {reason}" for path, _, reason in listing.unreadable]
+    return [f"cannot be read: {_count(len(lines), 'file')}", *lines] if lines else []
 
 
 def _unmatched(unmatched: Sequence[tuple[str, str]], where: str = "") -> list[str]:
@@ -315,11 +326,11 @@ def _run(options: argparse.Namespace) -> int:
         write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
     )
     print(report(prepared, options.output))
-    num_quarantined = prepared["counts"]["quarantined"]
+    num_quarantined = len(prepared["quarantined"])
     if num_quarantined <= options.max_quarantined:
         return ExitCode.DONE
     print(
-        f"{_count(num_quarantined, 'video')} in quarantine, more than --max_quarantined={options.max_quarantined}: the "
+        f"{_count(num_quarantined, 'file')} in quarantine, more than --max_quarantined={options.max_quarantined}: the "
         f"set is complete without them, and exit code {ExitCode.PARTLY} says so",
         file=sys.stderr,
     )

@@ -133,7 +133,7 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
       settings: how.
       input_dir: where the videos' paths start.
       output_dir: of the prepared set; its PARTS folder exists.
-      starting: called with the path of each video before it is opened.
+      starting: called with the path of each video before it is opened; a `raw_video.BadVideo` of it sets it aside.
 
     Raises:
       PreparationError: a video has vanished, or the file system refuses to read it.
@@ -164,9 +164,11 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
         "inputs": job.digest(settings),
         "bytes": num_bytes,
         "sha256": sha256,
+        "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
         "records": rows,
         "quarantined": quarantined,
     }
+    account["account_sha256"] = _digest(account)
     write_atomically(output_dir / PARTS / job.part_name, json.dumps(account, indent=1).encode())
 
 
@@ -176,14 +178,20 @@ def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
     Returns:
       file, inputs (a digest), bytes, sha256, records (rows of the manifest), quarantined (path, take, reason).
     """
-    shard = output_dir / job.file_name(settings.dataset)
+    shard, index = output_dir / job.file_name(settings.dataset), output_dir / PARTS / job.index_name
     try:
         account = json.loads((output_dir / PARTS / job.part_name).read_bytes())
         finished = account["inputs"] == job.digest(settings) and account["bytes"] == shard.stat().st_size
-        finished &= (output_dir / PARTS / job.index_name).exists()
-    except (FileNotFoundError, ValueError, KeyError):  # not made, not finished, or the account is damaged
-        return None
+        # None in accounts from before there were these digests.
+        finished &= account.pop("account_sha256", None) in (None, _digest(account))
+        finished &= account.get("index_sha256") in (None, digests.sha256_of(index)[0])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # not made, not finished, or the account is damaged
     return account if finished else None
+
+
+def _digest(account: dict) -> str:
+    return hashlib.sha256(json.dumps(account, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -232,18 +240,22 @@ def _encode_takes(
         for recording in _group(job.videos, _recording):
             encoded = {}
             for videos in _group(recording, lambda video: video.path):
-                starting(videos[0].path)
-                encoded |= _encode_file(videos, settings, input_dir, files)
+                encoded |= _encode_file(videos, settings, input_dir, files, starting)
             for take in _group(recording, lambda video: video.take):
                 yield _choose_views({video: encoded[video] for video in take}, settings)
 
 
 def _encode_file(
-    videos: Sequence[Video], settings: Settings, input_dir: Path, files: archives.Reader
+    videos: Sequence[Video],
+    settings: Settings,
+    input_dir: Path,
+    files: archives.Reader,
+    starting: Callable[[str], None],
 ) -> dict[Video, EncodedVideo | str]:
     """The videos cut from one file, or the reasons why they cannot be had."""
     path = videos[0].path
     try:
+        starting(path)
         with files.open(path) as file:
             fps, frames = raw_video.read(file, settings.short_side)
             encode = functools.partial(codec.get(settings.codec).encode, quality=settings.quality)

@@ -5,7 +5,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,12 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from console.errors import UserError
-from data import catalog, codec, dct, truth
+from data import catalog, codec, dct, digests, frame_index, truth
 from data.frame_cache import FrameCache
-from data.frame_index import Frames
 from data.truth import Truth
 
+MANIFEST = "manifest.parquet"
 FORMAT_VERSION = 3  # of a prepared set
+# [ours] Of a file that is compared with its digest on opening, which takes a quarter of a second for so many. They are 16
+# million frames of frames.npy, where NTU-120 has ten. In a longer one, only the checksums of frames tell of changes.
+MAX_CHECKED_BYTES = 2**28
 # [ours] A read that fails is tried again after so many seconds each: a network file system may have hiccups.
 RETRY_AFTER_SECONDS = (0.1, 1.0)
 
@@ -60,7 +65,7 @@ class Prepared:
     class_names: tuple[str, ...]
     views: Mapping[str, np.ndarray]
     not_synchronised: str
-    stored: Frames
+    stored: frame_index.Frames
     truth: Truth | None = None
     pixels: FrameCache | None = None
     coefficients: FrameCache | None = None
@@ -279,7 +284,8 @@ def open_prepared(directory: str | Path) -> Prepared:
       directory: the --output of `python -m data.prepare`.
 
     Raises:
-      ValueError: it is missing, not a prepared set, or not complete; the message says which command makes it so.
+      ValueError: it is missing, not a prepared set, not complete, without a take, or its small files are not those that
+        were written (SHA256SUMS); the message says which command makes it so.
     """
     directory = Path(directory)
     command = f"python -m data.prepare --dataset=... --input=... --output={directory}"
@@ -289,14 +295,35 @@ def open_prepared(directory: str | Path) -> Prepared:
         if (directory / "plan.json").exists():
             raise UserError(f"the preparation of {directory} is not finished: go on with `{command}`")
         raise UserError(f"{directory} is not a prepared data set (no prepared.json). Make one with `{command}`")
-    prepared = json.loads((directory / "prepared.json").read_bytes())
-    if prepared["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{directory} was prepared by another version of this program: delete it and run `{command}`")
+    listed, wrong = _check_digests(directory)
+    damage = "; ".join(f"{directory / name} is {problem}" for name, problem in wrong.items())
+    advice = (
+        f"`python -m data.prepare --verify --output={directory}` tells what else is. `{command}`, as it was given at "
+        "first, makes these files anew where the folder parts/ is intact; else delete what is damaged, or copy it again"
+    )
+    path = directory / "prepared.json"
+    try:
+        prepared = json.loads(path.read_bytes())
+        version = prepared["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{damage or f'{path} is damaged'}: {advice}") from error
+    if version != FORMAT_VERSION:
+        or_damaged = f" ({damage}: {advice})" if wrong else ""
+        raise UserError(
+            f"{directory} was prepared by another version of this program: delete it and run `{command}`{or_damaged}"
+        )
+    if wrong:
+        raise UserError(f"{damage}: {advice}")
     for shard in prepared["shards"]:
         path = directory / shard["file"]
         if not path.exists() or path.stat().st_size != shard["bytes"]:
             raise UserError(f"{path} is missing or has lost its end: make it anew with `{command}`")
-    views = _Columns(directory / "manifest.parquet")
+    views = _Columns(directory / MANIFEST, listed.get(MANIFEST))
+    if not any(shard["records"] for shard in prepared["shards"]):
+        raise UserError(
+            f"{directory} holds no takes: all videos were left out when it was prepared. "
+            f"{directory / 'quarantine.csv'} says why of each"
+        )
     return Prepared(
         directory=str(directory),
         name=prepared["dataset"],
@@ -304,18 +331,41 @@ def open_prepared(directory: str | Path) -> Prepared:
         class_names=tuple(prepared["class_names"]),
         views=views,
         not_synchronised=prepared["not_synchronised"],
-        stored=Frames(
+        stored=frame_index.Frames(
             directory, [(shard["file"], shard["records"]) for shard in prepared["shards"]], views["num_frames"]
         ),
         truth=Truth.open(directory / truth.FOLDER, views),
     )
 
 
+def _check_digests(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The digests in SHA256SUMS, and what is wrong with the small files that decide what the records mean, by name."""
+    names = ["prepared.json", MANIFEST, frame_index.NAME]
+    try:
+        listed = digests.read(directory)
+    except ValueError:
+        return {}, {digests.NAME: "damaged"}
+    except FileNotFoundError:
+        warnings.warn(
+            f"{directory / digests.NAME} is missing, so nothing tells whether {', '.join(names)} are as they were "
+            "written. The preparing command, given again, writes it",
+            stacklevel=3,
+        )
+        return {}, {}
+    names += [name for name in listed if name.startswith(f"{truth.FOLDER}/")]
+    paths = [directory / name for name in names]
+    small = [not path.is_file() or path.stat().st_size <= MAX_CHECKED_BYTES for path in paths]
+    names = list(itertools.compress(names, [True, True, *small[2:]]))
+    return listed, digests.check_some(directory, names, listed)
+
+
 class _Columns(Mapping):
     """The columns of a manifest, each read when it is first asked for; to other processes goes the path alone."""
 
-    def __init__(self, path: Path):
-        self._path, self._read = path, {}
+    def __init__(self, path: Path, sha256: str | None = None):
+        """`sha256`: of the file, which may then be written anew, but not changed; None if that is not known."""
+        self._path, self._sha256 = path, sha256
+        self._read, self._state = {}, _state(path)
         with pq.ParquetFile(path) as manifest:
             self._names = tuple(manifest.schema_arrow.names)
 
@@ -323,6 +373,10 @@ class _Columns(Mapping):
         if name not in self._read:
             if name not in self._names:
                 raise KeyError(name)
+            if self._sha256 and _state(self._path) != self._state:
+                self._state = _state(self._path)
+                if digests.sha256_of(self._path)[0] != self._sha256:
+                    raise UserError(f"{self._path} has changed since it was opened: start again")
             with pq.ParquetFile(self._path) as manifest:
                 self._read[name] = _column(manifest, name)
         return self._read[name]
@@ -335,6 +389,12 @@ class _Columns(Mapping):
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_read": {}}
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Another one once the file has been written to."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def _column(manifest: pq.ParquetFile, name: str) -> np.ndarray:

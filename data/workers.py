@@ -1,12 +1,13 @@
 """The processes that write the shards."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -19,10 +20,16 @@ from data.listing import PreparationError
 _GO_ON = "Finished shards are kept: the same command goes on from here"
 _num_started = None  # videos, counted by all workers; set in each worker
 _at_work = None  # the file that names the video that this worker reads
+_refused: Mapping[str, str] = {}  # path -> reason, of videos that have ended a worker
 _began = 0.0  # seconds of processor time when it began with that
-# [ours] Beyond what `raw_video` allows a video: it looks between two frames, so only a decoder that never comes to the
-# next one is still at work then.
+_began_on_clock = None  # seconds; None while it has no video
+# [ours] Beyond what `raw_video` allows a video: it looks between two frames and two reads, so only a decoder that never
+# comes to the next one, or a read that never ends, is still at work then.
 _GRACE_CPU_SECONDS = 60
+_GRACE_SECONDS = 60
+_OVERTIME = 1  # the exit code of a worker that has ended itself
+# [ours] How a decoder ends a process that a video makes it fail in. SIGKILL is the kernel's, for memory.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
 
 def write_shards(
@@ -46,43 +53,106 @@ def write_shards(
     Raises:
       PreparationError: the disk is full, a video has vanished, or a process was killed; finished shards stay.
     """
-    context = multiprocessing.get_context("spawn")
-    num_started = context.Value("q", 0)
-    others = set(multiprocessing.active_children())
-    num_before = num_files - sum(job.num_files for job in jobs)
-    with (
-        progress.Bar(num_files, "preparing", "videos", initial=num_before) as bar,
-        concurrent.futures.ProcessPoolExecutor(
-            min(num_workers, len(jobs)),
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(num_started, output_dir),
-        ) as executor,
-    ):
-        pending = {executor.submit(_write_shard, job, settings, input_dir, output_dir) for job in jobs}
-        try:
-            while pending:
-                done, pending = concurrent.futures.wait(
-                    pending, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                bar.advance_to(num_before + num_started.value)
-                for future in done:
-                    future.result()
-        except BaseException as error:
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-                process.join()
-            if isinstance(error, OSError):
+    num_started = multiprocessing.get_context("spawn").Value("q", 0)
+    missing, crashed, refused = set(jobs), set(), {}
+    with progress.Bar(num_files, "preparing", "videos", initial=num_files - _num_files(jobs)) as bar:
+        while missing:
+            num_before = num_files - _num_files(missing)
+            num_started.value = 0
+            processes: set[multiprocessing.Process] = set()
+            try:
+                how = (output_dir, settings, input_dir, refused)
+                with contextlib.closing(_run(missing, num_workers, num_started, processes, *how)) as finished:
+                    for job in finished:
+                        bar.advance_to(num_before + num_started.value)
+                        missing = missing - {job}
+            except OSError as error:
                 raise PreparationError(f"cannot write to {output_dir}: {error}. {_GO_ON}") from error
-            if isinstance(error, BrokenProcessPool):
-                at_work = ", ".join(sorted(path.read_text() for path in output_dir.glob(".video.*.tmp")))
-                raise PreparationError(
-                    "a worker process was killed: perhaps for memory (then give fewer --workers), perhaps by a video "
-                    f"that was being read and crashed the decoder or held it for more than "
-                    f"{raw_video.MAX_CPU_SECONDS + _GRACE_CPU_SECONDS} s (then move it away): {at_work}. {_GO_ON}"
-                ) from error
-            raise
+            except BrokenProcessPool as error:
+                if not _blame(processes, output_dir, crashed, refused):
+                    at_work = ", ".join(sorted(path.read_text() for path in output_dir.glob(".video.*.tmp")))
+                    raise PreparationError(
+                        "a worker process was killed: perhaps for memory (then give fewer --workers), perhaps by a "
+                        f"video that was being read (then move it away): {at_work}. {_GO_ON}"
+                    ) from error
+                for leftover in output_dir.glob(".*.tmp"):
+                    leftover.unlink()
+
+
+def _num_files(jobs: Iterable[shards.Job]) -> int:
+    return sum(job.num_files for job in jobs)
+
+
+def _run(
+    jobs: Collection[shards.Job],
+    num_workers: int,
+    num_started: multiprocessing.Value,
+    processes: set[multiprocessing.Process],
+    output_dir: Path,
+    *arguments: object,
+) -> Iterator[shards.Job | None]:
+    """Each job when it is done, and None every half a second.
+
+    Args:
+      jobs: to be done.
+      num_workers: as of `write_shards`.
+      num_started: see `_num_started`.
+      processes: receives the workers.
+      output_dir: of the prepared set.
+      *arguments: of `_write_shard`, after the job and the folder.
+    """
+    others = set(multiprocessing.active_children())
+    executor = concurrent.futures.ProcessPoolExecutor(
+        min(num_workers, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(num_started, output_dir),
+    )
+    try:
+        in_order = sorted(jobs, key=lambda job: job.shard)
+        job_of = {executor.submit(_write_shard, job, output_dir, *arguments): job for job in in_order}
+        processes |= set(multiprocessing.active_children()) - others
+        pending = set(job_of)
+        while pending:
+            done, pending = concurrent.futures.wait(
+                pending, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            yield None
+            for future in done:
+                future.result()
+                yield job_of[future]
+        executor.shutdown()
+    except BaseException as error:
+        executor.shutdown(wait=isinstance(error, BrokenProcessPool), cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+            process.join()
+        raise
+
+
+def _blame(
+    processes: Iterable[multiprocessing.Process], output_dir: Path, crashed: set[str], refused: dict[str, str]
+) -> bool:
+    """Whether a video has ended a worker: `refused` receives it, if it is in `crashed` already, or takes for ever.
+
+    A crash may have been the machine's fault, so the video is tried once more.
+    """
+    blamed = False
+    for process in processes:
+        at_work = output_dir / f".video.{process.pid}.tmp"
+        overtime = process.exitcode == _OVERTIME
+        if not at_work.exists() or not (overtime or -(process.exitcode or 0) in _CRASHES):
+            continue
+        path, blamed = at_work.read_text(), True
+        if overtime:
+            refused[path] = (
+                f"held the decoder for more than {raw_video.MAX_CPU_SECONDS + _GRACE_CPU_SECONDS} s of processor time, "
+                f"or {raw_video.MAX_SECONDS + _GRACE_SECONDS} s in all"
+            )
+        elif path in crashed:
+            refused[path] = f"crashes the decoder ({signal.Signals(-process.exitcode).name}), twice"
+        crashed.add(path)
+    return blamed
 
 
 def _start_worker(num_started: multiprocessing.Value, output_dir: Path) -> None:
@@ -97,19 +167,35 @@ def _start_worker(num_started: multiprocessing.Value, output_dir: Path) -> None:
 def _watch() -> None:
     """Ends this process with the main process, or when a video holds it for ever."""
     parent = multiprocessing.parent_process()
-    while parent.is_alive() and time.process_time() - _began < raw_video.MAX_CPU_SECONDS + _GRACE_CPU_SECONDS:
+    while parent.is_alive() and not _is_overdue():
         parent.join(timeout=1.0)
-    os._exit(1)
+    os._exit(_OVERTIME)
 
 
-def _write_shard(job: shards.Job, settings: shards.Settings, input_dir: Path, output_dir: Path) -> None:
+def _is_overdue() -> bool:
+    began = _began_on_clock
+    on_clock = 0.0 if began is None else time.monotonic() - began
+    return (
+        time.process_time() - _began >= raw_video.MAX_CPU_SECONDS + _GRACE_CPU_SECONDS
+        or on_clock >= raw_video.MAX_SECONDS + _GRACE_SECONDS
+    )
+
+
+def _write_shard(
+    job: shards.Job, output_dir: Path, settings: shards.Settings, input_dir: Path, refused: Mapping[str, str]
+) -> None:
+    global _began_on_clock, _refused
+    _refused = refused
     shards.write(job, settings, input_dir, output_dir, _starting)
+    _began_on_clock = None
     _at_work.unlink()
 
 
 def _starting(path: str) -> None:
-    global _began
-    _began = time.process_time()
-    _at_work.write_text(path)
+    global _began, _began_on_clock
+    _began, _began_on_clock = time.process_time(), time.monotonic()
+    _at_work.write_text(path, encoding="utf-8")
     with _num_started.get_lock():
         _num_started.value += 1
+    if path in _refused:
+        raise raw_video.BadVideo(_refused[path])

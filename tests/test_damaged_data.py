@@ -1,17 +1,21 @@
 """A damaged record met in training: found, replaced reproducibly, told; and a reader that never gives other pixels."""
 
+import os
 import shutil
 import signal
+import subprocess
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from console.command import ExitCode
-from data import frame_index, pipeline, prepare, samples, takes
+from data import frame_index, metadata, pipeline, prepare, samples, takes
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
+from mv2mae_jax import features
 from tests import faults, tiny
 
 
@@ -56,6 +60,92 @@ def test_the_damage_is_where_it_was_put(damaged_set):
     assert found.value.record == record
     for other in (record - 1, record + 1):
         prepared.read(other, np.arange(prepared.views["num_frames"][other]))
+
+
+@pytest.mark.parametrize("name", ["prepared.json", "manifest.parquet", "frames.npy", "SHA256SUMS"])
+def test_no_bit_of_the_small_files_changes_a_meaning(synthetic_set, tmp_path, name):
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
+    content, rng = (copy / name).read_bytes(), np.random.default_rng(0)
+    positions = rng.integers(len(content), size=100)
+    if name == "SHA256SUMS":  # of the other lines, only --verify looks at the digests
+        lines = [content.index(b"  " + other) for other in (b"prepared.json", b"manifest.parquet", b"frames.npy")]
+        positions = [end - int(back) for end in lines for back in rng.integers(1, 64, 10)]
+    for position in positions:
+        changed = bytearray(content)
+        changed[position] ^= 1 << int(rng.integers(8))
+        (copy / name).write_bytes(changed)
+        with pytest.raises(ValueError, match=r"(frames\.npy|manifest\.parquet|prepared\.json|SHA256SUMS) is damaged"):
+            takes.open_prepared(copy)
+    (copy / name).write_bytes(content)
+    takes.open_prepared(copy)
+
+
+def test_a_small_file_that_is_missing_or_unlisted_is_told(synthetic_set, tmp_path):
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
+    listed = (copy / "SHA256SUMS").read_text()
+    (copy / "SHA256SUMS").write_text("".join(line for line in listed.splitlines(True) if "manifest" not in line))
+    with pytest.raises(ValueError, match=r"manifest\.parquet is not listed in SHA256SUMS"):
+        takes.open_prepared(copy)
+    (copy / "SHA256SUMS").unlink()
+    with pytest.warns(UserWarning, match=r"SHA256SUMS is missing, so nothing tells whether prepared\.json"):
+        takes.open_prepared(copy)
+    (copy / "SHA256SUMS").write_text(listed)
+    (copy / "frames.npy").unlink()
+    with pytest.raises(ValueError, match=r"frames\.npy is missing"):
+        takes.open_prepared(copy)
+
+
+def test_a_manifest_may_be_written_anew_but_not_changed(synthetic_set, tmp_path):
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
+    prepared, manifest = takes.open_prepared(copy), copy / "manifest.parquet"
+    content = manifest.read_bytes()
+    manifest.write_bytes(content)
+    os.utime(manifest, ns=(0, 0))
+    prepared.views["label"]
+    manifest.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    with pytest.raises(ValueError, match=r"manifest\.parquet has changed since it was opened"):
+        prepared.views["subject"]
+
+
+def test_a_frame_table_that_shrinks_or_changes_is_damage_not_the_end(synthetic_set, tmp_path):
+    """As `cp` and `rsync --inplace` do it, to a set that is being read."""
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
+    prepared, table = takes.open_prepared(copy), copy / "frames.npy"
+    last, content = len(prepared.views["record"]) - 1, table.read_bytes()
+    wanted = prepared.read(last, np.array([0, 5]))
+    for changed in (content[: len(content) // 2], b"", content[:200] + bytes(len(content) - 200)):
+        with open(table, "rb+") as file:
+            file.truncate(len(changed))
+            file.write(changed)
+        with pytest.raises(takes.DamagedRecord, match="has changed"):
+            prepared.read(last, np.array([0, 5]))
+    table.write_bytes(content)
+    np.testing.assert_array_equal(prepared.read(last, np.array([0, 5])), wanted)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_table_that_does_not_fit_on_the_disk_is_an_error(small_disk):
+    """Where mapped memory would end the process with SIGBUS."""
+    shards_dir = small_disk / "parts"
+    shards_dir.mkdir()
+    part = np.zeros(2**15, frame_index.ENTRY)  # 512 KiB
+    np.save(shards_dir / "0.frames.npy", part)
+    jobs = [types.SimpleNamespace(index_name="0.frames.npy")] * 2
+    with pytest.raises(OSError, match="No space left"):
+        metadata._write_frame_index(jobs, 2 * len(part), small_disk)
+    model = types.SimpleNamespace(num_tokens=2**10, width=2**9)
+    with pytest.raises(OSError, match="No space left"):
+        features.map_tokens(str(small_disk), 10, model)
 
 
 def test_other_samples_stand_in_and_nothing_else_changes(synthetic_set, damaged_set):

@@ -389,6 +389,32 @@ def test_damage_in_a_shard_names_the_takes_and_is_repaired(raw, uninterrupted, t
     assert files_of(tmp_path) == files_of(uninterrupted)
 
 
+@pytest.mark.parametrize("name", ["00002-of-00009.json", "00002-of-00009.frames.npy"])
+def test_what_says_what_is_done_is_not_believed_when_damaged(raw, uninterrupted, tmp_path, name):
+    for path, content in files_of(uninterrupted).items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    part = tmp_path / "parts" / name
+    content, rng = part.read_bytes(), np.random.default_rng(0)
+    for _ in range(3):
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        part.write_bytes(changed)
+        assert prepare.main(arguments(raw, tmp_path)) == 0
+        assert files_of(tmp_path) == files_of(uninterrupted)
+
+
+def test_a_set_without_a_take_is_refused_in_words(tmp_path):
+    for view in range(2):
+        path = video_files.write_video(tmp_path / "raw" / f"a_cam{view}.avi", video_files.moving_square(4, 24, 32, 0))
+        path.write_bytes(b"no video")
+    assert prepare.main(arguments(tmp_path / "raw", tmp_path / "out")) == ExitCode.PARTLY
+    with pytest.raises(
+        ValueError, match=r"holds no takes: all videos were left out .*quarantine\.csv says why of each"
+    ):
+        takes.open_prepared(tmp_path / "out")
+
+
 def test_tfds_reads_the_prepared_set(uninterrupted):
     source = tfds.builder_from_directory(uninterrupted).as_data_source("takes")
     prepared = takes.open_prepared(uninterrupted)

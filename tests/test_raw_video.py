@@ -1,16 +1,20 @@
 """What keeps a hostile file from costing more than its share."""
 
+import gzip
 import multiprocessing
 import os
 import tarfile
 import time
+import tracemalloc
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data import archives, catalog, raw_video, workers
 from data.listing import list_videos
-from tests import video_files
+from tests import fuzz, video_files
 
 
 @pytest.fixture
@@ -23,6 +27,19 @@ def test_a_video_that_takes_too_long_is_refused(video, monkeypatch):
     monkeypatch.setattr(time, "process_time", lambda: next(clock))
     with open(video, "rb") as file, pytest.raises(raw_video.BadVideo, match="frame 2 is not reached in 1800 s"):
         list(raw_video.read(file, 32)[1])
+
+
+def test_a_read_that_takes_too_long_ends(video, monkeypatch):
+    """Wherever it happens: while the container is opened, or between two frames."""
+    long = video_files.write_video(
+        video.with_name("long.mkv"), np.random.default_rng(0).integers(0, 256, (40, 120, 160, 3), np.uint8)
+    )
+    for limit in (-1, 1.5):
+        clock = iter(np.arange(0, 1000, 0.1))
+        monkeypatch.setattr(raw_video, "MAX_SECONDS", limit)
+        monkeypatch.setattr(time, "monotonic", lambda clock=clock: next(clock))
+        with open(long, "rb") as file, pytest.raises(raw_video.BadVideo, match=r"its end is not reached in .* s"):
+            list(raw_video.read(file, 32)[1])
 
 
 def _never_end(at_work):
@@ -39,11 +56,49 @@ def test_a_decoder_that_never_ends_is_ended(tmp_path):
     assert worker.exitcode == 1
 
 
+def _hang(at_work):
+    raw_video.MAX_SECONDS = 0.5 - workers._GRACE_SECONDS
+    workers._start_worker(multiprocessing.Value("q", 0), at_work)
+    workers._starting("a.avi")
+    time.sleep(600)  # as a read from a server that does not answer
+
+
+def test_a_read_that_never_ends_is_ended(tmp_path):
+    worker = multiprocessing.get_context("spawn").Process(target=_hang, args=(tmp_path,))
+    worker.start()
+    worker.join(timeout=60)
+    assert worker.exitcode == 1
+
+
 def test_what_is_no_file_is_not_opened(video, tmp_path):
     os.mkfifo(tmp_path / "a_cam2.avi")  # reading it would wait for ever
     (tmp_path / "a_cam3.avi").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "a_cam4.avi").symlink_to("/dev/zero")
+    (tmp_path / "notes").symlink_to(tmp_path / "nowhere")  # of no interest
     _, listing = list_videos(catalog.get("folder"), tmp_path)
     assert [found.path for found in listing.videos] == ["a_cam1.avi"]
+    assert listing.unreadable == (
+        ("a_cam2.avi", "a", "is a pipe, not a file"),
+        ("a_cam3.avi", "a", "No such file or directory"),
+        ("a_cam4.avi", "a", "is a device, not a file"),
+    )
+    for name, reason in (("a_cam2.avi", "is a pipe"), ("a_cam4.avi", "is a device")):  # also when it came afterwards
+        with archives.Reader(tmp_path, [name]) as reader, pytest.raises(archives.BadArchive, match=reason):
+            reader.open(name)
+
+
+def test_a_folder_that_cannot_be_listed_is_told(video, tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "closed":  # permissions do not keep root out
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    _, listing = list_videos(catalog.get("folder"), tmp_path)
+    assert listing.unreadable == (("closed/", "", "the folder cannot be listed: Permission denied"),)
 
 
 def test_playlists_open_no_other_file(video, tmp_path):
@@ -80,6 +135,74 @@ def test_files_in_archives_are_bounded(tmp_path, monkeypatch):
         reader.open("a.zip/bomb.avi")
 
 
+METHODS = {
+    "stored": zipfile.ZIP_STORED,
+    "deflate": zipfile.ZIP_DEFLATED,
+    "bzip2": zipfile.ZIP_BZIP2,
+    "lzma": zipfile.ZIP_LZMA,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bomb_costs_no_memory(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(archives, "MAX_BYTES_IN_MEMORY", 2**20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", METHODS[method], compresslevel=9) as file:
+        file.writestr("bomb.avi", bytes(2**26))
+    with archives.Reader(tmp_path, ["a.zip/bomb.avi"]) as reader:
+        tracemalloc.start()
+        with reader.open("a.zip/bomb.avi") as bomb:
+            assert bomb.seek(0, 2) == 2**26
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 2**25
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 2**26 - 1)
+    with archives.Reader(tmp_path, ["a.zip/bomb.avi"]) as reader, pytest.raises(archives.BadArchive, match="unpack"):
+        reader.open("a.zip/bomb.avi")
+
+
+def test_lzma_asks_for_no_more_memory_than_is_allowed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("a.avi", b"picture" * 1000)
+    with archives.Reader(tmp_path, ["a.zip/a.avi"]) as reader:
+        assert reader.open("a.zip/a.avi").read() == b"picture" * 1000
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    at = content.index(b"a.avi") + 5 + 5  # the name, version, size and the first of the properties
+    content[at : at + 4] = (2**32 - 1).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(content)
+    with archives.Reader(tmp_path, ["a.zip/a.avi"]) as reader, pytest.raises(archives.BadArchive, match="4294967295"):
+        reader.open("a.zip/a.avi")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_damage_in_a_zip_is_a_reason(tmp_path, method):
+    """Whatever error Python's readers and decoders raise, also those of damaged directories."""
+    rng, content = np.random.default_rng(0), np.random.default_rng(1).bytes(3000) + bytes(3000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", METHODS[method]) as file:
+        file.writestr("a.avi", content)
+    intact, refused = (tmp_path / "a.zip").read_bytes(), 0
+    for _ in range(150):
+        (tmp_path / "a.zip").write_bytes(fuzz.mutate(intact, rng))
+        found = dict(archives.files(tmp_path))
+        if isinstance(found.get("a.zip/a.avi"), int):
+            with archives.Reader(tmp_path, list(found)) as reader:
+                try:
+                    assert reader.open("a.zip/a.avi").read() == content
+                except archives.BadArchive:
+                    refused += 1
+        else:
+            refused += 1
+    assert refused > 75
+
+
+def test_a_tar_archive_holds_no_name_of_gigabytes(tmp_path):
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 8 * 2**30
+    with gzip.open(tmp_path / "a.tgz", "w") as file:
+        file.write(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2**20))
+    ((path, reason),) = archives.files(tmp_path)
+    assert path == "a.tgz" and "it claims a name or attributes of 8589934592 bytes" in reason
+
+
 def test_tar_archives_are_bounded(tmp_path, monkeypatch):
     for name in ("a.avi", "b.avi"):
         (tmp_path / name).write_bytes(bytes(6_000))
@@ -89,6 +212,15 @@ def test_tar_archives_are_bounded(tmp_path, monkeypatch):
     paths = ["a.tgz/a.avi", "a.tgz/b.avi"]
     with archives.Reader(tmp_path, paths) as reader:
         assert [len(reader.open(path).read()) for path in paths] == [6_000, 6_000]
+    monkeypatch.setattr(archives, "MAX_BYTES_IN_MEMORY", 6_000)
+    with archives.Reader(tmp_path, paths) as reader:
+        assert [len(reader.open(path).read()) for path in paths] == [6_000, 6_000]
+    with archives.Reader(tmp_path, paths, max_member_bytes=5_999) as reader:
+        for path in paths:
+            with pytest.raises(archives.BadArchive, match="larger than 5999 bytes, in an archive: unpack"):
+                reader.open(path)
     monkeypatch.setattr(archives, "MAX_TAR_BYTES_PER_SHARD", 11_999)
-    with archives.Reader(tmp_path, paths) as reader, pytest.raises(OSError, match="unpack this"):
-        reader.open(paths[0])
+    with archives.Reader(tmp_path, paths) as reader:
+        for path in paths:
+            with pytest.raises(archives.BadArchive, match="unpack this"):
+                reader.open(path)

@@ -39,6 +39,7 @@ class Comparison:
     videos: tuple[catalog.Video, ...]  # raw files found
     missing: tuple[str, ...]  # names of the complete list that were not found; none where the list is not known
     unexpected: tuple[tuple[str, str], ...]  # (path, reason) of files that are none of the data set's
+    unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files, archives and folders
     takes_by_views: dict[int, int]  # number of views -> takes with so many
     incomplete_takes: dict[str, tuple[str, ...]]  # take -> missing views, where the list is known
 
@@ -69,7 +70,7 @@ def count(names: catalog.Catalog, videos: Iterable[catalog.Video], protocols: Se
 
 def compare(names: catalog.Catalog, input_dir: Path) -> tuple[catalog.Catalog, Comparison]:
     """Looks at the names of the files only. Raises PreparationError, as `list_videos` does."""
-    names, files, unexpected = matching_files(names, input_dir)
+    names, files, unexpected, unreadable = matching_files(names, input_dir)
     found = {names.format(video) for video in files}
     missing = tuple(name for name in names.names() if name not in found)
     views_of_take = Counter(video.take for video in files)
@@ -80,6 +81,7 @@ def compare(names: catalog.Catalog, input_dir: Path) -> tuple[catalog.Catalog, C
         videos=tuple(files),
         missing=missing,
         unexpected=tuple(unexpected),
+        unreadable=tuple((path, reason) for path, _, reason in unreadable),
         takes_by_views=dict(sorted(Counter(views_of_take.values()).items())),
         incomplete_takes={take: tuple(views) for take, views in missing_views.items() if take in views_of_take},
     )
@@ -143,6 +145,9 @@ def report(comparison: Comparison, known: bool) -> str:
     else:
         lines += ["missing files: not known, as no complete list of names is"]
     lines += _shortened("unexpected files", [reason for _, reason in comparison.unexpected])
+    if comparison.unreadable:  # all, as each is to be got again
+        lines += [f"files that cannot be read: {len(comparison.unreadable)}"]
+        lines += [f"  {path}: {reason}" for path, reason in comparison.unreadable]
     return "\n".join(lines)
 
 
@@ -166,7 +171,7 @@ def _run(options: argparse.Namespace) -> int:
         found = count(names, comparison.videos, options.protocols)
     expected = expected_counts(names, options.protocols)
     _print(options.format, names, expected, found, comparison)
-    incomplete = comparison is not None and bool(comparison.missing or comparison.unexpected)
+    incomplete = comparison is not None and bool(comparison.missing or comparison.unexpected or comparison.unreadable)
     return ExitCode.PARTLY if incomplete else ExitCode.DONE
 
 
@@ -205,7 +210,7 @@ def make_parser() -> Parser:
         examples=EXAMPLES,
         exit_codes={
             ExitCode.DONE: "printed; with --input: nothing is missing or unexpected, as far as the names are known",
-            ExitCode.PARTLY: "files are missing or unexpected",
+            ExitCode.PARTLY: "files are missing or unexpected, or cannot be read",
         },
     )
     parser.add_argument("dataset", help=f"one of {', '.join(catalog.NAMES)}")

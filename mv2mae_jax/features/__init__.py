@@ -230,8 +230,12 @@ def _load(folder: str) -> Features:
 
 def map_tokens(folder: str, num_clips: int, model: mv2mae.MV2MAE) -> np.ndarray:
     """`folder`/tokens.npy as a writable float16[num_clips, N, D] that need not fit into memory."""
-    shape = (num_clips, model.num_tokens, model.width)
-    return np.lib.format.open_memmap(os.path.join(folder, "tokens.npy"), mode="w+", dtype=np.float16, shape=shape)
+    path, shape = os.path.join(folder, "tokens.npy"), (num_clips, model.num_tokens, model.width)
+    tokens = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error then, where writing to mapped memory kills
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return tokens
 
 
 def digest_of(params: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from console.errors import UserError
-from data import clips, digests, jpeg, pipeline, raw_video, samples, takes
+from data import archives, clips, digests, jpeg, pipeline, raw_video, samples, takes
 from data.catalog import folder
 
 Batch = dict[str, np.ndarray]
@@ -111,7 +111,7 @@ class VideoSource:
     def _clips_or_reason(self, row: int) -> tuple[list[np.ndarray], tuple[int, float]] | str:
         """(uint8[T, H, W, 3], `clips_per_video` times; (frames, frames per second)), or why there are none."""
         try:
-            with open(os.path.join(self.root, self.paths[row]), "rb") as file:
+            with archives.open_regular(os.path.join(self.root, self.paths[row])) as file:
                 fps, frames = raw_video.read(file, self.short_side)
                 stored = [jpeg.encode(frame, JPEG_QUALITY) for frame in frames]
         except (raw_video.BadVideo, OSError) as error:
