@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from console.errors import UnusableFile
+from console.errors import UnusableFile, UserError
 
 EXTENSIONS = (".zip", ".tar", ".tar.gz", ".tgz")
 # [ours] What is read of one file in an archive, whatever the archive claims.
@@ -277,7 +277,7 @@ class _TarEntry(tarfile.TarInfo):
     def frombuf(cls, *arguments: object) -> "_TarEntry":
         entry = super().frombuf(*arguments)
         if entry.type in _TAR_HEADERS and entry.size > MAX_TAR_HEADER_BYTES:
-            raise ValueError(f"it claims a name or attributes of {entry.size} bytes")
+            raise UserError(f"it claims a name or attributes of {entry.size} bytes")
         return entry
 
 

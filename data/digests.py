@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from console import progress
+from console.errors import UserError
 
 NAME = "SHA256SUMS"
 _THREADS = 8  # [ours] hashing lets other threads run
@@ -82,7 +83,7 @@ def read(folder: Path) -> dict[str, str]:
     text = (folder / NAME).read_text()
     listed = {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
     if not listed or not text.endswith("\n"):
-        raise ValueError(f"{folder / NAME} has lost its end")
+        raise UserError(f"{folder / NAME} has lost its end")
     return listed
 
 

@@ -100,7 +100,7 @@ class Frames:
         file = io.FileIO(path)
         try:
             if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("its format is not that of version 1.0")
+                raise UserError("its format is not that of version 1.0")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         except OSError:
             raise

@@ -23,8 +23,8 @@ from data.truth import Truth
 
 MANIFEST = "manifest.parquet"
 FORMAT_VERSION = 3  # of a prepared set
-# [ours] Of a file that is compared with its digest on opening, which takes a quarter of a second for so many. They are 16
-# million frames of frames.npy, where NTU-120 has ten. In a longer one, only the checksums of frames tell of changes.
+# [ours] Of a file that is compared with its digest on opening, which takes a quarter of a second for so many. They are
+# 16 million frames of frames.npy, where NTU-120 has ten. In a longer one, only the frames' checksums tell of changes.
 MAX_CHECKED_BYTES = 2**28
 # [ours] A read that fails is tried again after so many seconds each: a network file system may have hiccups.
 RETRY_AFTER_SECONDS = (0.1, 1.0)
@@ -347,7 +347,7 @@ def _check_digests(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
         return {}, {digests.NAME: "damaged"}
     except FileNotFoundError:
         warnings.warn(
-            f"{directory / digests.NAME} is missing, so nothing tells whether {', '.join(names)} are as they were "
+            f"{directory}: {digests.NAME} is missing, so nothing tells whether {', '.join(names)} are as they were "
             "written. The preparing command, given again, writes it",
             stacklevel=3,
         )
