@@ -12,6 +12,7 @@ from data.synthetic.__main__ import main as synthesise
 from mv2mae_jax import features, geometry
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import variants
+from mv2mae_jax.report import poses
 
 SPEC = clips.ClipSpec(num_frames=8, frame_stride=2, crop_size=(32, 32), tubelet_size=(2, 8, 8))
 
@@ -142,3 +143,20 @@ def test_a_random_encoder_tells_some_of_the_pose(prepared, model):
     group = prepared.views["take"][train]
     found, _ = geometry.measure(model, extracted(train), extracted(test), *true, group=group)
     assert 0 < found["r2"] < 1 and found["error_cm"] < found["mean_error_cm"]
+
+
+def test_a_skeleton_is_drawn_where_the_camera_sees_the_joints(prepared):
+    row = 4
+    targets = geometry.targets(prepared, SPEC, np.array([row]))
+    video = np.zeros((8, 32, 32, 3), np.uint8)
+    drawn = poses.draw(prepared, SPEC, row, video, targets.camera[0], 4)
+    factor = drawn.shape[1] // 32
+    frames = clips.frame_indices(int(prepared.views["num_frames"][row]), 8, 2, 0.5)
+    pixels = prepared.truth.in_pixels(np.array([row]), frames[None])[0]  # (T, J, 2), the crop is the whole frame
+    orange = (drawn == poses.TOLD).all(axis=-1)
+    for picture, joints in zip(orange, pixels, strict=True):
+        for x, y in np.round((joints + 0.5) * factor - 0.5).astype(int):
+            if 6 <= x < 32 * factor - 6 and 6 <= y < 32 * factor - 6:
+                assert picture[y - 6 : y + 7, x - 6 : x + 7].any()  # a slice tells the mean of its two frames
+    wrong = poses.draw(prepared, SPEC, row, video, targets.camera[0] + 0.5, 4)
+    assert ((wrong == poses.TRUE).all(axis=-1)).sum() > ((drawn == poses.TRUE).all(axis=-1)).sum()

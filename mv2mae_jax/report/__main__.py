@@ -65,7 +65,7 @@ def write(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Runs the command. Raises ValueError where a workdir is no run, OSError where the page cannot be written."""
     # What reads the data set and the checkpoint computes on the CPU: a device may be at work for a run.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from mv2mae_jax.report import REPORT_FILE, collect, examine, page
+    from mv2mae_jax.report import REPORT_FILE, collect, examine, page, poses
 
     output, started = arguments.output or os.path.join(arguments.workdir[0], REPORT_FILE), time.perf_counter()
     runs = collect.read_all(arguments.workdir)
@@ -78,7 +78,8 @@ def write(arguments: argparse.Namespace, argv: list[str]) -> None:
     text = page.render(runs, seen, shlex.join(["python", "-m", "mv2mae_jax.report", *argv]))
     page.write(output, text)
     size, seconds = os.path.getsize(output), time.perf_counter() - started
-    print(f"Report: {output} ({size / 1e6:.1f} MB, {seconds:.0f} s).")
+    said = [poses.write(one.poses, run.workdir) for run, one in zip(runs, seen, strict=True) if one.poses]
+    print(" ".join([f"Report: {output} ({size / 1e6:.1f} MB, {seconds:.0f} s).", *said]))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import textwrap
 from ml_collections import config_dict
 
 from mv2mae_jax import runs
-from mv2mae_jax.report import neighbours, samples
+from mv2mae_jax.report import neighbours, poses, samples
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.neighbours import Neighbours
+from mv2mae_jax.report.poses import Poses
 from mv2mae_jax.report.samples import Sample
 
 MOST_CHARACTERS = 500  # [ours] of an error in the page
@@ -23,12 +24,14 @@ class Examined:
       step: of that checkpoint; None where there are no samples.
       samples: of pre-training; may be empty.
       neighbours: None where features could not be computed.
+      poses: None where the data set does not know its joints.
       left_out: a sentence for each part that is missing.
     """
 
     step: int | None = None
     samples: list[Sample] = dataclasses.field(default_factory=list)
     neighbours: Neighbours | None = None
+    poses: Poses | None = None
     left_out: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -37,7 +40,7 @@ def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined
 
     `key` makes the names of the charts different from those of other runs.
     """
-    step, found, features, left_out = None, [], None, []
+    step, found, features, pose, left_out = None, [], None, None, []
     if run.task == "pretrain" and num_samples:
         try:
             step, found = samples.examine(run, count=num_samples)
@@ -48,7 +51,11 @@ def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined
             features = neighbours.examine(run, max_clips=max_clips, key=key, blur_sigma=blur_sigma(run.config))
         except Exception as error:
             left_out.append(f"Neighbours and the map of the features are left out: {_said(error, run)}")
-    return Examined(step=step, samples=found, neighbours=features, left_out=left_out)
+        try:
+            pose = poses.examine(run, max_clips=max_clips, blur_sigma=blur_sigma(run.config))
+        except Exception as error:
+            left_out.append(f"The 3D pose is left out: {_said(error, run)}")
+    return Examined(step=step, samples=found, neighbours=features, poses=pose, left_out=left_out)
 
 
 def _said(error: Exception, run: Run) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,9 +53,10 @@ def examine(run: Run, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> N
     Raises:
       ValueError: there is no checkpoint, it is damaged, or the data set is gone.
     """
-    model, params, prepared, spec, rows, which = _open(run)
-    model = model.clone(attention="xla")
-    rows = choose_rows(prepared, rows, max_clips, seed=run.config.seed)
+    opened = open_run(run)
+    params, prepared, spec, which = opened.params, opened.prepared, opened.spec, opened.which
+    model = opened.model if isinstance(opened.model, features.RawPixels) else opened.model.clone(attention="xla")
+    rows = choose_rows(prepared, opened.rows, max_clips, seed=run.config.seed)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     found = features.extract(
         model, params, pipeline.clip_batches(prepared, spec, rows, global_batch_size=BATCH_SIZE), mesh
@@ -68,7 +70,7 @@ def examine(run: Run, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> N
         chosen = _choose_queries(take, view, seed=run.config.seed)
         order = {query: nearest(pooled, view, query, NEAREST) for query in chosen}
         shown = np.unique(np.concatenate([[query, *index] for query, index in order.items()]))
-        videos = _videos(model, prepared, spec, rows[shown], blur_sigma)
+        videos = videos_of(model, prepared, spec, rows[shown], blur_sigma)
         videos = dict(zip(shown.tolist(), videos, strict=True))
         queries = [_query(query, index, videos, pooled, take, view, label, prepared) for query, index in order.items()]
         if not prepared.not_synchronised and retrieval.camera_pairs(take, view):
@@ -112,22 +114,52 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return coordinates, shares
 
 
-def _open(run: Run):
-    """(model, parameters of its encoder, prepared set, clips, rows to look at, what those are)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The encoder and the data of a run.
+
+    Attributes:
+      model, params: its encoder is looked at.
+      prepared, spec: the data set, and what a clip is.
+      train: int[...], manifest rows that it was trained on; empty where those are the ones looked at.
+      rows: int[...], manifest rows to look at.
+      which: what those are.
+    """
+
+    model: Any
+    params: Any
+    prepared: takes.Prepared
+    spec: clips.ClipSpec
+    train: np.ndarray
+    rows: np.ndarray
+    which: str
+
+
+def open_run(run: Run) -> Opened:
+    """Held-out takes of pre-training (training takes where none is held out), else those of the test split."""
     if run.task == "pretrain":
         dataset = Dataset.from_config(run.config)
         taken = dataset.held_out or dataset.train
         rows, which = taken.rows[taken.rows >= 0], "held-out takes" if dataset.held_out else "training takes"
+        train = dataset.train.rows[dataset.train.rows >= 0] if dataset.held_out else np.array([], int)
     else:
         dataset = LabelledDataset.from_config(run.config)
-        rows, which = dataset.test, "takes of the test split"
+        train, rows, which = dataset.train, dataset.test, "takes of the test split"
     if run.task == "probe":
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         model, params, _ = probe.load_encoder(run.config, mesh)
     else:
         encoder = inference.load_encoder(run.workdir)
         model, params = encoder.model, encoder.params
-    return model, params, dataset.prepared, dataset.spec, rows, which
+    return Opened(
+        model=model,
+        params=params,
+        prepared=dataset.prepared,
+        spec=dataset.spec,
+        train=train,
+        rows=rows,
+        which=which,
+    )
 
 
 def _choose_queries(take: np.ndarray, view: np.ndarray, *, seed: int) -> list[int]:
@@ -140,7 +172,9 @@ def _choose_queries(take: np.ndarray, view: np.ndarray, *, seed: int) -> list[in
     return chosen
 
 
-def _videos(model, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, blur_sigma: float) -> np.ndarray:
+def videos_of(
+    model: Any, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, blur_sigma: float
+) -> np.ndarray:
     """uint8[M, T, H, W, 3] of the clips that were encoded."""
     found = []
     for batch in pipeline.clip_batches(prepared, spec, rows, global_batch_size=min(BATCH_SIZE, len(rows))):

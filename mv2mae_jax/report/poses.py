@@ -1,0 +1,165 @@
+"""The 3D pose that ridge regression reads from an encoder's tokens, over the video; and what a random encoder tells."""
+
+import dataclasses
+import os
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+from data import clips, pipeline, takes
+from mv2mae_jax import features, geometry, sharding
+from mv2mae_jax.models import mv2mae
+from mv2mae_jax.report import neighbours, pictures
+from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.pictures import Image
+
+PICTURE = os.path.join("pictures", "skeletons.png")  # in the workdir
+SHOWN = 4  # clips
+TRAINING_CLIPS = 4  # [ours] times as many clips train the read-out as are told
+SIDE = 192  # pixels that a clip is enlarged to at least, so that bones are thin beside limbs
+TRUE, TOLD = (255, 255, 255), (255, 128, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Poses:
+    """What is shown of the 3D pose.
+
+    Attributes:
+      about: which clips these are.
+      rows: (name of the encoder, R^2, mean joint error in cm), this run's first.
+      mean_error_cm: of telling the mean pose.
+      films: clips with the true and the told skeleton.
+      sheet: uint8[h, w, 3], one moment of each.
+    """
+
+    about: str
+    rows: list[tuple[str, float, float]]
+    mean_error_cm: float
+    films: list[Image]
+    sheet: np.ndarray
+
+    @property
+    def line(self) -> str:
+        """In a sentence."""
+        told = [f"{name} R² {r2:.2f}, {error:.1f} cm" for name, r2, error in self.rows]
+        return f"3D pose read from frozen tokens: {'; '.join(told)}; the mean pose {self.mean_error_cm:.1f} cm."
+
+
+def examine(run: Run, *, max_clips: int, blur_sigma: float = 0.0) -> Poses | None:
+    """Reads the pose of some tested clips (held-out takes of pre-training), from one central clip of each view.
+
+    None where the data set does not know its joints, or nothing is left to train the read-out on.
+
+    Raises:
+      ValueError: there is no checkpoint, it is damaged, or the data set is gone.
+    """
+    opened = neighbours.open_run(run)
+    prepared, spec, model = opened.prepared, opened.spec, opened.model
+    if prepared.truth is None or len(opened.train) == 0:
+        return None
+    seed = run.config.seed
+    train = neighbours.choose_rows(prepared, opened.train, TRAINING_CLIPS * max_clips, seed=seed)
+    test = neighbours.choose_rows(prepared, opened.rows, max_clips, seed=seed)
+    true = [geometry.targets(prepared, spec, rows) for rows in (train, test)]
+    encoders: dict[str, Any] = {"this run": opened.params}
+    if not isinstance(model, features.RawPixels):
+        model = model.clone(attention="xla")
+        encoders["a random encoder"] = features.init_encoder(model, jax.random.key(seed))
+    rows, told = [], None
+    for name, params in encoders.items():
+        found = [_tokens(model, params, prepared, spec, part) for part in (train, test)]
+        measured, pose = geometry.measure(model, *found, *true, group=prepared.views["take"][train], seed=seed)
+        rows.append((name, measured["r2"], measured["error_cm"]))
+        told = pose if told is None else told
+    shown = _spread(prepared, test)
+    videos = neighbours.videos_of(model, prepared, spec, test[shown], blur_sigma)
+    drawn = [
+        draw(prepared, spec, test[i], video, told[i], model.grid[0]) for i, video in zip(shown, videos, strict=True)
+    ]
+    names = [f"{prepared.views['take'][test[i]]}, {prepared.views['view'][test[i]]}" for i in shown]
+    return Poses(
+        about=f"{len(test)} clips of {len(np.unique(prepared.views['take'][test]))} {opened.which}, read out by ridge "
+        f"regression that was trained on {len(train)} clips of other takes.",
+        rows=rows,
+        mean_error_cm=measured["mean_error_cm"],
+        films=[
+            pictures.film(video, name, f"Animation: take {name} with its true skeleton and the one that is told")
+            for video, name in zip(drawn, names, strict=True)
+        ],
+        sheet=np.concatenate([video[len(video) // 2] for video in drawn], axis=1),
+    )
+
+
+def write(found: Poses, workdir: str) -> str:
+    """Writes WORKDIR/pictures/skeletons.png; what was measured in a sentence, and where the picture is.
+
+    Raises:
+      OSError: the picture cannot be written.
+    """
+    path = os.path.join(workdir, PICTURE)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if not cv2.imwrite(path, found.sheet[..., ::-1]):
+        raise OSError(f"the picture {path} cannot be written")
+    return f"{found.line} Skeletons: {path}."
+
+
+def draw(
+    prepared: takes.Prepared, spec: clips.ClipSpec, row: int, video: np.ndarray, told: np.ndarray, num_slices: int
+) -> np.ndarray:
+    """A central clip with the true skeleton (white) and the told one (orange), from the true root.
+
+    Args:
+      prepared, spec: the clip's.
+      row: its manifest row.
+      video: uint8[T, H, W, 3].
+      told: float32[nt, 3 * (J - 1)], metres relative to the root in the camera's frame.
+      num_slices: nt.
+
+    Returns:
+      uint8[T, h, w, 3], enlarged.
+    """
+    truth, factor = prepared.truth, max(1, -(-SIDE // min(video.shape[1:3])))
+    length = int(prepared.views["num_frames"][row])
+    (position,) = clips.spread_positions(1)
+    frames = clips.frame_indices(length, spec.num_frames, spec.frame_stride, position)
+    true = truth.in_camera(np.array([row]), frames[None])[0]  # (T, J, 3)
+    pose = np.insert(told.reshape(num_slices, -1, 3), truth.root, 0.0, axis=1)  # (nt, J, 3)
+    pose = np.repeat(pose, spec.num_frames // num_slices, axis=0) + true[:, [truth.root]]  # (T, J, 3)
+    size = tuple(int(prepared.views[side][row]) for side in ("height", "width"))
+    top, left, height, width = clips.crop_box(clips.CropDraw(), size, spec.crop_size)
+    drawn = []
+    for frame, *skeletons in zip(video, true, pose, strict=True):
+        picture = np.ascontiguousarray(frame.repeat(factor, axis=0).repeat(factor, axis=1))
+        for points, colour in zip(skeletons, (TRUE, TOLD), strict=True):
+            pixels = truth.project(np.array([row]), points[None])[0]  # (J, 2)
+            scale = np.array([spec.crop_size[1] / width, spec.crop_size[0] / height]) * factor
+            pixels = np.round((pixels + 0.5 - [left, top]) * scale - 0.5)  # (J, 2)
+            if not np.isfinite(pixels).all():
+                continue
+            for a, b in truth.edges:
+                ends = (tuple(int(x) for x in pixels[joint]) for joint in (a, b))
+                cv2.line(picture, *ends, colour, 2, cv2.LINE_AA)
+        drawn.append(picture)
+    return np.stack(drawn)
+
+
+def _tokens(
+    model: mv2mae.MV2MAE, params: Any, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray
+) -> features.Features:
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    tokens = np.empty((len(rows), model.num_tokens, model.width), np.float16)
+    batches = pipeline.clip_batches(prepared, spec, rows, global_batch_size=neighbours.BATCH_SIZE)
+    return features.extract(model, params, batches, mesh, tokens=tokens)
+
+
+def _spread(prepared: takes.Prepared, rows: np.ndarray) -> list[int]:
+    """Some clips of different takes, from one camera after the other."""
+    take, view = prepared.views["take"][rows], prepared.views["view"][rows]
+    views, chosen = np.unique(view), []
+    for number, name in enumerate(np.unique(take)[:: max(1, len(np.unique(take)) // SHOWN)][:SHOWN].tolist()):
+        of_take = np.flatnonzero(take == name)
+        wanted = of_take[view[of_take] == views[number % len(views)]]
+        chosen.append(int((wanted if len(wanted) else of_take)[0]))
+    return chosen
