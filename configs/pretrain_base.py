@@ -144,6 +144,8 @@ def get_config() -> config_dict.ConfigDict:
         dict(
             skipped_updates=10,  # [ours] in a row, for a loss or gradients that are not finite; so many stop the run
             damaged_samples=0.01,  # [ours] share of the samples that may be damaged and replaced; more stops the run
+            # Of several processes: one that is killed, or whose host vanishes, ends the others after so long.
+            heartbeat_timeout_seconds=100,  # [ours] JAX's default; a host that is moved can be silent for a minute
         )
     )
 

@@ -49,6 +49,7 @@ _POSITIVE = (
     "probe.epochs",
     "probe.batch_size",
     "limits.skipped_updates",
+    "limits.heartbeat_timeout_seconds",
 )
 
 # Keys that are probabilities or shares, 0 and 1 included.

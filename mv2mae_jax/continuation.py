@@ -41,6 +41,7 @@ MAY_CHANGE = frozenset(
         "eval.num_pictures",
         "eval.picture_blur_sigma",
         "limits.damaged_samples",
+        "limits.heartbeat_timeout_seconds",
         "limits.skipped_updates",
         "log.every_steps",
         "log.report",

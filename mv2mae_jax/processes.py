@@ -13,6 +13,7 @@ def start(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    heartbeat_timeout_seconds: int = 100,
 ) -> None:
     """Joins the other processes where there are any; otherwise does nothing. To be called before JAX is used.
 
@@ -21,6 +22,8 @@ def start(
       coordinator_address: 'HOST:PORT' of process 0; with the next two, for clusters that JAX does not know.
       num_processes: of the whole run.
       process_id: of this one, from 0.
+      heartbeat_timeout_seconds: heartbeats.py ends the run when a process is silent for so long; JAX does it after
+        twice the time.
 
     Raises:
       ValueError: some of the three flags are missing, or nobody says who the other processes are.
@@ -33,18 +36,20 @@ def start(
     missing = [name for name, value in flags.items() if value is None]
     if len(missing) == len(flags):
         if distributed or cluster():
-            _ask_cluster()
+            _ask_cluster(2 * heartbeat_timeout_seconds)
         return
     if missing:
         raise UserError(f"{', '.join(missing)} missing: processes named by flags need {', '.join(flags)}.")
     if not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} must lie between 0 and --num_processes - 1 = {num_processes - 1}.")
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    jax.distributed.initialize(
+        coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=2 * heartbeat_timeout_seconds
+    )
 
 
-def _ask_cluster() -> None:
+def _ask_cluster(heartbeat_timeout_seconds: int) -> None:
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout_seconds)
     except ValueError as error:
         raise UserError(
             f"--distributed: JAX found no cluster that says who the other processes are ({error}). On a machine that "

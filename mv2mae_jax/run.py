@@ -30,7 +30,8 @@ def make_parser(prog: str = PROG) -> Parser:
         exit_codes={
             ExitCode.REFUSED: "the arguments, the config, the data, the devices or the disk do not fit, or the loss is "
             "not finite",
-            ExitCode.PREEMPTED: "stopped by SIGTERM and saved: to be started again by the same command",
+            ExitCode.PREEMPTED: "stopped by SIGTERM and saved, or another process of the run is gone: to be started "
+            "again by the same command",
         },
     )
     parser.add_config(_config_keys)
@@ -74,15 +75,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     from mv2mae_jax import processes
 
+    # Probes, which run in one process, have no limits.
+    heartbeat_timeout_seconds = config.get("limits", {}).get("heartbeat_timeout_seconds", 100)
     processes.start(
         distributed=arguments.distributed,
         coordinator_address=arguments.coordinator_address,
         num_processes=arguments.num_processes,
         process_id=arguments.process_id,
+        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
     )
     processes.check()
     progress.configure(arguments.progress if processes.is_first() else "none")
-    from mv2mae_jax import continuation, sharding
+    from mv2mae_jax import continuation, heartbeats, sharding
 
     mesh = sharding.make_mesh(**config.mesh)
     if config.task == "probe":
@@ -102,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     allow_changes = [key for key in arguments.allow_changes.split(",") if key]
     try:
-        with continuation.locked(arguments.workdir):
+        with heartbeats.watched(heartbeat_timeout_seconds), continuation.locked(arguments.workdir):
             train(config, dataset, mesh, arguments.workdir, allow_changes)
             write_report(config, arguments.workdir)
     except Preempted as preempted:

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from mv2mae_jax import event_files, processes
+from console.command import ExitCode
+from mv2mae_jax import event_files, heartbeats, processes
 from tests import faults, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -86,6 +87,45 @@ def test_two_processes_go_on_with_the_run_of_one(alone, synthetic_set, tmp_path)
     outputs = run(tmp_path, synthetic_set, 2, "total_steps=4", "mesh.data=1", "mesh.fsdp=2")
     assert "Going on from step 2" in outputs[0]
     assert_same_history(faults.history(tmp_path), faults.history(alone))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_is_named_by_the_other(synthetic_set, tmp_path, killed):
+    flags = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
+    options = ("total_steps=100000", "limits.heartbeat_timeout_seconds=5")
+    started = [
+        faults.start_struck(
+            "SIGKILL" if index == killed else "SIGCONT",  # the latter does nothing
+            "step",
+            5,
+            tmp_path,
+            synthetic_set,
+            *options,
+            flags=[*flags, f"--process_id={index}"],
+        )
+        for index in range(2)
+    ]
+    other = faults.finish(started[1 - killed])
+    faults.finish(started[killed])
+    told = other.stderr.strip().splitlines()[-1]
+    assert told.startswith(f"Process {1 - killed} of 2: process {killed} ") and " is gone, " in told, other.stderr
+    assert "start all processes together again by the same commands" in told
+    if killed == 0:  # holds JAX's coordination service, without which JAX ends the others by itself
+        return
+    assert other.returncode == ExitCode.PREEMPTED
+    assert "not heard of for 5 s (limits.heartbeat_timeout_seconds)" in told
+    assert len(other.stderr.strip().splitlines()) < 10 and "Traceback" not in other.stderr, "the sentence is not buried"
+
+
+def test_silence_is_measured_by_the_own_clock():
+    silence = heartbeats.Silence([0, 2, 3], now=100.0)
+    assert silence.over(10.0, {0: "1 a", 2: "1 b"}, now=105.0) == []
+    assert silence.over(10.0, {0: "2 a", 2: "1 b"}, now=110.5) == [3], "the one that was never heard of"
+    assert silence.over(10.0, {0: "2 a", 2: "1 b", 3: "1 c"}, now=115.5) == [2]
+    assert silence.over(10.0, {}, now=120.0) == [2], "without news nobody is younger"
+    assert silence.over(10.0, {0: "ended a", 2: "2 b", 3: "2 c"}, now=121.0) == []
+    assert silence.over(10.0, {0: "ended a", 2: "3 b", 3: "3 c"}, now=140.0) == [], "who has ended may be silent"
 
 
 def without_warnings(output: str) -> str:
