@@ -60,5 +60,6 @@ def test_checkpoints_that_do_not_say_what_auto_was_go_on(go_on):
 @pytest.mark.parametrize("make", [tiny.make_config, tiny.make_finetune_config])
 def test_every_key_that_is_auto_is_settled(make):
     config = make()
-    assert {key for key, value in flatten(base_of(config)) if value == "auto"} == variants.settled(config).keys()
+    auto = {key for key, value in flatten(base_of(config)) if value == "auto"}
+    assert auto - {"data.cache"} == variants.settled(config).keys(), "with and without a cache the batches are the same"
     assert "auto" not in variants.settled(config).values()
