@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 
 from configs import pretrain_base
 from console.command import Parser, execute
-from data import catalog, dct, frame_index, jpeg, pipeline, samples, takes
+from data import catalog, dct, digests, frame_index, jpeg, pipeline, samples, takes
 from data.dataset import Dataset
 from data.motion import motion_energy
 
@@ -259,7 +259,7 @@ def spread(values: list[float], form: str) -> str:
 
 
 def write_manifest(directory: Path) -> None:
-    """What `open_prepared` reads of a set of a million takes of two views: empty shards, a manifest, no frames."""
+    """What `open_prepared` reads of a set of a million takes of two views: empty shards, a manifest, digests."""
     per_shard, num_views = 2**14, 2 * MILLION
     numbers = np.arange(num_views)
     take = np.char.mod("S%07d", numbers // 2)
@@ -284,6 +284,7 @@ def write_manifest(directory: Path) -> None:
     prepared = {"format_version": takes.FORMAT_VERSION, "dataset": "synthetic", "codec": "dct", "shards": shards}
     prepared |= {"class_names": list(catalog.get("synthetic").class_names), "not_synchronised": ""}
     (directory / "prepared.json").write_text(json.dumps(prepared))
+    (directory / digests.NAME).write_text(digests.table(directory))
 
 
 def open_manifest(directory: Path, holdout_fraction: float) -> dict[str, float]:
