@@ -62,7 +62,7 @@ class Dataset:
         if held_out_rows.any():
             held_out = clips.pair_views(prepared.views, held_out_rows, spec)
         train = clips.pair_views(prepared.views, train_rows, spec)
-        prepared = keep_frames(prepared, np.flatnonzero(rows), data)
+        prepared = keep_frames(prepared, rows, data)
         return cls(prepared=prepared, spec=spec, train=train, held_out=held_out)
 
     @property

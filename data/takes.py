@@ -76,7 +76,7 @@ class Prepared:
         Frames are kept as they are stored, before any crop: RGB, or coefficients where the codec's are.
 
         Args:
-          rows: int[...], of the manifest.
+          rows: of the manifest, int[...], or bool[all rows], which takes less memory.
           largest_gb: GB (1e9 bytes) that they may take; where they would take more, nothing is kept.
           required: nothing kept is an error.
           also_pixels: of a codec with coefficients, keep decoded frames as well: for who augments pixels.
@@ -84,7 +84,7 @@ class Prepared:
         Raises:
           ValueError: they take more than `largest_gb`, and are required.
         """
-        records, num_frames = self.views["record"][rows], self.views["num_frames"]
+        all_records, num_frames = self.views["record"], self.views["num_frames"]
 
         def frame_shapes(records: np.ndarray | slice) -> dict[str, np.ndarray]:
             height, width = (self.views[side][records] for side in ("height", "width"))
@@ -95,7 +95,9 @@ class Prepared:
             return {"coefficients": np.stack([3 * height // 2, width], axis=1)} | (pixels if also_pixels else {})
 
         gb = 0.0
-        for part in np.array_split(records, -(-len(records) // 2**16)):  # of millions of records, each copy costs
+        for first in range(0, len(rows), 2**16):  # of millions of rows, each copy costs
+            some = rows[first : first + 2**16]
+            part = all_records[first + np.flatnonzero(some) if some.dtype == bool else some]
             for shapes in frame_shapes(part).values():
                 gb += float(num_frames[part] @ np.prod(shapes, axis=1, dtype=np.float64)) / 1e9
         if gb > largest_gb:
@@ -108,7 +110,7 @@ class Prepared:
             return self
         dtypes = {"pixels": np.uint8, "coefficients": np.int8}
         caches = {
-            form: FrameCache(shapes, num_frames, records, dtypes[form])
+            form: FrameCache(shapes, num_frames, all_records[rows], dtypes[form])
             for form, shapes in frame_shapes(slice(None)).items()
         }
         return dataclasses.replace(self, **caches)
