@@ -8,6 +8,7 @@ import cv2
 import jax
 import numpy as np
 
+from console.errors import UnusableFile
 from data import clips, pipeline, takes
 from mv2mae_jax import features, geometry, sharding
 from mv2mae_jax.models import mv2mae
@@ -96,12 +97,12 @@ def write(found: Poses, workdir: str) -> str:
     """Writes WORKDIR/pictures/skeletons.png; what was measured in a sentence, and where the picture is.
 
     Raises:
-      OSError: the picture cannot be written.
+      UnusableFile: the picture cannot be written.
     """
     path = os.path.join(workdir, PICTURE)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not cv2.imwrite(path, found.sheet[..., ::-1]):
-        raise OSError(f"the picture {path} cannot be written")
+        raise UnusableFile(f"the picture {path} cannot be written")
     return f"{found.line} Skeletons: {path}."
 
 
