@@ -171,6 +171,45 @@ def eval_batches(
     return Pass(_read(_prefetch(batches, memory, num_workers)), num_batches)
 
 
+def read_clip(
+    prepared: takes.Prepared | str | os.PathLike,
+    record: int,
+    *,
+    num_frames: int,
+    frame_stride: int,
+    crop_size: tuple[int, int],
+    position: float = 0.5,
+) -> np.ndarray:
+    """One clip of one view of a prepared set, as an encoder takes it; its crop is central and as large as can be.
+
+    Args:
+      prepared: an opened set, or its folder.
+      record: the row of the manifest, from 0.
+      num_frames: frames of the clip, T.
+      frame_stride: distance of neighbouring frames, in stored frames; smaller in a view that is too short for it.
+      crop_size: (H, W) in pixels.
+      position: where the clip starts, from 0 (the first possible frame) up to but excluding 1; 0.5 is the middle.
+
+    Returns:
+      uint8[T, H, W, 3], RGB.
+
+    Raises:
+      ValueError: no prepared set, no such record, one that is damaged, or a size or position out of its range.
+    """
+    prepared = prepared if isinstance(prepared, takes.Prepared) else takes.open_prepared(prepared)
+    count = len(prepared.views["num_frames"])
+    if not 0 <= record < count:
+        raise UserError(f"no record {record} in {prepared.directory}: there are {count}")
+    if min(num_frames, frame_stride, *crop_size) < 1 or not 0 <= position < 1:
+        raise UserError(
+            f"num_frames={num_frames}, frame_stride={frame_stride} and crop_size={crop_size} must be at least 1, and "
+            f"position={position} in [0, 1)."
+        )
+    length = int(prepared.views["num_frames"][record])
+    frames = prepared.read(record, clips.frame_indices(length, num_frames, frame_stride, position))
+    return samples.crop_clip(frames, clips.CropDraw(), tuple(crop_size))
+
+
 def clip_batches(
     prepared: takes.Prepared,
     spec: clips.ClipSpec,

@@ -261,3 +261,19 @@ def test_protocols_choose_the_training_views(synthetic_set):
 def test_spec_counts_tokens():
     spec = clips.ClipSpec(num_frames=16, frame_stride=4, crop_size=(128, 96), tubelet_size=(2, 16, 16))
     assert spec.num_tokens == 8 * 8 * 6
+
+
+def test_a_single_clip_is_that_of_the_batches(synthetic_set):
+    prepared = takes.open_prepared(synthetic_set)
+    spec = clips.ClipSpec(num_frames=4, frame_stride=2, crop_size=(32, 24), tubelet_size=(2, 8, 8))
+    batch = next(pipeline.clip_batches(prepared, spec, np.array([5]), global_batch_size=1))
+    options = {"num_frames": 4, "frame_stride": 2, "crop_size": (32, 24)}
+    for source in (prepared, synthetic_set, str(synthetic_set)):
+        np.testing.assert_array_equal(pipeline.read_clip(source, 5, **options), batch["video"][0])
+    for wrong, said in (
+        ({"record": 72}, "there are 72"),
+        ({"record": -1}, "no record -1"),
+        ({"position": 1}, "position=1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pipeline.read_clip(prepared, **({"record": 0} | options | wrong))
