@@ -77,6 +77,7 @@ def carry(
     for i, pair in enumerate(_pairs(cameras)):
         if camera.setdefault(pair, i) != i:
             raise UserError(f"{source / truth.CAMERAS} has view {pair[1]} of take {pair[0]} twice")
+    _check_numbers(source, views)
     stored = [views[name].to_pylist() for name in ("num_frames", "width", "height")]
     problems, take_of, camera_of = [], [], []
     for video, length, width, height in zip(videos, *stored, strict=True):
@@ -118,6 +119,18 @@ def carry(
     write(output / truth.JOINTS, truth.parquet(joints))
     write(output / truth.CAMERAS, truth.parquet(cameras))
     write(output / truth.SKELETON, truth.skeleton_json(names, edges, names[root]))  # last: with it the truth is there
+
+
+def _check_numbers(source: Path, views: pa.Table) -> None:
+    """Raises ValueError where frames were put on another clock: the truth counts those of the videos."""
+    other = [i for i, resampled in enumerate(views["resampled"].to_pylist()) if resampled]
+    if other:
+        take, view = views["take"][other[0]], views["view"][other[0]]
+        raise UserError(
+            f"{source / truth.JOINTS} counts frames as the videos do, but {len(other)} of {len(views)} prepared views "
+            f"were put on a clock on which their frames have other numbers, e.g. view {view} of take {take}. Pair "
+            "frames by number, if the truth counts them so: --sync=frames; or prepare without truth: --truth=none"
+        )
 
 
 def _key(video: Video) -> str:

@@ -37,6 +37,11 @@ _SCHEMA = pa.schema(
         ("performance", pa.int32()),
         ("listed_split", pa.string()),  # '' where the numbers decide the official splits
         ("checksum", pa.uint32()),  # CRC-32 of the record's bytes
+        ("source_fps", pa.float32()),  # of the file, by its stamps; this and what follows is new since format 3 began
+        ("offset_seconds", pa.float64()),  # added to the file's stamps; 0 where frames are paired by number
+        ("gap_frames", pa.int32()),  # that stand for one that the file lacks
+        ("resampled", pa.bool_()),  # frame k of the record is not frame k of the file
+        ("video_tracks", pa.int32()),  # of the file, of which the longest was read
     ]
 )
 
@@ -64,7 +69,7 @@ def write(
         account = shards.account_of(job, settings, output_dir)
         assert account is not None, job.part_name
         rows = account["records"]
-        tables.append(pa.table({name: [row[name] for row in rows] for name in _SCHEMA.names}, schema=_SCHEMA))
+        tables.append(pa.table({name: [row.get(name) for row in rows] for name in _SCHEMA.names}, schema=_SCHEMA))
         quarantined += account["quarantined"]
         sha256[account["file"]] = account["sha256"]  # known from its making
         shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})

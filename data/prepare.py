@@ -34,7 +34,7 @@ import tqdm
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from data import archives, carry_truth, catalog, codec, metadata, raw_video, shards, truth, workers
+from data import archives, carry_truth, catalog, clocks, codec, metadata, offsets, raw_video, shards, truth, workers
 from data.catalog import folder
 from data.listing import Listing, PreparationError, list_videos
 
@@ -63,6 +63,10 @@ def prepare(
     quality: int = 90,
     num_workers: int = 1,
     max_length_difference: int = 20,
+    sync: str | None = None,
+    fps: float | None = None,
+    max_gap_share: float = clocks.MAX_GAP_SHARE,
+    max_gap_seconds: float = clocks.MAX_GAP_SECONDS,
     truth_dir: Path | None = None,
     announce: Callable[[str], None] = lambda line: None,
     write_shards: Callable[..., None] = workers.write_shards,
@@ -79,6 +83,10 @@ def prepare(
       quality: on JPEG's scale, 1 to 100. [ours]
       num_workers: processes; the files written do not depend on it.
       max_length_difference: between the views of a take, frames. [ours]: NTU's largest is 18.
+      sync: how the views of a take are put on one clock: 'start', 'timestamps', 'frames', or the path of a table of
+        offsets; None for what the data set is used with.
+      fps: ticks per second of that clock; None for the rate that most views of a take have.
+      max_gap_share, max_gap_seconds: see `clocks.Clock`.
       truth_dir: 3D joints and cameras that the set carries, see data/truth.py; None for none.
       announce: called with the size and time to expect, if there is something to do.
       write_shards: makes the shards; see `workers.write_shards`.
@@ -89,6 +97,7 @@ def prepare(
     Raises:
       PreparationError: the input or the output does not let it go on.
     """
+    clock, seconds = _clock(names, sync, fps, max_gap_share, max_gap_seconds)
     names, listing = list_videos(names, input_dir)
     encode = functools.partial(codec.get(codec_name).encode, quality=quality)
     settings = shards.Settings(
@@ -100,9 +109,10 @@ def prepare(
         quality=quality,
         max_length_difference=max_length_difference,
         synchronised=names.synchronised,
+        clock=clock,
     )
-    jobs = shards.plan(listing)
-    for line in _unreadable(listing):
+    jobs = shards.plan(listing, seconds)
+    for line in [*_unreadable(listing), *offsets.unused(seconds or {}, listing.videos)]:
         announce(line)
     with _locked(output_dir):
         for line in _check_truth(truth_dir, listing, output_dir):
@@ -115,6 +125,26 @@ def prepare(
                 announce(line)
             write_shards(missing, len(listing.num_bytes), settings, input_dir, output_dir, num_workers)
         return metadata.write(settings, listing, jobs, output_dir, truth_dir)
+
+
+def _clock(
+    names: catalog.Catalog, sync: str | None, fps: float | None, max_gap_share: float, max_gap_seconds: float
+) -> tuple[clocks.Clock | None, dict[tuple[str, str], float] | None]:
+    """The clock of a preparation, None for pairs by number, and the seconds of a table; UserError if it has none."""
+    by = sync or names.sync
+    if by == "frames":
+        if fps is not None:
+            raise PreparationError(
+                f"--fps={fps:g} needs the views on one clock, and --sync=frames pairs their frames by number: give "
+                "--sync=start, if they begin together, or --sync=timestamps"
+            )
+        return None, None
+    if not names.synchronised:
+        raise PreparationError(f"--sync={by} puts views on one clock, but {names.not_synchronised}")
+    seconds = None
+    if by not in (clocks.BY_START, clocks.BY_TIMESTAMPS, clocks.IF_ALIKE):
+        by, seconds = clocks.BY_FILE, offsets.read(Path(by))
+    return clocks.Clock(by=by, fps=fps, max_gap_share=max_gap_share, max_gap_seconds=max_gap_seconds), seconds
 
 
 @contextlib.contextmanager
@@ -321,6 +351,10 @@ def _run(options: argparse.Namespace) -> int:
         quality=options.quality,
         num_workers=options.workers,
         max_length_difference=options.max_length_difference,
+        sync=options.sync,
+        fps=options.fps,
+        max_gap_share=options.max_gap_share,
+        max_gap_seconds=options.max_gap_seconds,
         truth_dir=_truth(options),
         announce=functools.partial(print, flush=True),
         write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
@@ -415,7 +449,37 @@ An interrupted preparation goes on when the same command is given again; what is
         type=_integer(0),
         default=20,
         metavar="FRAMES",
-        help="views of a take that differ in length by more go to the quarantine (20; NTU's largest is 18)",
+        help="views of a take that differ in length by more go to the quarantine, with --sync=frames and where --sync "
+        "is not given (20; NTU's largest is 18)",
+    )
+    parser.add_argument(
+        "--sync",
+        metavar="HOW",
+        help="what the clocks of a take's views have in common. start: the recordings begin together, and first frames "
+        "are aligned; timestamps: the times in the files are of one clock; FILE.csv: they are once its seconds are "
+        "added (columns take, view, seconds); frames: frames are paired by number, whatever their times (for "
+        "--dataset=folder as start, where the files' first times agree, else the take is refused; for others frames)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=_number("above 0", lambda fps: 0 < fps <= 1000),
+        metavar="RATE",
+        help="frames per second of the prepared views (the rate most views of the take have)",
+    )
+    parser.add_argument(
+        "--max_gap_share",
+        type=_number("0 to 1", lambda share: 0 <= share <= 1),
+        default=clocks.MAX_GAP_SHARE,
+        metavar="PART",
+        help="a view with more of its frames missing goes to the quarantine; the frame before stands in for those that "
+        f"are missing ({clocks.MAX_GAP_SHARE:g})",
+    )
+    parser.add_argument(
+        "--max_gap_seconds",
+        type=_number("0 or more", lambda seconds: seconds >= 0),
+        default=clocks.MAX_GAP_SECONDS,
+        metavar="S",
+        help=f"as does one that lacks frames for longer at a stretch ({clocks.MAX_GAP_SECONDS:g})",
     )
     parser.add_argument(
         "--truth",
@@ -459,6 +523,17 @@ def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
         return number
 
     parse.__name__ = "integer"  # argparse names it for what int() refuses
+    return parse
+
+
+def _number(range_: str, is_in_range: Callable[[float], bool]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        number = float(text)
+        if not is_in_range(number):  # nor is NaN
+            raise argparse.ArgumentTypeError(f"{text} is not {range_}")
+        return number
+
+    parse.__name__ = "number"
     return parse
 
 

@@ -1,17 +1,18 @@
-"""Decodes a raw video, once, frame by frame: upright, small, with the defects found on the way.
+"""Decodes a raw video, once, frame by frame: upright, small, each with its time, with the defects found on the way.
 
 What the decoder notices is found: H.264, HEVC and MPEG-4 notice nearly every changed byte, VP9 and MJPEG hardly any,
 and FFV1 none where it was written without checksums (FFmpeg adds them from FFV1's version 3 on): there, changed bytes
 are changed pictures.
 """
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import av
-import cv2
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 # Limits [ours] on what a file may claim or hold, so that a hostile one costs neither the memory nor the day.
@@ -51,34 +52,57 @@ _NOTHING_ELSE = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist":
 # Titles and the like may be in any encoding, or damaged; they are not used. PyAV decodes them only where they are asked
 # for, but did so at once before its version 19, with an error unless told otherwise.
 _METADATA = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
-_UPRIGHT = {0: None, 90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
 
 class BadVideo(Exception):
     """A video that cannot be used; the message is the reason."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """An open video, and what is learnt of it while its frames are read.
+
+    Attributes:
+      container: closed when the last frame was read.
+      stream: the video track that is read.
+      num_tracks: of video, cover pictures not counted.
+      fps: frames per second, as the header says.
+      seconds: receives the presentation time of every frame.
+    """
+
+    container: av.container.InputContainer
+    stream: av.VideoStream
+    num_tracks: int
+    fps: float
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether times without a frame are entries of the container that mean "the frame before, again"."""
+        return self.container.format.name == "avi"
+
+
 def read(file: BinaryIO, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
     """Opens a video; the frames are decoded while the iterator is consumed, in constant memory.
 
-    Rotation metadata and the shape of pixels are honoured: what comes out is what a player shows.
-
     Args:
       file: what FFmpeg reads, seekable; it stays open while the frames are read.
-      short_side: of the frames, in pixels; a video that is smaller stays as it is.
+      short_side: as of `frames`.
 
     Returns:
-      The rate in frames per second, and an iterator of uint8[h, w, 3] frames, RGB, all of one size.
+      The rate in frames per second, and the frames as of `frames`.
 
     Raises:
       BadVideo: with the reason; also from the iterator, up to its end (a truncated video tells only there).
     """
-    container = open_container(file)
-    return frames_per_second(container), _upright_and_small(container, short_side)
+    source = open_source(file)
+    return source.fps, frames(source, short_side)
 
 
-def open_container(file: BinaryIO) -> av.container.InputContainer:
+def open_source(file: BinaryIO) -> Source:
     """Opens a video for `decode`: in a container that is read here, within the limits, and without any other file.
+
+    Of several video tracks it takes the longest: the others are thumbnails and previews.
 
     Args:
       file: as of `read`.
@@ -86,11 +110,31 @@ def open_container(file: BinaryIO) -> av.container.InputContainer:
     Raises:
       BadVideo: with the reason.
     """
+    container = _open(file)
+    try:
+        tracks = _tracks(container)
+        index = tracks[0].index if len(tracks) == 1 else _longest(container, [track.index for track in tracks])
+        if len(tracks) > 1:
+            container.close()
+            container = _open(file)
+        stream = container.streams[index]
+        _check_header(stream)
+    except av.FFmpegError as error:
+        container.close()
+        raise BadVideo(f"not a readable video: {_reason(error)}") from error
+    except BadVideo:
+        container.close()
+        raise
+    fps = float(stream.average_rate or stream.guessed_rate)
+    return Source(container=container, stream=stream, num_tracks=len(tracks), fps=fps)
+
+
+def _open(file: BinaryIO) -> av.container.InputContainer:
     if file.seek(0, 2) == 0:
         raise BadVideo("empty file")
     file.seek(0)
     try:
-        container = av.open(_Bounded(file), mode="r", options=_LIMITS | _NOTHING_ELSE, **_METADATA)
+        return av.open(_Bounded(file), mode="r", options=_LIMITS | _NOTHING_ELSE, **_METADATA)
     except av.ArgumentError as error:
         known = ", ".join(CONTAINERS)
         raise BadVideo(
@@ -98,12 +142,27 @@ def open_container(file: BinaryIO) -> av.container.InputContainer:
         ) from error
     except av.FFmpegError as error:
         raise BadVideo(f"not a readable video: {_reason(error)}") from error
-    try:
-        _check_header(container)
-    except BadVideo:
-        container.close()
-        raise
-    return container
+
+
+def _tracks(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video tracks, those with a known codec if there are any."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    tracks = [stream for stream in streams if stream.codec_context is not None] or streams
+    if not tracks:
+        raise BadVideo("no video in the file, or its index is lost, as at the end of a cut MP4 file")
+    return tracks
+
+
+def _longest(container: av.container.InputContainer, tracks: Sequence[int]) -> int:
+    """The index of the track whose packets span the most time; headers often do not say."""
+    first, last = {}, dict.fromkeys(tracks, (0.0, 0))
+    for packet in container.demux([container.streams[index] for index in tracks]):
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is not None:
+            index, seconds = packet.stream_index, float(time * packet.time_base)
+            begin = first.setdefault(index, seconds)
+            last[index] = (max(last[index][0], seconds - begin), last[index][1] + 1)
+    return max(tracks, key=lambda index: last[index])
 
 
 class _Bounded:
@@ -120,17 +179,8 @@ class _Bounded:
         return self._read(num_bytes)
 
 
-def frames_per_second(container: av.container.InputContainer) -> float:
-    """As the header says."""
-    stream = container.streams.video[0]
-    return float(stream.average_rate or stream.guessed_rate)
-
-
-def _check_header(container: av.container.InputContainer) -> None:
+def _check_header(stream: av.VideoStream) -> None:
     """Raises BadVideo if what the header says is not within the limits."""
-    if not container.streams.video:
-        raise BadVideo("no video in the file, or its index is lost, as at the end of a cut MP4 file")
-    stream = container.streams.video[0]
     if stream.codec_context is None:
         raise BadVideo("its codec is unknown")
     width, height = stream.codec_context.width, stream.codec_context.height
@@ -144,23 +194,23 @@ def _check_header(container: av.container.InputContainer) -> None:
         raise BadVideo("no frame rate in the file")
 
 
-def decode(container: av.container.InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
-    """The frames as they are stored, each after its presentation time in seconds; closes the container at the end.
+def decode(source: Source) -> Iterator[av.VideoFrame]:
+    """The frames as they are stored; `source` receives their times, and is closed at the end.
 
     Args:
-      container: of `open_container`.
+      source: of `open_source`.
 
     Raises:
       BadVideo: as of `read`.
     """
-    stream, fps = container.streams.video[0], frames_per_second(container)
+    stream = source.stream
     stream.codec_context.thread_count = 1  # the processes are the parallelism
     stream.codec_context.options = _LIMITS
-    num_frames, shape, end = 0, None, 0.0
+    num_frames, shape = 0, None
     began = time.process_time()
-    with container:
+    with source.container:
         try:
-            for frame in container.decode(stream):
+            for seconds, frame in _timed(source):
                 num_frames += 1
                 if num_frames > MAX_FRAMES:
                     raise BadVideo(f"more than {MAX_FRAMES} frames: cut it into shorter videos")
@@ -172,36 +222,77 @@ def decode(container: av.container.InputContainer) -> Iterator[tuple[float, av.V
                 if shape != (frame.height, frame.width):
                     before, now = f"{shape[1]}x{shape[0]}", f"{frame.width}x{frame.height}"
                     raise BadVideo(f"its size changes from {before} to {now} at frame {num_frames - 1}")
-                seconds = frame.time or 0.0
-                end = seconds + 1 / fps
-                yield seconds, frame
+                source.seconds.append(seconds)
+                yield frame
         except av.FFmpegError as error:
             raise BadVideo(f"cannot be decoded after {num_frames} frames: {_reason(error)}") from error
         if num_frames == 0:
             raise BadVideo("holds no frame")
-        _check_end(container, fps, num_frames, end)
+        _check_end(source, num_frames)
 
 
-def _check_end(container: av.container.InputContainer, fps: float, num_frames: int, end: float) -> None:
-    """Raises BadVideo if the container claims more than the frames that were there, the last until `end` seconds."""
-    stream = container.streams.video[0]
+def _timed(source: Source) -> Iterator[tuple[float, av.VideoFrame]]:
+    """The frames, each after its presentation time in seconds; where the container has none, one frame after the last.
+
+    AVI has one entry per frame period, in the order of decoding, and no time of presentation; FFmpeg's guess of it is
+    wrong beside empty entries, and where frames are reordered. A frame is due when the decoder gives it, less the
+    decoder's delay.
+    """
+    step = float(source.stream.time_base) if source.repeats else 1 / source.fps
+    seconds, delay = -step, None
+    for num_packets, packet in enumerate(source.container.demux(source.stream)):
+        for frame in packet.decode():
+            if delay is None:
+                delay = num_packets
+            if not source.repeats:
+                seconds = seconds + step if frame.time is None else frame.time
+            elif packet.dts is None:  # at the end, the frames that the decoder has kept back
+                seconds += step
+            else:
+                seconds = max(seconds + step, float(packet.dts * packet.time_base) - delay * step)
+            yield seconds, frame
+
+
+def _check_end(source: Source, num_frames: int) -> None:
+    """Raises BadVideo if the container claims more than the frames that were there."""
+    container, stream = source.container, source.stream
+    end = source.seconds[-1] + (float(stream.time_base) if source.repeats else 1 / source.fps)
     if stream.frames:
         claimed = stream.frames
         if "mov" in container.format.name and stream.duration:
             # An edit list hides frames, as after trimming on a phone; the duration knows of it, the count does not.
-            claimed = min(claimed, round(stream.duration * stream.time_base * fps))
-        if claimed - num_frames > MISSING_FRAMES_TOLERANCE:
+            claimed = min(claimed, round(stream.duration * stream.time_base * source.fps))
+        found = num_frames
+        if source.repeats and claimed > num_frames:
+            found = round(end / stream.time_base)
+        elif source.repeats:  # no entry is empty: a step of two is the decoder's, which has begun to reorder
+            source.seconds[:] = (source.seconds[0] + np.arange(num_frames) * float(stream.time_base)).tolist()
+        if claimed - found > MISSING_FRAMES_TOLERANCE:
             raise BadVideo(f"truncated: {num_frames} frames of the {claimed} that the container claims")
     elif container.duration is not None:
-        claimed_end = (container.start_time or 0) / av.time_base + container.duration / av.time_base
+        claimed_end = container.duration / av.time_base
+        if "matroska" not in container.format.name:  # which counts it from 0, wherever its first frame is
+            claimed_end += (container.start_time or 0) / av.time_base
         if claimed_end - end > min(MISSING_SECONDS_TOLERANCE, MISSING_FRACTION_TOLERANCE * claimed_end):
             raise BadVideo(f"truncated: ends after {end:.2f} s of the {claimed_end:.2f} s that the container claims")
 
 
-def _upright_and_small(container: av.container.InputContainer, short_side: int) -> Iterator[np.ndarray]:
-    stream, reformatter = container.streams.video[0], VideoReformatter()
-    for _, frame in decode(container):
-        width = frame.width * float(stream.sample_aspect_ratio or 1)
+def frames(source: Source, short_side: int) -> Iterator[np.ndarray]:
+    """The frames as a player shows them: rotated or mirrored as the display matrix says, with square pixels.
+
+    Args:
+      source: of `open_source`.
+      short_side: of the frames, in pixels; a video that is smaller stays as it is.
+
+    Yields:
+      uint8[h, w, 3], RGB, all of one size.
+
+    Raises:
+      BadVideo: as of `read`.
+    """
+    reformatter = VideoReformatter()
+    for frame in decode(source):
+        width = frame.width * float(source.stream.sample_aspect_ratio or 1)
         scale = min(1.0, short_side / min(frame.height, width))
         # Averaging over areas, straight from the decoder's planes: 0.9 ms per 1080p frame, against 9 ms for the
         # conversion to RGB and 7 ms for OpenCV's INTER_AREA. One thread, as the processes are the parallelism.
@@ -213,11 +304,20 @@ def _upright_and_small(container: av.container.InputContainer, short_side: int) 
             interpolation="AREA",
             threads=1,
         )
-        image = small.to_ndarray()  # (h, w, 3)
-        if frame.rotation % 360 not in _UPRIGHT:
-            raise BadVideo(f"is to be shown rotated by {frame.rotation} degrees, which is no multiple of 90")
-        turn = _UPRIGHT[frame.rotation % 360]
-        yield image if turn is None else cv2.rotate(image, turn)
+        yield _upright(small.to_ndarray(), frame)
+
+
+def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """uint8[h, w, 3], turned and mirrored by the frame's display matrix (ISO 14496-12, 6.2.2)."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # (x, y) is shown at (a x + c y, b x + d y)
+    if a == d == 0:
+        image, a, d = image.transpose(1, 0, 2), c, b
+    elif b or c:
+        raise BadVideo(f"is to be shown rotated by {frame.rotation} degrees, which is no multiple of 90")
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def _reason(error: av.FFmpegError) -> str:

@@ -14,9 +14,8 @@ import json
 import math
 import os
 import platform
-import statistics
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,11 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-from data import archives, codec, digests, frame_index, raw_video
+from data import archives, clocks, codec, digests, frame_index, pairing, raw_video
 from data.catalog import Video
+from data.clocks import Clock
 from data.listing import Listing, PreparationError
+from data.pairing import EncodedVideo
 
 SPLIT = "takes"  # the one TFDS split; the official splits are the catalogue's
 PARTS = "parts"  # the folder of the shards' accounts
@@ -36,7 +37,6 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 # what an interruption costs.
 RECORDS_PER_SHARD = 192
 MIN_SHARDS = 16  # [ours] so that a small set keeps several workers busy, too
-FPS_TOLERANCE = 0.01  # [ours] relative: 29.97 and 30 are the same rate, 25 and 30 are not
 
 FEATURES = tfds.features.FeaturesDict(
     {
@@ -60,6 +60,7 @@ class Settings:
     quality: int
     max_length_difference: int  # frames
     synchronised: bool  # the views of a take must agree, and a single one is of no use
+    clock: Clock | None = None  # that they are put on; None pairs their frames by number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class Job:
     num_shards: int
     videos: tuple[Video, ...]  # whole takes, sorted by recording, take and view
     num_bytes: tuple[int, ...]  # of the raw files, in the same order
+    offsets: tuple[float | None, ...] = ()  # seconds to add to their stamps, where a table gives them, in that order
 
     @property
     def num_files(self) -> int:
@@ -93,12 +95,20 @@ class Job:
     def digest(self, settings: Settings) -> str:
         """Changes when the settings, the list of videos or a video's size change."""
         videos = [[*dataclasses.astuple(video), size] for video, size in zip(self.videos, self.num_bytes, strict=True)]
-        text = json.dumps([dataclasses.asdict(settings), videos])
+        how = dataclasses.asdict(settings)
+        if settings.clock is None:
+            del how["clock"]  # as in accounts from before there were clocks
+        text = json.dumps([how, videos, *([self.offsets] if self.offsets else [])])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plan(listing: Listing) -> list[Job]:
-    """Cuts the recordings, in order of their names, into shards; a function of the listing alone."""
+def plan(listing: Listing, offsets: Mapping[tuple[str, str], float] | None = None) -> list[Job]:
+    """Cuts the recordings, in order of their names, into shards.
+
+    Args:
+      listing: of the videos.
+      offsets: seconds to add to the stamps of a (take, view), where a table gives them.
+    """
     recordings = _group(listing.videos, _recording)
     by_size = round(RECORDS_PER_SHARD * len(recordings) / len(listing.videos))
     per_shard = max(1, min(by_size, math.ceil(len(recordings) / MIN_SHARDS)))
@@ -109,20 +119,10 @@ def plan(listing: Listing) -> list[Job]:
             num_shards=len(groups),
             videos=videos,
             num_bytes=tuple(listing.num_bytes[video.path] for video in videos),
+            offsets=() if offsets is None else tuple(offsets.get((video.take, video.view)) for video in videos),
         )
         for shard, videos in enumerate(tuple(itertools.chain.from_iterable(group)) for group in groups)
     ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedVideo:
-    """A video on its way into a record."""
-
-    video: Video
-    frames: list[bytes]
-    fps: float
-    height: int
-    width: int
 
 
 def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, starting: Callable[[str], None]) -> None:
@@ -236,13 +236,21 @@ def _encode_takes(
     Holds the encoded frames of one recording at a time: each of its files is decoded once, and all its takes are cut
     from that.
     """
+    offset = dict(zip(job.videos, job.offsets, strict=True)) if job.offsets else {}
     with archives.Reader(input_dir, [video.path for video in job.videos]) as files:
         for recording in _group(job.videos, _recording):
             encoded = {}
             for videos in _group(recording, lambda video: video.path):
                 encoded |= _encode_file(videos, settings, input_dir, files, starting)
             for take in _group(recording, lambda video: video.take):
-                yield _choose_views({video: encoded[video] for video in take}, settings)
+                views = {video: encoded[video] for video in take}
+                yield pairing.choose_views(
+                    views,
+                    offset,
+                    clock=settings.clock,
+                    synchronised=settings.synchronised,
+                    max_length_difference=settings.max_length_difference,
+                )
 
 
 def _encode_file(
@@ -257,16 +265,16 @@ def _encode_file(
     try:
         starting(path)
         with files.open(path) as file:
-            fps, frames = raw_video.read(file, settings.short_side)
+            source = raw_video.open_source(file)
             encode = functools.partial(codec.get(settings.codec).encode, quality=settings.quality)
-            encoded = encode_frames(videos, frames, encode)
+            encoded = encode_frames(videos, raw_video.frames(source, settings.short_side), encode)
     except (raw_video.BadVideo, archives.BadArchive) as error:
         return dict.fromkeys(videos, str(error))
     except FileNotFoundError as error:
         raise PreparationError(f"{input_dir / path} has vanished since the input folder was listed") from error
     except OSError as error:
         raise PreparationError(f"cannot read {input_dir / path}: {error.strerror or error}") from error
-    cut: dict[Video, EncodedVideo | str] = {}
+    rate, cut = clocks.rate(np.array(source.seconds), source.fps), {}
     for video in videos:
         start, end = video.interval or (0, len(encoded.frames))
         if end > len(encoded.frames):
@@ -274,8 +282,18 @@ def _encode_file(
                 f"the labelled interval [{start}, {end}) ends after the {len(encoded.frames)} frames of the file"
             )
             continue
-        stored = encoded.frames[start:end]
-        cut[video] = EncodedVideo(video=video, frames=stored, fps=fps, height=encoded.height, width=encoded.width)
+        cut[video] = EncodedVideo(
+            video=video,
+            frames=encoded.frames[start:end],
+            height=encoded.height,
+            width=encoded.width,
+            fps=source.fps,
+            source_fps=rate,
+            begin=source.seconds[0],
+            stamps=np.array(source.seconds[start:end]),
+            repeats=source.repeats,
+            num_tracks=source.num_tracks,
+        )
     return cut
 
 
@@ -307,53 +325,10 @@ def encode_frames(
     return EncodedFrames(frames=stored, height=height, width=width)
 
 
-def _choose_views(take: dict[Video, EncodedVideo | str], settings: Settings) -> tuple[list[EncodedVideo], list[dict]]:
-    """The views of a take that go in, and the quarantine entries of those that do not."""
-    views = [view for view in take.values() if isinstance(view, EncodedVideo)]
-    reasons = {video: reason for video, reason in take.items() if isinstance(reason, str)}
-    if settings.synchronised:
-        tolerance = settings.max_length_difference
-        views = _keep_agreeing(views, reasons, lambda view: view.fps, lambda fps: fps * FPS_TOLERANCE, "fps")
-        views = _keep_agreeing(views, reasons, lambda view: len(view.frames), lambda _: tolerance, "frames")
-        if len(views) == 1:
-            found = f"{len(take)} file{'s' * (len(take) > 1)} found"
-            reasons[views[0].video] = f"the only view of its take ({found}); a pair needs two"
-            views = []
-    aside = [{"path": video.path, "take": video.take, "reason": reasons[video]} for video in take if video in reasons]
-    return views, aside
-
-
 def _serialize(view: EncodedVideo) -> bytes:
     example = {"take": view.video.take, "view": view.video.view, "frames": view.frames}
     # As FEATURES.serialize_example does, but for the order of the features, which is otherwise another in each process.
     return _SERIALIZER.get_tf_example(FEATURES.encode_example(example)).SerializeToString(deterministic=True)
-
-
-def _keep_agreeing(
-    encoded: list[EncodedVideo],
-    reasons: dict[Video, str],
-    measure: Callable[[EncodedVideo], float],
-    tolerance: Callable[[float], float],
-    unit: str,
-) -> list[EncodedVideo]:
-    """The largest group of views whose measures lie within the tolerance (of two such groups, the one with more).
-
-    The others, or all when no two agree, get their reason.
-    """
-    if len(encoded) < 2:
-        return encoded
-    groups = []
-    for first in encoded:
-        low = measure(first)
-        groups.append([view for view in encoded if low <= measure(view) <= low + tolerance(low)])
-    best = max(groups, key=lambda group: (len(group), statistics.median(map(measure, group))))
-    keep = best if len(best) > 1 else []
-    for view in encoded:
-        if view not in keep:
-            siblings = ", ".join(f"{other.video.view} {measure(other):g}" for other in encoded if other is not view)
-            allowed = f"{tolerance(measure(view)):g}"
-            reasons[view.video] = f"{measure(view):g} {unit}, its siblings {siblings}: more than {allowed} apart"
-    return keep
 
 
 def _row(view: EncodedVideo, record: bytes) -> dict:
@@ -372,4 +347,9 @@ def _row(view: EncodedVideo, record: bytes) -> dict:
         "performance": video.performance,
         "listed_split": video.listed_split,
         "checksum": zlib.crc32(record),
+        "source_fps": view.source_fps,
+        "offset_seconds": view.offset,
+        "gap_frames": view.num_gaps,
+        "resampled": view.resampled,
+        "video_tracks": view.num_tracks,
     }

@@ -191,7 +191,6 @@ def with_bad_videos(tmp_path_factory):
     gigapixel = {"damage": lambda path: video_files.claim_in_avi(path, size=(40_000, 30_000)), "codec": "ffv1"}
     add("gigapixel", "above the limit of 33177600 pixels", **gigapixel)
     add("longer", "60 frames, its siblings 0 24, 1 24: more than 20 apart", bad=np.tile(frames, (3, 1, 1, 1))[:60])
-    add("slower", "25 fps, its siblings 0 30, 1 30", fps=25)
     for view, num_frames in enumerate((10, 50)):  # no two agree: neither is known to be right
         name = f"torn_cam{view}.avi"
         video_files.write_video(folder / name, video_files.moving_square(num_frames, 48, 64, seed=view))
@@ -247,7 +246,9 @@ def test_a_larger_tolerance_keeps_views_of_other_lengths(with_bad_videos, tmp_pa
     for path in folder.glob("longer_cam*"):
         (few / path.name).write_bytes(path.read_bytes())
     assert prepare.main(arguments(few, tmp_path / "prepared", "--max_length_difference=36")) == 0
-    assert sorted(takes.open_prepared(tmp_path / "prepared").views["num_frames"]) == [24, 24, 60]
+    assert sorted(takes.open_prepared(tmp_path / "prepared").views["num_frames"]) == [24, 24, 24]  # what all span
+    assert prepare.main(arguments(few, tmp_path / "by_number", "--sync=frames", "--max_length_difference=36")) == 0
+    assert sorted(takes.open_prepared(tmp_path / "by_number").views["num_frames"]) == [24, 24, 60]
 
 
 def test_a_video_that_changes_its_size_is_refused(tmp_path):

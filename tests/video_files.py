@@ -91,3 +91,72 @@ def decode(path: Path) -> np.ndarray:
     """Every frame as FFmpeg gives it, without rotation. uint8[T, h, w, 3], RGB."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def timed_frame(number: int, height: int = 96, width: int = 128) -> np.ndarray:
+    """A frame that shows when it was filmed, as `time_shown` reads it, and which way is up. uint8[h, w, 3], RGB.
+
+    Eight blocks in its middle hold the number's bits; the corners are red, green / blue, white.
+    """
+    frame = np.full((height, width, 3), 90, np.uint8)
+    bits = np.unpackbits(np.uint8(number))
+    frame[int(height * 0.35) : int(height * 0.65)] = np.repeat(bits * 200 + 20, width // 8)[None, :, None]
+    y, x = height // 5, width // 5
+    frame[:y, :x], frame[:y, -x:] = (230, 20, 20), (20, 230, 20)
+    frame[-y:, :x], frame[-y:, -x:] = (20, 20, 230), (240, 240, 240)
+    return frame
+
+
+def time_shown(frame: np.ndarray) -> int:
+    """The number that was given to `timed_frame`."""
+    height, width = frame.shape[:2]
+    middle = frame[int(height * 0.45) : int(height * 0.55), : width // 8 * 8]
+    blocks = middle.reshape(len(middle), 8, -1).mean(axis=(0, 2))
+    return int(np.packbits(blocks > 128)[0])
+
+
+def corners_shown(frame: np.ndarray) -> str:
+    """'RGBW' for an upright `timed_frame`: its corners in reading order."""
+    height, width = frame.shape[:2]
+    corners = [frame[y, x] for y in (height // 12, -height // 12) for x in (width // 12, -width // 12)]
+    return "".join("W" if corner.min() > 150 else "RGB"[int(corner.argmax())] for corner in corners)
+
+
+def write_timed(
+    path: Path,
+    numbers: list[int],
+    *,
+    codec: str = "libx264",
+    rate: int = 30,
+    b_frames: int = 0,
+    first: int | None = None,
+    stated_rate: int | None = None,
+    size: tuple[int, int] = (96, 128),
+) -> Path:
+    """Frames that show their numbers, each stamped with its own, in 1/`rate` seconds.
+
+    Args:
+      path: of the file; its ending says the container.
+      numbers: rising.
+      codec: of FFmpeg.
+      rate: of the stamps.
+      b_frames: at most, between two others.
+      first: the stamp of the first frame, if not its number; the others follow.
+      stated_rate: what the header says, if not `rate`.
+      size: height and width.
+    """
+    options = {"g": "12", "preset": "veryfast", "x264-params": f"bframes={b_frames}"} if codec == "libx264" else {}
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"} if path.suffix == ".mkv" else {}) as output:
+        stream = output.add_stream(codec, rate=stated_rate or rate, options=options)
+        stream.height, stream.width = size
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
+        stream.codec_context.time_base = Fraction(1, rate)
+        stream.codec_context.thread_count = 1
+        if codec == "mpeg4":
+            stream.codec_context.max_b_frames = b_frames
+        for number in numbers:
+            frame = av.VideoFrame.from_ndarray(timed_frame(number, *size), format="rgb24")
+            frame.pts, frame.time_base = number + (0 if first is None else first - numbers[0]), Fraction(1, rate)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path

@@ -65,6 +65,8 @@ class Catalog(abc.ABC):
       extensions: of the raw files, lower case, with the dot.
       not_synchronised: why the views of a take must not be paired frame by frame; '' where they may. Where they may, a
         take with a single view is of no use (and goes to the quarantine).
+      sync: what --sync is where it is not given. 'frames' pairs frame i of one view with frame i of another, for sets
+        whose owners cut them so.
       protocols: name -> function of a `Row` that says 'train', 'test' or None (in neither).
       published: counts to compare a copy with, where `names` cannot rebuild the list.
       remarks: what a reader of the counts must know, with its origin.
@@ -74,6 +76,7 @@ class Catalog(abc.ABC):
     class_names: tuple[str, ...] = ()
     extensions: tuple[str, ...]
     not_synchronised: str = ""
+    sync: str = "frames"
     protocols: Mapping[str, Callable[[Row], Split | None]] = {"random": random_takes}
     published: tuple[Count, ...] = ()
     remarks: tuple[str, ...] = ()

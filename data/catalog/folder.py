@@ -22,6 +22,7 @@ class Folder(Catalog):
     """
 
     name = "folder"
+    sync = "alike"  # clocks.IF_ALIKE
 
     def __init__(
         self,

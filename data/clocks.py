@@ -1,0 +1,149 @@
+"""One clock for the views of a take: which of its frames a view shows at each tick, and where it has none.
+
+Times are seconds. A view's stamps are the presentation times of its frames, increasing; with its offset added they are
+times on the take's clock.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from console.errors import UserError
+from data import raw_video
+
+# How the clocks of a take's files hang together; None in place of a `Clock` pairs frames by their numbers.
+BY_START = "start"  # the recordings begin together: first frames are aligned
+BY_TIMESTAMPS = "timestamps"  # the stamps of the files are of one clock
+BY_FILE = "file"  # as BY_TIMESTAMPS once the seconds of a table are added
+IF_ALIKE = "alike"  # first frames are aligned where their stamps agree, and a take where they do not is refused
+
+RATE_TOLERANCE = 0.01  # [ours] relative: 29.97 and 30 are the same rate, 25 and 30 are not
+# [ours] Matroska and FLV round stamps to milliseconds, so two of them may lie so much nearer or farther.
+ROUNDING_SECONDS = 0.001
+MAX_GAP_SHARE = 0.25  # [ours] of a view's ticks
+MAX_GAP_SECONDS = 0.5  # [ours] a quarter of the 2 s that 16 frames of stride 4 span at 30 frames per second
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clock:
+    """How the views of a take are put on one clock."""
+
+    by: str  # one of the above
+    fps: float | None  # ticks per second; None for the rate most views of a take have
+    max_gap_share: float  # of a view's ticks, that may have no frame of their own
+    max_gap_seconds: float  # of one gap
+
+
+def rate(stamps: np.ndarray, stated: float) -> float:
+    """Frames per second of a file: as its header states it, where the stamps agree, else as they say.
+
+    Lost frames do not change it: steps of more than one and a half of the usual ones are left out.
+
+    Args:
+      stamps: float[N].
+      stated: frames per second.
+    """
+    steps = np.diff(stamps)
+    steps = steps[steps > 0]
+    if not len(steps):
+        return _tidied(stated, 1.0)
+    usual = steps[steps <= 1.5 * np.median(steps)]
+    measured = 1 / usual.mean()
+    agree = abs(stated - measured) <= (RATE_TOLERANCE + ROUNDING_SECONDS / usual.sum()) * measured
+    return _tidied(stated if agree else measured, usual.sum())
+
+
+def _tidied(fps: float, seconds: float) -> float:
+    """The whole or NTSC rate that is meant by one that was measured over so many seconds of rounded stamps."""
+    whole = max(1, round(fps))
+    nearest = min((whole, round(fps * 1.001) * 1000 / 1001), key=lambda known: abs(known - fps))
+    return float(nearest if abs(nearest - fps) <= (2e-4 + ROUNDING_SECONDS / seconds) * fps else fps)
+
+
+def common_rate(rates: Sequence[float]) -> float:
+    """The rate that most of the views have; of two such, the lower, for which no frame need be shown twice."""
+    groups = [[rate for rate in rates if low <= rate <= low * (1 + RATE_TOLERANCE)] for low in sorted(rates)]
+    return statistics.mode(sorted(max(groups, key=len)))
+
+
+def disorder(stamps: np.ndarray) -> str:
+    """What keeps a file's stamps from being times; '' if nothing does."""
+    if not np.isfinite(stamps).all():
+        return f"frame {int(np.argmin(np.isfinite(stamps)))} has no time"
+    backwards = np.flatnonzero(np.diff(stamps) < 0)
+    if not len(backwards):
+        return ""
+    at = int(backwards[0])
+    return f"its time goes backwards: frame {at} is stamped {stamps[at]:.3f} s, and the next one {stamps[at + 1]:.3f} s"
+
+
+def ticks(stamps: Sequence[np.ndarray], rates: Sequence[float], fps: float) -> np.ndarray:
+    """The ticks that all views span: from the last to begin to the first to end.
+
+    Args:
+      stamps: of each view, on the take's clock.
+      rates: frames per second of each; a view ends half a frame after its last stamp.
+      fps: ticks per second.
+
+    Returns:
+      float[T], seconds; none where the views have no time in common.
+
+    Raises:
+      ValueError: more than `raw_video.MAX_FRAMES`.
+    """
+    begin = max(float(view[0]) for view in stamps)
+    end = min(float(view[-1]) + 0.5 / rate for view, rate in zip(stamps, rates, strict=True)) + ROUNDING_SECONDS / 2
+    span = (end - begin) * fps
+    if span >= raw_video.MAX_FRAMES:
+        raise UserError(f"{span:.0f} frames at {fps:g} per second, above the limit of {raw_video.MAX_FRAMES}")
+    return begin + np.arange(max(0, int(np.floor(span)) + 1)) / fps  # (T,)
+
+
+def shown(stamps: np.ndarray, rate: float, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The frame that a view shows at each tick: the nearest in time, or in a gap the one before.
+
+    Args:
+      stamps: float[N], of the view, on the take's clock.
+      rate: of the view, frames per second.
+      ticks: float[T].
+
+    Returns:
+      int[T], numbers of frames, and bool[T], whether the tick is in a gap: farther than half a frame from any.
+    """
+    after = np.searchsorted(stamps, ticks)
+    before, after = np.maximum(after - 1, 0), np.minimum(after, len(stamps) - 1)
+    # Half way between two, rounding is not to decide: that would repeat one frame and skip the next.
+    later = stamps[after] - ticks < ticks - stamps[before] - 1.5 * ROUNDING_SECONDS
+    later |= stamps[before] > ticks
+    nearest = np.where(later, after, before)
+    gap = np.abs(stamps[nearest] - ticks) > 0.5 / rate + ROUNDING_SECONDS
+    held = np.maximum(np.searchsorted(stamps, ticks, side="right") - 1, 0)
+    return np.where(gap, held, nearest), gap
+
+
+def gap_problem(gap: np.ndarray, ticks: np.ndarray, fps: float, clock: Clock) -> str:
+    """Why a view has too many gaps, with the place of the longest; '' if it has not.
+
+    Args:
+      gap: bool[T], of `shown`.
+      ticks: float[T], in the time of the view's file.
+      fps: ticks per second.
+      clock: says how many are too many.
+    """
+    if not gap.any():
+        return ""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], gap, [False]])))
+    begin, end = edges[::2], edges[1::2]
+    longest = int(np.argmax(end - begin))
+    seconds = (end - begin)[longest] / fps
+    place = f"gap of {seconds:.2f} s at {ticks[begin[longest]]:.2f} s"
+    if seconds > clock.max_gap_seconds + 1e-9:
+        return f"{place}, longer than --max_gap_seconds={clock.max_gap_seconds:g}"
+    if gap.mean() > clock.max_gap_share + 1e-9:
+        return (
+            f"no frame of its own for {gap.sum()} of {len(gap)} ticks, more than the part that "
+            f"--max_gap_share={clock.max_gap_share:g} allows; the longest: {place}"
+        )
+    return ""

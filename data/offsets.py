@@ -1,0 +1,67 @@
+"""The table of --sync=FILE.csv: take, view, and the seconds to add to the stamps of its file."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from console.errors import UserError
+from data.catalog import Video
+
+COLUMNS = ("take", "view", "seconds")
+SHOWN = 5  # of a list in a message
+
+
+def read(path: Path) -> dict[tuple[str, str], float]:
+    """The seconds by (take, view). Raises ValueError, with the line, where the file does not have its form."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--sync={path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--sync={path} is no text in UTF-8: {error}") from error
+    table = csv.reader(io.StringIO(text))
+    header = [name.strip() for name in next(table, [])]
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise UserError(
+            f"--sync={path} lacks the column {', '.join(missing)}: its first line is to be {','.join(COLUMNS)} (more "
+            f"columns may follow), not {','.join(header)!r}"
+        )
+    seconds: dict[tuple[str, str], float] = {}
+    for row in table:
+        if not any(cell.strip() for cell in row):
+            continue
+        cells = dict(zip(header, row, strict=False))
+        take, view, text = (cells.get(name, "") for name in COLUMNS)
+        where = f"--sync={path}, line {table.line_num}"
+        if not text.strip():
+            continue  # `data.sync` leaves a place empty where it does not guess
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{where}: {text!r} is no number of seconds")
+        if (take, view) in seconds:
+            raise UserError(f"{where}: view {view} of take {take} is there twice")
+        seconds[take, view] = number
+    return seconds
+
+
+def unused(seconds: Mapping[tuple[str, str], float], videos: Iterable[Video]) -> list[str]:
+    """A warning of lines for videos that there are not; none if all are used."""
+    unknown = sorted(seconds.keys() - {(video.take, video.view) for video in videos})
+    if not unknown:
+        return []
+    examples = ", ".join(f"view {view} of take {take}" for take, view in unknown[:SHOWN])
+    return [f"warning: {len(unknown)} lines of --sync are of no video here: {examples}"]
+
+
+def text(rows: Sequence[Sequence[object]], more_columns: Sequence[str] = ()) -> str:
+    """The table's text, of rows in the order of COLUMNS and of those that follow them."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow([*COLUMNS, *more_columns])
+    writer.writerows(rows)
+    return table.getvalue()

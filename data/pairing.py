@@ -1,0 +1,219 @@
+"""Which views of a take go in, and which of their frames belong together: by number, or on one clock."""
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from console.errors import UserError
+from data import clocks
+from data.catalog import Video
+from data.clocks import Clock
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedVideo:
+    """A video on its way into a record."""
+
+    video: Video
+    frames: list[bytes]
+    height: int
+    width: int
+    fps: float  # of the frames; as the header says, until they are those of a clock
+    source_fps: float  # of the file, as of `clocks.rate`
+    begin: float  # stamp of the file's first frame, seconds
+    stamps: np.ndarray  # float[T], seconds, of the file's frames in `frames`
+    repeats: bool  # as of `raw_video.Source`
+    num_tracks: int  # of video, in the file
+    offset: float = 0.0  # seconds that were added to the stamps
+    num_gaps: int = 0  # frames that stand for one that the file lacks
+    resampled: bool = False  # frame k is not the k-th of the file (or of the interval that was cut)
+
+
+def choose_views(
+    take: Mapping[Video, EncodedVideo | str],
+    offset: Mapping[Video, float | None],
+    *,
+    clock: Clock | None,
+    synchronised: bool,
+    max_length_difference: int,
+) -> tuple[list[EncodedVideo], list[dict]]:
+    """The views of a take that go in, and the quarantine entries of those that do not.
+
+    Args:
+      take: its views, each as it was read, or why it was not.
+      offset: seconds to add to the stamps, where `clock` has them from a table.
+      clock: that the views are put on; None pairs frames by number.
+      synchronised: the views must agree, and a single one is of no use.
+      max_length_difference: frames that they may differ by, where nobody says that more is right.
+    """
+    views = [view for view in take.values() if isinstance(view, EncodedVideo)]
+    reasons = {video: reason for video, reason in take.items() if isinstance(reason, str)}
+    if clock is None:
+        views = [_with_repeats(view) for view in views]
+        if synchronised:
+            views = _keep_agreeing(
+                views, reasons, lambda view: view.fps, lambda fps: fps * clocks.RATE_TOLERANCE, "fps"
+            )
+            views = _keep_alike_in_length(views, reasons, max_length_difference, lambda view: len(view.frames))
+    else:
+        views = _on_one_clock(views, reasons, offset, clock, max_length_difference)
+    if synchronised and len(views) == 1:
+        found = f"{len(take)} file{'s' * (len(take) > 1)} found"
+        reasons[views[0].video] = f"the only view of its take ({found}); a pair needs two"
+        views = []
+    aside = [{"path": video.path, "take": video.take, "reason": reasons[video]} for video in take if video in reasons]
+    return views, aside
+
+
+def _with_repeats(view: EncodedVideo) -> EncodedVideo:
+    """As players show it: an entry without a picture is the frame before, again."""
+    if not view.repeats or view.video.interval is not None:  # which counts the frames that there are
+        return view
+    numbers = np.round((view.stamps - view.stamps[0]) * view.source_fps).astype(int)
+    shown = np.searchsorted(numbers, np.arange(numbers[-1] + 1), side="right") - 1
+    if len(shown) == len(view.frames):
+        return view
+    return _resampled(view, shown, np.concatenate([[False], np.diff(shown) == 0]))
+
+
+def _resampled(view: EncodedVideo, shown: np.ndarray, gap: np.ndarray, **changes: float) -> EncodedVideo:
+    return dataclasses.replace(
+        view,
+        frames=[view.frames[i] for i in shown.tolist()],
+        stamps=view.stamps[shown],
+        num_gaps=int(gap.sum()),
+        resampled=not np.array_equal(shown, np.arange(len(shown))),
+        **changes,
+    )
+
+
+def _on_one_clock(
+    views: list[EncodedVideo],
+    reasons: dict[Video, str],
+    offset: Mapping[Video, float | None],
+    clock: Clock,
+    max_length_difference: int,
+) -> list[EncodedVideo]:
+    """The views, sampled at the ticks that all of them span; those that cannot be get their reason."""
+    placed = []
+    for view in views:
+        seconds = offset.get(view.video) if clock.by == clocks.BY_FILE else 0.0
+        if clock.by in (clocks.BY_START, clocks.IF_ALIKE):
+            seconds = 0.0 - view.begin
+        if problem := clocks.disorder(view.stamps):
+            reasons[view.video] = problem
+        elif seconds is None:
+            reasons[view.video] = "the table of --sync has no line for it"
+        else:
+            placed.append(dataclasses.replace(view, offset=seconds))
+    if clock.by == clocks.IF_ALIKE:
+        placed = _keep_alike_in_begin(placed, reasons, clock)
+    while placed:
+        rates = [view.source_fps for view in placed]
+        fps = clock.fps or clocks.common_rate(rates)
+        if clock.by == clocks.IF_ALIKE:  # a length that differs much may mean that they did not begin together
+            alike = _keep_alike_in_length(
+                placed, reasons, max_length_difference, functools.partial(_num_ticks, fps=fps)
+            )
+            if len(alike) < len(placed):
+                placed = alike
+                continue
+        meeting = _keep_meeting(placed, reasons)
+        if len(meeting) < len(placed):
+            placed = meeting
+            continue
+        times = [view.stamps + view.offset for view in placed]
+        try:
+            ticks = clocks.ticks(times, rates, fps)
+        except UserError as error:
+            reasons |= {view.video: str(error) for view in placed}
+            return []
+        shown = [clocks.shown(time, rate, ticks) for time, rate in zip(times, rates, strict=True)]
+        kept = []
+        for view, (_, gap) in zip(placed, shown, strict=True):
+            if problem := clocks.gap_problem(gap, ticks - view.offset, fps, clock):
+                reasons[view.video] = problem
+            else:
+                kept.append(view)
+        if len(kept) == len(placed):
+            return [_resampled(view, *which, fps=fps) for view, which in zip(placed, shown, strict=True)]
+        placed = kept  # the others may span more without it
+    return []
+
+
+def _num_ticks(view: EncodedVideo, fps: float) -> int:
+    return round((view.stamps[-1] - view.stamps[0] + 1 / view.source_fps) * fps)
+
+
+def _keep_meeting(views: list[EncodedVideo], reasons: dict[Video, str]) -> list[EncodedVideo]:
+    """The most views that have a time in common; none where no two have."""
+    spans = [(view.stamps[0] + view.offset, view.stamps[-1] + view.offset) for view in views]
+    groups = [
+        [view for view, (begin, end) in zip(views, spans, strict=True) if begin <= time <= end] for time, _ in spans
+    ]
+    keep = max(groups, key=len)
+    if len(keep) == 1 < len(views):
+        keep = []
+    told = ", ".join(
+        f"{view.video.view} {begin:.2f} to {end:.2f} s" for view, (begin, end) in zip(views, spans, strict=True)
+    )
+    for view in views:
+        if view not in keep:
+            reasons[view.video] = f"no time in common with most of the take: {told}"
+    return keep
+
+
+def _keep_alike_in_begin(views: list[EncodedVideo], reasons: dict[Video, str], clock: Clock) -> list[EncodedVideo]:
+    """All views, or none where the stamps of their first frames are more than half a frame apart."""
+    begins = [view.begin for view in views]
+    if len(views) < 2:
+        return views
+    fps = clock.fps or clocks.common_rate([view.source_fps for view in views])
+    if max(begins) - min(begins) <= 0.5 / fps + clocks.ROUNDING_SECONDS:
+        return views
+    for view in views:
+        siblings = ", ".join(f"{other.video.view} {other.begin:.3f} s" for other in views if other is not view)
+        reasons[view.video] = (
+            f"its first frame is stamped {view.begin:.3f} s, its siblings' {siblings}: either they began at these "
+            "times (--sync=timestamps), or all began at once and their clocks differ (--sync=start)"
+        )
+    return []
+
+
+def _keep_alike_in_length(
+    views: list[EncodedVideo],
+    reasons: dict[Video, str],
+    max_length_difference: int,
+    measure: Callable[[EncodedVideo], int],
+) -> list[EncodedVideo]:
+    return _keep_agreeing(views, reasons, measure, lambda _: max_length_difference, "frames")
+
+
+def _keep_agreeing(
+    encoded: list[EncodedVideo],
+    reasons: dict[Video, str],
+    measure: Callable[[EncodedVideo], float],
+    tolerance: Callable[[float], float],
+    unit: str,
+) -> list[EncodedVideo]:
+    """The largest group of views whose measures lie within the tolerance (of two such groups, the one with more).
+
+    The others, or all when no two agree, get their reason.
+    """
+    if len(encoded) < 2:
+        return encoded
+    groups = []
+    for first in encoded:
+        low = measure(first)
+        groups.append([view for view in encoded if low <= measure(view) <= low + tolerance(low)])
+    best = max(groups, key=lambda group: (len(group), statistics.median(map(measure, group))))
+    keep = best if len(best) > 1 else []
+    for view in encoded:
+        if view not in keep:
+            siblings = ", ".join(f"{other.video.view} {measure(other):g}" for other in encoded if other is not view)
+            allowed = f"{tolerance(measure(view)):g}"
+            reasons[view.video] = f"{measure(view):g} {unit}, its siblings {siblings}: more than {allowed} apart"
+    return keep
