@@ -15,6 +15,7 @@ _CHOICES = {
     "data.cache": ("auto", "off", "memory"),
     "data.motion_on": ("host", "device"),
     "model.variant": ("Ti", "S", "B", "L", "H"),
+    "model.decoder": ("mv2mae", "joint"),
     "model.remat": ("auto", "none", "dots", "block"),
     "model.layer_loop": ("auto", "rolled", "unrolled"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "per_head"),
@@ -148,6 +149,21 @@ def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[st
         yield (
             f"data.num_source_views = {data.num_source_views}: the cross-view decoder needs at least one source view; "
             "set it to 1, or model.cross_view=False for a single-view masked autoencoder."
+        )
+    if model.decoder == "joint" and model.cross_view:
+        yield (
+            "model.decoder = 'joint' stands in for the self-view and the cross-view decoder: set "
+            "model.cross_view=False with it, or model.decoder=mv2mae."
+        )
+    if model.decoder == "joint" and data.num_source_views < 1:
+        yield (
+            f"data.num_source_views = {data.num_source_views}: the joint decoder needs at least two views; set it to "
+            "1, or model.decoder=mv2mae for a single-view masked autoencoder."
+        )
+    if model.decoder == "joint" and loss.cross_weight != 1.0:
+        yield (
+            f"loss.cross_weight = {loss.cross_weight} weighs the cross-view loss, which model.decoder = 'joint' does "
+            "not have: leave it at 1.0."
         )
     num_tokens = math.prod(grid)
     for name in ("target_mask_ratio", "source_mask_ratio"):

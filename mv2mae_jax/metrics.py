@@ -177,6 +177,7 @@ class Reporter:
             for label, key in (
                 ("loss", "train/loss"),
                 ("self", "train/loss_self"),
+                ("joint", "train/loss_joint"),
                 ("cross", "train/loss_cross"),
                 ("mean prediction", "train/loss_mean_prediction"),
                 ("accuracy", "train/accuracy"),

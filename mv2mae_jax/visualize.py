@@ -12,6 +12,7 @@ ROWS = (
     ("masked", "what the encoder sees"),
     ("self_view", "self-view decoder"),
     ("cross_view", "cross-view decoder"),
+    ("joint_view", "joint decoder"),
     ("source", "source view (unmasked)"),
     ("weights", "motion weights"),
 )

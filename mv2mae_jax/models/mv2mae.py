@@ -21,9 +21,12 @@ from mv2mae_jax.models import layers, tubelets
 class Reconstruction:
     """Predicted tokens in the space of the target (losses.targets), flattened over (t, h, w, c)."""
 
-    self_target: jax.Array  # float32[B, Md, P]: target view from itself
-    self_source: jax.Array | None  # float32[B, S, Md', P]: each source view from itself; None without source views
-    cross: jax.Array | None  # float32[B, Md, P]: target view from itself and the sources; None without a cross decoder
+    self_target: jax.Array | None = None  # float32[B, Md, P]: target view from itself; None with a joint decoder
+    self_source: jax.Array | None = None  # float32[B, S, Md', P]: each source view from itself; None without sources
+    cross: jax.Array | None = (
+        None  # float32[B, Md, P]: target view from itself and the sources, by cross or joint decoder
+    )
+    joint_source: jax.Array | None = None  # float32[B, S, Md', P]: each source from all views, by a joint decoder
 
 
 class Encoder(nn.Module):
@@ -214,29 +217,29 @@ class MV2MAE(nn.Module):
         return t * h * w * 3
 
     def setup(self):
-        shared = {
-            "num_tokens": self.num_tokens,
-            "mlp_ratio": self.mlp_ratio,
-            "dtype": self.dtype,
-            "scan_layers": self.scan_layers,
-            "unroll": self.unroll,
-            "remat": self.remat,
-            "attention": self.attention,
-            "folded_norms": self.folded_norms,
-        }
-        decoder = {
-            "patch_dim": self.patch_dim,
-            "width": self.decoder_width,
-            "depth": self.decoder_depth,
-            "num_heads": self.decoder_heads,
-            **shared,
-        }
         self.encoder = Encoder(
-            width=self.width, depth=self.depth, num_heads=self.num_heads, final_norm=self.final_norm, **shared
+            width=self.width,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            final_norm=self.final_norm,
+            **self._shared_fields(),
         )
-        self.decoder = Decoder(**decoder)
+        self.set_up_decoders()
+
+    def set_up_decoders(self) -> None:
+        """The part of `setup` in which kinds of decoders differ."""
+        self.decoder = self.make_decoder()
         if self.cross_view:
-            self.cross_decoder = Decoder(cross=True, **decoder)
+            self.cross_decoder = self.make_decoder(cross=True)
+
+    def make_decoder(self, **fields: Any) -> Decoder:
+        """A decoder of the model's sizes; `fields` replaces some."""
+        sizes = {"width": self.decoder_width, "depth": self.decoder_depth, "num_heads": self.decoder_heads}
+        return Decoder(**{"patch_dim": self.patch_dim, **sizes, **self._shared_fields(), **fields})
+
+    def _shared_fields(self) -> dict[str, Any]:
+        names = ("num_tokens", "mlp_ratio", "dtype", "scan_layers", "unroll", "remat", "attention", "folded_norms")
+        return {name: getattr(self, name) for name in names}
 
     def __call__(
         self,

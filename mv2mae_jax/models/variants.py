@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from console.errors import UserError
 from mv2mae_jax import chips
 from mv2mae_jax.models import layers, tubelets
+from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.models.mv2mae import MV2MAE
 
 
@@ -37,27 +38,36 @@ VARIANTS: dict[str, Variant] = {
     "H": Variant(width=1280, depth=32, num_heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
 }
 
+DECODERS = {"mv2mae": MV2MAE, "joint": JointMAE}
 ATTENTION = ("xla", "chunked", "cudnn", "per_head")  # attention.attend, layers.ToHeads
 
 
 def build(
-    variant: str, *, clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, int], **overrides: Any
+    variant: str,
+    *,
+    clip_size: tuple[int, int, int],
+    tubelet_size: tuple[int, int, int],
+    decoder: str = "mv2mae",
+    **overrides: Any,
 ) -> MV2MAE:
-    """Makes a model from a row of VARIANTS; `overrides` replaces or adds fields of MV2MAE.
+    """Makes a model from a row of VARIANTS, with a kind of DECODERS; `overrides` replaces or adds fields of its class.
 
     Raises:
       ValueError: unknown variant or field, or values that do not go together.
     """
     if variant not in VARIANTS:
         raise UserError(f"Unknown model variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
-    fields = [field.name for field in dataclasses.fields(MV2MAE) if field.name not in ("parent", "name")]
+    if decoder not in DECODERS:
+        raise UserError(f"Unknown decoder {decoder!r}. Choose one of {', '.join(DECODERS)}.")
+    kind = DECODERS[decoder]
+    fields = [field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name")]
     for name in overrides:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(fields)}."
-            raise UserError(f"MV2MAE has no field {name!r}. {hint}")
+            raise UserError(f"{kind.__name__} has no field {name!r}. {hint}")
     sizes = dataclasses.asdict(VARIANTS[variant]) | overrides
-    model = MV2MAE(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
+    model = kind(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
     _check_sizes(model)
     return model
 
@@ -68,12 +78,16 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     settled = settle_auto(config, jax.default_backend(), fused_attention=fused, one_device=jax.device_count() == 1)
     sizes = [field.name for field in dataclasses.fields(Variant)]
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
+    decoder = config.model.get("decoder", "mv2mae")  # older runs, fine-tuning and probes have no such key
+    if decoder == "joint":
+        overrides["num_views"] = 1 + config.data.num_source_views
     attention = settled["model.attention"]
     if_it_fits = config.model.attention == "auto" and attention == "cudnn"
     model = build(
         config.model.variant,
         clip_size=(config.data.num_frames, *config.data.crop_size),
         tubelet_size=tuple(config.model.tubelet_size),
+        decoder=decoder,
         cross_view=config.model.get("cross_view", False),
         dtype=jnp.dtype(settled["compute_dtype"]),
         scan_layers=config.model.scan_layers,

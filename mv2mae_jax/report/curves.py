@@ -46,8 +46,10 @@ PANELS = (
         "cross-view loss lies below the self-view loss, the other camera helps. Diamonds: held-out takes.",
         lines=(
             Line(name="train/loss_self", label="self-view"),
+            Line(name="train/loss_joint", label="joint"),
             Line(name="train/loss_cross", label="cross-view"),
             Line(name="eval/loss_self", label="self-view, held out", evaluated=True),
+            Line(name="eval/loss_joint", label="joint, held out", evaluated=True),
             Line(name="eval/loss_cross", label="cross-view, held out", evaluated=True),
         ),
         baseline=Line(name="train/loss_mean_prediction", label="mean colour"),
@@ -56,7 +58,8 @@ PANELS = (
     Panel(
         key="loss",
         title="Training loss",
-        caption="What is minimised: for pre-training the self-view losses of all views plus the cross-view loss.",
+        caption="What is minimised: for pre-training the self-view losses of all views plus the cross-view loss; with "
+        "a joint decoder the mean over the views.",
         lines=(Line(name="train/loss", label="loss"),),
         logarithmic=True,
     ),

@@ -93,11 +93,12 @@ def _of_run(run: Run, seen: Examined, index: int | None) -> dict[str, Any]:
 def tiles(run: Run) -> list[Tile]:
     """The numbers that a reader looks for first."""
     metrics = run.metrics
-    area = "eval" if "eval/loss_self" in metrics else "eval_on_training_takes"
+    area = "eval" if "eval/loss_mean_prediction" in metrics else "eval_on_training_takes"
     of = "held-out takes" if area == "eval" else "training takes: none is held out"
     found = []
     baseline = metrics.get(f"{area}/loss_mean_prediction")
-    for name, title in (("loss_self", "Self-view loss"), ("loss_cross", "Cross-view loss")):
+    titles = {"loss_self": "Self-view loss", "loss_joint": "Joint loss", "loss_cross": "Cross-view loss"}
+    for name, title in titles.items():
         if baseline and f"{area}/{name}" in metrics:
             value = metrics[f"{area}/{name}"]
             change = 100 * (value / baseline - 1)

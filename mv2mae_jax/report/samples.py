@@ -23,6 +23,7 @@ ALTS = {
     "masked": "what the encoder sees of the target view: hidden tokens are grey",
     "self_view": "the target view reconstructed from its own visible tokens",
     "cross_view": "the target view reconstructed with the help of the other camera",
+    "joint_view": "the target view reconstructed together with the other camera's",
     "source": "the source view",
 }
 

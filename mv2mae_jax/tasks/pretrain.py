@@ -13,7 +13,7 @@ from data import pipeline
 from data.dataset import Dataset
 from mv2mae_jax import decode, losses, masking, online_probes
 from mv2mae_jax.masking import Mask
-from mv2mae_jax.models import mv2mae, tubelets, variants
+from mv2mae_jax.models import joint, mv2mae, tubelets, variants
 
 Arrays = dict[str, Any]
 
@@ -58,6 +58,11 @@ class Pretrain:
     def views_per_sample(self) -> int:
         return 1 + self.num_source_views
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether one decoder fills in all views together, in place of a self-view and a cross-view decoder."""
+        return isinstance(self.model, joint.JointMAE)
+
     def init(self, key: jax.Array) -> Any:
         """Parameters, float32."""
         video = jnp.zeros((1, 1 + self.num_source_views, *self.model.clip_size, 3), jnp.uint8)
@@ -101,18 +106,19 @@ class Pretrain:
         return {**batch, **drawn}
 
     def loss(self, params: Any, inputs: Arrays) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Self-view loss of every view + cross_weight * cross-view loss of the target.
+        """Self-view loss of every view + cross_weight * cross-view loss of the target; joint: the mean over the views.
 
         Args:
           params: from `init`.
           inputs: from `randomize`; `motion` float32[B, V, N].
 
         Returns:
-          (loss, metrics), float32 scalars. `loss_self` is the mean over the views, `loss` takes their sum.
+          (loss, metrics), float32 scalars. `loss_self` is the mean over the views, `loss` takes their sum. With a joint
+          decoder, `loss_joint` is the mean over the views and the loss, and `loss_cross` the target's part of it.
         """
         measured = self._measure(self._reconstruct(params, inputs), inputs)
         metrics = {name: total.sum() / count.sum() for name, (total, count) in measured.items()}
-        loss = (1 + self.num_source_views) * metrics["loss_self"]  # the sum over views
+        loss = metrics["loss_joint"] if self.is_joint else self.views_per_sample * metrics["loss_self"]  # mean or sum
         if self.model.cross_view:
             loss += self.cross_weight * metrics["loss_cross"]
         ess_fraction = losses.ess_fraction(self.weights(inputs["motion"])).mean()
@@ -136,19 +142,16 @@ class Pretrain:
         per_sample, baseline = jax.vmap(losses.reconstruction_loss), jax.vmap(losses.mean_prediction_loss)
         patches = self._patchify(inputs["video"])
         target = self._targets(patches[:, 0], inputs["motion"][:, 0], inputs["decoded_target"])
-        measured = {
-            "loss_self": per_sample(reconstruction.self_target, *target),
-            "loss_mean_prediction": baseline(*target),
-        }
+        name, of_target, of_source = "loss_self", reconstruction.self_target, reconstruction.self_source
+        if self.is_joint:
+            name, of_target, of_source = "loss_joint", reconstruction.cross, reconstruction.joint_source
+        measured = {name: per_sample(of_target, *target), "loss_mean_prediction": baseline(*target)}
         if self.num_source_views:
             targets, weights = self._targets(patches[:, 1:], inputs["motion"][:, 1:], inputs["decoded_source"])
             source = targets, weights if self.weighted_views == "all" else jnp.ones_like(weights)
-            of_source = {
-                "loss_self": per_sample(reconstruction.self_source, *source),
-                "loss_mean_prediction": baseline(*source),
-            }
-            measured = {name: self._mean_over_views(measured[name], of_source[name]) for name in measured}
-        if self.model.cross_view:
+            of_sources = {name: per_sample(of_source, *source), "loss_mean_prediction": baseline(*source)}
+            measured = {name: self._mean_over_views(measured[name], of_sources[name]) for name in measured}
+        if reconstruction.cross is not None:
             measured["loss_cross"] = per_sample(reconstruction.cross, *target)
         return measured
 
@@ -204,7 +207,7 @@ class Pretrain:
         take each patch's true mean and contrast there. The cross-view reconstruction is repeated with the sources
         replaced by other takes' (same camera, same masks).
         """
-        video, mask, positions = inputs["video"], inputs["target_mask"], inputs["decoded_target"]
+        video, positions = inputs["video"], inputs["decoded_target"]
         reconstruction = self._reconstruct(params, inputs)
         measured = {k: total / count for k, (total, count) in self._measure(reconstruction, inputs).items()}
         patches = self._patchify(video)  # (B, V, N, P)
@@ -213,22 +216,29 @@ class Pretrain:
         def psnr(prediction: jax.Array) -> jax.Array:
             return losses.psnr(losses.to_pixels(prediction, self.target, statistics_of=pixels), pixels / 255)
 
-        measured["psnr_self"] = psnr(reconstruction.self_target)
+        if reconstruction.self_target is not None:
+            measured["psnr_self"] = psnr(reconstruction.self_target)
         measured |= self._by_motion(reconstruction, inputs)
-        if self.model.cross_view:
+        if reconstruction.cross is not None:
             measured["psnr_cross"] = psnr(reconstruction.cross)
-            model = self._bind(params)
-            latents = model.encode(video[:, 0], mask.visible)
             target = self._targets(patches[:, 0], inputs["motion"][:, 0], positions)
             for other in ("other_subject", "other_action"):
-                source_latents = self.encode_sources(model, inputs[other], inputs["source_mask"])
-                prediction = model.decode_cross(
-                    latents, mask.visible, positions, source_latents, inputs["source_mask"].visible
-                )
+                prediction = self._with_sources(params, inputs, inputs[other], positions)
                 total, count = jax.vmap(losses.reconstruction_loss)(prediction, *target)
                 measured[f"loss_cross_{other}"] = total / count
         carried = ("take", "valid", "has_other_subject", "has_other_action")
         return measured | {key: inputs[key] for key in carried if key in inputs}
+
+    def _with_sources(self, params: Any, inputs: Arrays, sources: jax.Array, positions: jax.Array) -> jax.Array:
+        """The target's tokens at `positions` with the help of these sources: float32[B, M, P], same masks."""
+        video, mask, source_mask = inputs["video"][:, :1], inputs["target_mask"], inputs["source_mask"]
+        if self.is_joint:
+            video = jnp.concatenate([video, sources], axis=1)
+            return self._reconstruct(params, inputs | {"video": video, "decoded_target": positions}).cross
+        model = self._bind(params)
+        latents = model.encode(video[:, 0], mask.visible)
+        source_latents = self.encode_sources(model, sources, source_mask)
+        return model.decode_cross(latents, mask.visible, positions, source_latents, source_mask.visible)
 
     def _by_motion(self, reconstruction: mv2mae.Reconstruction, inputs: Arrays) -> dict[str, jax.Array]:
         """Unweighted losses of the target's moving tokens (above the clip's mean motion energy) and of the others.
@@ -261,16 +271,15 @@ class Pretrain:
     def reconstruct(self, params: Any, inputs: Arrays) -> Arrays:
         """Pixels for pictures: float32[B, T, H, W, 3] in [0, 1].
 
-        `masked` is the target view with hidden tokens grey; `self_view` and `cross_view` show the prediction where
-        tokens were hidden and the input elsewhere; `weights` float32[B, *grid] are the target's. Predictions of
-        normalised pixels take mean and contrast from the *visible* tokens: nothing of the hidden ones is shown.
+        `masked` is the target view with hidden tokens grey; `self_view`, `cross_view` and `joint_view` show the
+        prediction where tokens were hidden and the input elsewhere; `weights` float32[B, *grid] are the target's.
+        Predictions of normalised pixels take mean and contrast from the *visible* tokens: nothing of the hidden ones is
+        shown.
         """
-        video, mask, source_mask = inputs["video"], inputs["target_mask"], inputs["source_mask"]
-        model = self._bind(params)
+        video, mask = inputs["video"], inputs["target_mask"]
         patches = tubelets.patchify(video[:, 0], self.model.tubelet_size)  # (B, N, P)
         visible = tubelets.gather_tokens(patches, mask.visible)  # (B, Nv, P)
         statistics = visible.reshape(visible.shape[0], 1, -1)  # (B, 1, Nv * P)
-        latents = model.encode(video[:, 0], mask.visible)
 
         def complete(prediction: jax.Array | None) -> jax.Array:
             if prediction is None:
@@ -284,15 +293,17 @@ class Pretrain:
         pictures = {
             "target": video[:, 0] / 255,
             "masked": complete(None),
-            "self_view": complete(model.decode_self(latents, mask.visible, mask.masked)),
             "weights": self.weights(inputs["motion"][:, 0]).reshape(-1, *self.model.grid),  # (B, nt, nh, nw)
         }
         if self.num_source_views:
             pictures["source"] = video[:, 1] / 255
-        if self.model.cross_view:
-            source_latents = self.encode_sources(model, video[:, 1:], source_mask)
-            prediction = model.decode_cross(latents, mask.visible, mask.masked, source_latents, source_mask.visible)
-            pictures["cross_view"] = complete(prediction)
+        if not self.is_joint:
+            model = self._bind(params)
+            latents = model.encode(video[:, 0], mask.visible)
+            pictures["self_view"] = complete(model.decode_self(latents, mask.visible, mask.masked))
+        if self.is_joint or self.model.cross_view:
+            name = "joint_view" if self.is_joint else "cross_view"
+            pictures[name] = complete(self._with_sources(params, inputs, video[:, 1:], mask.masked))
         return pictures
 
     def summarize(self, samples: dict[str, np.ndarray]) -> dict[str, float]:
@@ -362,7 +373,7 @@ class Pretrain:
         }
 
 
-_AVERAGED = ("loss_self", "loss_cross", "loss_mean_prediction", "psnr_self", "psnr_cross")
+_AVERAGED = ("loss_self", "loss_joint", "loss_cross", "loss_mean_prediction", "psnr_self", "psnr_cross")
 
 
 def relative_increase(before: np.ndarray, after: np.ndarray, take: np.ndarray) -> tuple[float, float]:

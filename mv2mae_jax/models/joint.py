@@ -1,0 +1,87 @@
+"""A joint decoder in place of MV2MAE's two: no view is target or source, one decoder fills in the tokens of all views.
+
+The nearest relative is MuM (arXiv 2511.17309), which masks any number of images of a scene alike, encodes each by
+itself and decodes them together. Here it is a rival to hold MV2MAE's decoders against, at the same encoder and clips.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from console.errors import UserError
+from mv2mae_jax.masking import Mask
+from mv2mae_jax.models import mv2mae
+
+
+class JointMAE(mv2mae.MV2MAE):
+    """The shared encoder and one decoder, whose self-attention goes over the tokens of all views.
+
+    The first view of a sample is still called target and the others sources, because their masks may hide different
+    shares and the evaluation replaces the latter; the model treats all alike. What tells views apart is the position:
+    one sinusoid table over views x tokens, in which token i of view v has row v * N + i.
+
+    Attributes:
+      num_views: V, views of a sample.
+    """
+
+    cross_view: bool = False
+    num_views: int = 2
+
+    def set_up_decoders(self) -> None:
+        self.joint_decoder = self.make_decoder(num_tokens=self.num_views * self.num_tokens)
+
+    def __call__(
+        self,
+        video: jax.Array,
+        target_mask: Mask,
+        source_mask: Mask | None = None,
+        decoded_target: jax.Array | None = None,
+        decoded_source: jax.Array | None = None,
+    ) -> mv2mae.Reconstruction:
+        """As `MV2MAE.__call__`; the predictions are `cross` and `joint_source`.
+
+        Raises:
+          ValueError: shapes that do not fit, or another number of views than `num_views`.
+        """
+        self._check_views(video, source_mask)
+        if video.shape[1] != self.num_views or source_mask is None:
+            raise UserError(
+                f"the joint decoder was built for {self.num_views} views, at least 2, got video {list(video.shape)}. "
+                "Feed as many views per take, or build the model with that num_views."
+            )
+        decoded_target = target_mask.masked if decoded_target is None else decoded_target
+        decoded_source = source_mask.masked if decoded_source is None else decoded_source
+        patches = self._patchify(video)  # (B, V, N, P)
+        target_latents, source_latents = self._per_view(
+            self._encode, (patches[:, 0], target_mask.visible), (patches[:, 1:], source_mask.visible)
+        )
+        prediction = self.decode_joint(
+            _side_by_side(target_latents, source_latents),
+            _side_by_side(target_mask.visible, self._numbered(source_mask.visible)),
+            _side_by_side(decoded_target, self._numbered(decoded_source)),
+        )
+        num_decoded = decoded_target.shape[1]
+        of_sources = prediction[:, num_decoded:].reshape(*decoded_source.shape, -1)  # (B, S, Md', P)
+        return mv2mae.Reconstruction(cross=prediction[:, :num_decoded], joint_source=of_sources)
+
+    def decode_joint(self, latents: jax.Array, visible: jax.Array, decoded: jax.Array) -> jax.Array:
+        """Tokens of all views side by side, in any order: positions are rows v * N + i of the table.
+
+        Args:
+          latents: [B, K, width] of the visible tokens, at `visible` int32[B, K].
+          decoded: int32[B, M].
+
+        Returns:
+          float32[B, M, P], at `decoded`.
+        """
+        return self.joint_decoder(latents, visible, decoded)
+
+    def _numbered(self, positions: jax.Array) -> jax.Array:
+        """Positions within each source int32[B, S, K] -> rows of the table over all views."""
+        first = self.num_tokens * jnp.arange(1, self.num_views, dtype=positions.dtype)
+        return positions + first[:, None]
+
+
+def _side_by_side(target: jax.Array, sources: jax.Array) -> jax.Array:
+    """[B, K, ...] and [B, S, K', ...] -> [B, K + S * K', ...]."""
+    sources = sources.reshape(sources.shape[0], -1, *sources.shape[3:])  # (B, S * K', ...)
+    return jnp.concatenate([target, sources], axis=1)
