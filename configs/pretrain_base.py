@@ -61,9 +61,9 @@ def get_config() -> config_dict.ConfigDict:
             decoder_depth=config_dict.placeholder(int),  # [ours] default: VideoMAE's for the variant (S: 4)
             decoder_heads=config_dict.placeholder(int),  # [ours] default: VideoMAE's for the variant (S: 3)
             tubelet_size=(2, 16, 16),  # [paper] (frames, height, width) of one token: 8x8x8 = 512 tokens
+            cross_view=True,  # [paper] the cross-view decoder; False is a single-view masked autoencoder
             # joint: one decoder over the tokens of all views, a rival to the paper's two; set cross_view=False with it.
             decoder="mv2mae",  # [ours] mv2mae | joint
-            cross_view=True,  # [paper] the cross-view decoder; False is a single-view masked autoencoder
             scan_layers=True,  # [ours] stacks the parameters of all blocks; the numbers are the same
             # rolled compiles one block instead of all; on an H200 a step of ViT-S took 1.29 times as long.
             layer_loop="auto",  # [ours] rolled | unrolled; auto is rolled on a CPU, else unrolled

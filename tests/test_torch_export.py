@@ -162,6 +162,34 @@ numpy.savez(sys.argv[1] + "/result.npz", **outputs)
         assert float(found[f"loss_{name}"]) == pytest.approx(float(loss), rel=1e-4), name
 
 
+def test_of_a_run_with_a_joint_decoder_the_encoder_is_exported(tmp_path, capsys):
+    config = tiny.make_config()
+    config.model.update(decoder="joint", cross_view=False)
+    task = Pretrain.from_config(config)
+    params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
+    checkpointer = checkpoint.Checkpointer(tmp_path / "run")
+    state = TrainState.create(params, optax.sgd(0.1), with_ema=False)
+    checkpointer.save(1, state, {"config": config.to_json(), "git_revision": ""}, force=True)
+    checkpointer.close()
+    for layout in exporter.FORMATS:
+        assert run_command(tmp_path / "run", layout, tmp_path / layout) == 0
+        told = "encoder (the joint decoder is not exported"
+        assert told in capsys.readouterr().out
+        card = (tmp_path / layout / "README.md").read_text()
+        assert told in card and "its joint decoder is not exported" in card
+
+    video = np.random.default_rng(5).integers(0, 256, (2, *task.model.clip_size, 3), dtype=np.uint8)
+    everything = np.broadcast_to(np.arange(task.model.num_tokens), (2, task.model.num_tokens))
+    expected = task.model.apply({"params": params}, video, everything, method="encode")
+    with torch.no_grad():
+        found = mv2mae_torch.load(tmp_path / "port").features(torch.from_numpy(video))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    fresh = jax.tree.map(jnp.asarray, tiny_params(99))  # of a model with MV2MAE's decoders
+    imported = importer.load_videomae(tmp_path / "videomae" / "videomae.pth", fresh, tiny_task().model)
+    jax.tree.map(np.testing.assert_array_equal, imported["encoder"], params["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, imported["decoder"], fresh["decoder"])
+
+
 def test_a_run_without_source_views_is_exported(tmp_path, capsys):
     config = tiny.make_config()
     config.model.cross_view, config.data.num_source_views = False, 0

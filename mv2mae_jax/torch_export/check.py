@@ -4,6 +4,7 @@ Imports torch, and transformers for the Hugging Face layout.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 from mv2mae_jax.models import mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
+from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.torch_export import mv2mae_torch, names
 from mv2mae_jax.torch_export.exporter import Mismatch, Run
 
@@ -61,6 +63,8 @@ def jax_outputs(model: mv2mae.MV2MAE | Classifier, params: Any, inputs: FixedInp
             module(video[:, 0])
             return
         target = module.encode(video[:, 0], inputs.target_visible)
+        if isinstance(module, JointMAE):
+            return
         module.decode_self(target, inputs.target_visible, inputs.hidden)
         if module.cross_view:
             source = module.encode(video[:, 1], inputs.source_visible[:, 0])[:, None]
@@ -113,6 +117,8 @@ def compare(expected: Outputs, found: Outputs, visible: np.ndarray) -> float:
       Mismatch: naming the first layer that differs.
     """
     last_layers = {"head"} if "head" in expected else {"encoder.norm", "decoder.head"}
+    if not any(name.startswith(("head", "decoder.")) for name in expected):  # an encoder alone
+        last_layers = {"encoder.norm"}
     assert {"encoder.patch_embed.proj", *last_layers} <= expected.keys() & found.keys()
     worst = 0.0
     for name, output in found.items():
@@ -144,13 +150,18 @@ def check_eps(module: nn.Module, rename: Callable[[str], str]) -> None:
 
 
 def check_port(port: nn.Module, expected: Outputs, inputs: FixedInput) -> float:
-    """The PyTorch port with both decoders, or with its classifier; returns and raises as `compare`."""
+    """The PyTorch port with its decoders, if any, or its classifier; returns and raises as `compare`."""
     rename = names.with_encoder_prefix if isinstance(port, mv2mae_torch.Classifier) else str
     check_eps(port, rename)
     video = torch.from_numpy(inputs.video)
     target, source = (torch.from_numpy(x).long() for x in (inputs.target_visible, inputs.source_visible))
-    arguments = (video[:, 0],) if isinstance(port, mv2mae_torch.Classifier) else (video, target, source)
-    return compare(expected, record(port, rename, lambda: port(*arguments)), inputs.target_visible)
+    if isinstance(port, mv2mae_torch.Classifier):
+        found = record(port, rename, lambda: port(video[:, 0]))
+    elif isinstance(port, mv2mae_torch.MV2MAE):
+        found = record(port, rename, lambda: port(video, target, source))
+    else:
+        found = record(port, rename, lambda: port.encode(video[:, 0], target))
+    return compare(expected, found, inputs.target_visible)
 
 
 def check_written_port(folder: pathlib.Path, expected: Outputs, inputs: FixedInput) -> float:
@@ -160,7 +171,7 @@ def check_written_port(folder: pathlib.Path, expected: Outputs, inputs: FixedInp
 
 def check_written_videomae(path: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
     """Loads the .pth as data (`weights_only`) into the port, whose names are VideoMAE's; returns as `compare`."""
-    port = (mv2mae_torch.Classifier if run.fine_tuned else mv2mae_torch.MV2MAE)(**run.model_config).eval()
+    port = getattr(mv2mae_torch, run.architecture)(**run.model_config).eval()
     state = torch.load(path, map_location="cpu", weights_only=True)["model"]
     _strictly(lambda: port.load_state_dict(state, strict=True))
     return check_port(port, expected, inputs)
@@ -174,14 +185,12 @@ def _strictly(load: Callable[[], Any]) -> Any:
 
 
 def check_written_hugging_face(folder: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
-    """Loads the folder with transformers; encoder and self-view decoder, or classifier; returns as `compare`."""
+    """Loads the folder with transformers; encoder and self-view decoder if exported, or classifier; as `compare`."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # its table of unexpected keys: they are checked here
-    architecture = (
-        transformers.VideoMAEForVideoClassification if run.fine_tuned else transformers.VideoMAEForPreTraining
-    )
-    model, report = architecture.from_pretrained(folder, output_loading_info=True)
+    (architecture,) = json.loads((folder / "config.json").read_bytes())["architectures"]
+    model, report = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
     model.eval()
     unexpected = [name for name in report["unexpected_keys"] if not name.startswith(names.CROSS_DECODER)]
     if report["missing_keys"] or unexpected or report["mismatched_keys"]:
@@ -189,9 +198,15 @@ def check_written_hugging_face(folder: pathlib.Path, run: Run, expected: Outputs
             f"transformers {transformers.__version__} did not find {sorted(report['missing_keys'])}, had no place for "
             f"{sorted(unexpected)}, and read other shapes of {sorted(report['mismatched_keys'])}."
         )
-    last_norm = model.fc_norm if run.fine_tuned else model.decoder.norm
-    last_norm.eps = LAYER_NORM_EPS  # 1e-5 in transformers' code, whatever config.json says
-    check_eps(model, names.videomae_name_from_hugging_face)
+    prefix = "videomae." if run.encoder_alone else ""  # which transformers leaves out where there is nothing else
+
+    def rename(name: str) -> str:
+        return names.videomae_name_from_hugging_face(prefix + name)
+
+    if not run.encoder_alone:
+        last_norm = model.fc_norm if run.fine_tuned else model.decoder.norm
+        last_norm.eps = LAYER_NORM_EPS  # 1e-5 in transformers' code, whatever config.json says
+    check_eps(model, rename)
 
     video = (inputs.video[:, 0].astype(np.float32) / 255 - tubelets.IMAGENET_MEAN) / tubelets.IMAGENET_STD
     pixels = torch.from_numpy(video).permute(0, 1, 4, 2, 3)
@@ -200,5 +215,5 @@ def check_written_hugging_face(folder: pathlib.Path, run: Run, expected: Outputs
         masked = torch.zeros(1, run.model.num_tokens, dtype=torch.bool)
         masked[0, inputs.hidden[0]] = True
         arguments["bool_masked_pos"] = masked
-    found = record(model, names.videomae_name_from_hugging_face, lambda: model(**arguments))
+    found = record(model, rename, lambda: model(**arguments))
     return compare(expected, found, inputs.target_visible)

@@ -19,6 +19,7 @@ from console.errors import UserError
 from mv2mae_jax import checkpoint, runs, sharding, side_files
 from mv2mae_jax.models import classifier, layers, mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
+from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.torch_export import model_card, names
 
@@ -41,12 +42,22 @@ class Run:
     git_revision: str
     metrics: dict[str, float]  # reported at this step
     model: mv2mae.MV2MAE | Classifier  # float32, blocks unrolled
-    params: Any  # NumPy, blocks unrolled; the average where the run kept one
+    params: Any  # NumPy, blocks unrolled; the average where the run kept one; without a joint decoder
     class_names: tuple[str, ...]  # of a fine-tuned run, in the order of the logits; else of the data
 
     @property
     def fine_tuned(self) -> bool:
         return isinstance(self.model, Classifier)
+
+    @property
+    def encoder_alone(self) -> bool:
+        """Whether the decoder stays behind: a joint one has no place in any of the layouts."""
+        return isinstance(self.model, JointMAE)
+
+    @property
+    def architecture(self) -> str:
+        """The class of the port."""
+        return "Classifier" if self.fine_tuned else "PretrainedEncoder" if self.encoder_alone else "MV2MAE"
 
     @property
     def encoder(self) -> mv2mae.MV2MAE | mv2mae.Encoder:
@@ -58,7 +69,8 @@ class Run:
         """The arguments of the port's module, and what any reader must know of the architecture."""
         sizes = {name: getattr(self.model, name) for name in ("clip_size", "tubelet_size")}
         sizes |= {name: getattr(self.encoder, name) for name in ("width", "depth", "num_heads", "mlp_ratio")}
-        own = ("num_classes",) if self.fine_tuned else ("decoder_width", "decoder_depth", "decoder_heads", "cross_view")
+        decoders = ("decoder_width", "decoder_depth", "decoder_heads", "cross_view")
+        own = {"Classifier": ("num_classes",), "PretrainedEncoder": (), "MV2MAE": decoders}[self.architecture]
         return sizes | {name: getattr(self.model, name) for name in own}
 
 
@@ -82,6 +94,8 @@ def read_run(workdir: str, step: int | None = None) -> Run:
     params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
     if model.scan_layers:
         params = layers.unstack_blocks(params)
+    if isinstance(model, JointMAE):
+        params = {"encoder": params["encoder"]}
     return Run(
         workdir=workdir,
         step=step,
@@ -206,6 +220,8 @@ def hugging_face_config(run: Run) -> dict[str, Any]:
             "id2label": {str(label): name for label, name in enumerate(run.class_names)},
             "label2id": {name: label for label, name in enumerate(run.class_names)},
         }
+    if run.encoder_alone:
+        return config | {"architectures": ["VideoMAEModel"], "use_mean_pooling": False}
     return config | {
         "architectures": ["VideoMAEForPreTraining"],
         "use_mean_pooling": False,
@@ -222,9 +238,11 @@ def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
     state = names.without_encoder_prefix(state) if run.fine_tuned else state
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(PORT_FILE, folder / PORT_FILE.name)
-    config = {"architecture": "Classifier" if run.fine_tuned else "MV2MAE", "model": run.model_config}
+    config = {"architecture": run.architecture, "model": run.model_config}
     if run.fine_tuned:
-        _write_json(folder / "config.json", config | {"class_names": run.class_names})
+        config |= {"class_names": run.class_names}
+    if run.fine_tuned or run.encoder_alone:
+        _write_json(folder / "config.json", config)
         return
     settings = run.config.loss
     loss = {
@@ -264,6 +282,8 @@ def verify(run: Run, layout: str, folder: pathlib.Path) -> str:
         worst = check.check_written_port(folder, expected, inputs)
     if run.fine_tuned:
         parts = "encoder and head"
+    elif run.encoder_alone:
+        parts = "encoder (the joint decoder is not exported: no layout has a place for it)"
     else:
         parts = "encoder and self-view decoder" if layout == "hf" else "encoder and every decoder"
     return (

@@ -45,6 +45,39 @@ features = model.features(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> fl
 motion-weighted loss with the settings of `config.json`. The module takes PyTorch 2.0 or newer.""",
 }
 
+_ENCODER_ALONE = {
+    "videomae": """\
+`videomae.pth` holds `{"model": state_dict}`, tensors only, with the encoder in the layout of
+[MCG-NJU/VideoMAE](https://github.com/MCG-NJU/VideoMAE), for a `vit_*_patch16` model of the sizes below:
+`run_class_finetuning.py --finetune videomae.pth --num_frames FRAMES`. The script builds its models for 224 x 224
+pixels; positions are computed, so the weights fit those too. For the HEIGHT x WIDTH of pre-training, give its
+`create_model` an `img_size`.
+
+The file holds no number of heads: HEADS. It holds no decoder. Any PyTorch since 1.6 reads it.""",
+    "hf": """\
+```python
+from transformers import VideoMAEForVideoClassification, VideoMAEImageProcessor, VideoMAEModel
+
+processor = VideoMAEImageProcessor.from_pretrained("THIS_FOLDER")  # ImageNet's mean and deviation
+encoder = VideoMAEModel.from_pretrained("THIS_FOLDER")
+classifier = VideoMAEForVideoClassification.from_pretrained("THIS_FOLDER", num_labels=60, use_mean_pooling=True)
+```
+
+There is no decoder in the folder. `use_mean_pooling=True` belongs to fine-tuning: without it the classifier reads the
+first token alone. The encoder's final norm is then left out and `fc_norm` starts fresh, as in VideoMAE.
+
+VERSIONS""",
+    "port": """\
+```python
+import mv2mae_torch  # the file beside this one; needs nothing but torch
+
+model = mv2mae_torch.load("THIS_FOLDER")
+features = model.features(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> float32[B, TOKENS, DIM]
+```
+
+There is no decoder and no loss in it. The module takes PyTorch 2.0 or newer.""",
+}
+
 _FINE_TUNED = {
     "videomae": """\
 `videomae.pth` holds `{"model": state_dict}`, tensors only, in the layout of
@@ -102,7 +135,7 @@ def text(run: Any, layout: str, verdict: str) -> str:
     """
     model, encoder, config = run.model, run.encoder, run.config
     frames, height, width = model.clip_size
-    use = (_FINE_TUNED if run.fine_tuned else _PRE_TRAINED)[layout]
+    use = (_FINE_TUNED if run.fine_tuned else _ENCODER_ALONE if run.encoder_alone else _PRE_TRAINED)[layout]
     values = {
         "VERSIONS": _VERSIONS,
         "DECODER_HEADS": None if run.fine_tuned else model.decoder_heads,
@@ -188,6 +221,8 @@ def _head(run: Any) -> str:
     model = run.model
     if run.fine_tuned:
         return f"a norm of the mean token and a linear head for {len(run.class_names)} classes"
+    if run.encoder_alone:
+        return "its joint decoder is not exported"
     decoders = "self-view and cross-view decoder" if model.cross_view else "self-view decoder"
     return (
         f"{decoders} with {model.decoder_depth} blocks of width {model.decoder_width} and {model.decoder_heads} heads"

@@ -24,10 +24,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def load(folder: str) -> "MV2MAE | Classifier":
+def load(folder: str) -> "MV2MAE | PretrainedEncoder | Classifier":
     """The exported model, in evaluation mode, on the CPU. Every weight must be there and none may be left over."""
     config = json.loads((pathlib.Path(folder) / "config.json").read_text())
-    model = {"MV2MAE": MV2MAE, "Classifier": Classifier}[config["architecture"]](**config["model"])
+    architectures = {"MV2MAE": MV2MAE, "PretrainedEncoder": PretrainedEncoder, "Classifier": Classifier}
+    model = architectures[config["architecture"]](**config["model"])
     model.load_state_dict(read_safetensors(pathlib.Path(folder) / "model.safetensors"), strict=True)
     return model.eval()
 
@@ -254,7 +255,35 @@ class Classifier(Encoder):
         return self.head(self.fc_norm(self.features(video).mean(dim=1)))
 
 
-class MV2MAE(nn.Module):
+class PretrainedEncoder(nn.Module):
+    """The encoder of a run whose decoder is not exported. Arguments as config.json's `model`, sizes in pixels."""
+
+    def __init__(
+        self,
+        *,
+        clip_size: tuple[int, int, int],
+        tubelet_size: tuple[int, int, int],
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+    ):
+        super().__init__()
+        self.clip_size, self.tubelet_size = tuple(clip_size), tuple(tubelet_size)
+        self.num_tokens = math.prod(c // t for c, t in zip(clip_size, tubelet_size, strict=True))
+        self.encoder = Encoder(width, depth, num_heads, mlp_ratio, self.tubelet_size)
+        self.register_buffer("encoder_positions", sinusoid_table(self.num_tokens, width), persistent=False)
+
+    def features(self, video: Tensor) -> Tensor:
+        """uint8[B, T, H, W, 3] RGB -> float32[B, N, D], every token visible."""
+        return self.encode(video, every_position(len(video), self.encoder_positions))
+
+    def encode(self, video: Tensor, visible: Tensor) -> Tensor:
+        """uint8[B, T, H, W, 3] RGB, int64[B, Nv] -> float32[B, Nv, D] from the visible tokens alone."""
+        return self.encoder(normalize_pixels(video, self.clip_size), visible, self.encoder_positions)
+
+
+class MV2MAE(PretrainedEncoder):
     """Arguments as config.json's `model`: clip_size (T, H, W) and tubelet_size (t, h, w) in pixels."""
 
     def __init__(
@@ -271,25 +300,14 @@ class MV2MAE(nn.Module):
         mlp_ratio: float,
         cross_view: bool,
     ):
-        super().__init__()
-        self.clip_size, self.tubelet_size = tuple(clip_size), tuple(tubelet_size)
-        self.num_tokens = math.prod(c // t for c, t in zip(clip_size, tubelet_size, strict=True))
+        sizes = {"width": width, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
+        super().__init__(clip_size=clip_size, tubelet_size=tubelet_size, **sizes)
         decoder = (decoder_depth, decoder_heads, mlp_ratio, 3 * math.prod(tubelet_size))
-        self.encoder = Encoder(width, depth, num_heads, mlp_ratio, self.tubelet_size)
         self.encoder_to_decoder = nn.Linear(width, decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.decoder = Decoder(decoder_width, *decoder)
         self.cross_decoder = CrossDecoder(width, decoder_width, *decoder) if cross_view else None
-        for name, size in (("encoder", width), ("decoder", decoder_width)):
-            self.register_buffer(f"{name}_positions", sinusoid_table(self.num_tokens, size), persistent=False)
-
-    def features(self, video: Tensor) -> Tensor:
-        """uint8[B, T, H, W, 3] RGB -> float32[B, N, D], every token visible."""
-        return self.encode(video, every_position(len(video), self.encoder_positions))
-
-    def encode(self, video: Tensor, visible: Tensor) -> Tensor:
-        """uint8[B, T, H, W, 3] RGB, int64[B, Nv] -> float32[B, Nv, D] from the visible tokens alone."""
-        return self.encoder(normalize_pixels(video, self.clip_size), visible, self.encoder_positions)
+        self.register_buffer("decoder_positions", sinusoid_table(self.num_tokens, decoder_width), persistent=False)
 
     def decode_self(self, latents: Tensor, visible: Tensor) -> Tensor:
         """Latents [B, Nv, D] of the visible tokens -> float32[B, N - Nv, P], the hidden tokens in ascending order."""
