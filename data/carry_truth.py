@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from console.errors import UserError
 from data import truth
+from data.boxes import MANIFEST_COLUMNS
 from data.catalog import Video
 
 SHOWN = 5  # of a list in a message
@@ -78,7 +79,9 @@ def carry(
         if camera.setdefault(pair, i) != i:
             raise UserError(f"{source / truth.CAMERAS} has view {pair[1]} of take {pair[0]} twice")
     _check_numbers(source, views)
-    stored = [views[name].to_pylist() for name in ("num_frames", "width", "height")]
+    cropped = "crop_left" in views.column_names
+    shape = ("raw_width", "raw_height") if cropped else ("width", "height")
+    stored = [views[name].to_pylist() for name in ("num_frames", *shape)]
     problems, take_of, camera_of = [], [], []
     for video, length, width, height in zip(videos, *stored, strict=True):
         end = length if video.interval is None else video.interval[1]
@@ -189,17 +192,26 @@ def _check_sense(
 
 
 def _scaled(cameras: pa.Table, views: pa.Table) -> dict[str, np.ndarray | list[str]]:
-    """Columns with intrinsics in pixels of the stored frames; pixel centres stay at integers."""
+    """Columns with intrinsics in pixels of the stored frames; pixel centres stay at integers.
+
+    A stored frame shows the box that the manifest tells, or the whole picture.
+    """
     columns = {name: truth.column_of(cameras, name) for name in cameras.column_names if name not in ("take", "view")}
-    before = np.stack([columns["width"], columns["height"]], axis=1)
+    size = np.stack([columns["width"], columns["height"]], axis=1)
     after = np.stack([views[name].to_numpy() for name in ("width", "height")], axis=1)
-    factor = after / before
+    corner, extent = np.zeros(2), size
+    if "crop_left" in views.column_names:
+        left, top, right, bottom, *raw = (views[name].to_numpy() for name in MANIFEST_COLUMNS)
+        to_camera = size / np.stack(raw, axis=1)  # its picture may be another size of the raw video's
+        corner = np.stack([left, top], axis=1) * to_camera
+        extent = np.stack([right - left, bottom - top], axis=1) * to_camera
+    factor = after / extent
     return (
         {name: cameras[name].to_pylist() for name in ("take", "view")}
         | columns
         | {
             "focal": columns["focal"] * factor,
-            "centre": (columns["centre"] + 0.5) * factor - 0.5,
+            "centre": (columns["centre"] + 0.5 - corner) * factor - 0.5,
             "width": after[:, 0],
             "height": after[:, 1],
         }

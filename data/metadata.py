@@ -18,6 +18,7 @@ from array_record.python import array_record_module
 
 from console.errors import UserError
 from data import carry_truth, catalog, digests, frame_index, shards, truth
+from data.boxes import MANIFEST_COLUMNS
 from data.listing import Listing, PreparationError
 from data.takes import FORMAT_VERSION
 
@@ -44,6 +45,8 @@ _SCHEMA = pa.schema(
         ("video_tracks", pa.int32()),  # of the file, of which the longest was read
     ]
 )
+# Of sets with boxes alone: the box that the frames show, and the upright raw picture that it counts pixels of.
+_CROP_SCHEMA = pa.schema([(name, pa.int32()) for name in MANIFEST_COLUMNS])
 
 
 def write(
@@ -63,13 +66,14 @@ def write(
     Returns:
       What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.
     """
+    schema = _SCHEMA if settings.crop is None else pa.unify_schemas([_SCHEMA, _CROP_SCHEMA])
     tables, sha256, shard_list = [], {}, []
     quarantined = [dict(path=path, take=take, reason=reason) for path, take, reason in listing.unreadable]
     for job in jobs:
         account = shards.account_of(job, settings, output_dir)
         assert account is not None, job.part_name
         rows = account["records"]
-        tables.append(pa.table({name: [row.get(name) for row in rows] for name in _SCHEMA.names}, schema=_SCHEMA))
+        tables.append(pa.table({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema))
         quarantined += account["quarantined"]
         sha256[account["file"]] = account["sha256"]  # known from its making
         shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})

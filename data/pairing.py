@@ -9,6 +9,7 @@ import numpy as np
 
 from console.errors import UserError
 from data import clocks
+from data.boxes import Box
 from data.catalog import Video
 from data.clocks import Clock
 
@@ -27,6 +28,8 @@ class EncodedVideo:
     stamps: np.ndarray  # float[T], seconds, of the file's frames in `frames`
     repeats: bool  # as of `raw_video.Source`
     num_tracks: int  # of video, in the file
+    box: Box | None = None  # as of `encoding.EncodedFrames`
+    raw_size: tuple[int, int] | None = None
     offset: float = 0.0  # seconds that were added to the stamps
     num_gaps: int = 0  # frames that stand for one that the file lacks
     resampled: bool = False  # frame k is not the k-th of the file (or of the interval that was cut)

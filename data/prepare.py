@@ -34,7 +34,23 @@ import tqdm
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from data import archives, carry_truth, catalog, clocks, codec, metadata, offsets, raw_video, shards, truth, workers
+from data import (
+    archives,
+    boxes,
+    carry_truth,
+    catalog,
+    clocks,
+    codec,
+    contact_sheet,
+    encoding,
+    metadata,
+    offsets,
+    raw_video,
+    shards,
+    truth,
+    workers,
+)
+from data.boxes import Box, Crop
 from data.catalog import folder
 from data.listing import Listing, PreparationError, list_videos
 
@@ -67,6 +83,11 @@ def prepare(
     fps: float | None = None,
     max_gap_share: float = clocks.MAX_GAP_SHARE,
     max_gap_seconds: float = clocks.MAX_GAP_SECONDS,
+    crop: str = "full",
+    crop_margin: float | None = None,
+    crop_aspect: float | None = None,
+    skeletons: Path | None = None,
+    sheet: bool = False,
     truth_dir: Path | None = None,
     announce: Callable[[str], None] = lambda line: None,
     write_shards: Callable[..., None] = workers.write_shards,
@@ -87,6 +108,10 @@ def prepare(
         offsets; None for what the data set is used with.
       fps: ticks per second of that clock; None for the rate that most views of a take have.
       max_gap_share, max_gap_seconds: see `clocks.Clock`.
+      crop: 'full', 'motion', 'skeletons', or the path of a table of boxes; see data/boxes.py.
+      crop_margin, crop_aspect: see `boxes.make_crop`.
+      skeletons: the folder of NTU's .skeleton files.
+      sheet: also writes the contact sheet of data/contact_sheet.py.
       truth_dir: 3D joints and cameras that the set carries, see data/truth.py; None for none.
       announce: called with the size and time to expect, if there is something to do.
       write_shards: makes the shards; see `workers.write_shards`.
@@ -110,9 +135,11 @@ def prepare(
         max_length_difference=max_length_difference,
         synchronised=names.synchronised,
         clock=clock,
+        crop=boxes.make_crop(crop, crop_margin, crop_aspect),
     )
-    jobs = shards.plan(listing, seconds)
-    for line in [*_unreadable(listing), *offsets.unused(seconds or {}, listing.videos)]:
+    given, told = _boxes(crop, skeletons, listing)
+    jobs = shards.plan(listing, seconds, given)
+    for line in [*_unreadable(listing), *offsets.unused(seconds or {}, listing.videos), *told]:
         announce(line)
     with _locked(output_dir):
         for line in _check_truth(truth_dir, listing, output_dir):
@@ -121,10 +148,29 @@ def prepare(
         missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
         if missing:
             (output_dir / "prepared.json").unlink(missing_ok=True)  # not to look finished meanwhile
-            for line in _expected(missing, input_dir, output_dir, short_side, encode, num_workers):
+            for line in _expected(missing, input_dir, output_dir, short_side, encode, num_workers, settings.crop):
                 announce(line)
             write_shards(missing, len(listing.num_bytes), settings, input_dir, output_dir, num_workers)
+        if sheet:
+            accounts = [shards.account_of(job, settings, output_dir) for job in jobs]
+            announce(f"sheet: {contact_sheet.write(accounts, listing.videos, input_dir, output_dir)}")
         return metadata.write(settings, listing, jobs, output_dir, truth_dir)
+
+
+def _boxes(
+    crop: str, skeletons: Path | None, listing: Listing
+) -> tuple[dict[tuple[str, str], Box | Path] | None, list[str]]:
+    """The boxes of a table or the .skeleton files, by take and view, None for none, and what is to be told of them."""
+    if crop in ("full", "motion"):
+        return None, []
+    if crop != "skeletons":
+        given = boxes.read_table(Path(crop))
+        return given, boxes.uncovered(given, listing.videos, f"--crop={crop}")
+    files = boxes.skeleton_files(skeletons)
+    named = {(video.take, video.view): skeletons / boxes.skeleton_name(video) for video in listing.videos}
+    paths = {key: files.get(path.name, path) for key, path in named.items()}
+    there = {key: path for key, path in paths.items() if path.name in files}
+    return paths, boxes.uncovered(there, listing.videos, f"--skeletons={skeletons}")
 
 
 def _clock(
@@ -227,12 +273,18 @@ def dry_run(
     encode: Callable[[np.ndarray], bytes],
     num_workers: int,
     truth_dir: Path | None = None,
+    crop: str = "full",
+    crop_margin: float | None = None,
+    crop_aspect: float | None = None,
+    skeletons: Path | None = None,
 ) -> str:
     """What `prepare` would do, with the size and time to expect from a few of the videos; writes nothing."""
     names, listing = list_videos(names, input_dir)
     views_of_take = Counter(video.take for video in listing.videos)
     takes_with = Counter(views_of_take.values())
-    jobs = shards.plan(listing)
+    given, told = _boxes(crop, skeletons, listing)
+    cut = boxes.make_crop(crop, crop_margin, crop_aspect)
+    jobs = shards.plan(listing, boxes=given)
     lines = [
         f"{names.name}: {_count(len(listing.videos), 'video')} of {_count(len(views_of_take), 'take')} in "
         f"{_count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
@@ -241,7 +293,8 @@ def dry_run(
         *_unreadable(listing),
         *_unmatched(listing.unmatched),
         *(_describe_truth(truth_dir, listing) if truth_dir else []),
-        *_expected(jobs, input_dir, output_dir, short_side, encode, num_workers),
+        *told,
+        *_expected(jobs, input_dir, output_dir, short_side, encode, num_workers, cut),
     ]
     return "\n".join(lines)
 
@@ -253,11 +306,13 @@ def _expected(
     short_side: int,
     encode: Callable[[np.ndarray], bytes],
     num_workers: int,
+    crop: Crop | None,
 ) -> list[str]:
     """Size and time, from a few files; grows with their bytes."""
     cv2.setNumThreads(1)  # as in a worker
     sizes = {v.path: size for job in jobs for v, size in zip(job.videos, job.num_bytes, strict=True)}
     sample = list(sizes)[:: max(SAMPLED_FILES, math.ceil(len(sizes) / SAMPLED_FILES))]
+    given = {video: box for job in jobs for video, box in job.boxes_given.items()}
     videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
     bytes_in, bytes_out, seconds, bad = 0, 0, 0.0, []
     with archives.Reader(input_dir, sample) as files:
@@ -265,8 +320,13 @@ def _expected(
             began = time.monotonic()
             try:
                 with files.open(path) as file:
-                    _, frames = raw_video.read(file, short_side)
-                    bytes_out += sum(map(len, shards.encode_frames(videos_in[path], frames, encode).frames))
+                    _, shown = encoding.encode_file(videos_in[path], file, short_side, encode, crop, given)
+                without = [why for why in shown.values() if isinstance(why, str)]
+                bad += [f"  {path}: {why}" for why in without[:1]]
+                if len(without) == len(shown):
+                    continue
+                stored = {id(frames): frames for frames in shown.values() if not isinstance(frames, str)}
+                bytes_out += sum(sum(map(len, frames.frames)) for frames in stored.values())
                 bytes_in += sizes[path]
                 seconds += time.monotonic() - began
             except (raw_video.BadVideo, archives.BadArchive) as error:
@@ -340,6 +400,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         encode = functools.partial(codec.get(options.codec).encode, quality=options.quality)
         how = (options.short_side, encode, options.workers, _truth(options))
+        how += (options.crop, options.crop_margin, options.crop_aspect, options.skeletons)
         print(dry_run(options.names, options.input, options.output or Path(), *how))
         return ExitCode.DONE
     prepared = prepare(
@@ -355,6 +416,11 @@ def _run(options: argparse.Namespace) -> int:
         fps=options.fps,
         max_gap_share=options.max_gap_share,
         max_gap_seconds=options.max_gap_seconds,
+        crop=options.crop,
+        crop_margin=options.crop_margin,
+        crop_aspect=options.crop_aspect,
+        skeletons=options.skeletons,
+        sheet=options.sheet,
         truth_dir=_truth(options),
         announce=functools.partial(print, flush=True),
         write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
@@ -482,6 +548,33 @@ An interrupted preparation goes on when the same command is given again; what is
         help=f"as does one that lacks frames for longer at a stretch ({clocks.MAX_GAP_SECONDS:g})",
     )
     parser.add_argument(
+        "--crop",
+        default="full",
+        metavar="WHAT",
+        help="what is stored of the picture. full: all; motion: a box, over the take, around what moves (the file is "
+        "decoded twice); skeletons: around the joints in NTU's .skeleton files; FILE.csv or FILE.parquet: the boxes of "
+        "a table (columns take, view, left, top, right, bottom, pixels of the upright raw video) (full)",
+    )
+    parser.add_argument(
+        "--skeletons", type=Path, metavar="DIR", help="folder with the .skeleton files, for --crop=skeletons"
+    )
+    parser.add_argument(
+        "--crop_margin",
+        type=_number("0 to 1", lambda share: 0 <= share <= 1),
+        metavar="SHARE",
+        help=f"of a box's longer side, added on every side ({boxes.FOUND_MARGIN:g}; 0 for a table's boxes)",
+    )
+    parser.add_argument(
+        "--crop_aspect",
+        type=_number("0.1 to 10, or 0", lambda aspect: aspect == 0 or 0.1 <= aspect <= 10),
+        metavar="RATIO",
+        help="width / height that a box is extended to, as far as the picture goes; 0 leaves it ("
+        f"{boxes.FOUND_ASPECT:g}; 0 for a table's boxes)",
+    )
+    parser.add_argument(
+        "--sheet", action="store_true", help="also write OUTPUT/contact_sheet.png, frames of every camera with boxes"
+    )
+    parser.add_argument(
         "--truth",
         metavar="DIR",
         help="3D joints and cameras to carry along, see docs/data_sets.md (INPUT/truth if there is one; none for none)",
@@ -509,6 +602,13 @@ def _check_combination(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(f"needs {', '.join(missing)}")
     if options.verify:
         return
+    if (options.crop == "skeletons") != (options.skeletons is not None):
+        parser.error("--crop=skeletons and --skeletons=DIR go together")
+    if options.crop == "skeletons" and options.dataset not in boxes.WITH_SKELETONS:
+        known = ", ".join(boxes.WITH_SKELETONS)
+        parser.error(f"--crop=skeletons is for files named as NTU's are (--dataset={known}), not {options.dataset}")
+    if options.crop == "full" and (options.crop_margin is not None or options.crop_aspect is not None):
+        parser.error("--crop_margin and --crop_aspect need a --crop other than full")
     try:
         options.names = catalog.get(options.dataset, pattern=options.pattern, num_classes=options.num_classes)
     except UserError as error:

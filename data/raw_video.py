@@ -304,20 +304,28 @@ def frames(source: Source, short_side: int) -> Iterator[np.ndarray]:
             interpolation="AREA",
             threads=1,
         )
-        yield _upright(small.to_ndarray(), frame)
+        yield upright(small.to_ndarray(), frame)
 
 
-def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """uint8[h, w, 3], turned and mirrored by the frame's display matrix (ISO 14496-12, 6.2.2)."""
+def turns(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """What its display matrix asks for (ISO 14496-12, 6.2.2): a transposition, then mirroring down, and across."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return image
+        return False, False, False
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # (x, y) is shown at (a x + c y, b x + d y)
     if a == d == 0:
-        image, a, d = image.transpose(1, 0, 2), c, b
-    elif b or c:
+        return True, b < 0, c < 0
+    if b or c:
         raise BadVideo(f"is to be shown rotated by {frame.rotation} degrees, which is no multiple of 90")
-    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    return False, d < 0, a < 0
+
+
+def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """uint8[h, w, 3], turned and mirrored by the frame's display matrix."""
+    transposed, down, across = turns(frame)
+    if transposed:
+        image = image.transpose(1, 0, 2)
+    return np.ascontiguousarray(image[:: -1 if down else 1, :: -1 if across else 1])
 
 
 def _reason(error: av.FFmpegError) -> str:

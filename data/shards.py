@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-from data import archives, clocks, codec, digests, frame_index, pairing, raw_video
+from data import archives, clocks, codec, digests, encoding, frame_index, pairing, raw_video
+from data.boxes import MANIFEST_COLUMNS, Box, Crop
 from data.catalog import Video
 from data.clocks import Clock
 from data.listing import Listing, PreparationError
@@ -61,6 +62,7 @@ class Settings:
     max_length_difference: int  # frames
     synchronised: bool  # the views of a take must agree, and a single one is of no use
     clock: Clock | None = None  # that they are put on; None pairs their frames by number
+    crop: Crop | None = None  # how boxes are cut out of them; None keeps the whole picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,12 @@ class Job:
     videos: tuple[Video, ...]  # whole takes, sorted by recording, take and view
     num_bytes: tuple[int, ...]  # of the raw files, in the same order
     offsets: tuple[float | None, ...] = ()  # seconds to add to their stamps, where a table gives them, in that order
+    boxes: tuple[Box | Path | None, ...] = ()  # that are cut out, or .skeleton files that tell them, in that order
+
+    @property
+    def boxes_given(self) -> dict[Video, Box | Path | None]:
+        """By video; empty where they are not given."""
+        return dict(zip(self.videos, self.boxes, strict=True)) if self.boxes else {}
 
     @property
     def num_files(self) -> int:
@@ -96,18 +104,35 @@ class Job:
         """Changes when the settings, the list of videos or a video's size change."""
         videos = [[*dataclasses.astuple(video), size] for video, size in zip(self.videos, self.num_bytes, strict=True)]
         how = dataclasses.asdict(settings)
-        if settings.clock is None:
-            del how["clock"]  # as in accounts from before there were clocks
-        text = json.dumps([how, videos, *([self.offsets] if self.offsets else [])])
+        for name in ("clock", "crop"):
+            if how[name] is None:
+                del how[name]  # as in accounts from before there were any
+        given = [self.offsets] if self.offsets else []
+        if self.boxes:
+            given.append([[box.name, _size(box)] if isinstance(box, Path) else box for box in self.boxes])
+        text = json.dumps([how, videos, *given])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plan(listing: Listing, offsets: Mapping[tuple[str, str], float] | None = None) -> list[Job]:
+def _size(path: Path) -> int:
+    """In bytes; -1 where the file cannot be had, which `boxes.read_skeleton` tells."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def plan(
+    listing: Listing,
+    offsets: Mapping[tuple[str, str], float] | None = None,
+    boxes: Mapping[tuple[str, str], Box | Path] | None = None,
+) -> list[Job]:
     """Cuts the recordings, in order of their names, into shards.
 
     Args:
       listing: of the videos.
       offsets: seconds to add to the stamps of a (take, view), where a table gives them.
+      boxes: of a (take, view), or the .skeleton file that tells it, where they are given.
     """
     recordings = _group(listing.videos, _recording)
     by_size = round(RECORDS_PER_SHARD * len(recordings) / len(listing.videos))
@@ -120,6 +145,7 @@ def plan(listing: Listing, offsets: Mapping[tuple[str, str], float] | None = Non
             videos=videos,
             num_bytes=tuple(listing.num_bytes[video.path] for video in videos),
             offsets=() if offsets is None else tuple(offsets.get((video.take, video.view)) for video in videos),
+            boxes=() if boxes is None else tuple(boxes.get((video.take, video.view)) for video in videos),
         )
         for shard, videos in enumerate(tuple(itertools.chain.from_iterable(group)) for group in groups)
     ]
@@ -241,7 +267,7 @@ def _encode_takes(
         for recording in _group(job.videos, _recording):
             encoded = {}
             for videos in _group(recording, lambda video: video.path):
-                encoded |= _encode_file(videos, settings, input_dir, files, starting)
+                encoded |= _encode_file(videos, settings, input_dir, files, starting, job.boxes_given)
             for take in _group(recording, lambda video: video.take):
                 views = {video: encoded[video] for video in take}
                 yield pairing.choose_views(
@@ -259,34 +285,41 @@ def _encode_file(
     input_dir: Path,
     files: archives.Reader,
     starting: Callable[[str], None],
+    boxes_given: Mapping[Video, Box | Path | None],
 ) -> dict[Video, EncodedVideo | str]:
     """The videos cut from one file, or the reasons why they cannot be had."""
     path = videos[0].path
     try:
         starting(path)
         with files.open(path) as file:
-            source = raw_video.open_source(file)
             encode = functools.partial(codec.get(settings.codec).encode, quality=settings.quality)
-            encoded = encode_frames(videos, raw_video.frames(source, settings.short_side), encode)
+            source, encoded = encoding.encode_file(
+                videos, file, settings.short_side, encode, settings.crop, boxes_given
+            )
     except (raw_video.BadVideo, archives.BadArchive) as error:
         return dict.fromkeys(videos, str(error))
     except FileNotFoundError as error:
         raise PreparationError(f"{input_dir / path} has vanished since the input folder was listed") from error
     except OSError as error:
         raise PreparationError(f"cannot read {input_dir / path}: {error.strerror or error}") from error
+    if all(isinstance(shown, str) for shown in encoded.values()):
+        return encoded
     rate, cut = clocks.rate(np.array(source.seconds), source.fps), {}
-    for video in videos:
-        start, end = video.interval or (0, len(encoded.frames))
-        if end > len(encoded.frames):
-            cut[video] = (
-                f"the labelled interval [{start}, {end}) ends after the {len(encoded.frames)} frames of the file"
-            )
+    for video, shown in encoded.items():
+        if isinstance(shown, str):
+            cut[video] = shown
+            continue
+        start, end = video.interval or (0, len(shown.frames))
+        if end > len(shown.frames):
+            cut[video] = f"the labelled interval [{start}, {end}) ends after the {len(shown.frames)} frames of the file"
             continue
         cut[video] = EncodedVideo(
             video=video,
-            frames=encoded.frames[start:end],
-            height=encoded.height,
-            width=encoded.width,
+            frames=shown.frames[start:end],
+            height=shown.height,
+            width=shown.width,
+            box=shown.box,
+            raw_size=shown.raw_size,
             fps=source.fps,
             source_fps=rate,
             begin=source.seconds[0],
@@ -295,34 +328,6 @@ def _encode_file(
             num_tracks=source.num_tracks,
         )
     return cut
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodedFrames:
-    """The stored form of a file's frames; b'' for those outside of every interval."""
-
-    frames: list[bytes]
-    height: int
-    width: int
-
-
-def encode_frames(
-    videos: Sequence[Video], frames: Iterable[np.ndarray], encode: Callable[[np.ndarray], bytes]
-) -> EncodedFrames:
-    """Encodes what of a file goes into records.
-
-    Args:
-      videos: cut from the file.
-      frames: of the whole file, uint8[h, w, 3], at least one.
-      encode: makes the stored form of one.
-    """
-    intervals = [video.interval or (0, raw_video.MAX_FRAMES) for video in videos]
-    stored = []
-    for number, frame in enumerate(frames):
-        wanted = any(start <= number < end for start, end in intervals)
-        stored.append(encode(frame) if wanted else b"")
-    height, width = frame.shape[:2]
-    return EncodedFrames(frames=stored, height=height, width=width)
 
 
 def _serialize(view: EncodedVideo) -> bytes:
@@ -352,4 +357,5 @@ def _row(view: EncodedVideo, record: bytes) -> dict:
         "gap_frames": view.num_gaps,
         "resampled": view.resampled,
         "video_tracks": view.num_tracks,
+        **(dict(zip(MANIFEST_COLUMNS, (*view.box, *view.raw_size), strict=True)) if view.box else {}),
     }

@@ -1,0 +1,321 @@
+"""The box around the person: one for each view of a take, found, read, and fitted into the picture.
+
+Boxes count pixels of the upright raw video from its upper left corner; right and bottom are the first pixels outside.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from console.errors import UserError
+from data.catalog import Video
+
+COLUMNS = ("take", "view", "left", "top", "right", "bottom")
+MANIFEST_COLUMNS = ("crop_left", "crop_top", "crop_right", "crop_bottom", "raw_width", "raw_height")
+WITH_SKELETONS = ("ntu60", "ntu120", "synthetic")  # data sets whose files are named as .skeleton files are
+SKELETON_SIZE = (1920, 1080)  # pixels, width and height of the picture that a .skeleton file counts in
+SHOWN = 5  # of a list in a message
+
+# How the box of what moves is found. [ours]
+MOTION_SHORT_SIDE = 90  # pixels of the pictures that are compared
+MOTION_SIGMA = 1.0  # pixels of these, of the Gaussians that smooth the pictures, against noise, and the energy
+MOTION_FLOOR = 0.5  # grey levels, the mean difference between frames that the noise of codecs stays below
+CAMERA_MOVES = 3.0  # grey levels, the median of the mean differences; then everything moves
+MOTION_FACTOR = 4.0  # of the picture's median energy: what moves stands out from it
+MIN_ENERGY_SHARE = 0.01  # of all energy above the threshold; a smaller connected region is a flicker
+MIN_BODY_SHARE = 0.1  # [ours] of the frames of a .skeleton file; a body that is there for fewer is a mistake of Kinect
+
+# What a crop adds to the box that was found, where the user does not say.
+FOUND_MARGIN = 0.1  # [ours] of the longer side, on every side: joints lie inside of the body, and motion misses limbs
+FOUND_ASPECT = 1.0  # [ours] width / height; training crops are squares
+
+
+class Box(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def scaled(self, x: float, y: float) -> "Box":
+        """The same place where a pixel is x wide and y high."""
+        return Box(self.left * x, self.top * y, self.right * x, self.bottom * y)
+
+    def __str__(self) -> str:
+        return f"({', '.join(f'{edge:g}' for edge in self)})"
+
+
+class NoBox(Exception):
+    """A view without a box that can be used; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crop:
+    """How views are cut.
+
+    Attributes:
+      by: motion | table | skeletons: where the boxes come from.
+      margin: share of the box's longer side that is added on every side.
+      aspect: width / height that a box is extended to; None leaves it.
+    """
+
+    by: str
+    margin: float
+    aspect: float | None
+
+
+def make_crop(crop: str, margin: float | None, aspect: float | None) -> Crop | None:
+    """The settings of `--crop`, None for `full`; what is not given gets the default of its kind.
+
+    Args:
+      crop: full | motion | skeletons, or the path of a table.
+      margin: as of Crop; None for FOUND_MARGIN, and 0 for a table's boxes, which are taken as they are.
+      aspect: as of Crop; None for FOUND_ASPECT, and for a table the aspect of its boxes; 0 for that in any case.
+    """
+    if crop == "full":
+        return None
+    table = crop not in ("motion", "skeletons")
+    margin = (0.0 if table else FOUND_MARGIN) if margin is None else margin
+    aspect = (0.0 if table else FOUND_ASPECT) if aspect is None else aspect
+    return Crop(by="table" if table else crop, margin=margin, aspect=aspect or None)
+
+
+def fit(box: Box, size: tuple[int, int], margin: float = 0.0, aspect: float | None = None) -> Box:
+    """A box with its margin and aspect, in whole pixels inside of the picture.
+
+    It is moved where it would leave the picture, and cut where it is larger than that: then the aspect is another.
+
+    Args:
+      box: as found.
+      size: width and height of the picture, pixels.
+      margin, aspect: as of Crop.
+
+    Raises:
+      NoBox: it is empty, or less than half of it lies in the picture.
+    """
+    picture = f"the picture of {size[0]}x{size[1]} pixels"
+    if not all(map(math.isfinite, box)) or box.right <= box.left or box.bottom <= box.top:
+        raise NoBox(f"its box {box} (left, top, right, bottom) is empty")
+    inside = [max(0.0, min(box[i + 2], size[i]) - max(box[i], 0.0)) / (box[i + 2] - box[i]) for i in (0, 1)]
+    if inside[0] * inside[1] < 0.5:
+        raise NoBox(f"its box {box} (left, top, right, bottom) lies outside of {picture}")
+    pad = margin * max(box.right - box.left, box.bottom - box.top)
+    first = [math.floor(box[i] - pad) if pad else math.floor(box[i]) for i in (0, 1)]
+    length = [math.ceil(box[i + 2] + pad) - first[i] for i in (0, 1)]
+    if aspect is not None:
+        wanted = [max(length[0], round(length[1] * aspect)), max(length[1], round(length[0] / aspect))]
+        first = [first[i] - (wanted[i] - length[i]) // 2 for i in (0, 1)]
+        length = wanted
+    length = [min(length[i], size[i]) for i in (0, 1)]
+    first = [min(max(first[i], 0), size[i] - length[i]) for i in (0, 1)]
+    return Box(first[0], first[1], first[0] + length[0], first[1] + length[1])
+
+
+class Found(NamedTuple):
+    """A box before it is fitted, and the size (width, height) of the picture that it counts in; None: raw pixels."""
+
+    box: Box
+    counted_in: tuple[int, int] | None
+
+
+def place(found: Found, size: tuple[int, int], crop: Crop) -> Box:
+    """A found box in the upright raw picture of (width, height) `size`, with margin and aspect.
+
+    Raises:
+      NoBox: as of `fit`; also where a box that was given in raw pixels leaves the picture: it was made for another
+        size, or for the picture before it was turned.
+    """
+    box = found.box
+    if found.counted_in is not None:
+        box = box.scaled(size[0] / found.counted_in[0], size[1] / found.counted_in[1])
+    elif min(box.left, box.top) < -1 or box.right > size[0] + 1 or box.bottom > size[1] + 1:
+        raise NoBox(
+            f"its box {box} (left, top, right, bottom) lies outside of the picture, which has {size[0]}x{size[1]} "
+            "pixels upright: correct the table, or cut its boxes to the picture"
+        )
+    return fit(box, size, crop.margin, crop.aspect)
+
+
+class Motion:
+    """The energy of the differences between neighbouring frames, summed over a take; memory of two small frames."""
+
+    def __init__(self):
+        self._before: np.ndarray | None = None
+        self._sum: np.ndarray | None = None
+        self._count = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Takes the next frame, uint8[h, w, 3] with a short side of MOTION_SHORT_SIDE or less."""
+        grey = cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), MOTION_SIGMA)
+        if self._before is None:
+            self._sum = np.zeros(grey.shape, np.float64)
+        else:
+            cv2.accumulate(cv2.absdiff(grey, self._before), self._sum)
+            self._count += 1
+        self._before = grey
+
+    def box(self) -> Box:
+        """The region that moves, as shares of width and height. Raises NoBox where nothing does.
+
+        Where most of the picture moves, the camera does: that is the whole picture.
+        """
+        if not self._count:
+            raise NoBox("it has one frame, in which nothing can move: crop it by a table, or not at all")
+        energy = moving_energy(self._sum / self._count)
+        if np.median(energy) > CAMERA_MOVES:
+            return Box(0.0, 0.0, 1.0, 1.0)
+        rows, columns = np.nonzero(moving_region(energy))
+        if not len(rows):
+            raise NoBox(
+                f"nothing moves in it (the mean difference between frames is {energy.max():.2g} grey levels at most): "
+                "crop it by a table, or not at all"
+            )
+        height, width = energy.shape
+        return Box(columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height)
+
+
+def moving_energy(mean_difference: np.ndarray) -> np.ndarray:
+    """Smooths an energy map, float[h, w] in grey levels."""
+    return cv2.GaussianBlur(mean_difference, (0, 0), MOTION_SIGMA, borderType=cv2.BORDER_REFLECT)
+
+
+def moving_region(energy: np.ndarray) -> np.ndarray:
+    """bool[h, w]: what moves in a smoothed energy map, without flickers."""
+    above = energy > max(MOTION_FLOOR, MOTION_FACTOR * float(np.median(energy)))
+    _, region = cv2.connectedComponents(above.astype(np.uint8))
+    share = np.bincount(region[above], weights=energy[above], minlength=1) / max(energy[above].sum(), 1e-9)
+    return above & (share >= MIN_ENERGY_SHARE)[region]
+
+
+def read_table(path: Path) -> dict[tuple[str, str], Box]:
+    """The boxes of a table by (take, view).
+
+    Args:
+      path: a .csv file in UTF-8, or a .parquet file, with COLUMNS and perhaps more.
+
+    Raises:
+      ValueError: it cannot be read, lacks a column, or has an empty box or a view twice; the message says where.
+    """
+    called = f"--crop={path}"
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise UserError(f"{called}: give full, motion, skeletons or a table that ends in .csv or .parquet")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{called} cannot be read: {error.strerror or error}") from error
+    try:
+        if path.suffix.lower() == ".csv":
+            text = pa.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False)
+            table = pa.csv.read_csv(io.BytesIO(content), convert_options=text)
+        else:
+            table = pq.read_table(io.BytesIO(content))
+    except pa.ArrowException as error:
+        raise UserError(f"{called} is no such table: {error}") from error
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise UserError(
+            f"{called} lacks the columns {', '.join(missing)}: it is to have {', '.join(COLUMNS)} (pixels of the "
+            f"upright raw video), and has {', '.join(table.column_names)}"
+        )
+    boxes: dict[tuple[str, str], Box] = {}
+    for number, (take, view, *edges) in enumerate(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)):
+        where = f"{called}, row {number + 1}, view {view} of take {take}"
+        try:
+            box = Box(*map(float, edges))
+        except (ValueError, TypeError):
+            raise UserError(f"{where}: {edges} are to be four numbers of pixels") from None
+        if not all(map(math.isfinite, box)) or box.right <= box.left or box.bottom <= box.top:
+            raise UserError(f"{where}: the box {box} is empty: left < right and top < bottom are needed")
+        if (str(take), str(view)) in boxes:
+            raise UserError(f"{where} is there twice: a view of a take has one box")
+        boxes[str(take), str(view)] = box
+    return boxes
+
+
+def skeleton_files(folder: Path) -> dict[str, Path]:
+    """The .skeleton files below a folder by name. Raises ValueError where there are none."""
+    if not folder.is_dir():
+        raise UserError(f"--skeletons={folder}: there is no such folder")
+    files = {path.name: path for path in sorted(folder.rglob("*.skeleton"), reverse=True)}
+    if not files:
+        raise UserError(f"--skeletons={folder}: there is no .skeleton file in it; unpack the official archives there")
+    return files
+
+
+def skeleton_name(video: Video) -> str:
+    """Of the .skeleton file that belongs to a video named as NTU's are."""
+    return f"{video.path.rpartition('/')[2].removesuffix('_rgb.avi')}.skeleton"
+
+
+def read_skeleton(path: Path) -> Box:
+    """The box around all bodies of a .skeleton file of NTU RGB+D, in pixels of SKELETON_SIZE.
+
+    The form: the number of frames; for each frame the number of bodies; for each body a line about it, the number of
+    joints, and a line of 12 numbers per joint, of which the sixth and seventh are its place in the colour image.
+    A body that is there for less than MIN_BODY_SHARE of the longest is left out.
+
+    Raises:
+      NoBox: the file is missing, is damaged, or holds no body.
+    """
+    try:
+        lines = iter(path.read_text(encoding="ascii").splitlines())
+    except OSError as error:
+        raise NoBox(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise NoBox(f"{path.name} is damaged: {error}") from error
+    places: dict[str, list[np.ndarray]] = {}
+    try:
+        for _ in range(int(next(lines))):
+            for _ in range(int(next(lines))):
+                body = next(lines).split()[0]
+                joints = [next(lines).split() for _ in range(int(next(lines)))]
+                place = np.array([[float(joint[5]), float(joint[6])] for joint in joints]).reshape(-1, 2)
+                places.setdefault(body, []).append(place[np.isfinite(place).all(axis=1)])
+    except (ValueError, IndexError, StopIteration) as error:
+        reason = "it ends early" if isinstance(error, StopIteration) else str(error)
+        raise NoBox(f"{path.name} is damaged: {reason}") from error
+    longest = max(map(len, places.values()), default=0)
+    kept = [place for frames in places.values() if len(frames) >= MIN_BODY_SHARE * longest for place in frames]
+    points = np.concatenate(kept) if kept else np.empty((0, 2))
+    if not len(points):
+        raise NoBox(f"{path.name} holds no body in the picture")
+    left, top = points.min(axis=0).tolist()
+    right, bottom = (points.max(axis=0) + 1).tolist()
+    return Box(left, top, right, bottom)
+
+
+def uncovered(found: Mapping[tuple[str, str], object], videos: Sequence[Video], called: str) -> list[str]:
+    """What can be said of boxes before the videos are decoded: how many there are, and which are lacking or unused.
+
+    Args:
+      found: by (take, view).
+      videos: that are to be prepared.
+      called: what the boxes come from.
+
+    Raises:
+      ValueError: no video has a box.
+    """
+    wanted = {(video.take, video.view) for video in videos}
+    lacking, unused = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
+    if len(lacking) == len(wanted):
+        raise UserError(
+            f"{called} has no box of any of the {len(wanted)} views, e.g. {_examples(lacking)}. It names "
+            f"{_examples(unused) or 'none'}"
+        )
+    lines = [f"boxes: of {len(wanted) - len(lacking)} of {len(wanted)} views: {called}"]
+    if lacking:
+        lines.append(f"warning: {len(lacking)} views have no box and go to the quarantine, e.g. {_examples(lacking)}")
+    if unused:
+        lines.append(f"warning: {len(unused)} boxes of {called} are of no video here, e.g. {_examples(unused)}")
+    return lines
+
+
+def _examples(keys: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"view {view} of take {take}" for take, view in list(keys)[:SHOWN])

@@ -1,0 +1,94 @@
+"""Cuts boxes out of the frames of a raw video, from the decoder's planes, before they are made small."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import av
+import av.filter
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from data import raw_video
+from data.boxes import Box
+
+
+def cut_frames(
+    source: raw_video.Source,
+    short_side: int,
+    choose: Callable[[tuple[int, int]], Sequence[tuple[Box, tuple[int, int]]]],
+) -> Iterator[list[np.ndarray | None]]:
+    """Boxes of the frames, upright and with square pixels, cut out before they are made small.
+
+    Args:
+      source: of `raw_video.open_source`.
+      short_side: of the boxes, in pixels; smaller ones stay as they are.
+      choose: called once, with width and height of the upright picture; gives boxes of whole pixels in it, each with
+        the interval [start, end) of frames that it is cut from. Without a box, the frames are not read.
+
+    Yields:
+      For each frame of the video uint8[h, w, 3], RGB, of every box; None outside of the box's interval.
+
+    Raises:
+      BadVideo: as of `raw_video.read`.
+    """
+    cutters: list[tuple[_Cutter, tuple[int, int]]] | None = None
+    for number, frame in enumerate(raw_video.decode(source)):
+        if cutters is None:
+            size = round(frame.width * float(source.stream.sample_aspect_ratio or 1)), frame.height
+            size = size[::-1] if raw_video.turns(frame)[0] else size
+            cutters = [(_Cutter(frame, size, box, short_side), interval) for box, interval in choose(size)]
+        if not cutters:
+            return
+        yield [cutter.cut(frame) if start <= number < end else None for cutter, (start, end) in cutters]
+
+
+class _Cutter:
+    """Cuts one box out of frames that are all like the first one."""
+
+    # Formats that store colour for two by two pixels. They are cut in the decoder's planes, from even pixels on, or
+    # where colour that lies a pixel beside is less than half a pixel of the result. All else goes by way of RGB.
+    # Measured on 1080p: 0.6 ms, less than the whole picture costs, against 10 ms.
+    IN_PLANES = ("yuv420p", "yuvj420p")
+
+    def __init__(self, frame: av.VideoFrame, size: tuple[int, int], box: Box, short_side: int):
+        transposed, down, across = raw_video.turns(frame)
+        scale = min(1.0, short_side / min(box.right - box.left, box.bottom - box.top))
+        left, top, right, bottom = box
+        if across:
+            left, right = size[0] - right, size[0] - left
+        if down:
+            top, bottom = size[1] - bottom, size[1] - top
+        if transposed:
+            size, (left, top, right, bottom) = size[::-1], (top, left, bottom, right)
+        self._width, self._height = (max(1, round(side * scale)) for side in (right - left, bottom - top))
+        x, y = frame.width / size[0], frame.height / size[1]  # stored pixels are not always square
+        self._left, self._top = min(round(left * x), frame.width - 1), min(round(top * y), frame.height - 1)
+        self._right, self._bottom = max(round(right * x), self._left + 1), max(round(bottom * y), self._top + 1)
+        self._reformatter, self._to_rgb, self._graph = VideoReformatter(), VideoReformatter(), None
+        even = self._left % 2 == self._top % 2 == 0
+        if frame.format.name in self.IN_PLANES and (even or scale < 0.5):
+            self._graph = av.filter.Graph()
+            width, height = self._right - self._left, self._bottom - self._top
+            steps = [
+                self._graph.add_buffer(
+                    width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+                ),
+                self._graph.add("crop", f"{width}:{height}:{self._left}:{self._top}:exact=1"),
+                self._graph.add("buffersink"),
+            ]
+            self._graph.link_nodes(*steps).configure()
+
+    def cut(self, frame: av.VideoFrame) -> np.ndarray:
+        part = self._in_planes(frame) if self._graph else self._by_rgb(frame)
+        small = self._reformatter.reformat(
+            part, width=self._width, height=self._height, format="rgb24", interpolation="AREA", threads=1
+        )
+        return raw_video.upright(small.to_ndarray(), frame)
+
+    def _in_planes(self, frame: av.VideoFrame) -> av.VideoFrame:
+        self._graph.push(frame)
+        return self._graph.pull()
+
+    def _by_rgb(self, frame: av.VideoFrame) -> av.VideoFrame:
+        whole = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        part = whole[self._top : self._bottom, self._left : self._right]
+        return av.VideoFrame.from_ndarray(np.ascontiguousarray(part), format="rgb24")

@@ -1,0 +1,139 @@
+"""From a video file to the encoded frames of the takes that are cut from it: whole pictures, or boxes of them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from data import boxes, cutting, raw_video
+from data.boxes import Box
+from data.catalog import Video
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedFrames:
+    """The stored form of a file's frames; b'' for those that are not wanted."""
+
+    frames: list[bytes]
+    height: int
+    width: int
+    box: Box | None = None  # that they show, in pixels of the upright raw video; None for the whole picture
+    raw_size: tuple[int, int] | None = None  # width and height that the box lies in
+
+
+def encode_file(
+    videos: Sequence[Video],
+    file: BinaryIO,
+    short_side: int,
+    encode: Callable[[np.ndarray], bytes],
+    crop: boxes.Crop | None = None,
+    given: Mapping[Video, Box | Path | None] | None = None,
+) -> tuple[raw_video.Source, dict[Video, EncodedFrames | str]]:
+    """Encodes what of a file goes into records.
+
+    Boxes of what moves are found by decoding the file once more before: keeping its frames would take gigabytes.
+
+    Args:
+      videos: cut from the file.
+      file: as of `raw_video.read`.
+      short_side: of the stored frames, as of `raw_video.frames`.
+      encode: makes the stored form of a frame, uint8[h, w, 3].
+      crop: how views are cut; None for whole pictures.
+      given: the boxes of a table, or the .skeleton files.
+
+    Returns:
+      What is known of the file, and for each video the frames of the file, or why it has no box.
+
+    Raises:
+      BadVideo: as of `raw_video.read`.
+    """
+    if crop is None:
+        source = raw_video.open_source(file)
+        return source, dict.fromkeys(videos, _encode_whole(videos, raw_video.frames(source, short_side), encode))
+    found = _of_motion(videos, file) if crop.by == "motion" else {video: _given(video, given or {}) for video in videos}
+    source = raw_video.open_source(file)
+    return source, _encode_cut(source, short_side, encode, crop, found)
+
+
+def _interval(video: Video) -> tuple[int, int]:
+    return video.interval or (0, raw_video.MAX_FRAMES)
+
+
+def _encode_whole(
+    videos: Sequence[Video], frames: Iterable[np.ndarray], encode: Callable[[np.ndarray], bytes]
+) -> EncodedFrames:
+    intervals = [_interval(video) for video in videos]
+    stored = []
+    for number, frame in enumerate(frames):
+        wanted = any(start <= number < end for start, end in intervals)
+        stored.append(encode(frame) if wanted else b"")
+    height, width = frame.shape[:2]
+    return EncodedFrames(frames=stored, height=height, width=width)
+
+
+def _encode_cut(
+    source: raw_video.Source,
+    short_side: int,
+    encode: Callable[[np.ndarray], bytes],
+    crop: boxes.Crop,
+    found: Mapping[Video, boxes.Found | str],
+) -> dict[Video, EncodedFrames | str]:
+    """Each video's own box of its own frames; arguments as of `encode_file`."""
+    encoded: dict[Video, EncodedFrames | str] = {video: why for video, why in found.items() if isinstance(why, str)}
+    fitted: dict[Video, Box] = {}
+    raw_size = None
+
+    def choose(size: tuple[int, int]) -> list[tuple[Box, tuple[int, int]]]:
+        nonlocal raw_size
+        raw_size = size
+        for video, box in found.items():
+            if isinstance(box, str):
+                continue
+            try:
+                fitted[video] = boxes.place(box, size, crop)
+            except boxes.NoBox as error:
+                encoded[video] = str(error)
+        return [(box, _interval(video)) for video, box in fitted.items()]
+
+    stored: dict[Video, list[bytes]] = {}
+    shapes: dict[Video, tuple[int, int]] = {}
+    for pictures in cutting.cut_frames(source, short_side, choose):
+        for video, picture in zip(fitted, pictures, strict=True):
+            stored.setdefault(video, []).append(b"" if picture is None else encode(picture))
+            if picture is not None:
+                shapes[video] = picture.shape[:2]
+    for video, box in fitted.items():
+        height, width = shapes.get(video, (0, 0))  # none where its interval begins after the end, which is told later
+        encoded[video] = EncodedFrames(frames=stored[video], height=height, width=width, box=box, raw_size=raw_size)
+    return encoded
+
+
+def _of_motion(videos: Sequence[Video], file: BinaryIO) -> dict[Video, boxes.Found | str]:
+    moving = {video: boxes.Motion() for video in videos}
+    source = raw_video.open_source(file)
+    for number, frame in enumerate(raw_video.frames(source, boxes.MOTION_SHORT_SIDE)):
+        for video, motion in moving.items():
+            start, end = _interval(video)
+            if start <= number < end:
+                motion.add(frame)
+    found: dict[Video, boxes.Found | str] = {}
+    for video, motion in moving.items():
+        try:
+            found[video] = boxes.Found(motion.box(), counted_in=(1, 1))
+        except boxes.NoBox as error:
+            found[video] = str(error)
+    return found
+
+
+def _given(video: Video, given: Mapping[Video, Box | Path | None]) -> boxes.Found | str:
+    box = given.get(video)
+    if box is None:
+        return "there is no box of it in the table of --crop"
+    if isinstance(box, Box):
+        return boxes.Found(box, counted_in=None)
+    try:
+        return boxes.Found(boxes.read_skeleton(box), counted_in=boxes.SKELETON_SIZE)
+    except boxes.NoBox as error:
+        return str(error)
