@@ -9,8 +9,9 @@ TORCH_ONLY := --index-url https://download.pytorch.org/whl/cpu $$(grep -o '^torc
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
-	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=240 --seed=0 --resolution=128x72 --sheet
-	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(DEMO)/raw --output=$(DEMO)/prepared --short_side=64
+	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=640 --setups=4 --subjects=20 --rooms=plain \
+	  --actor_share=0.8 --facing_spread=45 --fps=10 --resolution=40x40 --sheet
+	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(DEMO)/raw --output=$(DEMO)/prepared --short_side=32
 	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO)/run --config.data.dir=$(DEMO)/prepared
 
 test: $(VENV)/installed-dev

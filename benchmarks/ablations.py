@@ -5,8 +5,8 @@
     python -m benchmarks.ablations --list               # what they are, without running anything
     python -m benchmarks.ablations --check              # what is measured and what is missing; exit 1 if something is
 
-Each ablation is a config in configs/ with its VARIANTS. All are pre-trained on the training subjects from every camera
-and measured on other subjects (`xsub`) with frozen features: what is compared is the direction, with one seed per
+Each ablation is a config in configs/ with its VARIANTS. All are pre-trained on the training people from every camera
+and measured on other people (`xsub`) with frozen features: what is compared is the direction, with two seeds per
 variant unless --seeds asks for more. Results: benchmarks/results/ablations/.
 """
 
@@ -17,19 +17,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import experiment
+from benchmarks import experiment, method
 from benchmarks.experiment import CONFIGS, OUTPUT, RESULTS, interval
 from console.command import ExitCode, Parser, execute
 
 NAMES = tuple(sorted(path.stem.removeprefix("ablation_") for path in CONFIGS.glob("ablation_*.py")))
-COLUMNS = {
-    "knn/top_1": "kNN",
-    "linear/top_1": "linear probe",
-    "attentive/top_1": "attentive probe",
-    "retrieval/recall_1": "recall@1",
+COLUMNS = {  # in a record's metrics, title, factor of the unit shown
+    "geometry/r2": ("3D pose, R²", 1),
+    "retrieval/recall_1": ("recall@1 (%)", 100),
+    "attentive/top_1": ("attentive probe, top-1 (%)", 100),
 }
 Job = tuple[str, str, dict[str, Any], int, Path]  # ablation, variant, overrides, seed, folder
-TAKES, SETUPS = 1000, 1  # as in method.py
+DATA = method.PRESETS["cpu"]
 
 
 def variants(name: str) -> dict[str, dict[str, Any]]:
@@ -40,18 +39,15 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
 def measure(job: Job) -> dict[str, Any]:
     """Pre-trains a variant and probes its encoder."""
     name, variant, overrides, seed, folder = job
-    common = {"data.dir": folder / "prepared", "seed": seed, "data.frame_stride": 8}
+    common = {"data.dir": folder / "prepared", "seed": seed}
     runs = folder / "ablations" / f"{name}_{variant}_seed{seed}"
     pretrained = experiment.run(f"ablation_{name}", common | overrides, runs / "pretraining")
     sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
-    probing = {
+    probing = method.PROBING | {
         "init_from": runs / "pretraining",
-        "probe.pooling": "motion",
-        "probe.learning_rates": "(0.003,0.01,0.03)",
-        "probe.weight_decays": "(0.1,)",
-        "probe.epochs": 30,
+        "probe.kinds": ("geometry", "retrieval", "attentive"),
     }
-    probed = experiment.run("probe", common | sizes | probing, runs / "probe")
+    probed = experiment.run("probe", common | method.sizes() | sizes | probing, runs / "probe")
     return {
         "ablation": name,
         "variant": variant,
@@ -90,20 +86,28 @@ def write_table(results: Path) -> None:
     lines = [
         "# ablations",
         "",
-        f"Written by `python -m benchmarks.ablations`. {TAKES} generated takes in {SETUPS} room, cross-subject, frozen "
-        "features; accuracies in %, with the 95 % interval where there are several seeds. Chance is 6.2 %.",
+        f"Written by `python -m benchmarks.ablations`. The data and the setting of method_cpu: {DATA.clips:,} clips of "
+        "pre-training, frozen features read out on other people; with the 95 % interval where there are several seeds.",
     ]
     for name in NAMES:
         paper = importlib.import_module(f"configs.ablation_{name}").PAPER
-        lines += ["", f"## {name}", "", f"The paper: {paper}", "", "| | " + " | ".join(COLUMNS.values()) + " |"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"The paper: {paper}",
+            "",
+            "| | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
+        ]
         lines += ["|---|" + "---|" * len(COLUMNS)]
         for variant in variants(name):
             records = [json.loads(path.read_text()) for path in sorted(results.glob(f"{name}_{variant}_seed*.json"))]
             cells = []
-            for column in COLUMNS:
-                mean, half = interval([r["metrics"][column] for r in records]) if records else (0.0, 0.0)
-                error = f" ± {100 * half:.1f}" if len(records) > 1 else ""
-                cells.append(f"{100 * mean:.1f}{error}" if records else "not measured")
+            for column, (_, factor) in COLUMNS.items():
+                mean, half = interval([factor * r["metrics"][column] for r in records]) if records else (0.0, 0.0)
+                digits = 3 if factor == 1 else 1
+                error = f" ± {half:.{digits}f}" if len(records) > 1 else ""
+                cells.append(f"{mean:.{digits}f}{error}" if records else "not measured")
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     (results / "README.md").write_text("\n".join(lines) + "\n")
 
@@ -111,7 +115,7 @@ def write_table(results: Path) -> None:
 def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.ablations", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
     parser.add_argument("--only", default=",".join(NAMES), help="comma-separated (default: all)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds 0 to K - 1 (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, metavar="K", help="seeds 0 to K - 1 (%(default)s)")
     parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
     parser.add_argument("--output", type=Path, help="where results go (FOLDER/results/ablations)")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the machine (%(default)s)")
@@ -132,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:<16} {variant:<16} {overrides}")
         return 0
     folder = options.folder.absolute()
-    experiment.prepare_data(folder, TAKES, SETUPS)
+    experiment.prepare_data(folder, DATA.data, DATA.short_side)
     results.mkdir(parents=True, exist_ok=True)
     jobs = [(*job, folder) for job in planned(names, options.seeds)]
     jobs = [job for job in jobs if not result_file(results, job[0], job[1], job[3]).exists()]

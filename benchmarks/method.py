@@ -18,6 +18,7 @@ Results: one file per row and seed, a table, a plot and the curve. Those in benc
 committed.
 """
 
+import collections
 import dataclasses
 import json
 import sys
@@ -57,6 +58,8 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "cross_view_ess30": {"loss.ess_fraction": 0.3},
     "cross_view_ess50": {"loss.ess_fraction": 0.5},
     "cross_view_ess80": {"loss.ess_fraction": 0.8},
+    # MuM's kind of decoder: it attends over the tokens of both views, and there is no source and no target.
+    "joint": {"model.decoder": "joint", "model.cross_view": False},
 }
 DESCRIPTIONS = {
     "pixels": "raw pixels",
@@ -70,6 +73,7 @@ DESCRIPTIONS = {
     "cross_view_ess30": "+ cross-view, motion weights (ESS 30 %)",
     "cross_view_ess50": "+ cross-view, motion weights (ESS 50 %)",
     "cross_view_ess80": "+ cross-view, motion weights (ESS 80 %)",
+    "joint": "a joint decoder over both views in their place",
 }
 MAIN = ("random", "two_views", "cross_view", "cross_view_ess50")  # measured first, and drawn in the curve
 # What the paper claims, each as (lower, upper).
@@ -84,6 +88,7 @@ ORDERINGS = (
     ("cross_view", "cross_view_ess30"),
     ("cross_view", "cross_view_ess50"),
     ("cross_view", "cross_view_ess80"),
+    ("joint", "cross_view"),
 )
 
 
@@ -123,6 +128,14 @@ class Preset:
 
 
 CLIPS_PER_STEP = 128
+# Overrides of configs/probe.py.
+PROBING = {
+    "probe.pooling": "slices",
+    "probe.standardize": True,
+    "probe.learning_rates": (0.003, 0.01),
+    "probe.weight_decays": (0.1,),
+    "probe.epochs": 20,
+}
 PLAIN = ("--rooms=plain", "--actor_share=0.8", "--facing_spread=45", "--fps=10")
 LARGER = {
     "data.num_frames": 16,
@@ -218,16 +231,12 @@ def probe(job: Job, protocol: str, kinds: Sequence[str], step: int | None = None
         {
             "data.dir": job.folder / "prepared",
             "data.protocol": protocol,
-            **_sizes(),
+            **sizes(),
             "init_from": job.encoder,
             "init_from_step": step,
             "seed": job.seed,
             "probe.kinds": tuple(kinds),
-            "probe.pooling": "slices",
-            "probe.standardize": True,
-            "probe.learning_rates": (0.003, 0.01),
-            "probe.weight_decays": (0.1,),
-            "probe.epochs": 20,
+            **PROBING,
             **job.settings.downstream,
         },
         job.run_folder / ("_".join([protocol, *kinds]) + ("" if step is None else f"_step{step}")),
@@ -244,7 +253,7 @@ def finetune(job: Job, labels_per_class: int | None) -> float:
             "data.protocol": "xsub",
             "data.labels_per_class": labels_per_class,
             "data.label_seed": job.seed,
-            **_sizes(),
+            **sizes(),
             "data.crop_scales": (1.0,),
             "model.drop_path": 0.0,
             "augment.randaugment_num_ops": 0,
@@ -267,7 +276,7 @@ def finetune(job: Job, labels_per_class: int | None) -> float:
     return record["metrics"]["test/top_1"]
 
 
-def _sizes() -> dict[str, Any]:
+def sizes() -> dict[str, Any]:
     """The clips and the encoder of configs/benchmark.py, as overrides of another config."""
     from configs import benchmark
 
@@ -356,21 +365,24 @@ def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, A
     return records, missing
 
 
-def values_of(records: dict[int, dict[str, Any]], column: str) -> list[float]:
-    """A column of a row, by seed."""
+def values_of(records: dict[int, dict[str, Any]], column: str) -> dict[int, float]:
+    """A column of a row: seed -> value."""
     factor = 100 if column in PERCENT else 1
-    return [factor * record["columns"][column] for record in records.values() if column in record["columns"]]
+    return {s: factor * record["columns"][column] for s, record in records.items() if column in record["columns"]}
 
 
 def verdicts(records: dict[str, dict[int, dict[str, Any]]]) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """{(lower, upper): {'holds': [columns], 'null': [...], 'reversed': [...]}}, paired by seed where both have two."""
+    """{(lower, upper): {'holds': [columns], 'null': [...], 'reversed': [...]}}, paired by seed."""
     found = {}
     for lower, upper in ORDERINGS:
         by_verdict: dict[str, list[str]] = {"holds": [], "null": [], "reversed": []}
         for column in COLUMNS:
             low, up = (values_of(records.get(row, {}), column) for row in (lower, upper))
-            if low and len(up) > 1:
-                by_verdict[compare(low * len(up) if len(low) == 1 else low[: len(up)], up)].append(column)
+            if lower == "pixels" and low:
+                low = dict.fromkeys(up, *low.values())
+            pairs = [(low[seed], up[seed]) for seed in sorted(low.keys() & up.keys())]
+            if len(pairs) > 1:
+                by_verdict[compare(*zip(*pairs, strict=True))].append(column)
         found[lower, upper] = by_verdict
     return found
 
@@ -398,10 +410,14 @@ def write_table(results: Path, preset: Preset) -> None:
         "Chance is 6.2 % for classes and 0.08 % for recall@1. Files beside this one hold every seed.",
     ]
     if missing:
-        lines += ["", f"Not measured: {', '.join(missing)}."]
+        seeds = collections.defaultdict(list)
+        for row, _, seed in (part.partition(" seed ") for part in missing):
+            seeds[row].append(seed)
+        listed = "; ".join(f"{row} (seeds {', '.join(of_row)})" for row, of_row in seeds.items())
+        lines += ["", f"Not measured yet: {listed}."]
     lines += ["", "| | " + " | ".join(COLUMNS.values()) + " | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     for row, of_row in records.items():
-        cells = [_cell(values_of(of_row, column), column) for column in COLUMNS]
+        cells = [_cell([*values_of(of_row, column).values()], column) for column in COLUMNS]
         lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + f" | {len(of_row)} |")
     lines += ["", "## Orders", "", "By the 95 % interval of the difference, paired by seed.", ""]
     lines += ["| | holds | null | reversed |", "|---|---|---|---|"]

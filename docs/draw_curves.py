@@ -1,6 +1,6 @@
 """Draws the figures of docs/reading_your_run.md from the committed histories of runs.
 
-    python docs/draw_curves.py        # writes docs/figures/{demo,benchmark,learning_rate}_curves.svg
+    python docs/draw_curves.py        # writes docs/figures/{demo,learning_rate}_curves.svg
 
 Needs matplotlib (requirements-dev.txt). The histories, and the commands that made them: benchmarks/results/reference/.
 """
@@ -57,12 +57,6 @@ def draw_demo() -> plt.Figure:
     return figure
 
 
-def draw_benchmark() -> plt.Figure:
-    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    draw_losses(axis, ["benchmark_seed0"], "configs/benchmark.py")
-    return figure
-
-
 def draw_learning_rates() -> plt.Figure:
     figure, axes = plt.subplots(1, 3, figsize=(8, 3), sharey=True, layout="constrained")
     for axis, name, title in zip(
@@ -80,7 +74,6 @@ def draw_learning_rates() -> plt.Figure:
 
 FIGURES_BY_NAME = {
     "demo_curves.svg": draw_demo,
-    "benchmark_curves.svg": draw_benchmark,
     "learning_rate_curves.svg": draw_learning_rates,
 }
 

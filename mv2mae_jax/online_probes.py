@@ -41,8 +41,8 @@ def measure(
       `knn_top_1`, `knn_mean_class`: neighbours among the training takes; absent where either side has no labels.
       `retrieval_*`: see retrieval.py, among the test takes; absent where no take has two views or views are not
       synchronised.
-      `geometry_*`: the 3D pose in the test takes by ridge regression, see geometry.py; absent where the set does not
-      know its joints. May be empty.
+      `geometry_r2`, `geometry_error_cm`, `geometry_mean_error_cm` and so on: the 3D pose in the test takes by ridge
+      regression, see geometry.py; absent where the set does not know its joints. May be empty.
     """
     views, truth = prepared.views, prepared.truth
     take, view, label = (views[name][test_rows] for name in ("take", "view", "label"))
