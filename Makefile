@@ -5,7 +5,12 @@ DEMO ?= demo_output
 BIN := $(VENV)/bin
 TORCH_ONLY := --index-url https://download.pytorch.org/whl/cpu $$(grep -o '^torch==[0-9.]*' requirements-dev.txt)
 
-.PHONY: demo test test-slow test-beam test-tpu-aot lint format docs bench clean
+# What looks at pages: Sphinx, a browser, the notebook. Apart, so that `make test` is the code alone.
+DOCS_TESTS := $(addprefix tests/,test_docs.py test_docs_content.py test_docs_examples.py test_notebook.py test_report_in_browser.py)
+# A file's tests share what they have prepared, so a file stays in one process; more than four would fill the memory.
+IN_PARALLEL := -n auto --maxprocesses=4 --dist loadfile
+
+.PHONY: demo test test-docs test-slow test-beam test-tpu-aot lint format docs bench clean
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
@@ -15,7 +20,10 @@ demo: $(VENV)/installed
 	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO)/run --config.data.dir=$(DEMO)/prepared
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(IN_PARALLEL) $(addprefix --ignore=,$(DOCS_TESTS))
+
+test-docs: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(DOCS_TESTS)
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
