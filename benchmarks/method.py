@@ -40,7 +40,8 @@ COLUMNS = {
     "fine_tuned_fifth": "fine-tuned with a fifth of the labels, top-1 (%)",
 }
 PERCENT = {"recall_1", "attentive", "fine_tuned", "fine_tuned_fifth"}
-ON_THE_WAY = ("pose", "pose_unseen", "recall_1")  # the columns of the curve
+ON_THE_WAY = ("pose", "pose_unseen", "recall_1")  # the columns that are measured on the way
+DRAWN = ("pose", "recall_1")
 
 SINGLE_VIEW = {"model.cross_view": False, "data.num_source_views": 0, "global_batch_size": 128}
 SELF = {"model.cross_view": False}
@@ -440,11 +441,11 @@ def plot(results: Path, preset: Preset) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     records, _ = read(results, preset)
-    figure, axes = pyplot.subplots(1, len(ON_THE_WAY), figsize=(4 * len(ON_THE_WAY), 3.4), layout="constrained")
-    for axis, column in zip(axes, ON_THE_WAY, strict=True):
+    figure, axes = pyplot.subplots(1, len(DRAWN), figsize=(5 * len(DRAWN), 3.4), layout="constrained")
+    for axis, column in zip(axes, DRAWN, strict=True):
         factor = 100 if column in PERCENT else 1
         for number, row in enumerate(row for row in MAIN if row in records):
             for index, record in enumerate(records[row].values()):
@@ -458,6 +459,8 @@ def plot(results: Path, preset: Preset) -> None:
                 points = [factor * record["curve"][mark][column] for mark in clips]
                 axis.plot([int(mark) for mark in clips], points, "o-", color=f"C{number}", markersize=3, label=label)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(ticker.FixedLocator([12_500 * 2**power for power in range(12)]))
+        axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda clips, _: f"{clips:,.0f}"))
         axis.set_xlabel("clips of pre-training")
         axis.set_title(COLUMNS[column], fontsize=9)
         axis.grid(alpha=0.3)
