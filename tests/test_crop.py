@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import crops
 from data import boxes, catalog, contact_sheet, cutting, encoding, metadata, prepare, raw_video, shards, takes
 from data.boxes import Box
 from data.synthetic.__main__ import main as synthesise
@@ -291,3 +292,13 @@ def test_the_account_knows_the_boxes(folder, tmp_path):
     assert told["crop"] == {"by": "table", "margin": 0.05, "aspect": None}
     part = next((tmp_path / "out" / shards.PARTS).glob("*.json"))
     assert set(BOX_COLUMNS) <= json.loads(part.read_bytes())["records"][0].keys()
+
+
+def test_shares_of_joints_in_crops_are_told(synthetic_set, capsys):
+    crops.main(["--prepared", str(synthetic_set)])
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    shares = {name.strip(): float(share.strip().rstrip("%")) for name, share in lines[2:]}
+    assert 60 < shares["left_ankle"] < shares["all joints, mean"] < shares["pelvis"] < 100
+    prepared = takes.open_prepared(synthetic_set)
+    hits = crops.inside(prepared, (1.0,), (40, 53))  # the whole picture, as the truth has it
+    assert hits.mean() == 1
