@@ -6,7 +6,9 @@ taken. The mark is cleared when the array and all of its views are gone, whereve
 included while it copies to a device or aliases the memory on a CPU, keeps its buffer, and no batch ever changes.
 
 Between processes goes an address alone. Buffers are anonymous files (memfd): nothing is left behind by a process that
-is killed, and the size of /dev/shm, 64 MB in a container of Docker, does not matter.
+is killed, and the size of /dev/shm, 64 MB in a container of Docker, does not matter. Whoever meets the address of a
+buffer for the first time asks its process for a descriptor (descriptors.py), and gets one that reads alone. The marks
+are in a file of their own, which both write to.
 """
 
 import dataclasses
@@ -21,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from data import descriptors
+from data.descriptors import Unreachable as Unreachable
+
 SHAREABLE = hasattr(os, "memfd_create")  # Linux
 MIN_BYTES = 2**16  # [ours] smaller arrays are pickled
-_HEADER = mmap.PAGESIZE  # one byte of which says whether the buffer is taken; the rest aligns what follows
+MOST_BUFFERS = 2**20  # [ours] of a process: marks, of a byte each
 _FREE, _TAKEN = 0, 1
-
-
-class Unreachable(OSError):
-    """The memory of another process cannot be opened: it has ended, or the system hides the files of processes."""
+_MARKS = -1  # the number of the file of the marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Address:
 
     process: int
     buffer: int  # number in that process
-    descriptor: int  # of the buffer's file, in that process
+    listener: str  # by which its descriptor is asked for, see descriptors.py
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -49,23 +51,25 @@ class Buffers:
         self._lock, self._numbers = threading.Lock(), itertools.count()
         self._buffers: list[_Buffer] = []
         self._lent: dict[int, _Buffer] = {}  # by the identity of the array that all arrays in it are views of
+        self._marks = _Buffer.create(_MARKS, MOST_BUFFERS, writable=True)
+        self._listener = ""
 
     def __reduce__(self) -> tuple:
         return Buffers, ()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """As `np.empty`."""
-        dtype = np.dtype(dtype)
+        dtype, marks = np.dtype(dtype), self._marks.memory
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes < MIN_BYTES:
             return np.empty(shape, dtype)
         with self._lock:
-            buffer = next((b for b in self._buffers if b.num_bytes == num_bytes and b.memory[0] == _FREE), None)
+            buffer = next((b for b in self._buffers if b.num_bytes == num_bytes and marks[b.number] == _FREE), None)
             if buffer is None:
                 buffer = _Buffer.create(next(self._numbers), num_bytes)
                 self._buffers.append(buffer)
-            buffer.memory[0] = _TAKEN
-        whole = _whole(buffer.memory)
+            marks[buffer.number] = _TAKEN
+        whole = np.frombuffer(buffer.memory, np.uint8)  # as long as a view of this array is left, it is too
         self._lent[id(whole)] = buffer
         weakref.finalize(whole, self._take_back, id(whole)).atexit = False
         return whole.view(dtype).reshape(shape)
@@ -73,12 +77,14 @@ class Buffers:
     def _take_back(self, identity: int) -> None:
         buffer = self._lent.pop(identity, None)
         if buffer is not None:  # not shared
-            buffer.memory[0] = _FREE
+            self._marks.memory[buffer.number] = _FREE
 
     def share(self, batch: Any) -> Any:
         """Arrays of a batch -> their addresses. The arrays must not be used any more: who opens them owns them."""
         if not SHAREABLE:
             return batch  # grain copies what it is given
+        if not self._listener:
+            self._listener = descriptors.offer(self)
         return _map_arrays(self._address, batch)
 
     def _address(self, array: np.ndarray) -> np.ndarray | Address:
@@ -90,14 +96,18 @@ class Buffers:
             copy[...] = array
             array = copy
         buffer = self._lent.pop(id(array.base))
-        return Address(os.getpid(), buffer.number, buffer.descriptor, array.shape, array.dtype)
+        return Address(os.getpid(), buffer.number, self._listener, array.shape, array.dtype)
+
+    def descriptor(self, number: int) -> int:
+        """For data/descriptors.py."""
+        return (self._marks if number == _MARKS else self._buffers[number]).descriptor
 
 
 class Opener:
-    """Opens what `Buffers.share` of other processes has made addresses of."""
+    """Opens what `Buffers.share` of other processes has made addresses of. The arrays can be read, not written to."""
 
     def __init__(self):
-        self._opened: dict[tuple[int, int], mmap.mmap] = {}
+        self._opened: dict[tuple[str, int], mmap.mmap] = {}
 
     def __call__(self, batch: Any) -> Any:
         """Addresses of a batch -> arrays.
@@ -110,41 +120,42 @@ class Opener:
     def _array(self, found: np.ndarray | Address) -> np.ndarray:
         if not isinstance(found, Address):
             return found
-        key = found.process, found.buffer
-        if key not in self._opened:
-            path = f"/proc/{found.process}/fd/{found.descriptor}"
-            try:
-                descriptor = os.open(path, os.O_RDWR)
-            except OSError as error:
-                raise Unreachable(f"the memory of process {found.process} cannot be opened: {error}") from error
-            self._opened[key] = mmap.mmap(descriptor, 0)
-            os.close(descriptor)
-        whole = _whole(self._opened[key])
-        weakref.finalize(whole, self._opened[key].__setitem__, 0, _FREE).atexit = False
+        marks = self._memory(found, _MARKS, mmap.ACCESS_WRITE)
+        whole = np.frombuffer(self._memory(found, found.buffer, mmap.ACCESS_READ), np.uint8)
+        weakref.finalize(whole, marks.__setitem__, found.buffer, _FREE).atexit = False
         return whole.view(found.dtype).reshape(found.shape)
+
+    def _memory(self, found: Address, number: int, access: int) -> mmap.mmap:
+        key = found.listener, number
+        if key not in self._opened:
+            descriptor = descriptors.fetch(found.process, found.listener, number)
+            self._opened[key] = mmap.mmap(descriptor, 0, access=access)
+            os.close(descriptor)
+        return self._opened[key]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Buffer:
     number: int
-    descriptor: int  # -1 where it cannot be shared
+    descriptor: int  # to hand over; -1 where it cannot be shared
     num_bytes: int
     memory: mmap.mmap
 
     @classmethod
-    def create(cls, number: int, num_bytes: int) -> "_Buffer":
+    def create(cls, number: int, num_bytes: int, *, writable: bool = False) -> "_Buffer":
+        """`writable`: for those who get the descriptor."""
         if not SHAREABLE:
-            return cls(number, -1, num_bytes, mmap.mmap(-1, _HEADER + num_bytes))
+            return cls(number, -1, num_bytes, mmap.mmap(-1, num_bytes))
         descriptor = os.memfd_create("batch")
-        os.ftruncate(descriptor, _HEADER + num_bytes)
-        buffer = cls(number, descriptor, num_bytes, mmap.mmap(descriptor, _HEADER + num_bytes))
+        os.ftruncate(descriptor, num_bytes)
+        memory = mmap.mmap(descriptor, num_bytes)
+        if not writable:
+            read_only = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+            os.close(descriptor)
+            descriptor = read_only
+        buffer = cls(number, descriptor, num_bytes, memory)
         weakref.finalize(buffer, os.close, descriptor)  # what is mapped stays
         return buffer
-
-
-def _whole(memory: mmap.mmap) -> np.ndarray:
-    """What a buffer holds, uint8[num_bytes]: as long as a view of this array is left, it is too."""
-    return np.frombuffer(memory, np.uint8, offset=_HEADER)
 
 
 def _map_arrays(function: Callable[[Any], Any], batch: Any) -> Any:

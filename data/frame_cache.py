@@ -6,14 +6,14 @@ import weakref
 
 import numpy as np
 
-from data import buffers
+from data import buffers, descriptors
 
 
 class FrameCache:
     """Room for all frames of some records, filled by whoever first reads a frame; see `Prepared.in_memory`.
 
     The room is one anonymous file (memfd), whose pages take memory when they are first written. To another process of
-    this machine goes its address; where there are no such files, that process keeps nothing.
+    this machine goes a descriptor; where there are no such files, that process keeps nothing.
     """
 
     def __init__(self, frame_shapes: np.ndarray, num_frames: np.ndarray, records: np.ndarray, dtype: type):
@@ -32,6 +32,7 @@ class FrameCache:
         self._mark_ends, self._ends = np.cumsum(marks), np.sum(marks) + np.cumsum(sizes)
         self._shapes, self._num_frames, self._dtype = frame_shapes, num_frames, dtype
         self.num_bytes = int(self._ends[-1])
+        self._listener, self._process = "", 0  # whom other processes ask for the file; see descriptors.py
         self._descriptor = os.memfd_create("frames") if buffers.SHAREABLE else -1
         if buffers.SHAREABLE:
             os.ftruncate(self._descriptor, self.num_bytes)
@@ -39,20 +40,23 @@ class FrameCache:
         self._bytes = np.frombuffer(mmap.mmap(self._descriptor, self.num_bytes), np.uint8)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_bytes": None, "_process": os.getpid()}
+        if buffers.SHAREABLE and not self._listener:
+            self._listener, self._process = descriptors.offer(self), os.getpid()
+        return self.__dict__ | {"_bytes": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
         if self._descriptor == -1:
             return
-        path = f"/proc/{self._process}/fd/{self._descriptor}"
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except OSError as error:
-            raise buffers.Unreachable(f"the memory of process {self._process} cannot be opened: {error}") from error
-        self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
-        self._bytes = np.frombuffer(mmap.mmap(descriptor, self.num_bytes), np.uint8)
+        self._descriptor = descriptors.fetch(self._process, self._listener, 0)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._bytes = np.frombuffer(mmap.mmap(self._descriptor, self.num_bytes), np.uint8)
+        self._listener = ""  # of another process
+
+    def descriptor(self, number: int) -> int:
+        """For data/descriptors.py, of the one file. Those who get it write to it, too."""
+        assert number == 0, number
+        return self._descriptor
 
     def of(self, record: int) -> tuple[np.ndarray, np.ndarray] | None:
         """The room of a record, or None where its frames are not kept.

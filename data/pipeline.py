@@ -24,7 +24,7 @@ from data.labelled import LabelledDataset
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
-GRACE_SECONDS = 10  # [ours] for which a reading process goes on after SIGTERM
+GRACE_SECONDS = 10  # [ours] for which a reading process goes on after SIGTERM or SIGHUP
 
 
 def train_batches(
@@ -142,7 +142,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """One pass over the held-out takes (the training takes where none is held out), the same clips every time.
 
-    Every element comes `clips_per_element` times, from other start frames; crops are central.
+    Every element comes `clips_per_element` times, from other start frames; crops are central. Of more takes than
+    `max_takes` so many are drawn at random, the same ones every time.
 
     Besides the keys of `train_batches` a batch holds sources from other takes, seen by the same camera as the source:
       `other_subject` and `other_action` uint8[B, S, T, H, W, 3]: another subject in the same room, and the same subject
@@ -154,7 +155,9 @@ def eval_batches(
     take_views = dataset.held_out or dataset.train
     elements = np.random.default_rng(seed).permutation(take_views.elements)
     if max_takes is not None:
-        elements = elements[np.isin(elements[:, 0], np.unique(elements[:, 0])[:max_takes])]
+        # Of the permuted order: the first of the sorted names would all be of the first rooms, subjects or classes.
+        _, first = np.unique(elements[:, 0], return_index=True)
+        elements = elements[np.isin(elements[:, 0], elements[np.sort(first)[:max_takes], 0])]
     elements = np.tile(elements, (clips_per_element, 1))
     draw = samples.DrawEvalSample(
         dataset=dataset,
@@ -257,7 +260,7 @@ def clip_batches(
     num_batches = -(-read.num_samples // global_batch_size)
     starts = [step * global_batch_size + process_index * own for step in range(num_batches)]
     batches = grain.MapDataset.source(starts).map(read)
-    return Pass(_read(_prefetch(batches, buffers.Buffers(), num_workers)), num_batches)
+    return Pass(_read(_prefetch(batches, memory, num_workers)), num_batches)
 
 
 class Pass(Iterator[Batch]):
@@ -317,7 +320,9 @@ def _start_worker(index: int, count: int) -> None:
     """A reading process serves the last batches of a run that is told to stop, and ends with a run that is killed."""
     del index, count
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed sends the latter to all processes in it
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
 
 

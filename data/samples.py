@@ -344,7 +344,7 @@ class OtherTakes:
 
     Attributes:
       subject: take -> takes of other subjects in the same setup.
-      action: take -> takes of the same subject in the same setup with another label.
+      action: take -> takes of the same subject in the same setup with another label, both labels known.
     """
 
     subject: dict[int, np.ndarray]
@@ -366,10 +366,11 @@ class OtherTakes:
         for members in (np.array(room) for room in rooms.values()):
             subject, label, performance = (facts[key][members] for key in ("subject", "label", "performance"))
             for i, take in enumerate(members):
-                known_subject = subject[i] >= 0
+                known_subject, known_label = subject[i] >= 0, label[i] >= 0
+                another_action = (label != label[i]) & (label >= 0) & known_label
                 partners = {
                     "subject": subject != subject[i] if known_subject else members != take,
-                    "action": (subject == subject[i]) & (label != label[i]) & (label >= 0) & known_subject,
+                    "action": (subject == subject[i]) & known_subject & another_action,
                 }
                 for kind, matches in partners.items():
                     facing_alike = matches & (performance == performance[i])

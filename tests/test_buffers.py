@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from data import buffers, pipeline, samples, takes
+from data import buffers, descriptors, pipeline, samples, takes
 from tests.test_pipeline import make_dataset
 
 LARGE = (2**17,)
@@ -48,7 +48,7 @@ def test_arrays_are_aligned_as_devices_like_them():
 
 @needs_sharing
 def test_an_array_crosses_processes_without_a_copy_and_comes_back():
-    """Sender and receiver are one process here: the address is a descriptor of this process all the same."""
+    """Sender and receiver are one process here: the descriptor comes over a socket all the same."""
     memory, opener = buffers.Buffers(), buffers.Opener()
     sent = memory.empty((2, *LARGE), np.int8)
     sent[:] = 7
@@ -58,6 +58,8 @@ def test_an_array_crosses_processes_without_a_copy_and_comes_back():
     np.testing.assert_array_equal(received["label"], np.arange(3))
     sent[0, 0] = 8  # the same bytes, though mapped twice
     assert received["clip"]["a"][0, 0] == 8 and received["clip"]["a"].shape == (2, *LARGE)
+    with pytest.raises(ValueError, match="read-only"):
+        received["clip"]["a"][0, 0] = 9
     place = address(sent)
     del sent
     assert address(memory.empty((2, *LARGE), np.int8)) != place, "the receiver still has it"
@@ -83,9 +85,47 @@ def test_a_process_that_is_gone_is_told_of():
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
     process.join()
-    gone = buffers.Address(process.pid, 0, 3, LARGE, np.dtype(np.int8))
+    gone = buffers.Address(process.pid, 0, "gone", LARGE, np.dtype(np.int8))
     with pytest.raises(buffers.Unreachable, match=f"memory of process {process.pid} cannot be opened"):
         buffers.Opener()({"video": gone})
+
+
+@needs_sharing
+def test_a_descriptor_is_handed_to_those_of_the_run_alone_and_reads_alone(monkeypatch):
+    memory = buffers.Buffers()
+    shared = memory.share({"video": memory.empty(LARGE, np.int8)})
+    client, authkey = descriptors.connection.Client, multiprocessing.current_process().authkey
+    with monkeypatch.context() as stranger, pytest.raises(buffers.Unreachable):
+        stranger.setattr(
+            descriptors.connection, "Client", lambda *args, authkey: client(*args, authkey=b"another run's")
+        )
+        buffers.Opener()(shared)
+    with client(f"\0{shared['video'].listener}", "AF_UNIX", authkey=authkey) as owner:
+        owner.send_bytes(b"0")
+        descriptor = descriptors.reduction.recv_handle(owner)
+    with pytest.raises(PermissionError):
+        buffers.mmap.mmap(descriptor, 0)
+    os.close(descriptor)
+
+
+def mapped(process: int | str) -> set[str]:
+    """The inodes of the buffers that a process has mapped."""
+    lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "memfd:batch" in line}
+
+
+@needs_sharing
+@pytest.mark.parametrize("codec", ["jpeg", "dct"])
+def test_no_batch_of_a_pass_is_copied(request, codec):
+    """A reading process has no buffer but those that it hands over."""
+    dataset = make_dataset(request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec]))
+    others, before = set(multiprocessing.active_children()), mapped("self")
+    batches = pipeline.clip_batches(dataset.prepared, dataset.spec, np.arange(40), global_batch_size=8, num_workers=1)
+    for _ in range(5):
+        last = next(batches)
+        (reader,) = set(multiprocessing.active_children()) - others
+    assert max(leaf.nbytes for leaf in jax.tree.leaves(last)) >= buffers.MIN_BYTES
+    assert mapped(reader.pid) and mapped(reader.pid) <= mapped("self") - before
 
 
 @pytest.fixture

@@ -221,6 +221,25 @@ def test_evaluation_sees_every_held_out_element_once(dataset):
     assert sorted(seen) == sorted(map(tuple, dataset.held_out.elements.tolist()))
 
 
+def evaluated_takes(dataset, max_takes, **options) -> list[str]:
+    """Their names, in the order of evaluation."""
+    found = pipeline.eval_batches(dataset, seed=0, global_batch_size=4, max_takes=max_takes, **options)
+    takes = np.concatenate([batch["take"][batch["valid"]] for batch in found])
+    return dataset.held_out.take_names[takes].tolist()
+
+
+def test_an_evaluation_of_some_takes_draws_them(synthetic_set):
+    """Sorted by name, the first takes are all of the first rooms: an evaluation of these is one of another set."""
+    dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
+    everything, some = evaluated_takes(dataset, None), evaluated_takes(dataset, 5)
+    names = list(dict.fromkeys(everything))
+    assert len(names) == 22 and names != sorted(names)
+    assert list(dict.fromkeys(some)) == names[:5] and set(some) != set(sorted(names)[:5])
+    assert some == [name for name in everything if name in names[:5]], "all target views of each"
+    assert evaluated_takes(dataset, 5, clips_per_element=2)[: len(some)] == some
+    assert evaluated_takes(dataset, 22) == evaluated_takes(dataset, 1000) == everything
+
+
 def test_evaluation_is_the_same_every_time_and_for_every_number_of_processes(dataset):
     options = dict(seed=0, global_batch_size=4)
     whole = list(pipeline.eval_batches(dataset, **options))
@@ -246,6 +265,20 @@ def test_stand_in_takes_share_the_room_and_differ_as_promised(synthetic_set):
         for found in (others.subject[take], others.action[take]):
             alike = facts["performance"][found] == facts["performance"][take]
             assert alike.all() or not alike.any(), "those facing the same camera are preferred"
+
+
+@pytest.mark.parametrize("unlabelled", ["all", "some"])
+def test_takes_without_labels_have_no_other_action(synthetic_set, unlabelled):
+    """Neither as the take nor as its partner: two unknown actions, or an unknown and a known one, may be the same."""
+    dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
+    views, takes = dict(dataset.prepared.views), dataset.held_out
+    unknown = np.ones(len(takes.take_names), bool) if unlabelled == "all" else np.arange(len(takes.take_names)) % 2 == 0
+    label = views["label"].copy()
+    label[takes.rows[unknown]] = -1
+    others = samples.OtherTakes.find(views | {"label": label}, takes)
+    for take, found in others.action.items():
+        assert not len(found) if unknown[take] else not unknown[found].any()
+    assert (unlabelled == "some") == any(len(found) for found in others.action.values())
 
 
 def test_protocols_choose_the_training_views(synthetic_set):
