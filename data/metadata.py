@@ -1,6 +1,5 @@
 """The files of a prepared set beside its shards."""
 
-import csv
 import dataclasses
 import importlib.metadata
 import io
@@ -17,7 +16,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from console.errors import UserError
-from data import carry_truth, catalog, digests, frame_index, shards, truth
+from data import carry_truth, catalog, digests, frame_index, shards, tables, truth
 from data.boxes import MANIFEST_COLUMNS
 from data.listing import Listing, PreparationError
 from data.takes import FORMAT_VERSION
@@ -135,9 +134,7 @@ def _write_frame_index(jobs: Sequence[shards.Job], num_frames: int, output_dir: 
 
 def _write_table(name: str, columns: Sequence[str], rows: Sequence[dict], output_dir: Path) -> None:
     table = io.StringIO()
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    tables.write(table, columns, rows)
     shards.write_atomically(output_dir / name, table.getvalue().encode(errors="backslashreplace"))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from console.command import ExitCode
-from data import catalog, frame_index, prepare, raw_video, takes
+from data import catalog, frame_index, metadata, prepare, raw_video, tables, takes
 from data.listing import PreparationError, list_videos
 from tests import video_files
 
@@ -228,6 +229,32 @@ def test_bad_videos_are_set_aside_with_their_reason(with_bad_videos, prepared_wi
     counts = json.loads((output / "prepared.json").read_text())["counts"]
     assert counts["videos_in"] == counts["videos"] + counts["quarantined"]
     assert (counts["quarantined"], counts["unmatched"]) == (len(expected), 1)
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path):
+    """Spreadsheets compute what begins like this; a name has its first `'` taken away and is as it was."""
+    names = [
+        "=1+1.mp4",
+        "+cmd|' /C calc'!A0",
+        "-2",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "'quoted",
+        "a=1, b",
+        'plain "x"',
+        "",
+        "é",
+    ]
+    metadata._write_table("table.csv", ("path", "reason"), [{"path": n, "reason": n} for n in names], tmp_path)
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for name, row in zip(names, rows, strict=True):
+        assert row["path"] == row["reason"] and not row["path"].startswith(("=", "+", "-", "@", "\t", "\r"))
+        assert row["path"].removeprefix("'") == name
+    assert len(rows) == len(names) and rows[7]["path"] == names[7], "what is no formula stays as it is"
+    tables.write(text := io.StringIO(), ("count", "none"), [{"count": -2, "none": None}])
+    assert text.getvalue() == "count,none\n-2,\n"
 
 
 def test_the_report_and_the_exit_code_follow_max_quarantined(with_bad_videos, prepared_with_bad_videos, capsys):

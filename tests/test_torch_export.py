@@ -1,6 +1,7 @@
 """Exports and imports of a small run: nothing is lost, and what is wrong does not pass."""
 
 import dataclasses
+import html
 import json
 import math
 import pathlib
@@ -20,7 +21,7 @@ from mv2mae_jax import checkpoint, provenance
 from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import exporter, importer, mv2mae_torch, names
+from mv2mae_jax.torch_export import exporter, importer, model_card, mv2mae_torch, names
 from tests import tiny, torch_runs
 from tests.torch_runs import run_command
 
@@ -63,6 +64,20 @@ def test_export_and_import_are_inverse_to_the_last_bit(workdir, tmp_path, layout
     params = jax.tree.map(jnp.asarray, tiny_params(99))
     assert importer.is_torch_checkpoint(path) and not importer.is_torch_checkpoint(workdir)
     jax.tree.map(np.testing.assert_array_equal, importer.load_videomae(path, params, task.model), tiny_params(4))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["C001", "a`b", "``", "`", "a|b", "*x* _y_ __z__", "<b>&amp;", "[a](b) ![c](d)", "# h", "$x$", "a\\|b", "~~x~~"],
+)
+def test_names_are_no_markup_in_the_card(name):
+    """By a Markdown parser, as text and as code."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False})
+    table = f"| metric | |\n|---|---|\n| top_1/{model_card._escaped(name)} | 0.5 |\n"
+    assert f"<td>top_1/{html.escape(name)}</td>\n<td>0.5</td>" in parser.render(table)
+    assert (
+        parser.render(f"Data: {model_card._code(name)}, and") == f"<p>Data: <code>{html.escape(name)}</code>, and</p>\n"
+    )
 
 
 def test_without_a_step_the_newest_is_exported(workdir, tmp_path):

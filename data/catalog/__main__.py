@@ -5,7 +5,6 @@ there with them.
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest
 from console.errors import UserError
-from data import catalog
+from data import catalog, tables
 from data.listing import matching_files
 
 SHOWN = 10  # of a list, as text
@@ -180,9 +179,7 @@ def _print(
 ) -> None:
     rows = table(names, expected, found)
     if form == "csv":
-        writer = csv.DictWriter(sys.stdout, ["protocol", "split", "camera", "class", "expected", "found"])
-        writer.writeheader()
-        writer.writerows(rows)
+        tables.write(sys.stdout, ["protocol", "split", "camera", "class", "expected", "found"], rows)
     elif form == "json":
         facts = {
             "dataset": names.name,

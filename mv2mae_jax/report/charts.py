@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 
 from mv2mae_jax.report.collect import MOST_RUNS
 
-matplotlib.use("svg")
-
 # Colours that mean nothing but their name: `to_svg` puts the page's variables in their place, so that both colour
 # schemes are one file. style.css says what they are.
 SERIES = tuple(f"#a000{index:02x}" for index in range(MOST_RUNS))
@@ -50,6 +48,7 @@ _STYLE = {
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
     "text.color": INK,
+    "text.parse_math": False,  # names of classes, runs and cameras may hold $
     "legend.frameon": False,
     "legend.fontsize": 10.5,
     "legend.labelspacing": 0.3,
@@ -88,15 +87,20 @@ def to_svg(figure: Figure, key: str, description: str) -> str:
     view_box = re.search(r'viewBox="[^"]+"', svg)[0]
     name = html.escape(description, quote=True)
     opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view_box} role="img" aria-label="{name}">'
-    svg = opening + svg[svg.index(">") + 1 :]
+    svg = svg[svg.index(">") + 1 :]
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", svg)
-    svg = re.sub(r"font-family: [^;\"]+", "font-family: inherit", svg)
-    svg = re.sub(r"(font: (?:[a-z]+ )*)([\d.]+px) [^;\"]+", r"font-size: \2; font-family: inherit", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return re.sub(r"\s*\n\s*", "\n", svg)
+
+    def adapted(tag: re.Match) -> str:
+        text = re.sub(r' id="([^"]+)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", tag[0])
+        text = re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", text)
+        text = re.sub(r"font-family: [^;\"]+", "font-family: inherit", text)
+        text = re.sub(r"(font: (?:[a-z]+ )*)([\d.]+px) [^;\"]+", r"font-size: \2; font-family: inherit", text)
+        for colour, variable in _VARIABLES.items():
+            text = text.replace(colour, f"var({variable})")
+        return text
+
+    svg = re.sub(r"<[^>]+>", adapted, svg)  # between the tags are names, which stay as they are
+    return opening + re.sub(r"\s*\n\s*", "\n", svg)
 
 
 def heat_map(axes: matplotlib.axes.Axes, values: np.ndarray) -> None:

@@ -231,15 +231,18 @@ def _maps(pooled, take, view, label, class_names, key: str) -> list[Chart]:
         caption = f"Each point is a clip; neighbours have similar features, as far as two axes tell.{grey} {said}"
 
         def draw(axes, group=group, names=names) -> None:
-            for name, (colour, marker) in zip(names, charts.scatter_marks(len(names)), strict=True):
-                chosen = group == name
-                axes.scatter(*coordinates[chosen].T, s=20, c=colour, marker=marker, linewidths=0, label=_short(name))
+            points = [
+                axes.scatter(*coordinates[group == name].T, s=20, c=colour, marker=marker, linewidths=0)
+                for name, (colour, marker) in zip(names, charts.scatter_marks(len(names)), strict=True)
+            ]
             axes.set_xlabel(f"first axis ({100 * shares[0]:.0f} % of the variance)")
             axes.set_ylabel(f"second axis ({100 * shares[1]:.0f} %)")
             axes.tick_params(labelbottom=False, labelleft=False)
             if len(names) <= MOST_MARKS:
                 columns = 3 if len(names) > 3 else len(names)
-                axes.legend(
+                axes.legend(  # with the names: as labels of points, those that begin with _ would be left out
+                    points,
+                    [_short(name) for name in names],
                     loc="upper center",
                     bbox_to_anchor=(0.45, -0.12),
                     ncols=columns,

@@ -1,5 +1,6 @@
 """The README.md of an export: what the weights are, where they come from, and what loads them."""
 
+import re
 from typing import Any
 
 import jax
@@ -153,8 +154,9 @@ def text(run: Any, layout: str, verdict: str) -> str:
     for name, value in values.items():
         use = use.replace(name, str(value))
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
-    metrics = "\n".join(f"| {name} | {value:.5g} |" for name, value in sorted(run.metrics.items()))
+    metrics = "\n".join(f"| {_escaped(name)} | {value:.5g} |" for name, value in sorted(run.metrics.items()))
     settings = "\n".join(f"{key} = {value!r}" for key, value in flatten(config))
+    fence = _backticks(settings, 3)
     return f"""\
 ---
 license: other
@@ -183,8 +185,8 @@ Input: RGB in [0, 1], normalised by ImageNet's mean and deviation{" (inside the 
 
 ## Training
 
-- Data: `{config.data.dir}`, protocol `{config.data.protocol}`
-- Step: {run.step} of the run `{run.workdir}`, code revision `{run.git_revision}`
+- Data: {_code(config.data.dir)}, protocol {_code(config.data.protocol)}
+- Step: {run.step} of the run {_code(run.workdir)}, code revision {_code(run.git_revision)}
 
 | metric at this step | |
 |---|---|
@@ -197,10 +199,27 @@ the terms of that data set; many allow academic research only.
 
 ## Config
 
-```
+{fence}
 {settings}
-```
+{fence}
 """
+
+
+def _code(text: str) -> str:
+    """A code span, in which nothing is markup."""
+    text, ticks = " ".join(text.split()), _backticks(text, 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def _backticks(text: str, least: int) -> str:
+    """More of them in a row than `text` has, so that they enclose it."""
+    return "`" * max(least, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+
+
+def _escaped(text: str) -> str:
+    """A name among other text; cameras are a part of some metrics' names."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~$&])", r"\\\1", " ".join(text.split()))
 
 
 def _name(run: Any) -> str:
@@ -213,7 +232,7 @@ def _name(run: Any) -> str:
 def _origin(run: Any) -> str:
     if not run.fine_tuned:
         return "Masked autoencoder pre-trained on synchronised multi-view video (arXiv 2401.15900) with mv2mae-jax."
-    start = f"the encoder of `{run.config.init_from}`" if run.config.init_from else "an encoder as initialised"
+    start = f"the encoder of {_code(run.config.init_from)}" if run.config.init_from else "an encoder as initialised"
     return f"Action classifier, fine-tuned from {start} with mv2mae-jax (MV2MAE, arXiv 2401.15900)."
 
 
