@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from mv2mae_jax import config as configs
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae, variants
 from mv2mae_jax.tasks import probe
+from tests import faults, tiny
 
 OVERRIDES = (
     "init_from=random",
@@ -116,6 +118,64 @@ def test_pretrained_parameters_of_the_whole_model_hold_the_same_encoder(model):
     whole = jax.eval_shape(model.init, jax.random.key(0), video, mask)["params"]["encoder"]
     alone = jax.eval_shape(lambda key: features.init_encoder(model, key), jax.random.key(0))
     assert jax.tree.map(np.shape, whole) == jax.tree.map(np.shape, alone)
+
+
+def test_the_encoder_is_traced_with_the_mesh(model, params, mesh, monkeypatch):
+    """Without it, the weights that `fsdp` cuts are not gathered where they are used."""
+    seen, encode = [], features.encode
+
+    def watched(*args):
+        seen.append(jax.sharding.get_abstract_mesh().shape)
+        return encode(*args)
+
+    monkeypatch.setattr(features, "encode", watched)
+    features.extract(model.clone(name="watched"), params, batches_of(random_video(4)), mesh)
+    assert seen == [mesh.shape]
+
+
+INTERLEAVED = """
+import sys
+import jax, numpy as np
+from mv2mae_jax import features, sharding
+from tests import test_features
+
+port, process, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+jax.distributed.initialize(f"localhost:{port}", 2, process)
+devices = [device for pair in zip(*(jax.local_devices(process_index=i) for i in range(2))) for device in pair]
+assert [device.process_index for device in devices] == [0, 1, 0, 1]
+mesh = jax.sharding.Mesh(np.array(devices).reshape(4, 1), sharding.BATCH_AXES)
+model = test_features.small_model()
+params = features.init_encoder(model, jax.random.key(0))
+own = slice(4 * process, 4 * process + 4)
+batches = test_features.batches_of(test_features.random_video(14), batch_size=8)
+batches = ({name: values[own] for name, values in batch.items()} for batch in batches)
+tokens = np.zeros((14, model.num_tokens, model.width), np.float16)
+found = features.extract(model, jax.device_get(params), batches, mesh, tokens=tokens)
+np.savez(f"{output}/{process}.npz", row=found.row, label=found.label, slices=found.slices, tokens=tokens)
+"""
+
+
+def small_model() -> mv2mae.MV2MAE:
+    return variants.from_config(make_config("anywhere"))
+
+
+def test_features_of_interleaved_processes_are_in_order(model, params, mesh, tmp_path):
+    """JAX's mesh of a v5e 4x4 has the devices of one host, of another, and of the first one again."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    flags = f"{tiny.QUICK_FLAGS} --xla_force_host_platform_device_count=2"
+    started = [faults.start("-c", INTERLEAVED, port, process, tmp_path, XLA_FLAGS=flags) for process in range(2)]
+    ended = [faults.finish(process) for process in started]
+    assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
+    tokens = np.zeros((14, model.num_tokens, model.width), np.float16)
+    alone = features.extract(model, params, batches_of(random_video(14), batch_size=7), mesh, tokens=tokens)
+    for process in range(2):
+        found = np.load(tmp_path / f"{process}.npz")
+        assert found["row"].tolist() == alone.row.tolist() == list(range(100, 114))
+        np.testing.assert_array_equal(found["label"], [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1])
+        np.testing.assert_allclose(found["slices"], alone.slices, atol=1e-5)
+        np.testing.assert_allclose(found["tokens"], tokens, atol=5e-3)  # float16
 
 
 def test_clips_of_a_row_are_averaged():

@@ -318,6 +318,34 @@ def test_an_interrupted_extraction_goes_on(pretrained, synthetic_set, tmp_path, 
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+@pytest.mark.parametrize("left", ["all", "some"])
+def test_an_extraction_killed_before_its_parts_were_removed_is_whole(
+    pretrained, synthetic_set, tmp_path, monkeypatch, capsys, ending, left
+):
+    """Between the renaming of the output and the end of the removal."""
+    output, parts = tmp_path / f"f.{ending}", tmp_path / f"f.{ending}.parts"
+
+    def killed(folder, **options):
+        if not output.exists():
+            return  # it is called at the beginning, too
+        if left == "some":
+            (parts / "facts.json").unlink()
+            (parts / "000000.npz").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.shutil, "rmtree", killed)
+        assert run_command(pretrained[0], synthetic_set, output) == 130
+    before = output.read_bytes()
+    assert parts.exists()
+    assert run_command(pretrained[0], synthetic_set, output, "--pooling=motion") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run_command(pretrained[0], synthetic_set, output) == 0
+    assert "is whole" in capsys.readouterr().out
+    assert output.read_bytes() == before and not parts.exists()
+
+
 def test_damaged_videos_are_named_and_left_out(pretrained, synthetic_set, tmp_path, capsys):
     raw, folder = synthetic_set.parent / "raw", tmp_path / "videos"
     folder.mkdir()

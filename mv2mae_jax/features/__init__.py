@@ -85,8 +85,8 @@ def extract(
       model: its encoder is used.
       params: the encoder's parameters, replicated or sharded over `mesh`; neither changed nor donated.
       batches: `video` uint8[B, T, H, W, 3] or coefficients to decode, `label` int32[B], `row` int32[B], `valid`
-        bool[B]; rows that are not valid are dropped. Of several processes each brings its own rows and receives all
-        features.
+        bool[B]; rows that are not valid are dropped. Of several processes each brings its own rows, the first process
+        the first ones, and receives all features in that order.
       mesh: all devices.
       tokens: float16[M, N, D] that receives the tokens, M the number of valid rows to come; None if not wanted.
 
@@ -95,17 +95,21 @@ def extract(
     """
     collected, count = [], 0
     for batch in batches:
+        # A mesh may interleave the devices of several processes, and so the rows that they bring.
+        own = len(batch["row"])
+        batch = batch | {"place": np.arange(own, dtype=np.int32) + jax.process_index() * own}
         output = jax.device_get(
             _encode_batch(model, params, sharding.put_batch(mesh, batch), mesh=mesh, with_tokens=tokens is not None)
         )
-        valid = output.pop("valid")
-        output = {name: value[valid] for name, value in output.items()}
+        order = np.argsort(output.pop("place"))
+        order = order[output.pop("valid")[order]]
+        output = {name: value[order] for name, value in output.items()}
         if tokens is not None:
             found = output.pop("tokens")
             if count + len(found) > len(tokens):
                 raise UserError(f"Room for the tokens of {len(tokens)} clips is too small: more have come.")
             tokens[count : count + len(found)] = found
-        count += int(valid.sum())
+        count += len(order)
         collected.append(output)
     if tokens is not None and count != len(tokens):
         raise UserError(f"Tokens of {len(tokens)} clips were expected, {count} clips have come.")
@@ -119,13 +123,13 @@ def _encode_batch(
 ) -> dict[str, jax.Array]:
     batch = decode.pixels(batch, model.clip_size[1:])
     motion = decode.motion_energy(batch["video"], model.tubelet_size)  # (B, N)
-    tokens = encode(model, params, batch["video"])
+    tokens = sharding.with_mesh(mesh, encode)(model, params, batch["video"])
     batch_size, num_tokens, width = tokens.shape
     slices = model.grid[0]
     by_time = tokens.astype(jnp.float32).reshape(batch_size, slices, num_tokens // slices, width)  # (B, nt, nh * nw, D)
     weight = motion.reshape(batch_size, slices, -1, 1)  # (B, nt, nh * nw, 1)
     weight = weight + 1e-6  # a slice in which nothing moves is averaged evenly
-    output = {name: batch[name] for name in ("row", "label", "valid")} | {
+    output = {name: batch[name] for name in ("row", "label", "valid", "place")} | {
         "slices": by_time.mean(axis=2),
         "motion": (by_time * weight).sum(axis=2) / weight.sum(axis=2),
     }

@@ -112,7 +112,9 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     facts["columns"] = [*source.columns, *TIMES]  # parts of another version of this program have others
     facts["dtype"] = jnp.dtype(encoder.model.dtype).name  # what `auto` is on other devices gives other numbers
     store = Store(output=Path(arguments.output), facts=facts)
-    store.begin()
+    if (left_out := store.begin()) is not None:
+        print(f"{arguments.output} is whole: an earlier start wrote it.")
+        return told(left_out)
 
     num_videos = len(next(iter(source.columns.values())))
     per_part = max(1, BATCHES_PER_PART * batch_size // arguments.clips_per_video)
@@ -138,14 +140,20 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     slowed = store.count(len(parts), "frame_stride", lambda stride: stride < spec.frame_stride)
     num_rows, left_out = store.finish(len(parts), about)
     print(f"{num_rows} clips of {num_videos - len(left_out)} videos -> {arguments.output}")
-    for video, reason in left_out.items():
-        print(f"left out: {video}: {reason}", file=sys.stderr)
+    exit_code = told(left_out)
     for count, what in (
         (slowed, "have a smaller stride (`frame_stride`)"),
         (repeating, f"repeat the last frame of a video with fewer than {spec.num_frames} (`repeated_frames`)"),
     ):
         if count:
             print(f"short videos: {count} of {num_rows} clips {what}.", file=sys.stderr)
+    return exit_code
+
+
+def told(left_out: dict[str, str]) -> ExitCode:
+    """Names the videos that are left out; the exit code that follows from it."""
+    for video, reason in left_out.items():
+        print(f"left out: {video}: {reason}", file=sys.stderr)
     return ExitCode.PARTLY if left_out else ExitCode.DONE
 
 

@@ -37,14 +37,21 @@ class Store:
     def folder(self) -> Path:
         return self.output.with_name(f"{self.output.name}.parts")
 
-    def begin(self) -> None:
+    def begin(self) -> dict[str, str] | None:
         """Makes the folder of the parts, or checks that the one there is of this extraction.
+
+        Returns:
+          None; or, where an earlier start was killed after it had made the output and before it had removed the parts,
+          which videos that leaves out, with the reasons: the parts are removed, and nothing is left to do.
 
         Raises:
           ValueError: another ending, a file that is there already, or parts of another extraction.
         """
         if self.output.suffix not in FORMATS:
             raise UserError(f"--output={self.output} must end in {' or '.join(FORMATS)}.")
+        if self.folder.exists() and (left_out := self._left_out_of_output()) is not None:
+            shutil.rmtree(self.folder)
+            return left_out
         if self.output.exists():
             raise UserError(f"{self.output} exists already. Remove it or choose another --output.")
         facts, path = json.loads(json.dumps(self.facts)), self.folder / "facts.json"
@@ -56,12 +63,27 @@ class Store:
                     f"{self.folder} holds part of an extraction that differs in {', '.join(sorted(changed))}. Go on "
                     "with the command that began it, delete that folder, or choose another --output."
                 )
-            return
+            return None
         if path.exists():  # without its facts nothing is known about it
             progress.say(f"{self.folder} is renamed to {damage.rename(self.folder).name}, and all is extracted anew.")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         _write_whole(path, json.dumps(facts).encode())
+        return None
+
+    def _left_out_of_output(self) -> dict[str, str] | None:
+        """What OUTPUT says of this, if it is of this extraction; else None."""
+        try:
+            if self.output.suffix == ".npz":
+                with np.load(self.output) as arrays:
+                    about = json.loads(str(arrays["about"]))
+            else:
+                about = json.loads(pq.read_schema(self.output).metadata[b"about"])
+            left_out = about.pop("left_out")
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # there is none, or another file
+            return None
+        facts = json.loads(json.dumps(self.facts))
+        return left_out if all(facts.get(name) == value for name, value in about.items()) else None
 
     def has(self, part: int) -> bool:
         return self._path(part).exists() and self._left_out(part) is not None
