@@ -1,5 +1,7 @@
 """SIGTERM: schedulers announce with it that they take the machine away, and give some seconds of grace.
 
+SIGHUP, by which a terminal that is closed ends what runs in it, is taken for the same, unless it is ignored (nohup).
+
 While steps are taken, the signal is noticed after the step at hand: the run saves, stops, and exits with EXIT_CODE.
 Where nothing would be lost (at start-up, while the first step is compiled, in an evaluation, before which the state was
 saved) one process ends at once, which no compilation can delay. Several processes must agree on the step; JAX's
@@ -26,30 +28,39 @@ class Preempted(Exception):
 
 
 class Watch:
-    """Notices SIGTERM while steps are taken."""
+    """Notices SIGTERM and SIGHUP while steps are taken.
+
+    Attributes:
+      noticed: the name of the one that was noticed.
+    """
 
     def __init__(self):
+        self.noticed = "SIGTERM"
         self._requested = False
         self._calls = 0
-        self._before: object = None
+        self._before: dict[signal.Signals, object] = {}
 
     def start(self) -> None:
-        """From here on the signal does not end the process; nothing happens where that is already so."""
-        # With several processes the handler is JAX's. Outside of the main thread Python allows none.
-        alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        if alone and self._before is None:
-            self._before = signal.signal(signal.SIGTERM, self._notice)
+        """From here on the signals do not end the process; nothing happens where that is already so."""
+        if self._before or threading.current_thread() is not threading.main_thread():  # elsewhere Python allows none
+            return
+        # With several processes the handler of SIGTERM is JAX's: SIGHUP is passed on to it.
+        if jax.process_count() == 1:
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._notice)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._notice)
 
     def stop(self) -> None:
-        """Back to what the signal did before."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        """Back to what the signals did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """A context in which there is nothing to lose."""
-        self.stop()
+        """A context in which there is nothing to lose; but none of several processes must end alone."""
+        if jax.process_count() == 1:
+            self.stop()
         yield
         self.start()
 
@@ -61,4 +72,6 @@ class Watch:
         return multihost_utils.reached_preemption_sync_point(self._calls)
 
     def _notice(self, number: int, frame: object) -> None:
-        self._requested = True
+        self._requested, self.noticed = True, signal.Signals(number).name
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)

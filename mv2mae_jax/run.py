@@ -30,7 +30,7 @@ def make_parser(prog: str = PROG) -> Parser:
         exit_codes={
             ExitCode.REFUSED: "the arguments, the config, the data, the devices or the disk do not fit, or the loss is "
             "not finite",
-            ExitCode.PREEMPTED: "stopped by SIGTERM and saved, or another process of the run is gone: to be started "
+            ExitCode.PREEMPTED: "stopped by SIGTERM or SIGHUP and saved, or another process is gone: to be started "
             "again by the same command",
         },
     )
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
             train(config, dataset, mesh, arguments.workdir, allow_changes)
             write_report(config, arguments.workdir)
     except Preempted as preempted:
-        print(f"{preempted} The same command goes on from there.", flush=True)
+        progress.say(f"{preempted} The same command goes on from there.")  # the terminal may be gone
         return ExitCode.PREEMPTED
     return ExitCode.DONE
 

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 STRUCK = """
 import os, signal, sys
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 name, moment, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 def strike_before(owner, attribute, is_it):

@@ -37,13 +37,13 @@ def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_
         ("SIGKILL", "eval", 4, killed, [2, 3, 4]),
         ("SIGTERM", "eval", 4, stopped_at_once, [2, 3, 4]),  # saved before; done again at the next start
         ("SIGKILL", "step", 5, killed, [2, 3, 4]),
-        ("SIGTERM", "step", 6, preemption.EXIT_CODE, [3, 4, 6]),  # the newest three are kept
+        ("SIGHUP", "step", 6, preemption.EXIT_CODE, [3, 4, 6]),  # the newest three are kept
     ):
         struck = faults.finish(faults.start_struck(name, moment, step, tmp_path, synthetic_set, *OPTIONS))
         assert struck.returncode == code, (name, moment, step, struck.stderr)
         assert steps_saved(tmp_path) == saved, (name, moment, step)
         if code == preemption.EXIT_CODE:
-            assert f"Stopped by SIGTERM after step {step}, which is saved" in struck.stdout
+            assert f"Stopped by {name} after step {step}, which is saved" in struck.stdout
     done = faults.run(tmp_path, synthetic_set, *OPTIONS)
     assert done.returncode == 0 and "Going on from step 6" in done.stdout, done.stderr
     faults.assert_same_end(undisturbed, tmp_path)
@@ -63,11 +63,11 @@ def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, t
         faults.start_struck(
             name, "step", 2, tmp_path, synthetic_set, *options, "total_steps=5000", flags=[*flags, f"--process_id={i}"]
         )
-        for i, name in enumerate(("SIGCONT", "SIGTERM"))  # the first of these does nothing
+        for i, name in enumerate(("SIGCONT", "SIGHUP"))  # the first of these does nothing
     ]
     ended = [faults.finish(process) for process in started]
     assert [process.returncode for process in ended] == [preemption.EXIT_CODE] * 2, ended
-    told = [re.findall(r"Stopped by SIGTERM after step (\d+)", process.stdout) for process in ended]
+    told = [re.findall(r"Stopped by SIG\w+ after step (\d+)", process.stdout) for process in ended]
     assert told[0] == told[1] == [str(step) for step in steps_saved(tmp_path)] and len(told[0]) == 1
     last = f"total_steps={int(told[0][0]) + 1}"
     done = faults.run(tmp_path, synthetic_set, *options, last, flags=["--allow_changes=total_steps"])
@@ -90,6 +90,27 @@ def test_another_machine_goes_on(undisturbed, synthetic_set, tmp_path):
 def assert_close_history(first, second):
     for one, other in zip(faults.history(first), faults.history(second), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
+def test_a_terminal_that_is_closed_does_not_reach_what_nohup_started(monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        watch = preemption.Watch()
+        watch.start()
+        signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and not watch.reached()
+        watch.stop()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        watch.start()
+        signal.raise_signal(signal.SIGHUP)
+        assert watch.reached() and watch.noticed == "SIGHUP"
+        watch.stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_finished_run_has_nothing_left_to_do(undisturbed, synthetic_set):

@@ -1,9 +1,16 @@
 """The report says what the files of a run say, and a browser shows it."""
 
 import functools
+import html
 import itertools
 import json
 import math
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +21,7 @@ from mv2mae_jax import losses, report
 from mv2mae_jax.report import __main__ as command
 from mv2mae_jax.report import attention, collect, curves, examine, looks, neighbours, page, pictures, samples, tables
 from mv2mae_jax.tasks.pretrain import Pretrain
-from tests import tiny
+from tests import faults, tiny
 
 
 def write_run(workdir, *, task="pretrain", overrides=(), rows=(), results=None):
@@ -317,6 +324,32 @@ def test_a_report_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, 
     assert said.startswith("No report was written: ") and said.count("\n") == 1 and "To try again" in said
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGHUP"])
+def test_the_process_of_a_report_ends_with_the_run(tmp_path, name):
+    """Otherwise it would write to a workdir that another run has locked."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        f"#!{sys.executable}\nimport os, time\nfrom mv2mae_jax import report\n"
+        "report.end_with_parent()\nopen('pid.tmp', 'w').write(str(os.getpid()))\n"
+        "os.rename('pid.tmp', 'pid')\ntime.sleep(600)\n"
+    )
+    stand_in.chmod(0o755)
+    code = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests may run under nohup
+    code += "from mv2mae_jax import report; sys.executable = sys.argv[1]; os.chdir(sys.argv[2]); "
+    run = faults.start("-c", code + "report.write_at_end('run')", stand_in, tmp_path)
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.05)
+        assert run.poll() is None, run.stderr.read()
+    child = int((tmp_path / "pid").read_text())
+    run.send_signal(getattr(signal, name))
+    run.communicate()  # until the pipes of the child, which hold its own, are closed too
+    while (
+        os.path.exists(f"/proc/{child}")
+        and Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    ):
+        time.sleep(0.05)
+
+
 def test_a_run_that_has_just_started_has_a_report(tmp_path):
     workdir = write_run(tmp_path / "run")
     assert command.main([f"--workdir={workdir}"]) == 0
@@ -327,6 +360,40 @@ def test_a_run_that_has_just_started_has_a_report(tmp_path):
 def test_text_from_files_cannot_become_markup(tmp_path):
     run = collect.read(write_run(tmp_path / "run", overrides=["data.dir=<script>alert(1)</script>"]))
     assert "<script" not in page.render([run], [examine.Examined()], "python")
+
+
+NAMES = (
+    r"$\frac{$",
+    "$x$",
+    "<b>&amp;",
+    "_hidden",
+    '#a00000 id="x"',
+    "url(#y)",
+    "font-family: x",
+    "font: 9px y",
+    "<!-- -->",
+    "",
+)
+
+
+def texts(svg: str) -> list[str]:
+    return [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def test_names_are_no_markup_in_charts_and_pages(tmp_path):
+    counts = (np.eye(len(NAMES), dtype=int) + 1).tolist()
+    results = {"metrics": {"test/top_1": 0.5}, "class_names": list(NAMES), "confusion_matrix": counts, "step": 6}
+    run = collect.read(write_run(tmp_path / "$run_<i>", task="finetune", results=results))
+    (confusion,) = tables.confusions(run, "key")
+    assert sorted(texts(confusion.chart.svg)) == sorted([*NAMES[:-1] * 2, "predicted class", "true class"])
+    take, label = np.arange(40).astype(str), np.arange(40) % len(NAMES)
+    view = np.array(["_v$", "C|<2>"])[label % 2]
+    pooled = np.random.default_rng(0).normal(size=(40, 6))
+    maps = neighbours._maps(pooled, take, view, label, NAMES, "key")
+    assert set(NAMES[:-1]) <= set(texts(maps[0].svg)) and {"_v$", "C|<2>"} <= set(texts(maps[1].svg))
+    seen = examine.Examined(neighbours=neighbours.Neighbours(about=NAMES[2], queries=[], maps=maps))
+    text = page.render([run], [seen], "python")
+    assert "<b>" not in text and "<i>" not in text and text.count(html.escape(NAMES[2])) > 4
 
 
 def test_help_has_examples(capsys):

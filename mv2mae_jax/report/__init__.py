@@ -24,31 +24,59 @@ Light to import; __main__.py imports the rest.
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+from console import progress
+
 REPORT_FILE = "report.html"
+_PARENT = "MV2MAE_REPORT_PARENT"  # environment variable; "stdin": that is a pipe which the parent holds open
 SECONDS_AT_END = 240  # [ours] the other processes of a run wait for process 0 when they end, by default 300 s
 
 
 def write_at_end(workdir: str) -> None:
     """WORKDIR/report.html of a run that has just ended; says in a line how large it is, or why there is none.
 
-    In a process of its own, on the CPU: whatever happens there, the run is done and its files are written. To be called
-    by process 0 alone.
+    In a process of its own, on the CPU: whatever happens there, the run is done and its files are written. That process
+    ends with this one, however this one ends. To be called by process 0 alone.
     """
     root = str(Path(__file__).parents[2])
     paths = [root] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths), _PARENT: "stdin"}
     command = [sys.executable, "-m", "mv2mae_jax.report", f"--workdir={workdir}", "--samples=2", "--max_clips=160"]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_AT_END)
-        said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-        line = said[-1] if said else f"exit code {done.returncode}"
-        line = line if done.returncode == 0 else f"No report was written: {line}"
+        done, output, errors = _run(command, environment)
+        said = (output if done == 0 else errors).strip().splitlines()
+        line = said[-1] if said else f"exit code {done}"
+        line = line if done == 0 else f"No report was written: {line}"
     except subprocess.TimeoutExpired:
         line = f"No report was written: it took more than {SECONDS_AT_END} s."
     except OSError as error:
         line = f"No report was written: {error}"
     if not line.startswith("Report"):
         line += f" To try again: python -m mv2mae_jax.report --workdir={workdir}"
-    print(line, flush=True)
+    progress.say(line)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a process that holds the other end of its stdin as long as this one lives."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        held, process.stdin = process.stdin, None  # else `communicate` would close it
+        try:
+            output, errors = process.communicate(timeout=SECONDS_AT_END)
+        finally:
+            process.kill()
+            held.close()
+    return process.returncode, output, errors
+
+
+def end_with_parent() -> None:
+    """In the process that `write_at_end` starts: ends it when the other one has ended, by SIGKILL for example."""
+
+    def wait() -> None:
+        os.read(0, 1)  # returns when nobody holds the other end
+        os._exit(1)
+
+    if os.environ.get(_PARENT) == "stdin":
+        threading.Thread(target=wait, daemon=True).start()

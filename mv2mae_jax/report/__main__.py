@@ -8,6 +8,7 @@ import time
 
 from console import progress
 from console.command import ExitCode, Parser, execute
+from mv2mae_jax.report import end_with_parent
 
 PROG = "python -m mv2mae_jax.report"
 EXAMPLES = """
@@ -53,6 +54,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
+    end_with_parent()
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.output is None and len(arguments.workdir) > 1:
