@@ -104,7 +104,10 @@ def track(
 
 def say(text: str) -> None:
     """Prints a line to stdout, above the bars if there are any."""
-    with tqdm.external_write_mode() if _mode == "bar" else contextlib.nullcontext():
+    with (
+        contextlib.suppress(OSError),  # a full disk, or a reader that is gone, ends no run; there is nowhere to say it
+        tqdm.external_write_mode() if _mode == "bar" else contextlib.nullcontext(),
+    ):
         print(text, flush=True)
 
 
@@ -113,7 +116,8 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if line := text.strip():
-            print(line, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # as in `say`
+                print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         pass

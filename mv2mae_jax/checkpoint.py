@@ -27,8 +27,7 @@ class _RaisedAnyway(logging.Filter):
         return True
 
 
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_RaisedAnyway())
+_LOGGERS = ("absl", "asyncio")
 
 
 class Checkpointer:
@@ -52,6 +51,9 @@ class Checkpointer:
             # With handlers rather than names, so that shapes can be read before any array.
             item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
+        self._filter, self._has_failed = _RaisedAnyway(), False
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(self._filter)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -91,6 +93,7 @@ class Checkpointer:
         try:
             yield
         except Exception as error:  # of Orbax, TensorStore and the file system, each with its own types
+            self._has_failed = True
             saved = damage.steps_in(Path(self.directory))
             kept = f"step {saved[-1]} is the newest that was" if saved else "none was before"
             raise UnusableFile(
@@ -134,6 +137,9 @@ class Checkpointer:
         """Waits for saves under way. Raises OSError if one has failed."""
         with self._failures_told():
             self._manager.close()
+        if not self._has_failed:  # after a failure, what is left of the save is logged until the process ends
+            for name in _LOGGERS:
+                logging.getLogger(name).removeFilter(self._filter)
 
 
 def _shortened(error: Exception) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from console import progress
 from console.errors import NotFinite
 from data.takes import DamagedRecord, Prepared
-from mv2mae_jax import damage
+from mv2mae_jax import damage, log_files
 from mv2mae_jax.metrics import IN_FLIGHT, drop_rows_after
 
 SPIKE = 3.0  # [ours] a spike is a loss of more than so many times the median of the losses before it
@@ -115,6 +115,10 @@ class DamagedSamples:
         process = f"-{jax.process_index()}" if jax.process_index() else ""
         self._path = os.path.join(workdir, f"damaged_records{process}.jsonl")
         drop_rows_after(self._path, first_step)
+        self._log = log_files.LogFile(self._path)
+
+    def close(self) -> None:
+        self._log.close()
 
     def take_out(self, step: int, batch: Batch) -> Batch:
         """The batch without its column `damaged`, after what this says was logged.
@@ -127,10 +131,10 @@ class DamagedSamples:
         if records:
             self.count += len(records)
             rows = [self._row(step, record) for record in sorted(set(records))]
-            with open(self._path, "a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
             for row in rows:
+                self._log.add(json.dumps(row).encode() + b"\n")
                 progress.say(f"Damaged, replaced by another sample: {row['reason']}")
+            self._log.flush()
             samples = max(step * len(damaged), FIRST_SAMPLES)
             if self.count > self._most * samples:
                 raise DamagedRecord(

@@ -11,11 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import config_dict
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 
 from console import progress
-from mv2mae_jax import event_files, side_files
+from mv2mae_jax import event_files, log_files, side_files
 
 IN_FLIGHT = 2  # [ours] steps that the host is ahead at most, since a batch that waits occupies device memory
 
@@ -103,26 +101,29 @@ def say(text: str) -> None:
 class Reporter:
     """Writes metrics of one run. Only the first process writes; the others' calls do nothing.
 
-    Files in WORKDIR: `history.jsonl` (one JSON object per report) and `tensorboard/` (event files).
+    Files in WORKDIR: `history.jsonl` (one JSON object per report) and `tensorboard/` (event files). None of them holds
+    up or ends a run, see log_files.py.
     """
 
     def __init__(self, workdir: str, *, first_step: int, total_steps: int, tensorboard: bool = True):
         self._total_steps = total_steps
-        self._active = jax.process_index() == 0
-        self._tensorboard = None
-        self._history_path = os.path.join(workdir, "history.jsonl")
-        if not self._active:
+        self._history: log_files.LogFile | None = None
+        self._events: log_files.LogFile | None = None
+        self._folder = os.path.join(workdir, "tensorboard")
+        if jax.process_index() != 0:
             return
         # What came after the step that is gone on from is done again, and so is its evaluation: a checkpoint is written
         # before the evaluation of its step.
+        path = os.path.join(workdir, "history.jsonl")
         rows = drop_rows_after(
-            self._history_path,
-            first_step,
-            lambda row: any(key.startswith("train/") for key in row),
-            side_files.is_numbers,
+            path, first_step, lambda row: any(key.startswith("train/") for key in row), side_files.is_numbers
         )
+        self._history = log_files.LogFile(path)
         if tensorboard:
-            self._tensorboard = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=first_step)
+            with log_files.optional(self._folder):
+                os.makedirs(self._folder, exist_ok=True)
+            self._events = log_files.LogFile(event_files.series_path(self._folder))
+            self._events.add(event_files.series_head(first_step))
             for row in rows[-1:]:
                 if row["step"] == first_step:  # purged with the evaluation, but not written again
                     self._add_events(first_step, {key: value for key, value in row.items() if key != "step"})
@@ -132,38 +133,37 @@ class Reporter:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Names by area: train/..., eval/..., perf/..., data/..."""
-        if not self._active:
-            return
-        with open(self._history_path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._history:
+            self._history.add(json.dumps({"step": step, **values}).encode() + b"\n")
+            self._history.flush()  # who reads the file finds what is said on the screen
         self._add_events(step, values)
 
     def _add_events(self, step: int, values: dict[str, float]) -> None:
-        if self._tensorboard:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        if self._events:
+            self._events.add(event_files.series_row(step, values))
 
     def flush(self) -> None:
         """Puts into the files what was reported so far, so that a checkpoint is not ahead of them."""
-        if self._active and self._tensorboard:
-            self._tensorboard.flush()
+        for file in (self._history, self._events):
+            if file:
+                file.flush()
 
     def picture(self, step: int, name: str, path: str) -> None:
-        """A PNG or GIF file for TensorBoard, which shows GIFs moving."""
-        if self._active and self._tensorboard:
+        """A PNG or GIF file for TensorBoard, which shows GIFs moving. Raises OSError where it cannot be read."""
+        if self._events:
             with open(path, "rb") as file:
                 encoded = file.read()
             if path.endswith(".png"):
                 width, height = struct.unpack(">II", encoded[16:24])
             else:
                 width, height = struct.unpack("<HH", encoded[6:10])
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-            self._tensorboard.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+            self._events.add(event_files.series_picture(step, name, encoded, height=height, width=width))
 
     def config(self, config: config_dict.ConfigDict, *, finished: bool) -> None:
         """The config for TensorBoard to compare; again with `finished` when the last evaluation is reported."""
-        if self._active and self._tensorboard:
-            event_files.write_config(self._tensorboard.logdir, config, finished=finished)
+        if self._events:
+            with log_files.optional(os.path.join(self._folder, event_files.CONFIG_FILE)):
+                event_files.write_config(self._folder, config, finished=finished)
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """One line: step, percent, time left, losses, rates."""
@@ -190,8 +190,9 @@ class Reporter:
         self.say("  ".join(parts))
 
     def close(self) -> None:
-        if self._active and self._tensorboard:
-            self._tensorboard.close()
+        for file in (self._history, self._events):
+            if file:
+                file.close()
 
 
 def duration(seconds: float) -> str:

@@ -22,6 +22,7 @@ from mv2mae_jax import (
     damage,
     flops,
     guards,
+    log_files,
     metrics,
     optim,
     outcome,
@@ -66,7 +67,7 @@ def train(
         the run; or too much of the data is damaged.
       OSError: a checkpoint cannot be written.
       FloatingPointError: loss or gradients are not finite, several steps in a row.
-      Preempted: SIGTERM; the state is saved.
+      Preempted: SIGTERM or SIGHUP; the state is saved.
     """
     task = TASKS[config.task].from_config(config, dataset)
     schedule = Schedule.from_config(config, dataset.samples_per_epoch / config.global_batch_size)
@@ -100,7 +101,8 @@ def train(
     )
     facts = run_facts(config, task, schedule, mesh, state)
     reporter.say(describe(config, facts))
-    provenance.record_start(workdir, config, facts, first_step)
+    with log_files.optional(os.path.join(workdir, provenance.STARTS_FILE)):
+        provenance.record_start(workdir, config, facts, first_step)
     reporter.config(config, finished=False)
     if first_step:
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
@@ -131,7 +133,7 @@ def train(
         return step == schedule.total_steps or (step > 0 and wanted)
 
     with contextlib.ExitStack() as cleanup:
-        for close in (reporter.close, checkpointer.close, profiler.close, watch.stop):
+        for close in (reporter.close, damaged.close, checkpointer.close, profiler.close, watch.stop):
             cleanup.callback(close)
         if is_evaluated(first_step):  # its checkpoint was written before its evaluation
             measured, tables = evaluate(state, first_step, reporter)
@@ -194,7 +196,9 @@ def train(
             if told_to_stop or is_evaluated(step):
                 checkpointer.wait()
             if told_to_stop:
-                raise preemption.Preempted(f"Stopped by SIGTERM after step {step}, which is saved in {workdir}.")
+                raise preemption.Preempted(
+                    f"Stopped by {watch.noticed} after step {step}, which is saved in {workdir}."
+                )
             if is_evaluated(step):
                 with watch.suspended():
                     measured, tables = evaluate(state, step, reporter)
@@ -345,10 +349,11 @@ def make_evaluation(
         pictures = jax.device_get(reconstruct(params, batch))
         if jax.process_index() == 0:
             folder = os.path.join(workdir, "pictures")
-            for name in visualize.write(pictures, folder, step, config.eval.picture_blur_sigma):
-                path = visualize.path_of(folder, step, name)
-                reporter.picture(step, f"{area}/{name}", path + ".png")
-                reporter.picture(step, f"{area}/{name}_moving", path + ".gif")
+            with log_files.optional(folder):
+                for name in visualize.write(pictures, folder, step, config.eval.picture_blur_sigma):
+                    path = visualize.path_of(folder, step, name)
+                    reporter.picture(step, f"{area}/{name}", path + ".png")
+                    reporter.picture(step, f"{area}/{name}_moving", path + ".gif")
 
     def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> tuple[dict[str, float], dict[str, Any]]:
         measured = []
@@ -356,6 +361,8 @@ def make_evaluation(
         for index, batch in enumerate(progress.track(batches, "evaluating", "batches")):
             batch = sharding.put_batch(mesh, batch)
             measured.append(eval_step(state.eval_params, batch, index))
+            if index >= metrics.IN_FLIGHT:  # the host does not read on while the device is behind
+                measured[index - metrics.IN_FLIGHT] = jax.device_get(measured[index - metrics.IN_FLIGHT])
             if index == 0 and num_pictures:
                 draw(state.eval_params, batch, step, reporter)
         measured = jax.device_get(measured)

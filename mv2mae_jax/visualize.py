@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from console.errors import UnusableFile
+from mv2mae_jax import log_files
 
 ROWS = (
     ("target", "target view"),
@@ -42,7 +43,7 @@ def write(pictures: dict[str, np.ndarray], directory: str, step: int, blur_sigma
         rows = {name: sample_row(pictures, name, index) for name, _ in ROWS if name in pictures}
         stills[f"sample_{index}"] = still = contact_sheet(rows)
         path = path_of(directory, step, f"sample_{index}")
-        _check(cv2.imwrite(path + ".png", still[..., ::-1]), path)
+        _write(path + ".png", *cv2.imencode(".png", still[..., ::-1]))
         write_animation(path + ".gif", animation_frames(rows))
     return stills
 
@@ -92,7 +93,7 @@ def write_animation(path: str, frames: list[np.ndarray], frames_per_second: floa
     animation = cv2.Animation()
     animation.frames = [np.ascontiguousarray(frame[..., ::-1]) for frame in frames]
     animation.durations = np.full(len(frames), round(1000 / frames_per_second))
-    _check(cv2.imwriteanimation(path, animation), path)
+    _write(path, *cv2.imencodeanimation(os.path.splitext(path)[1], animation))
 
 
 def blurred(videos: np.ndarray, sigma: float) -> np.ndarray:
@@ -117,6 +118,8 @@ def _labelled(image: np.ndarray, name: str) -> np.ndarray:
     return np.concatenate([label, image])
 
 
-def _check(written: bool, path: str) -> None:
-    if not written:
-        raise UnusableFile(f"The picture {path} could not be written.")
+def _write(path: str, is_encoded: bool, content: np.ndarray) -> None:
+    """By ourselves: OpenCV does not say why it could not, nor always that it could not."""
+    if not is_encoded:
+        raise UnusableFile(f"The picture {path} could not be encoded.")
+    log_files.write_whole(path, content.tobytes())

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, what does not fit is named, and other runs take what they can use."""
 
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,12 @@ def test_a_saved_state_comes_back_exactly(tmp_path, with_ema):
     assert run == RUN
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert_identical(restored, state)
+
+
+def test_logging_is_as_before_when_a_checkpointer_is_closed(tmp_path):
+    before = {name: list(logging.getLogger(name).filters) for name in ("", "absl", "asyncio")}
+    save(tmp_path, make_state())
+    assert {name: logging.getLogger(name).filters for name in before} == before
 
 
 def test_the_record_can_be_read_alone_and_by_a_fresh_process(tmp_path):

@@ -12,7 +12,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from mv2mae_jax import continuation, event_files, metrics, visualize
 from mv2mae_jax.tasks.pretrain import Pretrain
-from tests import read_events, tiny
+from tests import faults, read_events, tiny
 from tests.test_visualize import pictures
 
 
@@ -49,7 +49,6 @@ def resumed(tmp_path_factory):
     folder, config = tmp_path_factory.mktemp("resumed"), tiny.make_config()
     report(folder, 0, range(1, 6), config, finished=False)
     assert [session.WhichOneof("data") for session in sessions(folder / "tensorboard")] == ["session_start_info"]
-    time.sleep(1.0)  # tensorboardX names its files by the second
     report(folder, 4, range(5, 7), config, finished=True)
     return folder
 
@@ -133,6 +132,23 @@ def test_results_without_a_training_run(tmp_path):
     summaries = [(event.step, event.summary.value) for event in read_events.read(tmp_path)]
     found = [(value.tag, value.simple_value, step) for step, values in summaries for value in values]
     assert found == [("knn/top_1", 0.5, 7)]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -3600, -(10**8)], ids=["in a second", "second", "hour", "years"])
+def test_a_clock_that_was_set_back_loses_no_value(tmp_path, monkeypatch, seconds):
+    """A file that is read before one of an earlier start would be discarded from the step of that start on."""
+    clock, now = 1_700_000_000, time.time
+    for start, steps in enumerate((range(1, 5), range(3, 7), range(6, 9))):
+        monkeypatch.setattr(time, "time", lambda start=start: clock + start * seconds)
+        reporter = metrics.Reporter(str(tmp_path), first_step=steps[0] - 1, total_steps=8)
+        for step in steps:
+            reporter.scalars(step, {"train/loss": float(step), "data/wait_fraction": 0.0})
+        reporter.close()
+    monkeypatch.setattr(time, "time", now)
+    assert sorted(faults.events(tmp_path)) == [
+        (step, name) for step in range(1, 9) for name in ("data/wait_fraction", "train/loss")
+    ]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
 
 
 def test_the_config_is_read_first():

@@ -6,6 +6,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from mv2mae_jax import checkpoint, optim, train
+from mv2mae_jax import checkpoint, metrics, optim, sharding, train
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain
 from tests import faults, tiny
@@ -81,6 +83,47 @@ def test_steps_differ_in_their_masks():
     masks = [task.randomize(batch, jax.random.fold_in(key, step))["target_mask"].visible for step in (0, 0, 1)]
     np.testing.assert_array_equal(masks[0], masks[1])
     assert not np.array_equal(masks[0], masks[2])
+
+
+def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path):
+    """Each batch that waits for the device occupies its memory."""
+    done = []
+
+    def slow(values):
+        time.sleep(0.05)
+        done.append(len(done))
+        return values
+
+    class Task:
+        def eval_area(self, config):
+            return "eval"
+
+        def eval_inputs(self, batch, key):
+            return batch
+
+        def evaluate(self, params, batch):
+            return {"x": jax.pure_callback(slow, jax.ShapeDtypeStruct((1,), np.float32), batch["x"])}
+
+        def eval_batches(self, config, **share):
+            for index in range(10):
+                assert len(done) >= index - metrics.IN_FLIGHT
+                yield {"x": np.float32([index])}
+
+        def summarize(self, samples):
+            return {"sum": float(samples["x"].sum())}
+
+        def measure_features(self, *args):
+            return {}
+
+        def tables(self, samples):
+            return {"order": samples["x"].tolist()}
+
+    state = types.SimpleNamespace(eval_params={})
+    evaluate = train.make_evaluation(
+        tiny.make_config(eval=dict(num_pictures=0)), Task(), sharding.make_mesh(), jax.random.key(0), str(tmp_path)
+    )
+    reporter = metrics.Reporter(str(tmp_path), first_step=0, total_steps=1, tensorboard=False)
+    assert evaluate(state, 1, reporter) == ({"eval/sum": 45.0}, {"order": list(range(10))})
 
 
 def run(workdir, data_dir, *overrides, config="configs/pretrain_base.py", check=True, **environment):

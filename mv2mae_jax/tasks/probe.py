@@ -20,6 +20,7 @@ from mv2mae_jax import (
     features,
     geometry,
     inference,
+    log_files,
     outcome,
     probes,
     provenance,
@@ -58,7 +59,8 @@ def run(
     kinds = config.probe.kinds
     searched = _searched_rows(dataset) if "retrieval" in kinds else np.array([], np.int64)
     model, params, step = load_encoder(config, mesh)
-    provenance.record_start(workdir, config, _facts(config, dataset, mesh))
+    with log_files.optional(os.path.join(workdir, provenance.STARTS_FILE)):
+        provenance.record_start(workdir, config, _facts(config, dataset, mesh))
     extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)
     with_tokens = bool({"attentive", "geometry", "motion"} & set(kinds))
 
@@ -88,8 +90,9 @@ def run(
     for name, value in results.items():
         print(f"{name:<32} {value:.4g}", flush=True)
     outcome.write(workdir, config, step, results, tables)
-    event_files.write_config(os.path.join(workdir, "tensorboard"), config, finished=True)
-    event_files.write_results(os.path.join(workdir, "tensorboard"), step, results)
+    with log_files.optional(folder := os.path.join(workdir, "tensorboard")):
+        event_files.write_config(folder, config, finished=True)
+        event_files.write_results(folder, step, results)
     return results
 
 
