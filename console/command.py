@@ -39,7 +39,8 @@ _MEANINGS = {
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose --help ends with examples and exit codes and whose errors are one paragraph.
 
-    Options are not abbreviated. A mistyped option, choice or, with `add_config`, config key names the nearest.
+    Options are not abbreviated. A mistyped option, choice or, with `add_config`, config key names the nearest. Refused
+    are an option that stands twice, unless it collects its values, and a config key with two values.
 
     Args:
       prog: what is typed: 'python -m data.prepare'.
@@ -73,6 +74,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self._config_keys: Callable[[], Iterable[str]] | None = None
+        self._given: dict[str, str] = {}  # option -> how it stands on the command line
 
     def add_config(self, keys: Callable[[], Iterable[str]]) -> None:
         """Adds --config=FILE and --config.KEY=VALUE; the latter come as `options.overrides`, without '--config.'.
@@ -101,7 +103,9 @@ class Parser(argparse.ArgumentParser):
         if self._config_keys is not None:
             overrides = [arg.removeprefix("--config.") for arg in args if arg.startswith("--config.")]
             args = [arg for arg in args if not arg.startswith("--config.")]
+            self._check_overrides(overrides)
         self._check_options(args)
+        self._given = {}
         options, extra = self.parse_known_args(args, namespace)
         if extra:
             self.error(f"unexpected: {' '.join(extra)}. Options are written --NAME=VALUE.{self._as_option(extra[0])}")
@@ -117,6 +121,25 @@ class Parser(argparse.ArgumentParser):
                 return
             if re.match(r"--?[A-Za-z]", arg) and name not in self._option_string_actions:
                 self.error(f"there is no option {name}.{self._as_option(arg)}")
+
+    def _check_overrides(self, overrides: Iterable[str]) -> None:
+        """Refuses a config key with two values."""
+        given: dict[str, str] = {}
+        for override in overrides:
+            before = given.setdefault(override.partition("=")[0], override)
+            if before != override:
+                self.error(f"--config.{before} and --config.{override} contradict each other: leave one out")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
+        """argparse's step from text to value, once for each time that an option is given."""
+        collects = isinstance(action, (argparse._AppendAction, argparse._AppendConstAction, argparse._CountAction))
+        if action.option_strings and not collects:
+            name = action.option_strings[-1]
+            now = "=".join([name, " ".join(arg_strings)]) if arg_strings else name
+            if name in self._given:
+                self.error(f"{name} is given twice ({self._given[name]}, {now}): give it once")
+            self._given[name] = now
+        return super()._get_values(action, arg_strings)
 
     def _as_option(self, text: str) -> str:
         """What `text` was perhaps meant to be."""

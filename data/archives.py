@@ -65,19 +65,24 @@ def files(folder: Path) -> Iterator[tuple[str, int | str]]:
             if _escaped(relative) != relative:
                 yield _escaped(relative), "its name is not UTF-8: rename it"
                 continue
-            try:
-                num_bytes = _regular_bytes(path)
-                members = _members(path) if name.lower().endswith(EXTENSIONS) else None
-            except OSError as error:
-                yield relative, error.strerror or str(error)
-                continue
-            if members is None:
-                yield relative, num_bytes
-            else:
-                yield from ((f"{relative}/{member}", size) for member, size in members)
+            yield from ((relative + member, size) for member, size in files_in(path))
     for error in unlisted:
         relative = Path(error.filename).relative_to(folder).as_posix()
         yield f"{_escaped(relative)}/", f"the folder cannot be listed: {error.strerror}"
+
+
+def files_in(path: Path) -> Iterator[tuple[str, int | str]]:
+    """As `files`, of a file: ("/" and the path in it, ...) where that is an archive, else ("", ...) alone."""
+    try:
+        num_bytes = _regular_bytes(path)
+        members = _members(path) if path.name.lower().endswith(EXTENSIONS) else None
+    except OSError as error:
+        yield "", error.strerror or str(error)
+        return
+    if members is None:
+        yield "", num_bytes
+    else:
+        yield from ((f"/{member}", size) for member, size in members)
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

@@ -47,7 +47,7 @@ class Dataset:
             repeats=data.repeats,
             motion_on=data.get("motion_on", "host"),  # runs from before have no such key
         )
-        prepared = takes.open_prepared(data.dir)
+        prepared = takes.open_prepared(data.dir).of_protocol(data.protocol)
         if spec.num_source_views and prepared.not_synchronised:
             raise UserError(
                 f"The views of {prepared.name} cannot be trained on as pairs: {prepared.not_synchronised}. Use it for "

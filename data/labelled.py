@@ -67,7 +67,7 @@ class LabelledDataset:
             repeats=data.get("repeats", 1),
         )
         augmentation = augment.Augmentation(**config.get("augment", {}))
-        prepared = takes.open_prepared(data.dir)
+        prepared = takes.open_prepared(data.dir).of_protocol(data.protocol)
         mirrored = augment.has_left_right(prepared.class_names)
         if augmentation.flip > 0 and mirrored:
             raise UserError(
@@ -107,7 +107,7 @@ class LabelledDataset:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the data set, whether or not all of them occur in a split."""
+        """Classes of the data set, or of the protocol where that has fewer, whether or not all occur in a split."""
         return len(self.class_names)
 
 

@@ -1,14 +1,21 @@
-"""Finds the raw videos of a data set in a folder."""
+"""Finds the raw videos of a data set in folders and archives."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from console import progress
 from console.errors import UserError
-from data import archives, catalog
+from data import archives, catalog, truth
 
 # [ours] The longest of RoCoG's lists, the longest annotation files known here, has 3 MB.
 MAX_ANNOTATION_BYTES = 32 * 2**20
+_COMPARED_TOGETHER = 200  # [ours] files; those of a tar archive are read in one pass
+# Archives that are not read, and archives in archives.
+_PACKED = re.compile(r"\.(7z|rar|zip|tar|tgz|gz|bz2|tbz2?|xz|txz|zst|z\d\d|\d\d\d)$")
 
 
 class PreparationError(UserError):
@@ -16,53 +23,83 @@ class PreparationError(UserError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The input folder, as the catalogue reads it."""
+class Files:
+    """The input, as the catalogue reads its names."""
 
+    root: Path  # where the paths of the files start
+    videos: Mapping[catalog.Video, int]  # raw files, with their bytes, sorted by take and view
+    unmatched: tuple[tuple[str, str], ...]  # (path, reason): videos, archives and labels that are not used
+    duplicates: tuple[tuple[str, str], ...]  # (path, path of the file with the same bytes, which is used)
+    unreadable: tuple[tuple[str, str, str], ...]  # (path, take or '', reason): files, archives, folders
+    passed_over: Mapping[str, int]  # ending -> files that are neither videos nor labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The input, and what is to be made of it."""
+
+    files: Files
     videos: tuple[catalog.Video, ...]  # sorted by recording, take and view
     num_bytes: Mapping[str, int]  # of the raw files, by path
-    unmatched: tuple[tuple[str, str], ...]  # (path, reason): files of the right extension, or labels, not used
-    unreadable: tuple[tuple[str, str, str], ...]  # (path, take or '', reason): files, archives, folders
+    refused: tuple[tuple[str, str, str], ...]  # (path, take, reason): labels that cannot be used
+    changed: tuple[str, ...]  # labels that are used, but not as they are written
+    unmatched: tuple[tuple[str, str], ...]  # as of `files`, and labels without a video
+
+    @property
+    def root(self) -> Path:
+        """Where the paths of the videos start."""
+        return self.files.root
+
+    @property
+    def unreadable(self) -> tuple[tuple[str, str, str], ...]:
+        """As of `files`."""
+        return self.files.unreadable
 
 
-def list_videos(names: catalog.Catalog, input_dir: Path) -> tuple[catalog.Catalog, Listing]:
-    """The videos below `input_dir`, and the catalogue completed with what only the folder tells.
+def list_videos(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[catalog.Catalog, Listing]:
+    """The videos below folders and in archives, and the catalogue completed with what only these tell.
 
     Raises:
-      PreparationError: no such folder, nothing in it, a damaged list, or two files that are the same view of the same
-        take.
+      PreparationError: no such folder, nothing in it, a damaged list, or two different files that are the same view of
+        the same take.
     """
-    names, files, unmatched, unreadable = matching_files(names, input_dir)
-    videos = []
-    for video in files:
-        cut, problems = names.cut(video)
-        videos += cut
-        unmatched += [(video.path, problem) for problem in problems]
+    names, files = matching_files(names, inputs)
+    packed = [path for path, _ in files.unmatched if _PACKED.search(path.lower())]
+    videos, refused, changed = [], [], []
+    for video in files.videos:
+        cut = names.cut(video)
+        videos += cut.takes
+        hint = f" ({packed[0]} is not read: unpack it)" if packed and not cut.takes else ""
+        refused += [(video.path, take, reason + hint) for take, reason in cut.refused]
+        changed += cut.changed
     if not videos:
-        example = f", for example: {unmatched[0][1]}" if unmatched else ""
+        reasons = [reason for _, reason in files.unmatched] + [reason for *_, reason in refused]
+        example = f", for example: {'; '.join(reasons[:3])}" if reasons else ""
+        unreadable = "".join(f"; {path}: {reason}" for path, _, reason in files.unreadable)
+        there = f"; {passed_over(files.passed_over)}" if files.passed_over else ""
         raise PreparationError(
-            f"no video of {names.name} in {input_dir}: {len(unmatched)} files end in {' '.join(names.extensions)} but "
-            f"are not used{example}" + "".join(f"; {path}: {reason}" for path, _, reason in unreadable)
+            f"no video of {names.name} in {_listed(inputs)}: {len(reasons)} files or labels are not used{example}"
+            f"{unreadable}{there}"
         )
     return names, Listing(
+        files=files,
         videos=tuple(sorted(videos, key=lambda video: (video.recording, video.take, video.view))),
-        num_bytes={video.path: size for video, size in files.items()},
-        unmatched=tuple(unmatched),
-        unreadable=tuple(unreadable),
+        num_bytes={video.path: size for video, size in files.videos.items()},
+        refused=tuple(refused),
+        changed=tuple(changed),
+        unmatched=(*files.unmatched, *names.unused_annotations(files.videos)),
     )
 
 
-def matching_files(
-    names: catalog.Catalog, input_dir: Path
-) -> tuple[catalog.Catalog, dict[catalog.Video, int], list[tuple[str, str]], list[tuple[str, str, str]]]:
-    """The completed catalogue, the raw videos with their bytes, `Listing.unmatched` and `Listing.unreadable`.
+def matching_files(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[catalog.Catalog, Files]:
+    """The completed catalogue, and the files that it knows by their names.
 
     Raises:
       PreparationError: as `list_videos`, but for a folder without videos.
     """
-    if not input_dir.is_dir():
-        raise PreparationError(f"--input={input_dir} is not a folder")
-    found = dict(sorted(archives.files(input_dir)))
+    root, found, called = _found(inputs)
+    if not names.whole_paths:
+        called = {path: path for path in found}
     sizes = {path: size for path, size in found.items() if not isinstance(size, str)}
     wanted = (*names.extensions, *archives.EXTENSIONS, "/")  # what else cannot be read is of no interest
     unreadable = {
@@ -70,40 +107,91 @@ def matching_files(
         for path, reason in found.items()
         if isinstance(reason, str) and (path.lower().endswith(wanted) or names.is_annotation(path))
     }
-    texts = _annotations(names, input_dir, sizes, unreadable)
+    annotations = [path for path in sizes if names.is_annotation(path)]
     try:
-        names = names.with_annotations(texts)
+        names = names.with_annotations(_texts(root, annotations, unreadable))
     except UserError as error:
         raise PreparationError(str(error)) from error
-    paths = [path for path in sizes if path.lower().endswith(names.extensions)]
-    names = names.with_names_from(paths)
+    paths = sorted((path for path in sizes if path.lower().endswith(names.extensions)), key=_unpacked_first)
+    names = names.with_names_from([called[path] for path in paths])
+    others = sizes.keys() - set(paths) - set(annotations)
+    packed = sorted(path for path in others if _PACKED.search(path.lower()))
+    unmatched = [(path, f"{path!r} is an archive that is not read: unpack it") for path in packed]
     videos: dict[tuple[str, str], catalog.Video] = {}
-    unmatched = []
+    again: list[tuple[catalog.Video, catalog.Video]] = []
     for path in paths:
         try:
             if ".." in path.split("/"):
                 raise UserError(f"{path!r} leads out of its archive")
-            video = names.parse(path)
-        except ValueError as error:
+            video = names.parse(called[path])
+        except UserError as error:
             unmatched.append((path, str(error)))
             continue
-        other = videos.setdefault((video.take, video.view), video)
-        if other is not video:
-            raise PreparationError(
-                f"two files are view {video.view} of take {video.take}: {other.path} and {path}. "
-                "Move one of them out of the input folder, or tell them apart by --pattern"
-            )
-    aside = [(path, _take(names, path), reason) for path, reason in sorted(unreadable.items())]
-    return names, {videos[key]: sizes[videos[key].path] for key in sorted(videos)}, unmatched, aside
+        if video.path != path:
+            video = dataclasses.replace(video, path=path)
+        first = videos.setdefault((video.take, video.view), video)
+        if first is not video:
+            again.append((first, video))
+    _check_equal(names, root, again, sizes, unreadable)
+    return names, Files(
+        root=root,
+        videos={videos[key]: sizes[videos[key].path] for key in sorted(videos)},
+        unmatched=tuple(unmatched),
+        duplicates=tuple((video.path, first.path) for first, video in again if video.path not in unreadable),
+        unreadable=tuple((path, _take(names, called.get(path, path)), why) for path, why in sorted(unreadable.items())),
+        passed_over=_endings(others - set(packed)),
+    )
 
 
-def _annotations(
-    names: catalog.Catalog, input_dir: Path, sizes: Mapping[str, int], unreadable: dict[str, str]
-) -> dict[str, str]:
+def passed_over(endings: Mapping[str, int]) -> str:
+    """The files of other kinds, in words."""
+    ranked = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    kinds = ", ".join(f"{number} {ending}" for ending, number in ranked[:8]) + ", ..." * (len(ranked) > 8)
+    return f"passed over, as neither videos nor labels: {sum(endings.values())} files ({kinds})"
+
+
+def _listed(inputs: Path | Sequence[Path]) -> str:
+    return ", ".join(map(str, [inputs] if isinstance(inputs, Path) else inputs))
+
+
+def _found(inputs: Path | Sequence[Path]) -> tuple[Path, dict[str, int | str], dict[str, str]]:
+    """Where paths start; path -> bytes, or why it cannot be read; path -> path below its own input.
+
+    Paths start in the folder itself where there is one, else in the folder that holds all folders and archives.
+    """
+    inputs = [inputs] if isinstance(inputs, Path) else list(inputs)
+    for path in inputs:
+        if not (path.is_dir() or (path.is_file() and path.name.lower().endswith(archives.EXTENSIONS))):
+            is_packed = path.is_file() and _PACKED.search(path.name.lower())
+            hint = ": unpack it" if is_packed else f", and no archive ({', '.join(archives.EXTENSIONS)})"
+            raise PreparationError(f"--input={path} is not a folder{hint}")
+    if len(inputs) == 1 and inputs[0].is_dir():
+        found = dict(sorted(archives.files(inputs[0])))
+        return inputs[0], found, {path: path for path in found}
+    places = [Path(os.path.abspath(path)) for path in inputs]
+    for place in places:
+        if places.count(place) > 1 or set(place.parents) & set(places):
+            raise PreparationError(f"--input={place} is given twice, or lies in another --input: leave it out")
+    root = Path(os.path.commonpath([place.parent for place in places]))
+    found, called = {}, {}
+    for place in places:
+        prefix, below = place.relative_to(root).as_posix(), archives.files(place)
+        inside = archives.files_in(place) if place.is_file() else ((f"/{path}", size) for path, size in below)
+        for path, size in inside:
+            found[prefix + path], called[prefix + path] = size, path.removeprefix("/")
+    return root, dict(sorted(found.items())), called
+
+
+def _unpacked_first(path: str) -> tuple[bool, str]:
+    """Of the same file in a folder and in an archive, the one in the folder is read."""
+    lower = path.lower()
+    return any(f"{ending}/" in lower for ending in archives.EXTENSIONS), path
+
+
+def _texts(root: Path, paths: Sequence[str], unreadable: dict[str, str]) -> dict[str, str]:
     """The text of the annotation files, by path; `unreadable` receives those that cannot be read."""
-    paths = [path for path in sizes if names.is_annotation(path)]
     texts = {}
-    with archives.Reader(input_dir, paths, MAX_ANNOTATION_BYTES) as reader:
+    with archives.Reader(root, paths, MAX_ANNOTATION_BYTES) as reader:
         for path in paths:
             try:
                 with reader.open(path) as file:
@@ -114,8 +202,58 @@ def _annotations(
             if len(content) > MAX_ANNOTATION_BYTES:
                 unreadable[path] = f"larger than {MAX_ANNOTATION_BYTES} bytes: no list of this data set"
                 continue
-            texts[path] = content.decode("utf-8", errors="replace")
+            texts[path] = content.decode("utf-8-sig", errors="replace")
     return texts
+
+
+def _check_equal(
+    names: catalog.Catalog,
+    root: Path,
+    again: Sequence[tuple[catalog.Video, catalog.Video]],
+    sizes: Mapping[str, int],
+    unreadable: dict[str, str],
+) -> None:
+    """Compares files that are the same view; `unreadable` receives those that cannot be compared.
+
+    Raises:
+      PreparationError: some have different bytes.
+    """
+    different = [(one, other) for one, other in again if sizes[one.path] != sizes[other.path]]
+    if not different:
+        for first in progress.track(range(0, len(again), _COMPARED_TOGETHER), "comparing", "parts"):
+            part = again[first : first + _COMPARED_TOGETHER]
+            with archives.Reader(root, [video.path for pair in part for video in pair]) as reader:
+                for one, other in part:
+                    try:
+                        if not _equal_bytes(reader, one.path, other.path):
+                            different.append((one, other))
+                    except archives.BadArchive as error:
+                        unreadable[other.path] = f"the same view as {one.path}, and they cannot be compared: {error}"
+    if different:
+        one, other = different[0]
+        by_pattern = ", or tell them apart by --pattern" if hasattr(names, "pattern") else ""
+        more = f" (so are {len(different) - 1} other pairs)" if len(different) > 1 else ""
+        raise PreparationError(
+            f"two files with different content are view {one.view} of take {one.take}: {one.path} and {other.path}"
+            f"{more}. Move one of them out of the input folder{by_pattern}"
+        )
+
+
+def _equal_bytes(reader: archives.Reader, path: str, other: str) -> bool:
+    with reader.open(path) as one, reader.open(other) as two:
+        while True:
+            content = one.read(2**20)
+            if content != two.read(2**20):
+                return False
+            if not content:
+                return True
+
+
+def _endings(paths: set[str]) -> dict[str, int]:
+    """Ending -> files, but for the 3D joints and cameras."""
+    of_truth = {f"{truth.FOLDER}/{name}" for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS)}
+    names = [path.rpartition("/")[2] for path in paths if "/".join(path.split("/")[-2:]) not in of_truth]
+    return dict(Counter(os.path.splitext(name)[1].lower() or "without ending" for name in names))
 
 
 def _take(names: catalog.Catalog, path: str) -> str:

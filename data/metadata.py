@@ -67,7 +67,8 @@ def write(
     """
     schema = _SCHEMA if settings.crop is None else pa.unify_schemas([_SCHEMA, _CROP_SCHEMA])
     tables, sha256, shard_list = [], {}, []
-    quarantined = [dict(path=path, take=take, reason=reason) for path, take, reason in listing.unreadable]
+    aside = (*listing.unreadable, *listing.refused)
+    quarantined = [dict(path=path, take=take, reason=reason) for path, take, reason in aside]
     for job in jobs:
         account = shards.account_of(job, settings, output_dir)
         assert account is not None, job.part_name
@@ -87,7 +88,8 @@ def write(
             raise PreparationError(str(error)) from error
     _write_frame_index(jobs, pc.sum(views["num_frames"]).as_py() or 0, output_dir)
     _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, output_dir)
-    unmatched = [{"path": path, "reason": reason} for path, reason in listing.unmatched]
+    same = [(path, f"the same bytes as {used}, which is used") for path, used in listing.files.duplicates]
+    unmatched = [{"path": path, "reason": reason} for path, reason in (*listing.unmatched, *same)]
     _write_table("unmatched.csv", ("path", "reason"), unmatched, output_dir)
     _write_tfds_metadata(settings, shard_list, output_dir)
     prepared = {
@@ -104,9 +106,13 @@ def write(
             "takes": len(views["take"].unique()),
             "frames": pc.sum(views["num_frames"]).as_py() or 0,
             "bytes": sum(shard["bytes"] for shard in shard_list),
-            "quarantined": len(quarantined) - len(listing.unreadable),
+            "quarantined": len(quarantined) - len(aside),
             "unreadable": len(listing.unreadable),
+            "labels_refused": len(listing.refused),
+            "labels_changed": len(listing.changed),
             "unmatched": len(listing.unmatched),
+            "duplicates": len(listing.files.duplicates),
+            "passed_over": dict(sorted(listing.files.passed_over.items())),
         },
         "shards": shard_list,
     }

@@ -5,8 +5,8 @@
   manifest.parquet               one row per record, in the records' order
   frames.npy                     where in the shards every frame lies (data/frame_index.py)
   prepared.json                  what was prepared, how, and how much; written last
-  quarantine.csv                 the videos left out: path, take, reason
-  unmatched.csv                  the files and labels that are none of the data set: path, reason
+  quarantine.csv                 the videos and labels left out: path, take, reason
+  unmatched.csv                  the files that are none of the data set, and those that are there twice: path, reason
   SHA256SUMS                     digests of all files, as `sha256sum --check` and --verify read them
   plan.json, parts/              what an interrupted preparation goes on from
 """
@@ -45,6 +45,7 @@ from data import (
     encoding,
     metadata,
     offsets,
+    preparation_report,
     raw_video,
     shards,
     truth,
@@ -53,8 +54,8 @@ from data import (
 from data.boxes import Box, Crop
 from data.catalog import folder
 from data.listing import Listing, PreparationError, list_videos
+from data.preparation_report import count
 
-SHOWN = 10  # of a list in the report
 SAMPLED_FILES = 8  # at most, and one in so many at most, for the size and time to expect
 
 PROG = "python -m data.prepare"
@@ -71,7 +72,7 @@ python -m data.prepare --verify --output=prepared/ntu60  # is every byte as it w
 
 def prepare(
     names: catalog.Catalog,
-    input_dir: Path,
+    inputs: Path | Sequence[Path],
     output_dir: Path,
     *,
     codec_name: str = "jpeg",
@@ -96,7 +97,7 @@ def prepare(
 
     Args:
       names: the catalogue of the data set.
-      input_dir: with the raw videos.
+      inputs: folders and archives with the raw videos.
       output_dir: of the prepared set; made if missing.
       codec_name: how frames are stored; see data/codec.py.
       short_side: of the stored frames, pixels [ours]: room for crops around the 128 that the model sees. Smaller
@@ -123,7 +124,7 @@ def prepare(
       PreparationError: the input or the output does not let it go on.
     """
     clock, seconds = _clock(names, sync, fps, max_gap_share, max_gap_seconds)
-    names, listing = list_videos(names, input_dir)
+    names, listing = list_videos(names, inputs)
     encode = functools.partial(codec.get(codec_name).encode, quality=quality)
     settings = shards.Settings(
         dataset=names.name,
@@ -139,7 +140,8 @@ def prepare(
     )
     given, told = _boxes(crop, skeletons, listing)
     jobs = shards.plan(listing, seconds, given)
-    for line in [*_unreadable(listing), *offsets.unused(seconds or {}, listing.videos), *told]:
+    wrong = preparation_report.found_wrong(listing)
+    for line in [*wrong, *offsets.unused(seconds or {}, listing.videos), *told]:
         announce(line)
     with _locked(output_dir):
         for line in _check_truth(truth_dir, listing, output_dir):
@@ -148,12 +150,12 @@ def prepare(
         missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
         if missing:
             (output_dir / "prepared.json").unlink(missing_ok=True)  # not to look finished meanwhile
-            for line in _expected(missing, input_dir, output_dir, short_side, encode, num_workers, settings.crop):
+            for line in _expected(missing, listing.root, output_dir, short_side, encode, num_workers, settings.crop):
                 announce(line)
-            write_shards(missing, len(listing.num_bytes), settings, input_dir, output_dir, num_workers)
+            write_shards(missing, len(listing.num_bytes), settings, listing.root, output_dir, num_workers)
         if sheet:
             accounts = [shards.account_of(job, settings, output_dir) for job in jobs]
-            announce(f"sheet: {contact_sheet.write(accounts, listing.videos, input_dir, output_dir)}")
+            announce(f"sheet: {contact_sheet.write(accounts, listing.videos, listing.root, output_dir)}")
         return metadata.write(settings, listing, jobs, output_dir, truth_dir)
 
 
@@ -259,7 +261,7 @@ def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
         raise PreparationError(f"{output_dir} was prepared with other settings: {'; '.join(differences)}. {advice}")
     new, gone = sorted(set(now["takes"]) - set(before["takes"])), sorted(set(before["takes"]) - set(now["takes"]))
     if new or gone:
-        examples = ", ".join((new + gone)[:SHOWN])
+        examples = ", ".join((new + gone)[: preparation_report.SHOWN])
         raise PreparationError(
             f"{output_dir} was prepared from other takes: {len(new)} are new, {len(gone)} gone ({examples}). {advice}"
         )
@@ -267,7 +269,7 @@ def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
 
 def dry_run(
     names: catalog.Catalog,
-    input_dir: Path,
+    inputs: Path | Sequence[Path],
     output_dir: Path,
     short_side: int,
     encode: Callable[[np.ndarray], bytes],
@@ -279,22 +281,23 @@ def dry_run(
     skeletons: Path | None = None,
 ) -> str:
     """What `prepare` would do, with the size and time to expect from a few of the videos; writes nothing."""
-    names, listing = list_videos(names, input_dir)
+    names, listing = list_videos(names, inputs)
     views_of_take = Counter(video.take for video in listing.videos)
     takes_with = Counter(views_of_take.values())
     given, told = _boxes(crop, skeletons, listing)
     cut = boxes.make_crop(crop, crop_margin, crop_aspect)
     jobs = shards.plan(listing, boxes=given)
     lines = [
-        f"{names.name}: {_count(len(listing.videos), 'video')} of {_count(len(views_of_take), 'take')} in "
-        f"{_count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
-        f"{_count(len(jobs), 'shard')}",
-        *(f"  {_count(takes_with[views], 'take')} with {_count(views, 'view')}" for views in sorted(takes_with)),
-        *_unreadable(listing),
-        *_unmatched(listing.unmatched),
+        f"{names.name}: {count(len(listing.videos), 'video')} of {count(len(views_of_take), 'take')} in "
+        f"{count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
+        f"{count(len(jobs), 'shard')}",
+        *(f"  {count(takes_with[views], 'take')} with {count(views, 'view')}" for views in sorted(takes_with)),
+        *preparation_report.found_wrong(listing),
+        *preparation_report.unmatched(listing.unmatched),
+        *preparation_report.left(len(listing.files.duplicates), listing.files.passed_over),
         *(_describe_truth(truth_dir, listing) if truth_dir else []),
         *told,
-        *_expected(jobs, input_dir, output_dir, short_side, encode, num_workers, cut),
+        *_expected(jobs, listing.root, output_dir, short_side, encode, num_workers, cut),
     ]
     return "\n".join(lines)
 
@@ -336,8 +339,8 @@ def _expected(
     ratio = sum(sizes.values()) / bytes_in
     free = shutil.disk_usage(_existing(output_dir)).free
     return [
-        f"expected, from {_count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.1f} MB, "
-        f"{tqdm.tqdm.format_interval(ratio * seconds / num_workers)} with {_count(num_workers, 'worker')}",
+        f"expected, from {count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.1f} MB, "
+        f"{tqdm.tqdm.format_interval(ratio * seconds / num_workers)} with {count(num_workers, 'worker')}",
         *bad,
         *[f"warning: only {free / 1e6:.0f} MB are free where {output_dir} lies"] * (ratio * bytes_out > free),
     ]
@@ -345,44 +348,6 @@ def _expected(
 
 def _existing(folder: Path) -> Path:
     return next(path for path in [folder, *folder.absolute().parents] if path.exists())
-
-
-def report(prepared: dict, output_dir: Path) -> str:
-    """The end report: what went in, out and aside."""
-    counts = prepared["counts"]
-    quarantined = [f"{entry['path']}: {entry['reason']}" for entry in prepared["quarantined"]]
-    where = f", listed with reasons in {output_dir / 'quarantine.csv'}:" if quarantined else ""
-    unreadable = f" and {_count(counts['unreadable'], 'file')} not to be read" if counts["unreadable"] else ""
-    lines = [
-        f"in:    {_count(counts['videos_in'], 'video')} of {_count(counts['takes_in'], 'take')}, "
-        f"{counts['bytes_in'] / 1e6:.1f} MB",
-        f"out:   {_count(counts['videos'], 'video')} of {_count(counts['takes'], 'take')}, {counts['frames']} frames, "
-        f"{counts['bytes'] / 1e6:.1f} MB in {_count(len(prepared['shards']), 'shard')}: {output_dir}",
-        f"aside: {_count(counts['quarantined'], 'video')}{unreadable}{where}",
-        *_shortened(quarantined),
-        *_unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
-    ]
-    return "\n".join(lines)
-
-
-def _unreadable(listing: Listing) -> list[str]:
-    """Told before the work begins: what is mended then is prepared with the rest."""
-    lines = [f"  {path}: {reason}" for path, _, reason in listing.unreadable]
-    return [f"cannot be read: {_count(len(lines), 'file')}", *lines] if lines else []
-
-
-def _unmatched(unmatched: Sequence[tuple[str, str]], where: str = "") -> list[str]:
-    reasons = [reason for _, reason in unmatched]
-    return [f"not of this data set: {len(reasons)} files or labels{where}", *_shortened(reasons)] if reasons else []
-
-
-def _shortened(items: Sequence[str]) -> list[str]:
-    more = [f"  ... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
-    return [f"  {item}" for item in items[:SHOWN]] + more
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -425,12 +390,12 @@ def _run(options: argparse.Namespace) -> int:
         announce=functools.partial(print, flush=True),
         write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
     )
-    print(report(prepared, options.output))
+    print(preparation_report.report(prepared, options.output))
     num_quarantined = len(prepared["quarantined"])
     if num_quarantined <= options.max_quarantined:
         return ExitCode.DONE
     print(
-        f"{_count(num_quarantined, 'file')} in quarantine, more than --max_quarantined={options.max_quarantined}: the "
+        f"{count(num_quarantined, 'file')} in quarantine, more than --max_quarantined={options.max_quarantined}: the "
         f"set is complete without them, and exit code {ExitCode.PARTLY} says so",
         file=sys.stderr,
     )
@@ -438,12 +403,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _truth(options: argparse.Namespace) -> Path | None:
-    """The folder that --truth names; by default INPUT/truth, if there is one."""
+    """The folder that --truth names; by default INPUT/truth, if there is one of these."""
     if options.truth == "none":
         return None
-    folder = Path(options.truth) if options.truth else options.input / truth.FOLDER
-    if any((folder / name).is_file() for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS)):
-        return folder
+    folders = [Path(options.truth)] if options.truth else [path / truth.FOLDER for path in options.input]
+    names = (truth.SKELETON, truth.JOINTS, truth.CAMERAS)
+    there = [folder for folder in folders if any((folder / name).is_file() for name in names)]
+    if len(there) > 1:
+        raise PreparationError(f"{' and '.join(map(str, there))} both tell a truth: choose one by --truth, or none")
+    if there:
+        return there[0]
     if options.truth:
         raise PreparationError(f"--truth={options.truth}: there is no {truth.SKELETON} in it; docs/data_sets.md tells")
     return None
@@ -487,12 +456,18 @@ An interrupted preparation goes on when the same command is given again; what is
         },
     )
     parser.add_argument("--dataset", help=f"one of {', '.join(catalog.NAMES)}")
-    parser.add_argument("--input", type=Path, metavar="DIR", help="folder with the raw videos")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder with the raw videos, or an archive; may be given several times",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the prepared set")
     parser.add_argument(
         "--pattern",
-        help="for --dataset=folder: file names below --input, of the fields {take} and {view} and optionally {label} "
-        f"and {{subject}}; without an extension it takes every video (default: '{folder.DEFAULT_PATTERN}')",
+        help="for --dataset=folder: file names below each --input, of the fields {take} and {view} and optionally "
+        f"{{label}} and {{subject}}; without an extension it takes every video (default: '{folder.DEFAULT_PATTERN}')",
     )
     parser.add_argument(
         "--num_classes", type=int, help="for --dataset=pkummd: 41, the classes that occur (default), or all 51"

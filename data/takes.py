@@ -256,11 +256,20 @@ class Prepared:
                 record,
             ) from error
 
+    def of_protocol(self, protocol: str) -> "Prepared":
+        """As this, with the classes of a protocol alone: numbered from 0, and label -1 for records of the others."""
+        labels = catalog.get(self.name).labels_of.get(protocol)
+        if labels is None:
+            return self
+        names = tuple(self.class_names[label] for label in labels)
+        return dataclasses.replace(self, class_names=names, views=_Relabelled(self.views, labels))
+
     def splits(self, protocol: str) -> np.ndarray:
         """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""
         names = catalog.get(self.name)
         columns = ("take", "label", "subject", "setup", "camera", "performance", "listed_split")
-        rows = zip(*(self.views[column].tolist() for column in columns), strict=True)
+        views = self.views.whole if isinstance(self.views, _Relabelled) else self.views
+        rows = zip(*(views[column].tolist() for column in columns), strict=True)
         return np.array([names.split(protocol, _Row(*row)) or "" for row in rows], dtype="U5")
 
     def _called(self, record: int) -> str:
@@ -391,6 +400,32 @@ class _Columns(Mapping):
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_read": {}}
+
+
+class _Relabelled(Mapping):
+    """Columns of a manifest, of which the labels are counted among some of the classes."""
+
+    def __init__(self, whole: Mapping[str, np.ndarray], labels: tuple[int, ...]):
+        """`labels`: the old number of each new one; all others become -1."""
+        self.whole, self._labels, self._label = whole, labels, None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name != "label":
+            return self.whole[name]
+        if self._label is None:
+            old = self.whole["label"]
+            place = np.searchsorted(self._labels, old).clip(max=len(self._labels) - 1)
+            self._label = np.where(np.array(self._labels)[place] == old, place, -1).astype(old.dtype)
+        return self._label
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.whole)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_label": None}
 
 
 def _state(path: Path) -> tuple[int, int]:

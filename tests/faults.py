@@ -45,8 +45,8 @@ sys.exit(run.main(sys.argv[4:]))
 
 def arguments(workdir, data_dir, *overrides: str) -> list[str]:
     """Of run.py, for the tiny model."""
-    values = (f"data.dir={data_dir}", *tiny.OVERRIDES, *overrides)
-    return ["--config=configs/pretrain_base.py", f"--workdir={workdir}", *(f"--config.{value}" for value in values)]
+    values = tiny.overrides(f"data.dir={data_dir}", *tiny.OVERRIDES, *overrides)
+    return ["--config=configs/pretrain_base.py", f"--workdir={workdir}", *values]
 
 
 def start(*command: str, **environment: str) -> subprocess.Popen:

@@ -26,7 +26,15 @@ def ntu_videos():
     ("name", "videos", "takes", "subjects", "splits"),
     [
         ("ntu60", 56_880, 18_960, 40, {"xsub": (40_320, 16_560), "xview": (37_920, 18_960)}),
-        ("ntu120", 114_480, 38_160, 106, {"xsub": (63_360, 51_120), "xset": (54_720, 59_760)}),
+        (
+            "ntu120",
+            114_480,
+            38_160,
+            106,
+            {"xsub": (63_360, 51_120), "xset": (54_720, 59_760)}
+            | {"ntu60_xsub": (40_320, 16_560), "ntu60_xview": (37_920, 18_960), "xview": (37_920, 18_960)}
+            | {"one_shot": (20, 10 * 948 + 10 * 960 - 20), "one_shot_auxiliary": (50 * 948 + 50 * 960, 0)},
+        ),
     ],
 )
 def test_complete_ntu_has_the_published_counts(ntu_videos, name, videos, takes, subjects, splits):
@@ -37,7 +45,29 @@ def test_complete_ntu_has_the_published_counts(ntu_videos, name, videos, takes, 
     assert set(views.values()) == {3}
     assert {video.subject for video in complete} == set(range(1, subjects + 1))
     for protocol, (train, test) in splits.items():
-        assert Counter(catalog.get(name).split(protocol, video) for video in complete) == {"train": train, "test": test}
+        found = Counter(catalog.get(name).split(protocol, video) for video in complete)
+        assert (found["train"], found["test"]) == (train, test)
+
+
+def test_protocols_of_ntu60_on_ntu120_are_those_of_ntu60(ntu_videos):
+    both, old = catalog.get("ntu120"), catalog.get("ntu60")
+    for video in ntu_videos["ntu120"]:
+        for protocol in ("xsub", "xview"):
+            expected = old.split(protocol, video) if video.label < 60 else None
+            assert both.split(f"ntu60_{protocol}", video) == expected
+    for protocol, labels in both.labels_of.items():
+        found = {video.label for video in ntu_videos["ntu120"] if both.split(protocol, video)}
+        assert tuple(sorted(found)) == labels, protocol
+
+
+def test_the_exemplars_of_one_shot_recognition_are_the_authors(ntu_videos):
+    names = catalog.get("ntu120")
+    split = {video.path.removesuffix("_rgb.avi"): names.split("one_shot", video) for video in ntu_videos["ntu120"]}
+    # The README of github.com/shahroudy/NTURGB-D lists these.
+    exemplars = [f"S001C003P008R001A{action:03}" for action in (1, 7, 13, 19, 25, 31, 37, 43, 49, 55)]
+    exemplars += [f"S018C003P008R001A{action:03}" for action in (61, 67, 73, 79, 85, 91, 97, 103, 109, 115)]
+    assert [name for name, side in split.items() if side == "train"] == exemplars
+    assert split["S001C001P008R001A001"] == "test" and split["S001C003P008R001A002"] is None
 
 
 def test_ntu_classes_are_balanced(ntu_videos):
@@ -55,7 +85,7 @@ def test_ntu60_is_the_part_of_ntu120_with_its_classes(ntu_videos):
 def test_protocols_separate_what_they_say(ntu_videos, name):
     names = catalog.get(name)
     for protocol, kept_apart in {"xsub": "subject", "xview": "camera", "xset": "setup", "random": "take"}.items():
-        if protocol in names.protocols:
+        if protocol in names.protocols and protocol not in names.labels_of:
             sides = {"train": set(), "test": set()}
             for video in ntu_videos[name]:
                 sides[names.split(protocol, video)].add(getattr(video, kept_apart))
@@ -126,7 +156,27 @@ def test_a_changed_character_is_another_name_or_refused(position, character):
     except ValueError as error:
         assert repr(changed) in str(error)  # the reason names the file
     else:
-        assert names.format(video) == changed.rpartition("/")[2]
+        assert names.format(video).lower() == changed.rpartition("/")[2].lower()
+
+
+@pytest.mark.parametrize("name", NTU_LIKE)
+@pytest.mark.parametrize("end", [".mp4", "_rgb.mp4", ".AVI", "_RGB.Mkv", ".webm", "_rgb.avi"])
+def test_copies_in_other_containers_are_the_same_videos(name, end):
+    setup, action = (18, 61) if name == "ntu120" else (1, 1)
+    stem = f"S{setup:03}C002P008R001A{action:03}"
+    names = catalog.get(name)
+    video = names.parse(f"{stem}_rgb.avi")
+    for path in (f"{stem}{end}", f"nturgb_960x540/{stem}{end}", f"x/{stem.lower()}{end}"):
+        assert names.parse(path) == dataclasses.replace(video, path=path)
+        assert names.format(names.parse(path)) == f"{stem}_rgb.avi"
+    for path in (f"{stem}_ir{end}", f"{stem}_depth.avi", f"{stem}.png", f"{stem}.avi.txt", f"{stem}x.avi"):
+        with pytest.raises(ValueError, match="not of the form"):
+            names.parse(path)
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_every_data_set_takes_every_container(name):
+    assert {".avi", ".mp4", ".mkv", ".mov", ".webm"} <= set(catalog.get(name).extensions)
 
 
 @pytest.mark.parametrize(

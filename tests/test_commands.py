@@ -1,5 +1,6 @@
 """Every command: its --help, its examples, its errors, its exit codes."""
 
+import argparse
 import contextlib
 import errno
 import fcntl
@@ -89,6 +90,47 @@ def test_a_mistyped_choice_names_the_nearest(name, capsys):
             said = capsys.readouterr().err
             assert ended.value.code == command.ExitCode.REFUSED
             assert re.search(rf"Did you mean .*{choice}\b", said), said
+
+
+def accepted_values(parser: command.Parser, action: argparse.Action) -> list[str]:
+    """Words after an option that it takes: none for a flag."""
+    if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
+        return []
+    candidates = [str(choice) for choice in action.choices or ()] + ["1", "2x4", "2x4x4", "0.5", "a"]
+    for candidate in candidates:
+        with contextlib.suppress(argparse.ArgumentError):
+            parser._get_value(action, candidate)
+            return [candidate]
+    raise AssertionError(f"no value for {action.option_strings}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_given_twice_is_refused_unless_it_is_a_list(name, capsys):
+    parser = parser_of(name)
+    for action in parser._actions:
+        if not action.option_strings or action.dest == "help":
+            continue
+        once = [action.option_strings[-1], *accepted_values(parser, action)]
+        if isinstance(action, argparse._AppendAction):
+            with contextlib.suppress(SystemExit):  # what else is required may be missing
+                parser.parse_args([*once, *once])
+            assert "given twice" not in capsys.readouterr().err
+            continue
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args([*once, *once])
+        assert ended.value.code == command.ExitCode.REFUSED
+        assert f"{once[0]} is given twice" in capsys.readouterr().err
+        with contextlib.suppress(SystemExit):
+            parser.parse_args(once)
+        assert "given twice" not in capsys.readouterr().err, "a parser may be used again"
+
+
+def test_a_config_key_has_one_value(capsys):
+    common = ["--config=a.py", "--workdir=b"]
+    said = refused([*common, "--config.seed=3", "--config.total_steps=5", "--config.seed=4"], capsys)
+    assert "--config.seed=3 and --config.seed=4 contradict each other" in said
+    same = parser_of("run").parse_args([*common, "--config.seed=3", "--config.seed=3"])
+    assert set(same.overrides) == {"seed=3"}
 
 
 def refused(arguments: list[str], capsys) -> str:

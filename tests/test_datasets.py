@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import pickle
 import tarfile
 import zipfile
 from collections import Counter
@@ -12,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import pretrain_base
+from configs import finetune_base, pretrain_base
 from console.command import ExitCode
 from data import catalog, pipeline, prepare, takes
 from data.catalog import __main__ as catalog_command
 from data.dataset import Dataset
+from data.labelled import LabelledDataset
 from tests import video_files
 
 H264, MPEG4 = "libx264", "mpeg4"
@@ -168,6 +170,47 @@ def test_a_copy_is_compared_with_the_catalogue(miniature, capsys):
         assert code == 0 and said["comparison"]["missing"] == []
 
 
+def test_ntu60_and_one_shot_are_protocols_of_a_prepared_ntu120(tmp_path):
+    """Prepared once: the classes, and so the head, follow the protocol."""
+    old = ntu_names((8, 1), ("S001",), actions=(1, 2, 7)) + ntu_names((12,), ("S002",), actions=(2,))
+    new = ntu_names((8, 41), ("S018",), actions=(61, 62))
+    assert run("ntu120", write(tmp_path / "raw", old + new, H264), tmp_path / "prepared") == 0
+
+    def opened(protocol: str) -> LabelledDataset:
+        config = finetune_base.get_config()
+        config.model.tubelet_size = (2, 8, 8)
+        config.data.update(dict(dir=str(tmp_path / "prepared"), protocol=protocol, num_frames=4, crop_size=(32, 32)))
+        return LabelledDataset.from_config(config)
+
+    def labels(dataset: LabelledDataset, rows: np.ndarray) -> Counter:
+        found = dataset.prepared.views["label"][rows].tolist()
+        return Counter(dataset.class_names[label] for label in found if label >= 0)
+
+    of_ntu60 = opened("ntu60_xsub")
+    assert of_ntu60.num_classes == 60 and of_ntu60.class_names == catalog.get("ntu60").class_names
+    assert labels(of_ntu60, of_ntu60.train) == {"drink water": 6, "eat meal/snack": 6, "throw": 6}
+    assert labels(of_ntu60, of_ntu60.test) == {"eat meal/snack": 3}  # performer 12
+    by_view, the_same = opened("ntu60_xview"), opened("xview")
+    for one, other in zip((by_view.train, by_view.test), (the_same.train, the_same.test), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (len(by_view.train), len(by_view.test), by_view.num_classes) == (14, 7, 60)
+
+    shot = opened("one_shot")
+    assert shot.num_classes == 20 and shot.class_names[10] == "put on headphone"  # A61, the eleventh
+    known = ["drink water", "throw", "put on headphone"]
+    assert labels(shot, shot.train) == dict.fromkeys(known, 1)
+    assert labels(shot, shot.test) == dict.fromkeys(known, 5)
+    again = pickle.loads(pickle.dumps(shot.prepared))
+    np.testing.assert_array_equal(again.views["label"], shot.prepared.views["label"])
+    np.testing.assert_array_equal(again.splits("xsub"), takes.open_prepared(tmp_path / "prepared").splits("xsub"))
+    assert opened("xsub").num_classes == 120
+
+    batch = batch_of(tmp_path / "prepared", "one_shot_auxiliary", num_source_views=1)
+    assert set(batch["label"].tolist()) <= {0, 50}  # A2 and A62 among the 100 other classes
+    with pytest.raises(ValueError, match=r"leaves nothing of .* to test on"):
+        opened("one_shot_auxiliary")
+
+
 # --- PKU-MMD: untrimmed videos
 
 
@@ -214,13 +257,11 @@ def test_pkummd_becomes_one_record_per_label(pkummd_prepared):
     assert [prepared.class_names[label] for label in views["label"][:4]] == ["hand waving"] * 3 + ["writing"]
     assert len(prepared.class_names) == 41
     assert "label file of its own" in prepared.not_synchronised
-    assert quarantine_of(pkummd_prepared) == {
-        "A01N01/002-51": "the labelled interval [20, 41) ends after the 40 frames of the file"
-    }
-    with open(pkummd_prepared / "unmatched.csv", newline="") as file:
-        unmatched = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    assert "class 26 is not among the 41" in unmatched["RGB_VIDEO/A01N01-R.avi"]
-    assert "no label file label/A02N02-R.txt" in unmatched["RGB_VIDEO/A02N02-R.avi"]
+    quarantine = quarantine_of(pkummd_prepared)
+    assert quarantine.keys() == {"A01N01/002-51", "A01N01/002", "A02N02"}
+    assert quarantine["A01N01/002-51"] == "the labelled interval [20, 41) ends after the 40 frames of the file"
+    assert "class 26 is not among the 41" in quarantine["A01N01/002"]
+    assert "no label file label/A02N02-R.txt" in quarantine["A02N02"]
     # Subjects 1 and 2 train and test; L tests across views.
     assert prepared.splits("xsub").tolist() == ["train"] * 4 + ["test"] * 2
     assert prepared.splits("xview").tolist() == ["test", "train", "train", "test", "test", "train"]

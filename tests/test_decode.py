@@ -16,7 +16,7 @@ from data.motion import motion_energy
 from mv2mae_jax import decode, sharding, topology
 from tests import jpeg_file
 from tests.test_pipeline import make_dataset
-from tests.tiny import OVERRIDES, make_config
+from tests.tiny import OVERRIDES, make_config, options
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
@@ -280,7 +280,7 @@ def test_a_run_reads_coefficients(synthetic_set_dct, tmp_path):
     """Training, evaluation with stand-in sources, pictures and probes of features, on a set of coefficients."""
     overrides = [*OVERRIDES, "eval.max_feature_takes=8", "data.repeats=2", "total_steps=4"]
     arguments = [f"--workdir={tmp_path}", f"--config.data.dir={synthetic_set_dct}", "--config=configs/pretrain_base.py"]
-    run.main([*arguments, *(f"--config.{override}" for override in overrides)])
+    run.main(options(*arguments, *(f"--config.{override}" for override in overrides)))
     measured = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert measured["eval/loss_self"] > 0 and measured["eval/knn_top_1"] >= 0
     assert list((tmp_path / "pictures").iterdir())

@@ -87,7 +87,7 @@ def test_real_videos_of_four_cameras_to_pictures(tmp_path):
     prepared, workdir = tmp_path / "prepared", tmp_path / "run"
     pattern = "--pattern={take}_cam{view}.mp4"
     command("-m", "data.prepare", "--dataset=folder", f"--input={REAL_VIDEOS}", pattern, f"--output={prepared}")
-    overrides = [f"--config.{key}" for key in (f"data.dir={prepared}", *tiny.OVERRIDES, "data.frame_stride=8")]
+    overrides = tiny.overrides(f"data.dir={prepared}", *tiny.OVERRIDES, "data.frame_stride=8")
     started = command("run.py", "--config=configs/folder.py", f"--workdir={workdir}", *overrides)
     assert "1 takes, 4 (take, target view) elements" in started.stdout
     assert_is_a_finished_run(workdir, "eval_on_training_takes")

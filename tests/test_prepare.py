@@ -43,7 +43,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def arguments(raw: Path, output: Path, *more: str) -> list[str]:
-    return ["--dataset=folder", f"--input={raw}", f"--output={output}", "--short_side=32", "--workers=1", *more]
+    workers = [] if any(option.startswith("--workers=") for option in more) else ["--workers=1"]
+    return ["--dataset=folder", f"--input={raw}", f"--output={output}", "--short_side=32", *workers, *more]
 
 
 def start(raw: Path, output: Path, *more: str, **options) -> subprocess.Popen:
@@ -83,7 +84,7 @@ def uninterrupted(raw, tmp_path_factory):
 
 
 def test_two_workers_write_the_same_bytes_as_one(raw, uninterrupted, tmp_path):
-    assert prepare.main([*arguments(raw, tmp_path), "--workers=2"]) == 0
+    assert prepare.main(arguments(raw, tmp_path, "--workers=2")) == 0
     assert files_of(tmp_path) == files_of(uninterrupted)
     assert not any("/." in name and name.endswith(".tmp") for name in files_of(tmp_path))
 
@@ -293,11 +294,17 @@ def test_a_video_that_changes_its_size_is_refused(tmp_path):
 # --- refusals
 
 
-def test_two_files_for_one_view_are_refused_by_name(tmp_path):
-    for name in ("a_cam1.avi", "a_cam1.mp4", "a_cam2.avi"):
-        (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(PreparationError, match=r"a_cam1\.avi and a_cam1\.mp4"):
+@pytest.mark.parametrize("other", [b"y", b"xy"])
+def test_two_different_files_for_one_view_are_refused_by_name(other, tmp_path):
+    for name, content in {"a_cam1.avi": b"x", "a_cam1.mp4": other, "a_cam2.avi": b"x"}.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(PreparationError, match=r"a_cam1\.avi and a_cam1\.mp4.*, or tell them apart by --pattern"):
         list_videos(catalog.get("folder", pattern=PATTERN), tmp_path)
+    for name, content in {"S001C001P001R001A001_rgb.avi": b"x", "s001c001p001r001a001.mp4": other}.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(PreparationError, match=r"S001C001.*s001c001p001r001a001\.mp4") as refused:
+        list_videos(catalog.get("ntu60"), tmp_path)
+    assert "--pattern" not in str(refused.value), "ntu60 has none"
 
 
 def test_an_input_without_videos_tells_what_it_found(tmp_path):

@@ -34,9 +34,9 @@ def free_port() -> int:
 
 def run(workdir, data_dir, num_processes, *overrides) -> list[str]:
     """Trains with as many processes of one device each; the output of every process."""
-    overrides = (f"data.dir={data_dir}", *tiny.OVERRIDES, *OPTIONS, *overrides)
+    overrides = tiny.overrides(f"data.dir={data_dir}", *tiny.OVERRIDES, *OPTIONS, *overrides)
     command = [sys.executable, "run.py", "--config=configs/pretrain_base.py", f"--workdir={workdir}"]
-    command += [f"--config.{override}" for override in overrides]
+    command += overrides
     command += ["--allow_changes=total_steps"]  # with a learning rate that does not depend on it
     port = free_port()
     environment, started = os.environ | {"XLA_FLAGS": tiny.QUICK_FLAGS, "JAX_PLATFORMS": "cpu"}, []

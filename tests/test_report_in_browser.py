@@ -40,7 +40,7 @@ def compared(pretrained, synthetic_set, tmp_path_factory):
     """The report of that run beside one that is fine-tuned from it."""
     folder = tmp_path_factory.mktemp("compared")
     overrides = (f"data.dir={synthetic_set}", "data.protocol=xsub", f"init_from={pretrained}", "eval.crops_per_clip=1")
-    overrides = [f"--config.{override}" for override in (*tiny.FINETUNE_OVERRIDES, *overrides)]
+    overrides = tiny.overrides(*tiny.FINETUNE_OVERRIDES, *overrides)
     run("run.py", "--config=configs/finetune_base.py", f"--workdir={folder / 'tuned'}", *overrides)
     runs = [f"--workdir={pretrained}", f"--workdir={folder / 'tuned'}"]
     output = folder / "comparison.html"

@@ -477,7 +477,7 @@ def test_small_square_plain_videos_are_written_as_asked(tmp_path, capsys):
     told = json.loads((tmp_path / "synthetic.json").read_text())
     wanted = {"rooms": "plain", "actor_share": 0.65, "facing_spread": 45, "fps": 10, "num_subjects": 2}
     assert {key: told[key] for key in wanted} == wanted
-    assert main([*arguments, *style[1:], "--rooms=furnished", "--facing_spread=7"]) == 2
+    assert main([*arguments, *style[1:2], *style[3:], "--rooms=furnished", "--facing_spread=7"]) == 2
     assert "rooms plain there, furnished asked" in capsys.readouterr().err
 
 

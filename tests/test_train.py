@@ -128,7 +128,7 @@ def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path):
 
 def run(workdir, data_dir, *overrides, config="configs/pretrain_base.py", check=True, **environment):
     command = [sys.executable, "run.py", f"--config={config}", f"--workdir={workdir}"]
-    command += [f"--config.{override}" for override in (f"data.dir={data_dir}", *tiny.OVERRIDES, *overrides)]
+    command += tiny.overrides(f"data.dir={data_dir}", *tiny.OVERRIDES, *overrides)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not check or result.returncode == 0, result.stderr
@@ -169,7 +169,7 @@ import run
 sys.exit(run.main(sys.argv[1:]))
 """
     arguments = ["--config=configs/pretrain_base.py", f"--workdir={parts}", f"--config.data.dir={synthetic_set}"]
-    arguments += [f"--config.{override}" for override in (*tiny.OVERRIDES, *options)]
+    arguments += tiny.overrides(*tiny.OVERRIDES, *options)
     stopped = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert stopped.returncode == 9, stopped.stderr
     second = run(parts, synthetic_set, *options)

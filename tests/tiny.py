@@ -49,6 +49,16 @@ FINETUNE_OVERRIDES = (
 )
 
 
+def options(*words: str) -> list[str]:
+    """Words of a command line; where `--key=value` stands twice, which no command takes, the later one."""
+    return list({word.partition("=")[0]: word for word in words}.values())
+
+
+def overrides(*values: str) -> list[str]:
+    """`key=value` as options of run.py; later values replace earlier ones."""
+    return options(*(f"--config.{value}" for value in values))
+
+
 def make_config(**sections):
     """The tiny config; `optimizer=dict(name="muon")` and so on change sections."""
     from mv2mae_jax import config as configs

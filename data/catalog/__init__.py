@@ -4,9 +4,9 @@ import importlib
 
 from console.command import did_you_mean, nearest
 from console.errors import UserError
-from data.catalog.base import Catalog, Count, Row, Split, Video
+from data.catalog.base import Catalog, Count, Cut, Row, Split, Video
 
-__all__ = ["NAMES", "OPTIONS", "Catalog", "Count", "Row", "Split", "Video", "get"]
+__all__ = ["NAMES", "OPTIONS", "Catalog", "Count", "Cut", "Row", "Split", "Video", "get"]
 
 # name -> module and class; imported on demand
 _CATALOGS = {

@@ -1,7 +1,7 @@
 """What a data set holds, by its catalogue, and whether a copy of it is complete.
 
 `python -m data.catalog ntu60` prints the counts of the complete data set; with `--input=DIR` it compares the files
-there with them.
+there with them, and reads the labels.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest
 from console.errors import UserError
 from data import catalog, tables
-from data.listing import matching_files
+from data.listing import matching_files, passed_over
 
 SHOWN = 10  # of a list, as text
 UNOFFICIAL = {"random"}  # protocols left out unless asked for
@@ -36,9 +36,15 @@ class Comparison:
     """A copy of a data set against its catalogue."""
 
     videos: tuple[catalog.Video, ...]  # raw files found
+    missing_by_setup: dict[str, str]  # setup, or subject where there is none -> how many are missing of how many
     missing: tuple[str, ...]  # names of the complete list that were not found; none where the list is not known
     unexpected: tuple[tuple[str, str], ...]  # (path, reason) of files that are none of the data set's
+    duplicates: tuple[tuple[str, str], ...]  # (path, path of the file with the same bytes)
+    passed_over: dict[str, int]  # ending -> files that are neither videos nor labels
+    labels_refused: tuple[tuple[str, str], ...]  # (path of the video, reason)
+    labels_changed: tuple[str, ...]  # used, but not as they are written
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files, archives and folders
+    labelled: int  # takes, or views of takes, that the videos become
     takes_by_views: dict[int, int]  # number of views -> takes with so many
     incomplete_takes: dict[str, tuple[str, ...]]  # take -> missing views, where the list is known
 
@@ -67,9 +73,10 @@ def count(names: catalog.Catalog, videos: Iterable[catalog.Video], protocols: Se
     return dict(counts)
 
 
-def compare(names: catalog.Catalog, input_dir: Path) -> tuple[catalog.Catalog, Comparison]:
-    """Looks at the names of the files only. Raises PreparationError, as `list_videos` does."""
-    names, files, unexpected, unreadable = matching_files(names, input_dir)
+def compare(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[catalog.Catalog, Comparison]:
+    """Reads names and labels, and videos that are there twice. Raises PreparationError, as `list_videos` does."""
+    names, listed = matching_files(names, inputs)
+    files, cuts = listed.videos, [(video, names.cut(video)) for video in listed.videos]
     found = {names.format(video) for video in files}
     missing = tuple(name for name in names.names() if name not in found)
     views_of_take = Counter(video.take for video in files)
@@ -79,11 +86,30 @@ def compare(names: catalog.Catalog, input_dir: Path) -> tuple[catalog.Catalog, C
     return names, Comparison(
         videos=tuple(files),
         missing=missing,
-        unexpected=tuple(unexpected),
-        unreadable=tuple((path, reason) for path, _, reason in unreadable),
+        missing_by_setup=_by_setup(names, missing),
+        unexpected=listed.unmatched,
+        duplicates=listed.duplicates,
+        passed_over=dict(listed.passed_over),
+        labels_refused=tuple((video.path, reason) for video, cut in cuts for _, reason in cut.refused),
+        labels_changed=tuple(change for _, cut in cuts for change in cut.changed),
+        unreadable=tuple((path, reason) for path, _, reason in listed.unreadable),
+        labelled=sum(len(cut.takes) for _, cut in cuts),
         takes_by_views=dict(sorted(Counter(views_of_take.values()).items())),
         incomplete_takes={take: tuple(views) for take, views in missing_views.items() if take in views_of_take},
     )
+
+
+def _by_setup(names: catalog.Catalog, missing: Sequence[str]) -> dict[str, str]:
+    """'setup 3' -> '12 of 3240'; by subject where the data set has no setups."""
+
+    def counts(paths: Iterable[str]) -> Counter:
+        videos = map(names.parse, paths)
+        return Counter(("setup", v.setup) if v.setup >= 0 else ("subject", v.subject) for v in videos)
+
+    every = counts(names.names()) if missing else {}
+    return {
+        f"{kind} {number}": f"{n} of {every[kind, number]}" for (kind, number), n in sorted(counts(missing).items())
+    }
 
 
 def table(names: catalog.Catalog, expected: Counts, found: Counts | None) -> list[dict]:
@@ -140,10 +166,24 @@ def report(comparison: Comparison, known: bool) -> str:
         incomplete = [f"{take}: lacks {', '.join(views)}" for take, views in comparison.incomplete_takes.items()]
         lines += [f"complete takes: {takes - len(incomplete)}"]
         lines += _shortened("takes with fewer views", incomplete)
-        lines += _shortened("missing files", comparison.missing)
+        lines += [f"missing files: {len(comparison.missing)}"]
+        lines += [f"  {setup}: {number}" for setup, number in comparison.missing_by_setup.items()]
+        lines += _shortened("", comparison.missing)[1:]
     else:
         lines += ["missing files: not known, as no complete list of names is"]
     lines += _shortened("unexpected files", [reason for _, reason in comparison.unexpected])
+    if comparison.duplicates:
+        lines += _shortened(
+            "left out, with the same bytes as a file that is used", [f"{a} as {b}" for a, b in comparison.duplicates]
+        )
+    if comparison.labelled != len(comparison.videos):
+        lines += [f"labelled actions in these videos: {comparison.labelled}"]
+    if comparison.labels_refused:
+        lines += _shortened("labels that cannot be used", [reason for _, reason in comparison.labels_refused])
+    if comparison.labels_changed:
+        lines += _shortened("labels that are used, but not as they are written", comparison.labels_changed)
+    if comparison.passed_over:
+        lines += [passed_over(comparison.passed_over)]
     if comparison.unreadable:  # all, as each is to be got again
         lines += [f"files that cannot be read: {len(comparison.unreadable)}"]
         lines += [f"  {path}: {reason}" for path, reason in comparison.unreadable]
@@ -170,8 +210,10 @@ def _run(options: argparse.Namespace) -> int:
         found = count(names, comparison.videos, options.protocols)
     expected = expected_counts(names, options.protocols)
     _print(options.format, names, expected, found, comparison)
-    incomplete = comparison is not None and bool(comparison.missing or comparison.unexpected or comparison.unreadable)
-    return ExitCode.PARTLY if incomplete else ExitCode.DONE
+    if comparison is None:
+        return ExitCode.DONE
+    wrong = comparison.missing or comparison.unexpected or comparison.unreadable or comparison.labels_refused
+    return ExitCode.PARTLY if wrong else ExitCode.DONE
 
 
 def _print(
@@ -207,12 +249,18 @@ def make_parser() -> Parser:
         examples=EXAMPLES,
         exit_codes={
             ExitCode.DONE: "printed; with --input: nothing is missing or unexpected, as far as the names are known",
-            ExitCode.PARTLY: "files are missing or unexpected, or cannot be read",
+            ExitCode.PARTLY: "files are missing or unexpected, or they or their labels cannot be read",
         },
     )
     parser.add_argument("dataset", help=f"one of {', '.join(catalog.NAMES)}")
     parser.add_argument("--protocol", help="only this one (default: all official ones)")
-    parser.add_argument("--input", type=Path, metavar="DIR", help="folder with the raw videos, to be compared")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder with the raw videos, or an archive, to be compared; may be given several times",
+    )
     parser.add_argument("--pattern", help="for folder: as for `python -m data.prepare`")
     parser.add_argument("--num_classes", type=int, help="for pkummd: as for `python -m data.prepare`")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text", help="of the counts (text)")
@@ -230,7 +278,10 @@ def _complete(parser: Parser, options: argparse.Namespace) -> None:
         hint = did_you_mean(nearest(options.protocol, known))
         listed = ", ".join(sorted(known))
         parser.error(f"{options.dataset} has no protocol {options.protocol!r}; it has {listed}.{hint}")
-    options.protocols = [options.protocol] if options.protocol else [name for name in known if name not in UNOFFICIAL]
+    official = {
+        known[name]: name for name in reversed(known) if name not in UNOFFICIAL
+    }  # each once, if it has two names
+    options.protocols = [options.protocol] if options.protocol else list(official.values())[::-1]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ from console.errors import UserError
 
 Split = Literal["train", "test"]
 
+# Containers that FFmpeg reads, as others may have packed any data set into another one than its authors.
+EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
+CONTAINER = rf"\.(?:{'|'.join(extension[1:] for extension in EXTENSIONS)})"  # as a regular expression
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
@@ -51,6 +55,15 @@ class Count:
     videos: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What becomes of a raw video."""
+
+    takes: tuple[Video, ...]  # the labelled takes in it; the video itself where nothing is cut
+    refused: tuple[tuple[str, str], ...] = ()  # (take, reason) of labels that cannot be used
+    changed: tuple[str, ...] = ()  # of labels that are used, but not as they are written
+
+
 def random_takes(row: Row) -> Split:
     """One take in ten is for testing, by a checksum of its name. [ours]: for data without an official split."""
     return "test" if zlib.crc32(row.take.encode()) % 10 == 0 else "train"
@@ -62,22 +75,26 @@ class Catalog(abc.ABC):
     Attributes:
       name: as in `--dataset`.
       class_names: in the order of the labels.
-      extensions: of the raw files, lower case, with the dot.
+      extensions: of the raw files, lower case, with the dot; files have them in any case.
+      whole_paths: `parse` reads the whole path below the input, not its end alone.
       not_synchronised: why the views of a take must not be paired frame by frame; '' where they may. Where they may, a
         take with a single view is of no use (and goes to the quarantine).
       sync: what --sync is where it is not given. 'frames' pairs frame i of one view with frame i of another, for sets
         whose owners cut them so.
       protocols: name -> function of a `Row` that says 'train', 'test' or None (in neither).
+      labels_of: protocol -> its labels, ascending, where these are not all; training on it counts them from 0.
       published: counts to compare a copy with, where `names` cannot rebuild the list.
       remarks: what a reader of the counts must know, with its origin.
     """
 
     name: str
     class_names: tuple[str, ...] = ()
-    extensions: tuple[str, ...]
+    extensions: tuple[str, ...] = EXTENSIONS
+    whole_paths: bool = False
     not_synchronised: str = ""
     sync: str = "frames"
     protocols: Mapping[str, Callable[[Row], Split | None]] = {"random": random_takes}
+    labels_of: Mapping[str, tuple[int, ...]] = {}
     published: tuple[Count, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -113,9 +130,14 @@ class Catalog(abc.ABC):
         del annotations
         return self
 
-    def cut(self, video: Video) -> tuple[list[Video], list[str]]:
-        """The labelled takes in a raw video, and what was wrong with others; the video itself where nothing is cut."""
-        return [video], []
+    def unused_annotations(self, videos: Iterable[Video]) -> list[tuple[str, str]]:
+        """(path, reason) of annotations that none of the videos needs."""
+        del videos
+        return []
+
+    def cut(self, video: Video) -> Cut:
+        """The labelled takes in a raw video; see `Cut`."""
+        return Cut(takes=(video,))
 
     def split(self, protocol: str, row: Row) -> Split | None:
         """'train', 'test' or None (in neither) by the protocol's name. Raises ValueError for an unknown protocol."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, random_takes
 
 # Spelling of the authors' list (ai4robot.github.io).
 CLASS_NAMES = (
@@ -75,8 +75,9 @@ NUM_PERSONS = 100
 LAST_ELDERLY = 50
 NUM_GROUPS = 6  # computed from a public list of all 112,620 names
 NUM_CAMERAS = 8
+FIRST_LIVING_LAB_PERSON = 201  # of another data set, whose files have the same names (one user's account)
 
-_NAME = re.compile(r"A(\d{3})_P(\d{3})_G(\d{3})_C(\d{3})\.mp4", re.ASCII)
+_NAME = re.compile(rf"A(\d{{3}})_P(\d{{3}})_G(\d{{3}})_C(\d{{3}}){CONTAINER}", re.ASCII | re.IGNORECASE)
 
 
 def is_test_person(person: int) -> bool:
@@ -106,7 +107,6 @@ class ETRI(Catalog):
 
     name = "etri"
     class_names = CLASS_NAMES
-    extensions = (".mp4",)
     protocols: ClassVar = {
         "xsub": xsub,
         "elderly": _across_ages(train_elderly=True, test_elderly=True),
@@ -137,6 +137,11 @@ class ETRI(Catalog):
         if not matched:
             raise UserError(f"{path!r} is not of the form Aaaa_Pppp_Gggg_Cccc.mp4, as A001_P001_G001_C001.mp4 is")
         action, person, group, camera = numbers = tuple(map(int, matched.groups()))
+        if person >= FIRST_LIVING_LAB_PERSON:
+            raise UserError(
+                f"{path!r}: persons from {FIRST_LIVING_LAB_PERSON} on are those of ETRI-Activity3D-LivingLab, another "
+                f"data set; those of ETRI-Activity3D are 1 to {NUM_PERSONS}"
+            )
         most = (len(CLASS_NAMES), NUM_PERSONS, NUM_GROUPS, NUM_CAMERAS)
         for what, number, last in zip(("actions", "persons", "groups", "cameras"), numbers, most, strict=True):
             if not 1 <= number <= last:

@@ -5,12 +5,10 @@ from collections.abc import Iterable
 
 from console.command import did_you_mean, nearest
 from console.errors import UserError
-from data.catalog.base import Catalog, Video
+from data.catalog.base import CONTAINER, EXTENSIONS, Catalog, Video
 
 FIELDS = ("take", "view", "label", "subject")
 DEFAULT_PATTERN = "{take}_cam{view}"
-# Containers that FFmpeg reads, for patterns without an extension.
-EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 
 
 class Folder(Catalog):
@@ -23,6 +21,7 @@ class Folder(Catalog):
 
     name = "folder"
     sync = "alike"  # clocks.IF_ALIKE
+    whole_paths = True
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ def _compile(pattern: str, with_extension: bool) -> tuple[list[str], re.Pattern]
             f"views of one take, as '{{take}}_cam{{view}}.mp4' does"
         )
     if not with_extension:
-        regex += "(?i:" + "|".join(map(re.escape, EXTENSIONS)) + ")"
+        regex += f"(?i:{CONTAINER})"
     return fields, re.compile(regex)
 
 

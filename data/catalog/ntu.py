@@ -3,15 +3,18 @@
 S is the setup, C the camera, P the performer, R the performance, A the action. The three cameras of an (S, P, R, A) run
 together: they are the views of a take. R is not a view but a second performance: C001 always stands at 45 degrees; in
 R001 the performer faces C003 and C002 sees the side, in R002 the two change places.
+
+Copies that others have made are called without `_rgb`, in other containers, or in lower case:
+`S001C001P001R001A001.mp4` is what the most used preparation of the RGB videos writes.
 """
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import Catalog, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Row, Split, Video, random_takes
 
 # Spelling of the authors' list (github.com/shahroudy/NTURGB-D).
 CLASS_NAMES = (
@@ -191,8 +194,13 @@ NTU120_TRAIN_SUBJECTS = frozenset(
 TEST_CAMERA = 1  # cross-view of NTU-60: trained on cameras 2 and 3
 NUM_CAMERAS = 3
 NUM_PERFORMANCES = 2
+NTU60_CLASSES = range(60)  # labels of NTU-60, the first of NTU-120
+# One-shot recognition of NTU-120, by the authors' README (github.com/shahroudy/NTURGB-D, ac2ebc8): the novel classes
+# are A1, A7, ..., A115, with one video of each as the exemplar; the other 100 classes are the auxiliary set.
+NOVEL_CLASSES = range(0, 120, 6)
+EXEMPLAR_SETUPS, EXEMPLAR_CAMERA, EXEMPLAR_SUBJECT, EXEMPLAR_PERFORMANCE = (1, 18), 3, 8, 1
 
-_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})_rgb\.avi", re.ASCII)
+_NAME = re.compile(rf"S(\d{{3}})C(\d{{3}})P(\d{{3}})R(\d{{3}})A(\d{{3}})(?:_rgb)?{CONTAINER}", re.ASCII | re.IGNORECASE)
 
 
 def parse_name(path: str) -> Video:
@@ -247,10 +255,38 @@ def xset(row: Row) -> Split:
     return "train" if row.setup % 2 == 0 else "test"
 
 
+def _of_ntu60(protocol: Callable[[Row], Split]) -> Callable[[Row], Split | None]:
+    """A protocol of NTU-60 on NTU-120: rows of the other 60 classes are in neither split."""
+    return lambda row: protocol(row) if row.label in NTU60_CLASSES else None
+
+
+_XVIEW_OF_NTU60 = _of_ntu60(xview)
+
+
+def one_shot(row: Row) -> Split | None:
+    """One-shot recognition of NTU-120's 20 novel classes: an exemplar of each is known, all other videos are asked.
+
+    The exemplar's own take, seen by the other two cameras, is among those that are asked.
+    """
+    if row.label not in NOVEL_CLASSES:
+        return None
+    exemplar = (
+        row.setup in EXEMPLAR_SETUPS
+        and row.camera == EXEMPLAR_CAMERA
+        and row.subject == EXEMPLAR_SUBJECT
+        and row.performance == EXEMPLAR_PERFORMANCE
+    )
+    return "train" if exemplar else "test"
+
+
+def one_shot_auxiliary(row: Row) -> Split | None:
+    """What one-shot recognition may be trained on: all videos of the other 100 classes. It tests nothing."""
+    return None if row.label in NOVEL_CLASSES else "train"
+
+
 class NTU(Catalog):
     """What both editions share."""
 
-    extensions = (".avi",)
     setups: range
 
     @staticmethod
@@ -301,4 +337,20 @@ class NTU120(NTU):
     name = "ntu120"
     class_names = CLASS_NAMES
     setups = range(1, 33)
-    protocols: ClassVar = {"xsub": xsub120, "xset": xset, "random": random_takes}
+    protocols: ClassVar = {
+        "xsub": xsub120,
+        "xset": xset,
+        "ntu60_xsub": _of_ntu60(xsub60),
+        "ntu60_xview": _XVIEW_OF_NTU60,
+        "xview": _XVIEW_OF_NTU60,  # NTU-120 has none of its own
+        "one_shot": one_shot,
+        "one_shot_auxiliary": one_shot_auxiliary,
+        "random": random_takes,
+    }
+    labels_of: ClassVar = {
+        "ntu60_xsub": tuple(NTU60_CLASSES),
+        "ntu60_xview": tuple(NTU60_CLASSES),
+        "xview": tuple(NTU60_CLASSES),
+        "one_shot": tuple(NOVEL_CLASSES),
+        "one_shot_auxiliary": tuple(label for label in range(120) if label not in NOVEL_CLASSES),
+    }

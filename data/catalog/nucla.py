@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, random_takes
 
 # Code in the file names -> class. The codes are those of three public loaders; which name belongs to which code is
 # inferred from the order of the names there.
@@ -31,7 +31,7 @@ NUM_VIEWS = 3
 NUM_SUBJECTS = 10
 TEST_SUBJECT = 10  # of xsub, as in DVANet's lists
 
-_NAME = re.compile(r"(?:.*/)?a(\d{2})/v(\d{2})_s(\d{2})_e(\d{2})\.avi", re.ASCII)
+_NAME = re.compile(rf"(?:.*/)?a(\d{{2}})/v(\d{{2}})_s(\d{{2}})_e(\d{{2}}){CONTAINER}", re.ASCII | re.IGNORECASE)
 
 
 def _xview(test_view: int) -> Callable[[Row], Split]:
@@ -51,7 +51,6 @@ class NUCLA(Catalog):
 
     name = "nucla"
     class_names = tuple(CLASS_OF_CODE.values())
-    extensions = (".avi",)
     not_synchronised = (
         "the views of NUCLA are not aligned frame by frame: the lengths of the views of one performance differ by a "
         "median of 18 frames"

@@ -1,16 +1,17 @@
 """PKU-MMD, phase 2 (Liu et al. 2017): `A01N01-L.avi`, labels in `A01N01-L.txt`.
 
 A is the sequence, N the subject, L, M and R the views. The videos are not trimmed: a label file holds one row per
-action, `label,start,end,confidence`, and each row becomes one record with the frames [start, end) of its video.
+action, `label,start,end,confidence`, and each row becomes one record with the frames [start, end) of its video. Public
+code for phase 2 opens `A01N01-L_color.avi`, takes rows without the last column, and swaps a start after its end.
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import Catalog, Count, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Cut, Row, Split, Video, random_takes
 
 # Spelling of the authors' Actions.xlsx.
 CLASS_NAMES = (
@@ -80,10 +81,11 @@ TEST_CAMERA = 1
 
 MAX_ROWS = 1000  # [ours] of a label file; the project page speaks of about 7 per video, phase 1 has about 20
 
-_NAME = re.compile(r"A(\d{2})N(\d{2})-([LMR])\.avi", re.ASCII)
+_NAME = re.compile(rf"A(\d{{2}})N(\d{{2}})[-_]?([LMR])(?:[-_](?:color|rgb))?{CONTAINER}", re.ASCII | re.IGNORECASE)
+_WITHOUT_VIEW = re.compile(rf"A\d{{2}}N\d{{2}}(?:[-_](?:color|rgb))?{CONTAINER}", re.ASCII | re.IGNORECASE)
 # The skeletons' files have the same names, so the labels are told by their folder (or archive), `label` or alike.
 _LABEL_FILE = re.compile(r"(?:.*/)?[^/]*label[^/]*/(?:.*/)?(A\d{2}N\d{2}-[LMR])\.txt", re.ASCII | re.IGNORECASE)
-_ROW = re.compile(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*\d{1,9}\s*", re.ASCII)
+_ROW = re.compile(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*(?:,\s*([\d.]{0,9})\s*)?", re.ASCII)
 
 
 def xsub(row: Row) -> Split:
@@ -100,7 +102,6 @@ class PKUMMD(Catalog):
     """PKU-MMD phase 2: 1,009 untrimmed videos of 13 subjects from 3 views, with actions of 41 classes in them."""
 
     name = "pkummd"
-    extensions = (".avi",)
     not_synchronised = (
         "the actions of PKU-MMD are cut from each view by a label file of its own, and nothing published says that "
         "these begin at the same instant"
@@ -135,10 +136,11 @@ class PKUMMD(Catalog):
         """See `Catalog.parse`; the whole video, without a label."""
         matched = _NAME.fullmatch(path.rpartition("/")[2])
         if not matched:
-            raise UserError(
-                f"{path!r} is not of the form AaaNnn-V.avi, as A01N01-L.avi is (phase 1, 0001-L.avi, is another set)"
-            )
-        sequence, subject, view = int(matched[1]), int(matched[2]), matched[3]
+            form = "of the form AaaNnn-V.avi or AaaNnn-V_color.avi, as A01N01-L.avi is"
+            if _WITHOUT_VIEW.fullmatch(path.rpartition("/")[2]):
+                raise UserError(f"{path!r} is not {form}: it does not say which view it is, L, M or R")
+            raise UserError(f"{path!r} is not {form} (phase 1, 0001-L.avi, is another set)")
+        sequence, subject, view = int(matched[1]), int(matched[2]), matched[3].upper()
         if not 1 <= sequence <= NUM_SEQUENCES:
             raise UserError(f"{path!r}: sequences are 1 to {NUM_SEQUENCES}, not {sequence}")
         if not 1 <= subject <= NUM_SUBJECTS:
@@ -172,37 +174,55 @@ class PKUMMD(Catalog):
         """See `Catalog.with_annotations`. Raises ValueError where two files have labels for the same video."""
         paths: dict[str, str] = {}
         for path in annotations:
-            other = paths.setdefault(_LABEL_FILE.fullmatch(path)[1], path)
+            other = paths.setdefault(_LABEL_FILE.fullmatch(path)[1].upper(), path)
             if other != path:
                 raise UserError(f"{other} and {path} are labels for the same video: move one away")
         return PKUMMD(self.num_classes, {name: annotations[path] for name, path in paths.items()})
 
-    def cut(self, video: Video) -> tuple[list[Video], list[str]]:
+    def unused_annotations(self, videos: Iterable[Video]) -> list[tuple[str, str]]:
+        """See `Catalog.unused_annotations`."""
+        there = {f"{video.recording}-{video.view}" for video in videos}
+        unused = sorted(self._labels.keys() - there)
+        return [(f"{name}.txt", f"label files without their videos: {len(unused)}") for name in unused[:1]]
+
+    def cut(self, video: Video) -> Cut:
         """See `Catalog.cut`: one take per row of the label file."""
         name = f"{video.recording}-{video.view}"
         if name not in self._labels:
-            return [], [f"{video.path!r} has no label file label/{name}.txt in the input folder"]
+            reason = f"{video.path!r} has no label file label/{name}.txt in the input folder"
+            return Cut(takes=(), refused=((video.take, reason),))
         lines = [line for line in self._labels[name].splitlines() if line.strip()]
         if len(lines) > MAX_ROWS:
-            return [], [f"label file {name}.txt has {len(lines)} rows, above the limit of {MAX_ROWS}"]
-        takes, problems = [], []
+            reason = f"label file {name}.txt has {len(lines)} rows, above the limit of {MAX_ROWS}"
+            return Cut(takes=(), refused=((video.take, reason),))
+        takes, refused, changed = [], [], []
         for number, line in enumerate(lines, start=1):
+            where = f"label file {name}.txt, row {number}, {line[:80]!r}"
             try:
-                takes.append(self._cut_row(video, number, line))
+                take, changes = self._cut_row(video, number, line)
             except UserError as error:
-                problems.append(f"label file {name}.txt, row {number}, {line[:80]!r}: {error}")
-        return takes, problems
+                refused.append((f"{video.recording}/{number:03}", f"{where}: {error}"))
+            else:
+                takes.append(take)
+                changed += [f"{where}: {change}" for change in changes]
+        return Cut(takes=tuple(takes), refused=tuple(refused), changed=tuple(changed))
 
-    def _cut_row(self, video: Video, number: int, line: str) -> Video:
+    def _cut_row(self, video: Video, number: int, line: str) -> tuple[Video, list[str]]:
+        """The take, and what of the row is read otherwise than it is written. Raises ValueError."""
         matched = _ROW.fullmatch(line)
         if not matched:
             raise UserError("is not of the form label,start,end,confidence")
-        label, start, end = map(int, matched.groups())
+        label, start, end = map(int, matched.groups()[:3])
         if label not in self.labels_in_use:
-            raise UserError(f"class {label} is not among the {self.num_classes} of phase 2")
-        if start >= end:
-            raise UserError("starts at or after its end")
-        return Video(
+            keep = "; --num_classes=51 keeps it" if label in ABSENT_LABELS else ""
+            raise UserError(f"class {label} is not among the {self.num_classes} of phase 2{keep}")
+        if start == end:
+            raise UserError("starts at its end: no frame lies in between")
+        changes = [] if matched[4] else ["no confidence, which is not used"]
+        if start > end:
+            start, end = end, start
+            changes.append(f"start and end swapped, to [{start}, {end})")
+        take = Video(
             path=video.path,
             take=f"{video.recording}/{number:03}-{label:02}",
             view=video.view,
@@ -213,3 +233,4 @@ class PKUMMD(Catalog):
             recording=video.recording,
             interval=(start, end),
         )
+        return take, changes

@@ -25,7 +25,6 @@ class Synthetic(Catalog):
 
     name = "synthetic"
     class_names = CLASS_NAMES
-    extensions = (".avi",)
     protocols: ClassVar = {"xsub": xsub, "xview": ntu.xview, "xsub_xview": xsub_xview, "random": random_takes}
 
     def parse(self, path: str) -> Video:

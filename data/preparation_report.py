@@ -1,0 +1,61 @@
+"""What a preparation tells: before the work what will not be used, in the end what went in, out and aside."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data.listing import Listing, passed_over
+
+SHOWN = 10  # of a list
+
+
+def report(prepared: dict, output_dir: Path) -> str:
+    """The end report: what went in, out and aside."""
+    counts = prepared["counts"]
+    quarantined = [f"{entry['path']}: {entry['reason']}" for entry in prepared["quarantined"]]
+    where = f", listed with reasons in {output_dir / 'quarantine.csv'}:" if quarantined else ""
+    labels = f" and {count(counts['labels_refused'], 'label')}" if counts["labels_refused"] else ""
+    unreadable = f" and {count(counts['unreadable'], 'file')} not to be read" if counts["unreadable"] else ""
+    lines = [
+        f"in:    {count(counts['videos_in'], 'video')} of {count(counts['takes_in'], 'take')}, "
+        f"{counts['bytes_in'] / 1e6:.1f} MB",
+        f"out:   {count(counts['videos'], 'video')} of {count(counts['takes'], 'take')}, {counts['frames']} frames, "
+        f"{counts['bytes'] / 1e6:.1f} MB in {count(len(prepared['shards']), 'shard')}: {output_dir}",
+        f"aside: {count(counts['quarantined'], 'video')}{labels}{unreadable}{where}",
+        *_shortened(quarantined),
+        *[f"labels used, but not as they are written: {counts['labels_changed']}"] * bool(counts["labels_changed"]),
+        *unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
+        *left(counts["duplicates"], counts["passed_over"]),
+    ]
+    return "\n".join(lines)
+
+
+def found_wrong(listing: Listing) -> list[str]:
+    """Told before the work begins: what is mended then is prepared with the rest."""
+    unreadable = [f"  {path}: {reason}" for path, _, reason in listing.unreadable]
+    lines = [f"cannot be read: {count(len(unreadable), 'file')}", *unreadable] if unreadable else []
+    refused, changed = [reason for *_, reason in listing.refused], listing.changed
+    lines += [f"labels that cannot be used: {len(refused)}", *_shortened(refused)] if refused else []
+    lines += [f"labels used, but not as they are written: {len(changed)}", *_shortened(changed)] if changed else []
+    return lines
+
+
+def unmatched(files: Sequence[tuple[str, str]], where: str = "") -> list[str]:
+    """Of files that are none of the data set."""
+    reasons = [reason for _, reason in files]
+    return [f"not of this data set: {count(len(reasons), 'file')}{where}", *_shortened(reasons)] if reasons else []
+
+
+def left(duplicates: int, endings: Mapping[str, int]) -> list[str]:
+    """What else there is of files that are not used."""
+    twice = f"left out, with the same bytes as a file that is used: {count(duplicates, 'file')}"
+    return [twice] * bool(duplicates) + ([passed_over(endings)] if endings else [])
+
+
+def _shortened(items: Sequence[str]) -> list[str]:
+    more = [f"  ... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return [f"  {item}" for item in items[:SHOWN]] + more
+
+
+def count(number: int, noun: str) -> str:
+    """'1 file', '2 files'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
