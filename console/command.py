@@ -105,13 +105,17 @@ class Parser(argparse.ArgumentParser):
             args = [arg for arg in args if not arg.startswith("--config.")]
             self._check_overrides(overrides)
         self._check_options(args)
-        self._given = {}
         options, extra = self.parse_known_args(args, namespace)
         if extra:
             self.error(f"unexpected: {' '.join(extra)}. Options are written --NAME=VALUE.{self._as_option(extra[0])}")
         if self._config_keys is not None:
             options.overrides = overrides
         return options
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """As argparse's; no option may stand twice."""
+        self._given = {}
+        return super().parse_known_args(args, namespace)
 
     def _check_options(self, args: Sequence[str]) -> None:
         """Looks at the names of options before argparse does, which would first miss the right one."""
