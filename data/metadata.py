@@ -1,5 +1,6 @@
 """The files of a prepared set beside its shards."""
 
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -93,7 +94,7 @@ def write(
     _write_tfds_metadata(settings, shard_list, output_dir)
     prepared = {
         "format_version": FORMAT_VERSION,
-        **settings.as_dict(),
+        **dataclasses.asdict(settings),
         "not_synchronised": catalog.get(settings.dataset).not_synchronised,
         "versions": {name: importlib.metadata.version(name) for name in ("av", "opencv-python-headless")},
         "counts": {
@@ -112,6 +113,8 @@ def write(
             "unmatched": len(listing.unmatched),
             "duplicates": len(listing.files.duplicates),
             "passed_over": dict(sorted(listing.files.passed_over.items())),
+            "several_tracks": pc.sum(pc.greater(views["video_tracks"], 1)).as_py() or 0,
+            "gap_frames": pc.sum(views["gap_frames"]).as_py() or 0,
         },
         "shards": shard_list,
     }

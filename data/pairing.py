@@ -109,7 +109,7 @@ def _on_one_clock(
         if problem := clocks.disorder(view.stamps):
             reasons[view.video] = problem
         elif seconds is None:
-            reasons[view.video] = "the table of --sync has no line for it"
+            reasons[view.video] = "the table of --sync has no seconds for it"
         else:
             placed.append(dataclasses.replace(view, offset=seconds))
     if clock.by == clocks.IF_ALIKE:

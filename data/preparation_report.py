@@ -22,11 +22,16 @@ def report(prepared: dict, output_dir: Path) -> str:
         f"{counts['bytes'] / 1e6:.1f} MB in {count(len(prepared['shards']), 'shard')}: {output_dir}",
         f"aside: {count(counts['quarantined'], 'video')}{labels}{unreadable}{where}",
         *_shortened(quarantined),
+        *_tracks(counts["several_tracks"]),
         *[f"labels used, but not as they are written: {counts['labels_changed']}"] * bool(counts["labels_changed"]),
         *unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
         *left(counts["duplicates"], counts["passed_over"]),
     ]
     return "\n".join(lines)
+
+
+def _tracks(several: int) -> list[str]:
+    return [f"told:  {count(several, 'file')} with several video tracks: the longest was taken"] if several else []
 
 
 def found_wrong(listing: Listing) -> list[str]:

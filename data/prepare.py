@@ -13,6 +13,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import json
@@ -47,6 +48,7 @@ from data import (
     preparation_report,
     raw_video,
     shards,
+    times,
     truth,
     workers,
 )
@@ -231,7 +233,7 @@ def _describe_truth(truth_dir: Path, listing: Listing) -> list[str]:
 def _begin(settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Path) -> None:
     """Writes the plan, or checks that the one in the output folder is this one."""
     takes = sorted({video.take for job in jobs for video in job.videos})
-    plan = {"format_version": metadata.FORMAT_VERSION, "settings": settings.as_dict(), "takes": takes}
+    plan = {"format_version": metadata.FORMAT_VERSION, "settings": dataclasses.asdict(settings), "takes": takes}
     plan = json.loads(json.dumps(plan))
     path = output_dir / "plan.json"
     if path.exists():
@@ -252,9 +254,9 @@ def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
     if before["format_version"] != now["format_version"]:
         raise PreparationError(f"{output_dir} was prepared by another version of this program. {advice}")
     differences = [
-        f"{key} was {before['settings'].get(key)!r}, now {now['settings'].get(key)!r}"
-        for key in {**now["settings"], **before["settings"]}
-        if before["settings"].get(key) != now["settings"].get(key)
+        f"{key} was {before['settings'].get(key)!r}, now {value!r}"
+        for key, value in now["settings"].items()
+        if before["settings"].get(key) != value
     ]
     if differences:
         raise PreparationError(f"{output_dir} was prepared with other settings: {'; '.join(differences)}. {advice}")
@@ -291,6 +293,7 @@ def dry_run(
         f"{count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
         f"{count(len(jobs), 'shard')}",
         *(f"  {count(takes_with[views], 'take')} with {count(views, 'view')}" for views in sorted(takes_with)),
+        *times.table(listing, listing.root),
         *preparation_report.found_wrong(listing),
         *preparation_report.unmatched(listing.unmatched),
         *preparation_report.left(len(listing.files.duplicates), listing.files.passed_over),

@@ -1,10 +1,14 @@
 """Whether what is prepared as one instant was filmed at one instant, whatever the files' rates, starts and losses."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from data import catalog, clocks, prepare, shards, takes
-from tests.video_files import time_shown, write_timed
+from console.errors import UserError
+from data import carry_truth, catalog, clocks, offsets, prepare, raw_video, shards, takes, times
+from data.listing import list_videos
+from tests import video_files
+from tests.video_files import corners_shown, time_shown, write_timed
 
 CODECS = {"mp4": "libx264", "mkv": "libx264", "ts": "libx264", "avi": "mpeg4"}
 LOST = [n for n in range(90) if not 40 <= n < 50]
@@ -159,3 +163,132 @@ def test_a_header_that_states_another_rate(tmp_path):
     found, shown, aside = prepared(raw)
     assert not aside and found.views["fps"].tolist() == [30, 30]
     assert shown["A"] == shown["B"] == list(range(60))
+
+
+def read(path):
+    """The frames of a raw video, and its source."""
+    with open(path, "rb") as file:
+        source = raw_video.open_source(file)
+        return list(raw_video.frames(source, 96)), source
+
+
+@pytest.mark.parametrize(
+    "matrix, corners",
+    [
+        ((1, 0, 0, 1), "RGBW"),
+        ((-1, 0, 0, 1), "GRWB"),  # mirrored, as in a looking glass
+        ((1, 0, 0, -1), "BWRG"),
+        ((-1, 0, 0, -1), "WBGR"),  # turned by 180 degrees
+        ((0, 1, -1, 0), "BRWG"),  # by 90, clockwise
+        ((0, -1, 1, 0), "GWRB"),  # by 270
+        ((0, 1, 1, 0), "RBGW"),  # along the diagonal
+        ((0, -1, -1, 0), "WGBR"),
+    ],
+)
+def test_the_display_matrix_is_applied_whole(tmp_path, matrix, corners):
+    path = write_timed(tmp_path / "a.mp4", [1, 2])
+    video_files.set_display_matrix(path, *matrix)
+    frames, _ = read(path)
+    assert {corners_shown(frame) for frame in frames} == {corners}
+    assert frames[0].shape[:2] == ((96, 128) if matrix[0] else (128, 96))
+
+
+@pytest.mark.parametrize("ending, num_frames", [("mp4", 1), ("mkv", 1), ("mkv", 3)])
+def test_the_longest_track_is_taken_and_several_are_told(tmp_path, ending, num_frames):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    source = write_timed(tmp_path / f"plain.{ending}", list(range(90)))
+    for view in "AB":
+        video_files.with_thumbnail(raw / f"t_cam{view}.{ending}", source, num_frames)
+    found, shown, _ = prepared(raw)
+    assert shown["A"] == shown["B"] == list(range(90))
+    assert found.views["video_tracks"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("ending", CODECS)
+def test_reordered_frames_keep_their_times(tmp_path, ending):
+    numbers = [*range(20), *range(26, 60)]
+    for codec in {CODECS[ending], "libx264"}:
+        path = write_timed(tmp_path / f"{codec}.{ending}", numbers, codec=codec, b_frames=2)
+        frames, source = read(path)
+        assert [time_shown(frame) for frame in frames] == numbers
+        stamps = np.array(source.seconds) * 30
+        np.testing.assert_allclose(stamps - stamps[0], numbers, atol=0.05)
+
+
+def test_times_before_zero(tmp_path):
+    """In MP4 an edit list hides the frames before zero; Matroska keeps what is shown."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_timed(raw / "t_camA.mp4", list(range(60)), first=-5)
+    write_timed(raw / "t_camB.mkv", list(range(5, 60)), first=0)
+    _, shown, aside = prepared(raw, "timestamps")
+    assert not aside and shown["A"] == shown["B"] == list(range(5, 60))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+def test_a_variable_rate(tmp_path, ending):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rng = np.random.default_rng(3)
+    variable = np.cumsum(rng.choice([1, 1, 1, 2], 70)).tolist()
+    variable = [n - variable[0] for n in variable if n < 90]
+    write_timed(raw / f"t_camA.{ending}", list(range(90)))
+    write_timed(raw / f"t_camB.{ending}", variable)
+    found, shown, aside = prepared(raw)
+    assert not aside and shown["A"][: len(shown["B"])] == list(range(len(shown["B"])))
+    assert found.views["gap_frames"][1] == gaps_of(shown["B"], variable, 30, 0, 30) > 5
+
+
+def test_empty_entries_of_avi_are_the_frame_before(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    numbers = [*range(20), *range(25, 60)]
+    for view in "AB":
+        write_timed(raw / f"t_cam{view}.avi", numbers, codec="mpeg4")
+    for sync in ("frames", "start"):
+        found, shown, aside = prepared(raw, sync)
+        assert not aside and shown["A"] == [*range(20), *[19] * 5, *range(25, 60)] == shown["B"]
+        assert found.views["gap_frames"].tolist() == [5, 5]
+
+
+def test_truth_that_counts_frames_is_refused_where_these_get_other_numbers(tmp_path):
+    views = pa.table({"take": ["t", "t"], "view": ["A", "B"], "resampled": [False, True]})
+    with pytest.raises(UserError, match=r"1 of 2 .* view B of take t.*--sync=frames"):
+        carry_truth._check_numbers(tmp_path, views)
+    carry_truth._check_numbers(tmp_path, views.slice(0, 1))
+
+
+def test_tables_of_offsets_are_refused_in_words(tmp_path):
+    path = tmp_path / "offsets.csv"
+    for content, reason in {
+        "take,view\nt,A\n": "lacks the column seconds",
+        "take,view,seconds\nt,A,soon\n": "line 2: 'soon' is no number",
+        "take,view,seconds\nt,A,1\nt,A,2\n": "line 3: view A of take t is there twice",
+    }.items():
+        path.write_text(content)
+        with pytest.raises(UserError, match=reason):
+            offsets.read(path)
+    path.write_text("\ufefftake,view,seconds\nt,A,-1.5\n\nt,B,\n")
+    assert offsets.read(path) == {("t", "A"): -1.5}
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [({"sync": "frames", "fps": 10}, "--sync=frames pairs"), ({"sync": "start", "name": "pkummd"}, "label file")],
+)
+def test_choices_that_do_not_go_together(tmp_path, options, reason):
+    names = catalog.get(options.pop("name", "folder"), pattern=None, num_classes=None)
+    with pytest.raises(UserError, match=reason):
+        prepare.prepare(names, tmp_path, tmp_path / "out", **options)
+
+
+def test_the_times_are_told_beforehand(tmp_path):
+    write_timed(tmp_path / "t_cam1.mp4", list(range(30)))
+    write_timed(tmp_path / "t_cam2.mkv", list(range(10, 30)), rate=20)
+    said = times.table(list_videos(catalog.get("folder"), tmp_path)[1], tmp_path)
+    assert [line.split() for line in said[2:4]] == [
+        ["1", "1", "30.00", "0.00", "1.00"],
+        ["2", "1", "20.00", "0.50", "1.00"],
+    ]
+    assert "1 of 1 takes do not begin at one time" in said[4]

@@ -65,14 +65,12 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-def rotate_by_metadata(path: Path, turn: tuple[int, int, int, int] = (0, 1, -1, 0)) -> None:
-    """Tells players of an MP4 file to turn it by (a, b, c, d); as phones do held upright: clockwise by 90 degrees."""
+def rotate_by_metadata(path: Path) -> None:
+    """Tells players of an MP4 file to turn it clockwise by 90 degrees, as phones do held upright."""
     data = bytearray(path.read_bytes())
     # ISO 14496-12, 8.3.2: the matrix follows 40 bytes of a version 0 track header.
     matrix = data.index(b"tkhd") + 4 + 40
-    data[matrix : matrix + 36] = struct.pack(
-        ">9i", turn[0] << 16, turn[1] << 16, 0, turn[2] << 16, turn[3] << 16, 0, 0, 0, 1 << 30
-    )
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
 
 
@@ -161,4 +159,30 @@ def write_timed(
             frame.pts, frame.time_base = number + (0 if first is None else first - numbers[0]), Fraction(1, rate)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
+    return path
+
+
+def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """Tells players of an MP4 file to show its pixel (x, y) at (a x + c y, b x + d y); each -1, 0 or 1."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # ISO 14496-12, 8.3.2: behind 40 bytes of a version 0 track header
+    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+def with_thumbnail(path: Path, source: Path, num_frames: int = 1) -> Path:
+    """As `source`, but its first video track is another, of a few red pictures that last as long as all of it."""
+    with av.open(str(source)) as video, av.open(str(path), "w") as output:
+        thumbnail = output.add_stream("mjpeg", rate=1)
+        thumbnail.height, thumbnail.width, thumbnail.pix_fmt = 48, 64, "yuvj420p"
+        copied = output.add_stream_from_template(video.streams.video[0])
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), (250, 0, 0), np.uint8), format="rgb24")
+            frame.pts = number
+            output.mux(thumbnail.encode(frame))
+        output.mux(thumbnail.encode())
+        for packet in video.demux(video.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copied
+                output.mux(packet)
     return path

@@ -1,0 +1,367 @@
+"""Estimates when the files of a take began, from what was heard or from when things moved: a table of offsets.
+
+`data.prepare --sync=FILE.csv` reads the table. Where all views of a take have sound, the onsets of their sounds are
+compared (a clap is best), else how strongly the picture changes over time, which rises and falls in every view. An
+estimate comes with a confidence from 0 to 1. Where that is too small, nothing is guessed: the seconds stay empty, and
+preparation sets the view aside. Every take gets a plot, to look at.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import cv2
+import matplotlib.figure
+import numpy as np
+import scipy.ndimage
+import scipy.signal
+
+from console import progress
+from console.command import ExitCode, Parser, execute
+from data import archives, catalog, clocks, offsets, raw_video, shards
+from data.catalog import Video, folder
+from data.listing import list_videos
+
+PROG = "python -m data.sync"
+EXAMPLES = """
+python -m data.sync --input=videos --pattern='{take}_cam{view}.mp4' --output=offsets.csv
+python -m data.sync --input=videos --output=offsets.csv --method=motion --max_offset=30
+"""
+METHODS = ("auto", "sound", "motion")
+SOUND_RATE = 16_000  # [ours] samples per second
+RATE = {"sound": 200, "motion": 120}  # [ours] values per second of the curves that are compared
+SMOOTHING_SECONDS = {"sound": 0.01, "motion": 0.035}  # [ours]
+TREND_SECONDS = {"sound": 1.0, "motion": 0.2}  # [ours] slower changes are light, compression and distance
+SHORT_SIDE = 90  # [ours] pixels of the frames whose differences are taken
+MOVING = 97  # [ours] percentile of a picture's differences: what moves may be small
+INDEPENDENT_SECONDS = 1 / 15  # [ours] values of a curve that lie nearer say the same
+MIN_OVERLAP = 0.6  # [ours] of the shorter of two curves, that must coincide
+PEAK_SECONDS = 0.15  # [ours] to both sides of the best offset, within which others are the same
+# [ours] An offset that is so much likelier than any other, in log units, has a confidence of 0.63.
+SURE = {"sound": 8.0, "motion": 11.0}
+MIN_CONFIDENCE = 0.7  # [ours] docs/your_videos.md says what it was measured to be worth
+MAX_OFFSET_SECONDS = 10.0  # [ours]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+    """How much happens in a view, over the time of its file."""
+
+    first: int  # time of the first value, in steps of 1 / RATE seconds
+    values: np.ndarray  # float[N], of mean 0 and deviation 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What is known of a take's views."""
+
+    method: str  # 'sound', 'motion', or '' where there are no two curves
+    seconds: Mapping[str, float]  # view -> to add to its stamps
+    confidence: Mapping[str, float]  # view -> 0 to 1
+    curves: Mapping[str, Curve]
+    problems: Mapping[str, str]  # view -> why it has no curve
+
+
+def motion_curve(file: BinaryIO) -> Curve:
+    """How strongly the picture changes; `raw_video.BadVideo` if it cannot be read."""
+    source = raw_video.open_source(file)
+    greys, strengths = [], []
+    for frame in raw_video.frames(source, SHORT_SIDE):
+        greys.append(cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0))
+        if len(greys) == 3:  # over two steps, in which movement grows, and compression's noise does not
+            strengths.append(np.percentile(np.abs(greys[2] - greys.pop(0)), MOVING))
+    seconds = np.array(source.seconds)
+    if problem := clocks.disorder(seconds):
+        raise raw_video.BadVideo(problem)
+    steps = seconds[2:] - seconds[:-2]
+    lost = np.maximum(steps * source.fps / 2, 1)  # a longer step has more of a difference
+    return _curve(seconds[:-2] + steps / 2, np.log(np.array(strengths) / lost + 1), "motion")
+
+
+def sound_curve(file: BinaryIO) -> Curve | None:
+    """When sounds begin; None where there is none. `raw_video.BadVideo` if it cannot be read."""
+    resampler, samples, begin = av.AudioResampler(format="fltp", layout="mono", rate=SOUND_RATE), [], None
+    with raw_video.open_source(file).container as container:
+        if not container.streams.audio:
+            return None
+        try:
+            for frame in container.decode(container.streams.audio[0]):
+                begin = begin if begin is not None else (frame.time or 0.0)
+                frame.pts = None  # the resampler would take a gap for an error
+                samples += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        except av.FFmpegError as error:
+            raise raw_video.BadVideo(f"its sound cannot be decoded: {error.strerror or error}") from error
+    hop = SOUND_RATE // RATE["sound"]
+    sound = np.concatenate([*samples, np.zeros(0, np.float32)])
+    power = np.square(sound[: len(sound) // hop * hop].reshape(-1, hop)).mean(axis=1)
+    if len(power) < 3 or power.max() < 1e-9:  # silence
+        return None
+    onsets = np.maximum(np.diff(np.log(power + 1e-3 * power.max())), 0)
+    return _curve(begin + (1 + np.arange(len(onsets))) / RATE["sound"], onsets, "sound")
+
+
+def _curve(seconds: np.ndarray, values: np.ndarray, method: str) -> Curve:
+    """Values at any times, as a curve at regular ones, without its trend."""
+    rate = RATE[method]
+    if len(seconds) < 2 or seconds[-1] - seconds[0] < 2 * PEAK_SECONDS:
+        raise raw_video.BadVideo("is too short to be compared")
+    steps = np.arange(np.ceil(seconds[0] * rate), np.floor(seconds[-1] * rate) + 1)
+    values = np.interp(steps / rate, seconds, values)
+    values -= scipy.ndimage.gaussian_filter1d(values, TREND_SECONDS[method] * rate, mode="nearest")
+    values = scipy.ndimage.gaussian_filter1d(values, SMOOTHING_SECONDS[method] * rate)
+    return Curve(first=int(steps[0]), values=(values - values.mean()) / (values.std() + 1e-9))
+
+
+def likelihood(a: Curve, b: Curve, rate: int, max_offset: float) -> tuple[np.ndarray, np.ndarray]:
+    """How likely each offset of b from a is.
+
+    Correlated Gaussian curves with correlation r are so much more likely than independent ones: -log(1 - r^2) / 2 for
+    each independent value. A high correlation over a short overlap thus counts less.
+
+    Args:
+      a, b: the curves; a positive offset is added to the times of b.
+      rate: steps per second.
+      max_offset: seconds; K is as many steps.
+
+    Returns:
+      float[2 K + 1], in log units, for -K to K steps, -inf where none can be; and how many independent values say so.
+    """
+    largest = round(max_offset * rate)
+
+    def sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return scipy.signal.correlate(x, y, "full", "fft")
+
+    x, y = a.values, b.values
+    every_x, every_y = np.ones_like(x), np.ones_like(y)
+    count = np.maximum(np.round(sums(every_x, every_y)), 1)
+    mean_x, mean_y = sums(x, every_y) / count, sums(every_x, y) / count
+    variance_x = np.maximum(sums(x * x, every_y) / count - mean_x**2, 1e-6)
+    variance_y = np.maximum(sums(every_x, y * y) / count - mean_y**2, 1e-6)
+    r = np.clip((sums(x, y) / count - mean_x * mean_y) / np.sqrt(variance_x * variance_y), 0, 0.999)
+    independent = count / (rate * INDEPENDENT_SECONDS)
+    found = -0.5 * np.log(1 - r**2) * independent
+    found[count < MIN_OVERLAP * min(len(x), len(y))] = -np.inf
+    steps = np.arange(len(found)) - (len(y) - 1) + a.first - b.first
+    wanted, values = np.full(2 * largest + 1, -np.inf), np.zeros(2 * largest + 1)
+    inside = np.abs(steps) <= largest
+    wanted[steps[inside] + largest], values[steps[inside] + largest] = found[inside], independent[inside]
+    return wanted, values
+
+
+def place(curves: Mapping[str, Curve], method: str, max_offset: float) -> tuple[dict[str, float], dict[str, float]]:
+    """The seconds and the confidence of each view, each placed against all that are placed already, the surest first.
+
+    Args:
+      curves: of two views or more.
+      method: a key of RATE.
+      max_offset: seconds, between any two views.
+    """
+    rate, views = RATE[method], list(curves)
+    pairs = {}
+    for one, other in itertools.combinations(views, 2):
+        pairs[one, other] = likelihood(curves[one], curves[other], rate, max_offset)
+        pairs[other, one] = tuple(part[::-1] for part in pairs[one, other])
+    largest = len(pairs[views[0], views[1]][0]) // 2
+
+    def against(view: str, placed: Mapping[str, float]) -> tuple[float, float]:
+        """The best offset of a view in steps, and by how much it is likelier than any other."""
+        others = {other: at for other, at in placed.items() if other != view}
+        grid = np.arange(-2 * largest, 2 * largest + 1)
+        total, count = np.zeros(len(grid)), np.zeros(len(grid))
+        for other, at in others.items():
+            found, values = pairs[other, view]
+            total += np.interp(grid - at, np.arange(-largest, largest + 1), found, -np.inf, -np.inf)
+            count += np.interp(grid - at, np.arange(-largest, largest + 1), values, 0, 0)
+        best = int(np.argmax(total))
+        if not np.isfinite(total[best]):
+            return 0.0, 0.0
+        apart = (np.abs(grid - grid[best]) > PEAK_SECONDS * rate) & np.isfinite(total)
+        # By the values that both have, so that a repeated movement is not sure for its longer overlap.
+        each = total[best] / count[best] - total[apart] / count[apart]
+        margin = (each * np.minimum(count[apart], count[best])).min(initial=total[best])
+        left, middle, right = total[max(best - 1, 0)], total[best], total[min(best + 1, len(total) - 1)]
+        bend = left - 2 * middle + right
+        return grid[best] + (0.5 * (left - right) / bend if np.isfinite(bend) and bend < 0 else 0.0), margin
+
+    first = max(views, key=lambda view: max(against(view, {other: 0.0})[1] for other in views if other != view))
+    placed, margin = {first: 0.0}, {}
+    while len(placed) < len(views):
+        found = {view: against(view, placed) for view in views if view not in placed}
+        surest = max(found, key=lambda view: found[view][1])
+        placed[surest], margin[surest] = found[surest]
+    for view in views:  # once more, now against all
+        placed[view], margin[view] = against(view, placed)
+    confidence = {view: float(1 - np.exp(-max(margin[view], 0.0) / SURE[method])) for view in views}
+    return {view: float(placed[view] - placed[views[0]]) / rate for view in views}, confidence
+
+
+def estimate(files: Mapping[str, BinaryIO], method: str, max_offset: float, min_confidence: float) -> Estimate:
+    """When the views of a take began.
+
+    Args:
+      files: view -> what FFmpeg reads, seekable.
+      method: one of METHODS; auto takes sound where all views have it and it tells, else motion.
+      max_offset: seconds between two views.
+      min_confidence: below it, sound does not tell.
+    """
+    found = Estimate(method="", seconds={}, confidence={}, curves={}, problems={})
+    for name, curve_of in (("sound", sound_curve), ("motion", motion_curve)):
+        if method not in ("auto", name):
+            continue
+        curves, problems = {}, {}
+        for view, file in files.items():
+            try:
+                curve = curve_of(file)
+            except raw_video.BadVideo as error:
+                problems[view] = str(error)
+                continue
+            if curve is None:
+                problems[view] = "has no sound"
+            else:
+                curves[view] = curve
+        if len(curves) < 2 or (name == "sound" and method == "auto" and problems):
+            found = dataclasses.replace(found, problems=problems)
+            continue
+        seconds, confidence = place(curves, name, max_offset)
+        found = Estimate(method=name, seconds=seconds, confidence=confidence, curves=curves, problems=problems)
+        if min(confidence.values()) >= min_confidence:
+            break
+    return found
+
+
+def plot(found: Estimate, title: str, min_confidence: float, path: Path) -> None:
+    """The curves of a take's views, each where it was placed: they should rise and fall together."""
+    rate = RATE[found.method]
+    figure = matplotlib.figure.Figure((10, 1 + 1.2 * len(found.curves)), layout="constrained")
+    axes = figure.subplots(len(found.curves), sharex=True)
+    figure.suptitle(f"{title}, from {found.method}: do the curves rise and fall together?")
+    for axis, (view, curve) in zip(axes, found.curves.items(), strict=True):
+        times = (curve.first + np.arange(len(curve.values))) / rate + found.seconds[view]
+        refused = found.confidence[view] < min_confidence
+        axis.plot(times, curve.values, color="tab:red" if refused else "tab:blue", linewidth=1)
+        axis.set_ylabel(view)
+        said = f"{found.seconds[view]:+.3f} s, confidence {found.confidence[view]:.2f}"
+        axis.set_title(said + ", not used" * refused, fontsize=9, loc="right")
+        axis.grid(axis="x")
+    axes[-1].set_xlabel("s, on the clock of the take")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _take(videos: Sequence[Video], options: argparse.Namespace) -> tuple[list[list[object]], list[str]]:
+    """Rows of the table, and what is to be said."""
+    rows, said, files = [], [], {}
+    cv2.setNumThreads(1)
+    with archives.Reader(options.input, [video.path for video in videos]) as reader:
+        for video in videos:
+            try:
+                files[video.view] = reader.open(video.path)
+            except archives.BadArchive as error:
+                said.append(f"{video.path}: {error}")
+        try:
+            found = estimate(files, options.method, options.max_offset, options.min_confidence)
+        finally:
+            for file in files.values():
+                file.close()
+    take = videos[0].take
+    if found.method:
+        plot(found, take, options.min_confidence, plots_of(options.output) / f"{take}.png")
+    for video in videos:
+        confidence = found.confidence.get(video.view, 0.0)
+        used = confidence >= options.min_confidence
+        seconds = f"{found.seconds[video.view]:.4f}" if used else ""
+        rows.append([take, video.view, seconds, f"{confidence:.3f}", found.method])
+        if video.view in found.problems:
+            said.append(f"{video.path}: {found.problems[video.view]}")
+        elif not used:
+            said.append(f"{video.path}: confidence {confidence:.2f}, below {options.min_confidence:g}: not guessed")
+    return rows, said
+
+
+def plots_of(output: Path) -> Path:
+    """The folder of the takes' plots."""
+    return output.with_name(f"{output.stem}_plots")
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        PROG,
+        __doc__,
+        examples=EXAMPLES,
+        exit_codes={
+            ExitCode.DONE: "all views have their seconds",
+            ExitCode.PARTLY: "some views were not guessed: the table has no seconds for them, and the end says which",
+        },
+    )
+    parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="folder with the raw videos")
+    parser.add_argument(
+        "--pattern", help=f"of their names, as python -m data.prepare has it (default: '{folder.DEFAULT_PATTERN}')"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.csv", help="the table; plots lie beside it")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="what is compared: auto takes sound where all views have it and it tells, else motion (auto)",
+    )
+    parser.add_argument(
+        "--max_offset",
+        type=float,
+        default=MAX_OFFSET_SECONDS,
+        metavar="S",
+        help=f"seconds that two views may be apart by the times of their files ({MAX_OFFSET_SECONDS:g})",
+    )
+    parser.add_argument(
+        "--min_confidence",
+        type=float,
+        default=MIN_CONFIDENCE,
+        metavar="C",
+        help=f"0 to 1; below, nothing is guessed ({MIN_CONFIDENCE:g})",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (all CPUs)")
+    parser.add_progress()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if not 0 <= options.min_confidence <= 1 or not options.max_offset > 0 or options.workers < 1:
+        parser.error("--min_confidence is 0 to 1, --max_offset above 0, --workers 1 or more")
+    progress.configure(options.progress)
+    return execute(PROG, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    names = catalog.get("folder", pattern=options.pattern, num_classes=None)
+    _, listing = list_videos(names, options.input)
+    takes = [list(videos) for _, videos in itertools.groupby(listing.videos, key=lambda video: video.take)]
+    rows, said = [], []
+    one_take = functools.partial(_take, options=options)
+    workers = concurrent.futures.ProcessPoolExecutor(
+        min(options.workers, max(1, len(takes))), mp_context=multiprocessing.get_context("spawn")
+    )
+    with workers, progress.Bar(len(takes), "estimating", "takes") as bar:
+        for number, (of_take, remarks) in enumerate(workers.map(one_take, takes), start=1):
+            rows += of_take
+            said += remarks
+            bar.advance_to(number)
+    shards.write_atomically(options.output, offsets.text(rows, ("confidence", "method")).encode())
+    print(f"{len(takes)} takes of {len(rows)} views: {options.output}, plots to look at: {plots_of(options.output)}")
+    for line in said:
+        print(f"  {line}")
+    return ExitCode.PARTLY if said else ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

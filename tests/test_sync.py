@@ -1,0 +1,91 @@
+"""Offsets that are known, estimated: from claps, from motion, and not at all where nothing tells."""
+
+import csv
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from console.command import ExitCode
+from data import sync
+
+SOUND_RATE = 8000
+
+
+def write_take(path: Path, begin: float, seconds: float, path_of_light, clap: float | None, seed: int, size=32) -> Path:
+    """A view, from `begin` on, of a light whose place is `path_of_light` (a function of seconds), and of a clap."""
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 4 * size, 3 * size, "yuv420p"
+        stream.codec_context.thread_count = 1
+        sound = None if clap is None else output.add_stream("aac", rate=SOUND_RATE, layout="mono")
+        x, y = np.meshgrid(np.arange(4 * size), np.arange(3 * size))
+        for number in range(round(seconds * 30)):
+            place = path_of_light(begin + number / 30)
+            across = (2 if seed % 2 else 2.6) * size + (size if seed % 2 else -0.8 * size) * place  # the views differ
+            light = 200 * np.exp(-((x - across) ** 2 + (y - 1.5 * size) ** 2) / (0.1 * size**2))
+            picture = np.repeat((30 + light)[..., None], 3, axis=2).astype(np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode())
+        if clap is not None:
+            heard = 0.01 * rng.standard_normal(round(seconds * SOUND_RATE)).astype(np.float32)
+            at = round((clap - begin) * SOUND_RATE)
+            heard[at : at + 400] += np.exp(-np.arange(400) / 80) * rng.standard_normal(400)
+            for first in range(0, len(heard) - 1023, 1024):
+                frame = av.AudioFrame.from_ndarray(heard[None, first : first + 1024], format="fltp", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, first, Fraction(1, SOUND_RATE)
+                output.mux(sound.encode(frame))
+            output.mux(sound.encode())
+    return path
+
+
+def wandering(seed: int):
+    rng = np.random.default_rng(seed)
+    moments, places = np.cumsum(rng.uniform(0.15, 0.7, 30)), rng.uniform(-1, 1, 30)
+    return lambda seconds: float(np.interp(seconds, moments, places))
+
+
+def estimated(paths: dict[str, Path], method: str) -> sync.Estimate:
+    files = {view: io.BytesIO(path.read_bytes()) for view, path in paths.items()}
+    return sync.estimate(files, method, sync.MAX_OFFSET_SECONDS, sync.MIN_CONFIDENCE)
+
+
+@pytest.mark.parametrize("method, frames", [("sound", 0.3), ("motion", 1.0)])
+def test_known_offsets_are_found(tmp_path, method, frames):
+    begins = {"A": 0.4, "B": 0.0, "C": 0.75}
+    clap = 2.2 if method == "sound" else None
+    paths = {
+        view: write_take(tmp_path / f"t_cam{view}.mp4", begin, 6, wandering(1), clap, seed)
+        for seed, (view, begin) in enumerate(begins.items())
+    }
+    found = estimated(paths, "auto")
+    assert found.method == method and not found.problems
+    assert min(found.confidence.values()) >= sync.MIN_CONFIDENCE
+    for view, begin in begins.items():
+        assert abs(found.seconds[view] - (begin - begins["A"])) * 30 <= frames, view
+
+
+def test_what_does_not_tell_is_not_guessed(tmp_path, capsys):
+    write_take(tmp_path / "t_camA.mp4", 0, 4, wandering(1), None, 0)
+    write_take(tmp_path / "t_camB.mp4", 0, 4, wandering(2), None, 1)  # of something else
+    (tmp_path / "t_camC.mp4").write_bytes(b"no video")
+    output = tmp_path / "out" / "offsets.csv"
+    output.parent.mkdir()
+    assert sync.main([f"--input={tmp_path}", f"--output={output}", "--workers=1"]) == ExitCode.PARTLY
+    with open(output, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["take"], row["view"], row["seconds"]) for row in rows] == [("t", view, "") for view in "ABC"]
+    assert (output.parent / "offsets_plots" / "t.png").stat().st_size > 1000
+    said = capsys.readouterr().out
+    assert "t_camC.mp4: not a readable video" in said and "not guessed" in said
+
+
+def test_a_repeated_movement_is_not_sure():
+    steps = np.arange(600)
+    curve = sync.Curve(first=0, values=np.sqrt(2) * np.sin(2 * np.pi * steps / 60))
+    _, confidence = sync.place({"A": curve, "B": curve}, "motion", 3.0)
+    assert max(confidence.values()) < sync.MIN_CONFIDENCE
