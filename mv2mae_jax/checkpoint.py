@@ -1,8 +1,10 @@
 """Checkpoints: one directory per step in WORKDIR/checkpoints, written by Orbax, with digests (see damage.py)."""
 
+import collections
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,32 @@ def load_encoder(workdir: str, encoder: Any, step: int | None = None) -> Any:
     """
     directory, step = _find(workdir, step)
     return _load(workdir, directory, step, encoder, lambda saved: {k: saved["encoder"].get(k, {}) for k in encoder})
+
+
+def taken(path: str, before: Any, after: Any) -> str:
+    """A line on what `init_from` gave: how many parameters come from `path`, and the names of those that do not.
+
+    Args:
+      path: where they come from.
+      before: parameters as initialised; a leaf of scanned blocks counts once per block.
+      after: the same tree; a leaf that was not loaded is the very object of `before`.
+    """
+    fresh, num_taken, num_all = [], 0, 0
+    others = collections.Counter()
+    for (key, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        name = jax.tree_util.keystr(key, simple=True, separator="/")
+        count = old.shape[0] if re.search(r"/blocks/(?!\d)", name) else 1
+        num_all += count
+        part = name.partition("/")[0]
+        if new is old:
+            fresh.append(name)
+        else:
+            num_taken += count
+            others[part] += 1
+    # A part of which nothing was taken is named as a whole.
+    fresh = dict.fromkeys(name if others[name.partition("/")[0]] else name.partition("/")[0] for name in fresh)
+    rest = f" Initialised afresh: {', '.join(fresh)}." if fresh else ""
+    return f"{num_taken} of {num_all} parameters taken from {path}.{rest}"
 
 
 def _find(workdir: str, step: int | None) -> tuple[str, int]:

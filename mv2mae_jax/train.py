@@ -29,6 +29,7 @@ from mv2mae_jax import (
     perf,
     preemption,
     provenance,
+    runs,
     sharding,
     visualize,
 )
@@ -244,16 +245,26 @@ def init_state(
 
 
 def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: Any, model: Any) -> Any:
-    """Parameters for `init_from`: another run's, or a PyTorch checkpoint's. Fine-tuning takes the encoder alone."""
-    from_torch = importer.is_torch_checkpoint(config.init_from)
-    if config.task == "pretrain":
-        if from_torch:
-            return importer.load_videomae(config.init_from, params, model)
-        return checkpoint.load_params(config.init_from, abstract_params, config.get("init_from_step"))
-    if from_torch:
-        return params | importer.load_videomae(config.init_from, {"encoder": params["encoder"]}, model)
-    step = config.get("init_from_step")
-    return params | {"encoder": checkpoint.load_encoder(config.init_from, abstract_params["encoder"], step)}
+    """Parameters for `init_from`: another run's, or a PyTorch checkpoint's. Fine-tuning takes the encoder alone.
+
+    Says in a line how many were taken, and which were not.
+    """
+    path, step, from_torch = (
+        config.init_from,
+        config.get("init_from_step"),
+        importer.is_torch_checkpoint(config.init_from),
+    )
+    if config.task == "pretrain" and from_torch:
+        loaded = importer.load_videomae(path, params, model, target=config.loss.target)
+    elif config.task == "pretrain":
+        loaded = checkpoint.load_params(path, abstract_params, step)
+        importer.tell_other_target(path, runs.read_record(path, step)[2].loss.target, config.loss.target)
+    elif from_torch:
+        loaded = params | importer.load_videomae(path, {"encoder": params["encoder"]}, model)
+    else:
+        loaded = params | {"encoder": checkpoint.load_encoder(path, abstract_params["encoder"], step)}
+    metrics.say(checkpoint.taken(path, params, loaded))
+    return loaded
 
 
 def make_train_step(

@@ -1,6 +1,7 @@
 """Exports and imports of a small run: nothing is lost, and what is wrong does not pass."""
 
 import dataclasses
+import functools
 import html
 import json
 import math
@@ -28,10 +29,13 @@ from tests.torch_runs import run_command
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"), "pixels")
+
+
+def make_run(folder, target):
     """A finished run: a checkpoint of random weights at step 4 and another at step 6, and a history."""
-    folder = tmp_path_factory.mktemp("run")
     config = tiny.make_config()
-    config.model.tubelet_size = (2, 8, 8)
+    config.model.tubelet_size, config.loss.target = (2, 8, 8), target
     checkpointer = checkpoint.Checkpointer(folder)
     record = {"config": config.to_json(), "git_revision": "0123abc"}
     for step in (4, 6):
@@ -63,7 +67,75 @@ def test_export_and_import_are_inverse_to_the_last_bit(workdir, tmp_path, layout
     task = tiny_task()
     params = jax.tree.map(jnp.asarray, tiny_params(99))
     assert importer.is_torch_checkpoint(path) and not importer.is_torch_checkpoint(workdir)
-    jax.tree.map(np.testing.assert_array_equal, importer.load_videomae(path, params, task.model), tiny_params(4))
+    loaded, expected = importer.load_videomae(path, params, task.model), tiny_params(4)
+    if layout != "port":  # the heads were rescaled to VideoMAE's pixels and back, which rounds
+        for part in ("decoder", "cross_decoder"):
+            head, wanted = loaded[part].pop("head"), expected[part].pop("head")
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), head, wanted)
+    assert_equal(loaded, expected)
+
+
+@pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
+@pytest.mark.parametrize("layout", ["hf", "videomae"])
+def test_heads_predict_what_the_other_side_compares_with(tmp_path, layout, target):
+    """The loss of the file's predictions by VideoMAE's definition is that of JAX's, in pixels from 0 to 1."""
+    workdir = make_run(tmp_path / "run", target)
+    assert run_command(workdir, layout, tmp_path / "out") == 0
+    task, params = tiny_task(), tiny_params(6)
+    video = np.random.default_rng(3).integers(0, 256, (1, *task.model.clip_size, 3), dtype=np.uint8)
+    visible, hidden = np.arange(0, 32, 2)[None], np.arange(1, 32, 2)[None]
+
+    def run(module, video):
+        return module.decode_self(module.encode(video, visible), visible, hidden)
+
+    prediction = np.asarray(torch_runs.jit(functools.partial(task.model.apply, method=run))({"params": params}, video))
+    patches = np.asarray(tubelets.patchify(video, (2, 8, 8)))[0, 1::2].reshape(16, -1, 3) / 255
+    if target == "pixels":
+        prediction = prediction * np.tile([0.229, 0.224, 0.225], 128) + np.tile([0.485, 0.456, 0.406], 128)
+    else:
+        patches = (patches - patches.mean(1, keepdims=True)) / (patches.std(1, ddof=1, keepdims=True) + 1e-6)
+    expected = np.square(prediction - patches.reshape(1, 16, -1)).mean()
+
+    if layout == "hf":
+        theirs = transformers.VideoMAEForPreTraining.from_pretrained(tmp_path / "out")
+        theirs.decoder.norm.eps = 1e-6
+        masked = torch.arange(32)[None] % 2 == 1
+        loss = theirs(torch_runs.pixel_values(video), bool_masked_pos=masked).loss.item()
+    else:
+        content = torch.load(tmp_path / "out/videomae.pth", weights_only=True)
+        assert content["args"] == {"normlize_target": target == "normalized_pixels"}
+        port = mv2mae_torch.MV2MAE(**exporter.read_run(workdir).model_config)
+        port.load_state_dict(content["model"])
+        seen = torch.from_numpy(visible)
+        found = port.decode_self(port.encode(torch.from_numpy(video), seen), seen).detach().numpy()
+        loss = np.square(found - patches.reshape(1, 16, -1)).mean()
+    assert loss == pytest.approx(expected, rel=1e-4)
+    card = (tmp_path / "out/README.md").read_text()
+    assert ("in [0, 1]" if target == "pixels" else "mean 0 and unit variance") in card
+
+
+def test_a_wrong_target_is_caught(workdir, tmp_path, capsys, monkeypatch):
+    """Layers agree, the loss does not."""
+    right = exporter.hugging_face_config
+    monkeypatch.setattr(exporter, "hugging_face_config", lambda run: right(run) | {"norm_pix_loss": True})
+    assert run_command(workdir, "hf", tmp_path / "hf") == 1
+    assert "The loss by transformers is" in capsys.readouterr().err
+    wrong = exporter.loss_settings
+    monkeypatch.setattr(exporter, "loss_settings", lambda run: wrong(run) | {"cross_weight": 0.25})
+    assert run_command(workdir, "port", tmp_path / "port") == 1
+    assert "The loss by the port is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", exporter.FORMATS)
+def test_decoders_of_another_target_are_told(workdir, tmp_path, layout, capsys):
+    run_command(workdir, layout, tmp_path / "out")
+    path = tmp_path / "out" / ("videomae.pth" if layout == "videomae" else "")
+    params = jax.tree.map(jnp.asarray, tiny_params(99))
+    capsys.readouterr()
+    importer.load_videomae(path, params, tiny_task().model, target="pixels")
+    assert "predict" not in capsys.readouterr().out
+    importer.load_videomae(path, params, tiny_task().model, target="normalized_pixels")
+    assert "predict pixels, here they are to predict normalized_pixels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from data.labelled import LabelledDataset
 from mv2mae_jax import (
     accuracy,
     attentive,
+    checkpoint,
     event_files,
     features,
     geometry,
     inference,
     log_files,
+    metrics,
     outcome,
     probes,
     provenance,
@@ -116,12 +118,18 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
         return features.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
     if config.init_from != "random" and not importer.is_torch_checkpoint(config.init_from):
         step, _, trained = runs.read_record(config.init_from, config.get("init_from_step"))
-        return *inference.restore(config.init_from, step, trained.task, model, mesh), step
+        model, params = inference.restore(config.init_from, step, trained.task, model, mesh)
+        shapes = jax.tree.map(jax.typeof, params)
+        metrics.say(checkpoint.taken(config.init_from, {"encoder": shapes}, {"encoder": params}))
+        return model, params, step
     create = functools.partial(features.init_encoder, model)
     placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
     params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
     if config.init_from != "random":
-        params = importer.load_videomae(config.init_from, {"encoder": params}, model)["encoder"]
+        fresh = {"encoder": params}
+        loaded = importer.load_videomae(config.init_from, fresh, model)
+        metrics.say(checkpoint.taken(config.init_from, fresh, loaded))
+        params = loaded["encoder"]
     return model, params, 0
 
 

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mv2mae_jax import decode, losses
+from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.models.joint import JointMAE
-from mv2mae_jax.torch_export import mv2mae_torch, names
+from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.torch_export import heads, mv2mae_torch, names
 from mv2mae_jax.torch_export.exporter import Mismatch, Run
 
 # Largest difference in a layer's outputs, relative to its largest output [ours]. Correct exports stay near 1e-6.
@@ -37,6 +40,7 @@ class FixedInput:
     target_visible: np.ndarray  # int32[1, Nv]
     source_visible: np.ndarray  # int32[1, 1, Nv]
     hidden: np.ndarray  # int32[1, N - Nv], of the target
+    source_hidden: np.ndarray  # int32[1, 1, N - Nv]
 
     @classmethod
     def of(cls, model: mv2mae.MV2MAE | Classifier) -> "FixedInput":
@@ -49,6 +53,7 @@ class FixedInput:
             target_visible=np.sort(target[:num_visible])[None],
             source_visible=np.sort(source[:num_visible])[None, None],
             hidden=np.sort(target[num_visible:])[None],
+            source_hidden=np.sort(source[num_visible:])[None, None],
         )
 
 
@@ -138,6 +143,52 @@ def compare(expected: Outputs, found: Outputs, visible: np.ndarray) -> float:
     return worst
 
 
+def in_their_target(run: Run, expected: Outputs) -> Outputs:
+    """The outputs of JAX with predictions as VideoMAE and transformers make them: pixels lie in [0, 1]."""
+    if not run.has_decoders or run.normalizes_patches:
+        return expected
+    predictions = {name for head in heads.HEADS for name in (head, head.removesuffix(".head"))} & expected.keys()
+    return expected | {name: np.asarray(tubelets.denormalize_pixels(expected[name])) for name in predictions}
+
+
+def their_loss(run: Run, predicted: np.ndarray, inputs: FixedInput) -> float:
+    """The unweighted loss of the self-view decoder's [1, N - Nv, P] by VideoMAE's definition, as JAX has it."""
+    patches = tubelets.patchify(inputs.video[:, 0], run.model.tubelet_size)
+    hidden = tubelets.gather_tokens(patches, inputs.hidden)  # (1, N - Nv, P)
+    target = losses.targets(hidden, "normalized_pixels") if run.normalizes_patches else hidden / 255
+    return float(np.square(predicted - np.asarray(target)).mean())
+
+
+def own_loss(run: Run, inputs: FixedInput) -> float:
+    """The loss of pre-training of the two views: motion-weighted, of every decoder, by the run's config."""
+    task = dataclasses.replace(Pretrain.from_config(run.config), model=run.model, num_source_views=1)
+    batch = {
+        "video": inputs.video,
+        "motion": decode.motion_energy(inputs.video, run.model.tubelet_size),
+        "target_mask": Mask(visible=inputs.target_visible, masked=inputs.hidden),
+        "source_mask": Mask(visible=inputs.source_visible, masked=inputs.source_hidden),
+        "decoded_target": inputs.hidden,
+        "decoded_source": inputs.source_hidden,
+    }
+    with jax.default_matmul_precision("highest"):
+        return float(jax.jit(task.loss)(run.params, batch)[0])
+
+
+def compare_loss(expected: float, found: float, whose: str) -> float:
+    """The relative difference of two losses of the same predictions.
+
+    Raises:
+      Mismatch: they differ: what the heads predict is not what the other side compares with.
+    """
+    difference = abs(found - expected) / abs(expected)
+    if not difference <= TOLERANCE:  # also where it is not a number
+        raise Mismatch(
+            f"The loss by {whose} is {found:.6g}, by JAX {expected:.6g}: they compare the predictions with different "
+            "targets, or weigh them differently."
+        )
+    return difference
+
+
 def check_eps(module: nn.Module, rename: Callable[[str], str]) -> None:
     """Outputs hardly show a wrong eps as long as a layer's input varies much, so it is read.
 
@@ -164,9 +215,18 @@ def check_port(port: nn.Module, expected: Outputs, inputs: FixedInput) -> float:
     return compare(expected, found, inputs.target_visible)
 
 
-def check_written_port(folder: pathlib.Path, expected: Outputs, inputs: FixedInput) -> float:
-    """Loads the exported folder strictly with the port; returns and raises as `compare`."""
-    return check_port(_strictly(lambda: mv2mae_torch.load(folder)), expected, inputs)
+def check_written_port(folder: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
+    """Loads the exported folder strictly with the port; its loss, too; returns and raises as `compare`."""
+    port = _strictly(lambda: mv2mae_torch.load(folder))
+    worst = check_port(port, expected, inputs)
+    if not run.has_decoders:
+        return worst
+    views = (torch.from_numpy(x) for x in (inputs.video, inputs.target_visible, inputs.source_visible))
+    video, target, source = views
+    settings = json.loads((folder / "config.json").read_text())["loss"]
+    with torch.no_grad():
+        found = port.loss(video, target.long(), source.long(), **settings).item()
+    return max(worst, compare_loss(own_loss(run, inputs), found, "the port"))
 
 
 def check_written_videomae(path: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
@@ -174,7 +234,7 @@ def check_written_videomae(path: pathlib.Path, run: Run, expected: Outputs, inpu
     port = getattr(mv2mae_torch, run.architecture)(**run.model_config).eval()
     state = torch.load(path, map_location="cpu", weights_only=True)["model"]
     _strictly(lambda: port.load_state_dict(state, strict=True))
-    return check_port(port, expected, inputs)
+    return check_port(port, in_their_target(run, expected), inputs)
 
 
 def _strictly(load: Callable[[], Any]) -> Any:
@@ -185,14 +245,19 @@ def _strictly(load: Callable[[], Any]) -> Any:
 
 
 def check_written_hugging_face(folder: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
-    """Loads the folder with transformers; encoder and self-view decoder if exported, or classifier; as `compare`."""
+    """Loads the folder with transformers; encoder and decoders, or classifier; the loss; returns as `compare`."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # its table of unexpected keys: they are checked here
-    (architecture,) = json.loads((folder / "config.json").read_bytes())["architectures"]
-    model, report = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
+    (name,) = json.loads((folder / "config.json").read_bytes())["architectures"]
+    architecture = getattr(transformers, name)
+    if run.has_cross_view:
+        from mv2mae_jax.torch_export import mv2mae_cross_view  # a copy is in the folder
+
+        architecture = mv2mae_cross_view.MV2MAEForPreTraining
+    model, report = architecture.from_pretrained(folder, output_loading_info=True)
     model.eval()
-    unexpected = [name for name in report["unexpected_keys"] if not name.startswith(names.CROSS_DECODER)]
+    unexpected = report["unexpected_keys"]
     if report["missing_keys"] or unexpected or report["mismatched_keys"]:
         raise Mismatch(
             f"transformers {transformers.__version__} did not find {sorted(report['missing_keys'])}, had no place for "
@@ -208,12 +273,28 @@ def check_written_hugging_face(folder: pathlib.Path, run: Run, expected: Outputs
         last_norm.eps = LAYER_NORM_EPS  # 1e-5 in transformers' code, whatever config.json says
     check_eps(model, rename)
 
-    video = (inputs.video[:, 0].astype(np.float32) / 255 - tubelets.IMAGENET_MEAN) / tubelets.IMAGENET_STD
-    pixels = torch.from_numpy(video).permute(0, 1, 4, 2, 3)
-    arguments = {"pixel_values": pixels}
-    if not run.fine_tuned:
-        masked = torch.zeros(1, run.model.num_tokens, dtype=torch.bool)
-        masked[0, inputs.hidden[0]] = True
-        arguments["bool_masked_pos"] = masked
-    found = record(model, rename, lambda: model(**arguments))
-    return compare(expected, found, inputs.target_visible)
+    video = (inputs.video.astype(np.float32) / 255 - tubelets.IMAGENET_MEAN) / tubelets.IMAGENET_STD
+    pixels = torch.from_numpy(video).permute(0, 1, 2, 5, 3, 4)  # (1, 2, T, 3, H, W)
+    target_masked, source_masked = (
+        torch.zeros(1, run.model.num_tokens, dtype=torch.bool).scatter_(1, torch.from_numpy(hidden).long(), True)
+        for hidden in (inputs.hidden, inputs.source_hidden[:, 0])
+    )
+    outputs = []
+
+    def compute() -> None:
+        if run.fine_tuned:
+            model(pixel_values=pixels[:, 0])
+        elif run.encoder_alone:
+            model(pixel_values=pixels[:, 0], bool_masked_pos=target_masked)
+        else:
+            outputs.append(model(pixel_values=pixels[:, 0], bool_masked_pos=target_masked))
+        if run.has_cross_view:
+            model.decode_cross(pixels[:, 0], target_masked, pixels[:, 1:], source_masked[:, None])
+
+    found = record(model, rename, compute)
+    expected = in_their_target(run, expected)
+    worst = compare(expected, found, inputs.target_visible)
+    if not run.has_decoders:
+        return worst
+    loss = their_loss(run, expected["decoder.head"], inputs)
+    return max(worst, compare_loss(loss, outputs[0].loss.item(), "transformers"))

@@ -21,10 +21,12 @@ from mv2mae_jax.models import classifier, layers, mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import model_card, names
+from mv2mae_jax.torch_export import heads, model_card, names
 
 FORMATS = ("videomae", "hf", "port")
-PORT_FILE = pathlib.Path(__file__).with_name("mv2mae_torch.py")
+PORT_FILE, PROCESSOR_FILE, CROSS_VIEW_FILE = (
+    pathlib.Path(__file__).with_name(f"mv2mae_{name}.py") for name in ("torch", "processor", "cross_view")
+)
 _NEEDED_FOR_CHECK = {"videomae": ("torch",), "hf": ("torch", "transformers"), "port": ("torch",)}
 
 
@@ -58,6 +60,15 @@ class Run:
     def architecture(self) -> str:
         """The class of the port."""
         return "Classifier" if self.fine_tuned else "PretrainedEncoder" if self.encoder_alone else "MV2MAE"
+
+    def has_cross_view(self) -> bool:
+        """Whether there is a cross-view decoder to export."""
+        return not self.fine_tuned and self.model.cross_view
+
+    @property
+    def normalizes_patches(self) -> bool:
+        """Whether a pre-trained run's targets are normalised patches; else they are pixels."""
+        return self.config.loss.target == "normalized_pixels"
 
     @property
     def encoder(self) -> mv2mae.MV2MAE | mv2mae.Encoder:
@@ -163,22 +174,50 @@ def export(run: Run, layout: str, output: str, bar: progress.Bar) -> str:
 
 
 def write_videomae(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
-    """{'model': state dict}, tensors only, as MCG-NJU/VideoMAE's scripts read it."""
+    """{'model': state dict} as MCG-NJU/VideoMAE's scripts read it.
+
+    After pre-training also 'args', with the option of VideoMAE's pre-training script that says what the heads predict.
+    """
     import torch
 
-    state = names.without_encoder_prefix(state) if run.fine_tuned else state
-    torch.save({"model": {name: torch.from_numpy(array) for name, array in state.items()}}, folder / "videomae.pth")
+    state = names.without_encoder_prefix(state) if run.fine_tuned else with_their_target(run, state)
+    more = {"args": {"normlize_target": run.normalizes_patches}} if run.has_decoders else {}
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    torch.save({"model": tensors, **more}, folder / "videomae.pth")
+
+
+def with_their_target(run: Run, state: names.Arrays) -> names.Arrays:
+    """The state dict with heads that predict what VideoMAE and transformers compare with."""
+    return heads.to_unit_pixels(state) if run.has_decoders and not run.normalizes_patches else state
 
 
 def write_hugging_face(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
     """A folder for transformers' `from_pretrained`."""
-    save_file(names.to_hugging_face(state), folder / "model.safetensors", metadata={"format": "pt"})
+    state = names.to_hugging_face(with_their_target(run, state))
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", hugging_face_config(run))
-    _, height, width = run.model.clip_size
-    preprocessor = {
-        "image_processor_type": "VideoMAEImageProcessor",
+    for name, content in processor_configs(run).items():
+        _write_json(folder / name, content)
+    shutil.copy(PROCESSOR_FILE, folder / PROCESSOR_FILE.name)
+    if run.has_cross_view:
+        for file in (PORT_FILE, CROSS_VIEW_FILE):
+            shutil.copy(file, folder / file.name)
+
+
+def processor_configs(run: Run) -> dict[str, dict[str, Any]]:
+    """The file names and contents of transformers' image processor and video processor.
+
+    `auto_map` names the class that frames are chosen and cropped by as in training. transformers' own classes, for
+    those who do not run a folder's code, know one length for the shorter side of every video. It is the crop's longer
+    side, so that the crop lies within the frame, upright or not: a square crop is that of training, another one shows
+    less.
+    """
+    frames, height, width = run.model.clip_size
+    class_of_folder = f"{PROCESSOR_FILE.stem}.MV2MAEProcessor"
+    common = {
+        "auto_map": {"AutoImageProcessor": class_of_folder, "AutoVideoProcessor": class_of_folder},
         "do_resize": True,
-        "size": {"shortest_edge": min(height, width)},
+        "size": {"shortest_edge": max(height, width)},
         "resample": 2,  # bilinear
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
@@ -187,8 +226,13 @@ def write_hugging_face(run: Run, state: names.Arrays, folder: pathlib.Path) -> N
         "do_normalize": True,
         "image_mean": [round(float(value), 3) for value in tubelets.IMAGENET_MEAN],
         "image_std": [round(float(value), 3) for value in tubelets.IMAGENET_STD],
+        "num_frames": frames,
+        "frame_stride": run.config.data.frame_stride,
     }
-    _write_json(folder / "preprocessor_config.json", preprocessor)
+    return {
+        "preprocessor_config.json": {"image_processor_type": "VideoMAEImageProcessor", **common},
+        "video_preprocessor_config.json": {"video_processor_type": "VideoMAEVideoProcessor", **common},
+    }
 
 
 def hugging_face_config(run: Run) -> dict[str, Any]:
@@ -212,16 +256,20 @@ def hugging_face_config(run: Run) -> dict[str, Any]:
         "initializer_range": 0.02,
         "layer_norm_eps": 1e-6,
         "qkv_bias": True,
+        "frame_stride": run.config.data.frame_stride,  # read by no model, but by those who choose frames
     }
     if run.fine_tuned:
         return config | {
             "architectures": ["VideoMAEForVideoClassification"],
             "use_mean_pooling": True,
+            "problem_type": "single_label_classification",  # else transformers takes one class for a regression
             "id2label": {str(label): name for label, name in enumerate(run.class_names)},
             "label2id": {name: label for label, name in enumerate(run.class_names)},
         }
     if run.encoder_alone:
         return config | {"architectures": ["VideoMAEModel"], "use_mean_pooling": False}
+    if run.has_cross_view:
+        config["auto_map"] = {"AutoModelForPreTraining": f"{CROSS_VIEW_FILE.stem}.MV2MAEForPreTraining"}
     return config | {
         "architectures": ["VideoMAEForPreTraining"],
         "use_mean_pooling": False,
@@ -229,7 +277,7 @@ def hugging_face_config(run: Run) -> dict[str, Any]:
         "decoder_num_hidden_layers": model.decoder_depth,
         "decoder_num_attention_heads": model.decoder_heads,
         "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio),
-        "norm_pix_loss": run.config.loss.target == "normalized_pixels",
+        "norm_pix_loss": run.normalizes_patches,
     }
 
 
@@ -238,14 +286,23 @@ def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
     state = names.without_encoder_prefix(state) if run.fine_tuned else state
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(PORT_FILE, folder / PORT_FILE.name)
-    config = {"architecture": run.architecture, "model": run.model_config}
+    config = {
+        "architecture": run.architecture,
+        "model": run.model_config,
+        "frame_stride": run.config.data.frame_stride,
+    }
     if run.fine_tuned:
         config |= {"class_names": run.class_names}
     if run.fine_tuned or run.encoder_alone:
         _write_json(folder / "config.json", config)
         return
+    _write_json(folder / "config.json", config | {"loss": loss_settings(run)})
+
+
+def loss_settings(run: Run) -> dict[str, Any]:
+    """The arguments of the port's `loss` that are those of the run's."""
     settings = run.config.loss
-    loss = {
+    return {
         "target": settings.target,
         "cross_weight": settings.cross_weight,
         "temperature": settings.temperature,
@@ -253,7 +310,6 @@ def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
         "pixel_range": settings.motion_pixel_range,
         "weighted_views": settings.get("weighted_views", "all"),
     }
-    _write_json(folder / "config.json", config | {"loss": loss})
 
 
 def verify(run: Run, layout: str, folder: pathlib.Path) -> str:
@@ -279,16 +335,17 @@ def verify(run: Run, layout: str, folder: pathlib.Path) -> str:
     elif layout == "hf":
         worst = check.check_written_hugging_face(folder, run, expected, inputs)
     else:
-        worst = check.check_written_port(folder, expected, inputs)
+        worst = check.check_written_port(folder, run, expected, inputs)
     if run.fine_tuned:
         parts = "encoder and head"
     elif run.encoder_alone:
         parts = "encoder (the joint decoder is not exported: no layout has a place for it)"
     else:
-        parts = "encoder and self-view decoder" if layout == "hf" else "encoder and every decoder"
+        parts = "encoder and every decoder"
+    loss = ", and the loss" if run.has_decoders and layout != "videomae" else ""
     return (
-        f"Compared with JAX on a fixed input, {parts}, layer by layer: differences up to {worst:.1g} of a layer's "
-        f"largest output (torch {torch.__version__})."
+        f"Compared with JAX on a fixed input, {parts}, layer by layer{loss}: differences up to {worst:.1g} of a "
+        f"layer's largest output{' or of the loss' if loss else ''} (torch {torch.__version__})."
     )
 
 

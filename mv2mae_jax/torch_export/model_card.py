@@ -179,6 +179,7 @@ tags: [video, multi-view, masked-autoencoder, mv2mae]
 {num_parameters:,} parameters: encoder {encoder.depth} blocks of width {encoder.width} with {encoder.num_heads} heads; \
 {_head(run)}. Tubelets of {" x ".join(map(str, model.tubelet_size))} \
 pixels (frames, height, width), {model.num_tokens} tokens. LayerNorm eps 1e-6, exact GELU, fixed sinusoidal positions.
+{_target(run, layout)}
 
 Input: RGB in [0, 1], normalised by ImageNet's mean and deviation{" (inside the module)" if layout == "port" else ""}; \
 {frames} frames, {config.data.frame_stride} stored frames apart.
@@ -234,6 +235,23 @@ def _origin(run: Any) -> str:
         return "Masked autoencoder pre-trained on synchronised multi-view video (arXiv 2401.15900) with mv2mae-jax."
     start = f"the encoder of {_code(run.config.init_from)}" if run.config.init_from else "an encoder as initialised"
     return f"Action classifier, fine-tuned from {start} with mv2mae-jax (MV2MAE, arXiv 2401.15900)."
+
+
+def _target(run: Any, layout: str) -> str:
+    """What the decoders predict, in the file at hand."""
+    if run.fine_tuned:
+        return ""
+    if run.normalizes_patches:
+        return (
+            "\nThe decoders predict patches of which each channel has mean 0 and unit variance (`normalized_pixels`)."
+        )
+    if layout == "port":
+        return "\nThe decoders predict pixels normalised by ImageNet's mean and deviation (`pixels`)."
+    return (
+        "\nThe decoders predict pixels in [0, 1], not normalised: what VideoMAE compares with under "
+        "`--normlize_target False` and transformers under `norm_pix_loss=False`. In training they predicted pixels "
+        "normalised by ImageNet's mean and deviation; the heads were rescaled on export."
+    )
 
 
 def _head(run: Any) -> str:
