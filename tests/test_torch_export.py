@@ -1,5 +1,6 @@
 """Exports and imports of a small run: nothing is lost, and what is wrong does not pass."""
 
+import argparse
 import dataclasses
 import functools
 import html
@@ -15,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.torch
 import torch
 import transformers
+from safetensors.numpy import save_file
 
+from console.errors import UserError
 from mv2mae_jax import checkpoint, provenance
 from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.state import TrainState
@@ -143,13 +147,12 @@ def test_decoders_of_another_target_are_told(workdir, tmp_path, layout, capsys):
     ["C001", "a`b", "``", "`", "a|b", "*x* _y_ __z__", "<b>&amp;", "[a](b) ![c](d)", "# h", "$x$", "a\\|b", "~~x~~"],
 )
 def test_names_are_no_markup_in_the_card(name):
-    """By a Markdown parser, as text and as code."""
+    """By a Markdown parser, in a table and among text."""
     parser = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False})
-    table = f"| metric | |\n|---|---|\n| top_1/{model_card._escaped(name)} | 0.5 |\n"
-    assert f"<td>top_1/{html.escape(name)}</td>\n<td>0.5</td>" in parser.render(table)
-    assert (
-        parser.render(f"Data: {model_card._code(name)}, and") == f"<p>Data: <code>{html.escape(name)}</code>, and</p>\n"
-    )
+    table = f"| metric | |\n|---|---|\n| {model_card.cell(f'top_1/{name}')} | 0.5 |\n"
+    assert f"<td><code>top_1/{html.escape(name)}</code></td>\n<td>0.5</td>" in parser.render(table)
+    text = parser.render(f"Data: {model_card.code(name)}, and")
+    assert text == f"<p>Data: <code>{html.escape(name)}</code>, and</p>\n"
 
 
 def test_without_a_step_the_newest_is_exported(workdir, tmp_path):
@@ -394,15 +397,114 @@ def assert_equal(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda state: {"model": state}, lambda state: {"module": state, "epoch": 3}])
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def as_videomae_saves(state):
+    """What `utils.save_model` of VideoMAE writes."""
+    options = argparse.Namespace(normlize_target=True, mask_ratio=0.9, output_dir="x", opt_betas=[0.9, 0.95])
+    return {"model": state, "optimizer": {"state": {}}, "epoch": 3, "scaler": {"scale": 1.0}, "args": options}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        dict,
+        lambda state: {"model": state},
+        lambda state: {"module": state, "epoch": 3},
+        lambda state: {"state_dict": state, "pytorch-lightning_version": "2.4"},
+        as_videomae_saves,
+        lambda state: prefixed("module.", state),
+        lambda state: {"model": prefixed("_orig_mod.", state)},
+        lambda state: {"state_dict": prefixed("module._orig_mod.", state)},
+        lambda state: {"state_dict": prefixed("model._orig_mod.", state)},
+        lambda state: {name.replace("encoder.", "encoder._orig_mod.", 1): x for name, x in state.items()},
+        lambda state: prefixed("_fsdp_wrapped_module.", state),
+        lambda state: {name: x.double() for name, x in state.items()},
+    ],
+)
 def test_every_container_is_read_and_other_parts_stay(tiny_state, tmp_path, caplog, wrap):
     torch.save(wrap(tiny_state | {"head.weight": torch.ones(5, 24)}), tmp_path / "x.pth")
     with caplog.at_level("INFO"):
         loaded = load_tiny(tmp_path / "x.pth")
     for part, seed in (("encoder", 4), ("decoder", 4), ("cross_decoder", 99)):
         assert_equal(loaded[part], tiny_params(seed)[part])
+    fresh = jax.tree.map(jnp.asarray, tiny_params(99))
+    line = checkpoint.taken("F", fresh, importer.load_videomae(str(tmp_path / "x.pth"), fresh, tiny_task().model))
+    assert line == "70 of 124 parameters taken from F. Initialised afresh: cross_decoder."
     assert "Left over in the file:\n  head.weight (5, 24)" in caplog.text
     assert "cross_decoder/blocks/0/cross_attn/projq/kernel: here (12, 12), in the file nothing" in caplog.text
+
+
+def as_numpy(state):
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in state.items()}
+
+
+def write_shards(folder, state, extension):
+    """As transformers' save_pretrained writes a model that is larger than `max_shard_size`."""
+    stem, index = {
+        "safetensors": ("model-0000{}-of-00002.safetensors", "model.safetensors.index.json"),
+        "bin": ("pytorch_model-0000{}-of-00002.bin", "pytorch_model.bin.index.json"),
+    }[extension]
+    weight_map = {}
+    for shard in (1, 2):
+        part = dict(list(state.items())[shard - 1 :: 2])
+        path = folder / stem.format(shard)
+        save_file(as_numpy(part), path) if extension == "safetensors" else torch.save(part, path)
+        weight_map |= dict.fromkeys(part, path.name)
+    (folder / "config.json").write_text("{}")
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder / index
+
+
+@pytest.mark.parametrize("extension", ["safetensors", "bin"])
+def test_several_files_with_an_index_are_one_checkpoint(tiny_state, tmp_path, extension):
+    index = write_shards(tmp_path, tiny_state, extension)
+    for path in (tmp_path, index):
+        assert_equal(load_tiny(path)["encoder"], tiny_params(4)["encoder"])
+    missing = sorted(tmp_path.glob("*00002-of*"))[0]
+    missing.unlink()
+    with pytest.raises(ValueError, match=f"names {missing.name}, missing there"):
+        load_tiny(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="names no files"):
+        load_tiny(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read(tiny_state, tmp_path, dtype):
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({name: x.to(dtype).contiguous() for name, x in tiny_state.items()}, path)
+    expected = jax.tree.map(lambda x: torch.from_numpy(np.array(x)).to(dtype).float().numpy(), tiny_params(4))
+    assert_equal(load_tiny(path)["encoder"], expected["encoder"])
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], torch.ones(2), (1, 2), 7, None, "text"])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=f"holds a {type(content).__name__}, not a state dict"):
+        load_tiny(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, {1: torch.ones(2)}, {"model": [torch.ones(2)]}])
+def test_a_state_dict_of_something_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="is no VideoMAE checkpoint"):
+        load_tiny(tmp_path / "x.pth")
+
+
+def test_other_objects_than_options_are_refused_still(tiny_state, tmp_path):
+    torch.save({"model": tiny_state, "args": argparse.Namespace(path=pathlib.PurePath("x"))}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        load_tiny(tmp_path / "x.pth")
+
+
+def test_the_options_of_a_script_say_what_its_heads_predict(tiny_state, tmp_path):
+    for normalizes, bias in ((True, 0.5), (False, (0.5 - 0.485) / 0.229)):
+        tiny_state["decoder.head.bias"] = torch.full_like(tiny_state["decoder.head.bias"], 0.5)
+        torch.save({"model": tiny_state, "args": argparse.Namespace(normlize_target=normalizes)}, tmp_path / "x.pth")
+        assert load_tiny(tmp_path / "x.pth")["decoder"]["head"]["bias"][0] == pytest.approx(bias, abs=1e-6)
 
 
 def test_a_fine_tuned_file_gives_the_encoder(tiny_state, tmp_path, caplog):
@@ -433,7 +535,7 @@ def test_positions_follow_the_model_that_imports(workdir, tmp_path):
     params = importer.load_videomae(
         tmp_path / "out/videomae.pth", jax.tree.map(jnp.asarray, tiny_params(99)), task.model
     )
-    assert_equal(params, tiny_params(6))
+    assert_equal(params["encoder"], tiny_params(6)["encoder"])
     video = np.random.default_rng(0).integers(0, 256, (1, 8, 48, 32, 3), dtype=np.uint8)
     everything = np.arange(task.model.num_tokens, dtype=np.int32)[None]
     features = task.model.apply({"params": params}, video, everything, method="encode")

@@ -99,7 +99,12 @@ def test_features_and_predictions_agree_with_transformers_both_ways(variant, tmp
     assert not report["missing_keys"] and not report["mismatched_keys"]
     assert report["unexpected_keys"] and all(name.startswith("cross_decoder.") for name in report["unexpected_keys"])
     params = layers.stack_blocks(run.params)
-    compute = torch_runs.jit(functools.partial(jax_reconstruction, run.model))
+
+    @torch_runs.jit
+    def compute(params, video):
+        features, prediction = jax_reconstruction(run.model, params, video)
+        return features, tubelets.denormalize_pixels(prediction)  # transformers' pixels lie in [0, 1]
+
     before = transformers_reconstruction(theirs, video)
     for found, ours in zip(before, compute(params, video), strict=True):
         np.testing.assert_allclose(found, ours, atol=1e-4)

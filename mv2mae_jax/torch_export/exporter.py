@@ -61,9 +61,15 @@ class Run:
         """The class of the port."""
         return "Classifier" if self.fine_tuned else "PretrainedEncoder" if self.encoder_alone else "MV2MAE"
 
+    @property
+    def has_decoders(self) -> bool:
+        """Whether there are decoders to export, the self-view decoder at least."""
+        return not self.fine_tuned and not self.encoder_alone
+
+    @property
     def has_cross_view(self) -> bool:
         """Whether there is a cross-view decoder to export."""
-        return not self.fine_tuned and self.model.cross_view
+        return self.has_decoders and self.model.cross_view
 
     @property
     def normalizes_patches(self) -> bool:
@@ -168,7 +174,8 @@ def export(run: Run, layout: str, output: str, bar: progress.Bar) -> str:
     bar.describe("comparing with JAX")
     verdict = verify(run, layout, rejected)
     bar.advance()
-    (rejected / "README.md").write_text(model_card.text(run, layout, verdict))
+    (rejected / "README.md").write_text(model_card.text(run, layout, verdict), encoding="utf-8")
+    (rejected / "LICENSE").write_text(model_card.LICENCE)
     rejected.rename(output)
     return verdict
 

@@ -1,5 +1,8 @@
 """The README.md of an export: what the weights are, where they come from, and what loads them."""
 
+import json
+import os
+import pathlib
 import re
 from typing import Any
 
@@ -10,36 +13,54 @@ from mv2mae_jax.models import variants
 
 _PRE_TRAINED = {
     "videomae": """\
-`videomae.pth` holds `{"model": state_dict}`, tensors only, in the layout of
+`videomae.pth` holds `{"model": state_dict, "args": {"normlize_target": NORMALIZES}}` in the layout of
 [MCG-NJU/VideoMAE](https://github.com/MCG-NJU/VideoMAE), for a `vit_*_patch16` model of the sizes below:
 `run_class_finetuning.py --finetune videomae.pth --num_frames FRAMES`. Its loader reports the decoders as not used.
 The script builds its models for 224 x 224 pixels; positions are computed, so the weights fit those too. For the
-HEIGHT x WIDTH of pre-training, give its `create_model` an `img_size`.
+HEIGHT x WIDTH of pre-training, give its `create_model` an `img_size`. In this folder:
+
+```python
+import torch
+
+state = torch.load("videomae.pth", weights_only=True)["model"]
+encoder = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
+```
 
 The file holds no number of heads: encoder HEADS, decoder DECODER_HEADS. Any PyTorch since 1.6 reads it.""",
     "hf": """\
-```python
-from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEImageProcessor, VideoMAEModel
+In this folder, or with its name in the place of `"."`:
 
-processor = VideoMAEImageProcessor.from_pretrained("THIS_FOLDER")  # ImageNet's mean and deviation
-encoder = VideoMAEModel.from_pretrained("THIS_FOLDER")             # the decoders are reported as unexpected keys
-pretraining = VideoMAEForPreTraining.from_pretrained("THIS_FOLDER")  # only `cross_decoder.` is
-classifier = VideoMAEForVideoClassification.from_pretrained("THIS_FOLDER", num_labels=60, use_mean_pooling=True)
+```python
+import numpy as np
+from transformers import AutoImageProcessor, VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEModel
+
+processor = AutoImageProcessor.from_pretrained(".", trust_remote_code=True)  # mv2mae_processor.py
+frames = np.zeros((100, 240, 320, 3), np.uint8)  # a video, RGB; or the path of a file
+inputs = processor(frames, do_sample_frames=True, return_tensors="pt")  # the middle clip, cropped as in training
+
+encoder = VideoMAEModel.from_pretrained(".")  # the decoders are reported as unexpected keys
+features = encoder(**inputs).last_hidden_state  # float32[1, TOKENS, DIM]
+pretraining = VideoMAEForPreTraining.from_pretrained(".")REPORTED
+pretraining.decoder.norm.eps = 1e-6  # as trained; transformers sets 1e-5 whatever config.json says
+classifier = VideoMAEForVideoClassification.from_pretrained(".", num_labels=60, use_mean_pooling=True)
 ```
 
 `use_mean_pooling=True` belongs to fine-tuning: without it the classifier reads the first token alone. The encoder's
 final norm is then left out and `fc_norm` starts fresh, as in VideoMAE.
+CROSS_VIEW
+PROCESSOR
 
-VERSIONS
-
-transformers' `decoder.norm` has an eps of 1e-5 whatever config.json says; the model was trained with 1e-6. For the same
-reconstructions set `pretraining.decoder.norm.eps = 1e-6`.""",
+VERSIONS""",
     "port": """\
+In this folder:
+
 ```python
+import torch
 import mv2mae_torch  # the file beside this one; needs nothing but torch
 
-model = mv2mae_torch.load("THIS_FOLDER")
-features = model.features(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> float32[B, TOKENS, DIM]
+model = mv2mae_torch.load(".")
+video = torch.zeros(1, FRAMES, HEIGHT, WIDTH, 3, dtype=torch.uint8)  # RGB
+features = model.features(video)  # float32[1, TOKENS, DIM]
 ```
 
 `model(video, target_visible, source_visible)` runs both decoders, `model.loss(..., **config["loss"])` the
@@ -56,24 +77,37 @@ pixels; positions are computed, so the weights fit those too. For the HEIGHT x W
 
 The file holds no number of heads: HEADS. It holds no decoder. Any PyTorch since 1.6 reads it.""",
     "hf": """\
-```python
-from transformers import VideoMAEForVideoClassification, VideoMAEImageProcessor, VideoMAEModel
+In this folder, or with its name in the place of `"."`:
 
-processor = VideoMAEImageProcessor.from_pretrained("THIS_FOLDER")  # ImageNet's mean and deviation
-encoder = VideoMAEModel.from_pretrained("THIS_FOLDER")
-classifier = VideoMAEForVideoClassification.from_pretrained("THIS_FOLDER", num_labels=60, use_mean_pooling=True)
+```python
+import numpy as np
+from transformers import AutoImageProcessor, VideoMAEForVideoClassification, VideoMAEModel
+
+processor = AutoImageProcessor.from_pretrained(".", trust_remote_code=True)  # mv2mae_processor.py
+frames = np.zeros((100, 240, 320, 3), np.uint8)  # a video, RGB; or the path of a file
+inputs = processor(frames, do_sample_frames=True, return_tensors="pt")  # the middle clip, cropped as in training
+
+encoder = VideoMAEModel.from_pretrained(".")
+features = encoder(**inputs).last_hidden_state  # float32[1, TOKENS, DIM]
+classifier = VideoMAEForVideoClassification.from_pretrained(".", num_labels=60, use_mean_pooling=True)
 ```
 
 There is no decoder in the folder. `use_mean_pooling=True` belongs to fine-tuning: without it the classifier reads the
 first token alone. The encoder's final norm is then left out and `fc_norm` starts fresh, as in VideoMAE.
 
+PROCESSOR
+
 VERSIONS""",
     "port": """\
+In this folder:
+
 ```python
+import torch
 import mv2mae_torch  # the file beside this one; needs nothing but torch
 
-model = mv2mae_torch.load("THIS_FOLDER")
-features = model.features(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> float32[B, TOKENS, DIM]
+model = mv2mae_torch.load(".")
+video = torch.zeros(1, FRAMES, HEIGHT, WIDTH, 3, dtype=torch.uint8)  # RGB
+features = model.features(video)  # float32[1, TOKENS, DIM]
 ```
 
 There is no decoder and no loss in it. The module takes PyTorch 2.0 or newer.""",
@@ -83,9 +117,13 @@ _FINE_TUNED = {
     "videomae": """\
 `videomae.pth` holds `{"model": state_dict}`, tensors only, in the layout of
 [MCG-NJU/VideoMAE](https://github.com/MCG-NJU/VideoMAE)'s fine-tuned `vit_*_patch16` models (mean pooling), of the sizes
-below. Its scripts build models for 224 x 224 pixels; this one was trained with HEIGHT x WIDTH:
+below. Its scripts build models for 224 x 224 pixels; this one was trained with HEIGHT x WIDTH. In this folder, with
+VideoMAE's code on the path:
 
 ```python
+from functools import partial
+
+import torch
 import modeling_finetune  # VideoMAE's
 
 model = modeling_finetune.VisionTransformer(
@@ -97,37 +135,74 @@ model.load_state_dict(torch.load("videomae.pth", weights_only=True)["model"])
 
 Any PyTorch since 1.6 reads the file.""",
     "hf": """\
-```python
-from transformers import VideoMAEForVideoClassification, VideoMAEImageProcessor
+In this folder, or with its name in the place of `"."`:
 
-processor = VideoMAEImageProcessor.from_pretrained("THIS_FOLDER")  # ImageNet's mean and deviation
-classifier = VideoMAEForVideoClassification.from_pretrained("THIS_FOLDER")
+```python
+import numpy as np
+from transformers import AutoImageProcessor, VideoMAEForVideoClassification
+
+processor = AutoImageProcessor.from_pretrained(".", trust_remote_code=True)  # mv2mae_processor.py
+frames = np.zeros((100, 240, 320, 3), np.uint8)  # a video, RGB; or the path of a file
+inputs = processor(frames, do_sample_frames=True, return_tensors="pt")  # the middle clip, cropped as in training
+
+classifier = VideoMAEForVideoClassification.from_pretrained(".")
 classifier.fc_norm.eps = 1e-6  # as trained; transformers sets 1e-5 whatever config.json says
-inputs = processor(list(clip), return_tensors="pt")  # FRAMES frames of uint8[height, width, 3]
 label = classifier.config.id2label[classifier(**inputs).logits.argmax(-1).item()]
 ```
 
+`pipeline("video-classification", model=".", video_processor=processor)` takes the paths of videos.
+
+PROCESSOR
+
 VERSIONS""",
     "port": """\
+In this folder:
+
 ```python
+import torch
 import mv2mae_torch  # the file beside this one; needs nothing but torch
 
-model = mv2mae_torch.load("THIS_FOLDER")
-logits = model(video)  # uint8[B, FRAMES, HEIGHT, WIDTH, 3] RGB -> float32[B, CLASSES]
-features = model.features(video)  # float32[B, TOKENS, DIM]
+model = mv2mae_torch.load(".")
+video = torch.zeros(1, FRAMES, HEIGHT, WIDTH, 3, dtype=torch.uint8)  # RGB
+logits = model(video)  # float32[1, CLASSES]
+features = model.features(video)  # float32[1, TOKENS, DIM]
 ```
 
 `config.json` names the classes in the order of the logits. The module takes PyTorch 2.0 or newer.""",
 }
 
+_CROSS_VIEW = """
+The cross-view decoder, which transformers' class has no place for, is in `mv2mae_cross_view.py`:
+
+```python
+import torch
+from transformers import AutoModelForPreTraining
+
+model = AutoModelForPreTraining.from_pretrained(".", trust_remote_code=True)
+views = torch.zeros(1, 2, FRAMES, 3, HEIGHT, WIDTH)  # two cameras at the same time, processed as above
+hidden = torch.rand(1, 2, TOKENS).argsort(-1) < TOKENS // 2  # True: not seen
+predicted = model.decode_cross(views[:, 0], hidden[:, 0], views[:, 1:], hidden[:, 1:])
+```
+"""
+
+_PROCESSOR = """\
+**Frames and crops.** Training took FRAMES frames, STRIDE apart, and the largest central box of HEIGHT x WIDTH's shape.
+`mv2mae_processor.py` does the same; it needs neither torchvision nor torchcodec. Without `trust_remote_code=True`,
+transformers' own classes choose frames otherwise, and crop SAME."""
+
 _VERSIONS = """\
 **Versions of transformers.** The biases of queries and values have their published names, `q_bias` and `v_bias`.
-5.0.0 reads these; 5.22.0 and 5.23.0 rename them on loading; **5.12.0 does neither: it leaves these biases out.**
+5.0.0 reads these; 5.22.0 and newer rename them on loading; **5.12.0 does neither: it leaves these biases out.**
 Look at what `from_pretrained(..., output_loading_info=True)` lists as missing: nothing should be."""
+
+LICENCE = """\
+The code, the Python files of this folder included, is Apache-2.0. The weights were trained on the data that README.md
+names and are subject to the terms of that data set; many allow academic research only.
+"""
 
 
 def text(run: Any, layout: str, verdict: str) -> str:
-    """Markdown with the Hub's front matter.
+    """Markdown with the Hub's front matter. No name is markup, and no path says where on this machine it was.
 
     Args:
       run: exporter.Run.
@@ -139,7 +214,13 @@ def text(run: Any, layout: str, verdict: str) -> str:
     use = (_FINE_TUNED if run.fine_tuned else _ENCODER_ALONE if run.encoder_alone else _PRE_TRAINED)[layout]
     values = {
         "VERSIONS": _VERSIONS,
-        "DECODER_HEADS": None if run.fine_tuned else model.decoder_heads,
+        "PROCESSOR": _PROCESSOR,
+        "CROSS_VIEW": _CROSS_VIEW if run.has_cross_view else "",
+        "REPORTED": "  # only `cross_decoder.` is" if run.has_cross_view else "",
+        "NORMALIZES": run.has_decoders and run.normalizes_patches,
+        "SAME": "alike" if height == width else "a smaller box, where the video is as long as the crop in the same way",
+        "STRIDE": config.data.frame_stride,
+        "DECODER_HEADS": model.decoder_heads if run.has_decoders else None,
         "CLASSES": len(run.class_names),
         "FRAMES": frames,
         "HEIGHT": height,
@@ -154,15 +235,11 @@ def text(run: Any, layout: str, verdict: str) -> str:
     for name, value in values.items():
         use = use.replace(name, str(value))
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
-    metrics = "\n".join(f"| {_escaped(name)} | {value:.5g} |" for name, value in sorted(run.metrics.items()))
-    settings = "\n".join(f"{key} = {value!r}" for key, value in flatten(config))
-    fence = _backticks(settings, 3)
+    metrics = "\n".join(f"| {cell(name)} | {value:.5g} |" for name, value in sorted(run.metrics.items()))
+    settings = "\n".join(f"{key} = {without_folders(value)!r}" for key, value in flatten(config))
     return f"""\
 ---
-license: other
-license_name: see-readme
-library_name: {"transformers" if layout == "hf" else "pytorch"}
-tags: [video, multi-view, masked-autoencoder, mv2mae]
+{_front_matter(run, layout)}
 ---
 # MV2MAE {_name(run)}, {frames} x {height} x {width}
 
@@ -180,47 +257,89 @@ tags: [video, multi-view, masked-autoencoder, mv2mae]
 {_head(run)}. Tubelets of {" x ".join(map(str, model.tubelet_size))} \
 pixels (frames, height, width), {model.num_tokens} tokens. LayerNorm eps 1e-6, exact GELU, fixed sinusoidal positions.
 {_target(run, layout)}
-
 Input: RGB in [0, 1], normalised by ImageNet's mean and deviation{" (inside the module)" if layout == "port" else ""}; \
 {frames} frames, {config.data.frame_stride} stored frames apart.
 
 ## Training
 
-- Data: {_code(config.data.dir)}, protocol {_code(config.data.protocol)}
-- Step: {run.step} of the run {_code(run.workdir)}, code revision {_code(run.git_revision)}
-
+- Data: {code(_data_name(run))}, protocol {code(config.data.protocol)}
+- Step: {run.step} of the run {code(without_folders(os.path.abspath(run.workdir)))}, code revision \
+{code(run.git_revision)}
+{_classes(run)}
 | metric at this step | |
 |---|---|
 {metrics or "| none was reported | |"}
 
 ## Licence
 
-The code, `mv2mae_torch.py` included, is Apache-2.0. The weights were trained on the data named above and are subject to
-the terms of that data set; many allow academic research only.
-
+{LICENCE}
 ## Config
 
-{fence}
-{settings}
-{fence}
+Of absolute paths, the last part is given.
+
+{fenced(settings)}
 """
 
 
-def _code(text: str) -> str:
-    """A code span, in which nothing is markup."""
-    text, ticks = " ".join(text.split()), _backticks(text, 1)
-    space = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{ticks}{space}{text}{space}{ticks}"
+def code(name: str) -> str:
+    """A name as inline code: nothing in it is markup, line breaks become spaces."""
+    name = " ".join(str(name).split())
+    ticks = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
+    padding = " " if name.startswith("`") or name.endswith("`") or not name else ""
+    return f"{ticks}{padding}{name}{padding}{ticks}"
 
 
-def _backticks(text: str, least: int) -> str:
-    """More of them in a row than `text` has, so that they enclose it."""
-    return "`" * max(least, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+def cell(name: str) -> str:
+    """As `code`, in a table, whose cells end at `|`."""
+    return code(name).replace("|", "\\|")
 
 
-def _escaped(text: str) -> str:
-    """A name among other text; cameras are a part of some metrics' names."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~$&])", r"\\\1", " ".join(text.split()))
+def fenced(text: str) -> str:
+    """A block of code; the fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
+
+
+def without_folders(value: Any) -> Any:
+    """The last part of an absolute path, also within lists; all else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [without_folders(part) for part in value]
+    if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:[\\/])", value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value
+
+
+def _front_matter(run: Any, layout: str) -> str:
+    """YAML; JSON's quoting is also YAML's."""
+    entries = {
+        "license": "other",
+        "license_name": "terms-of-the-data-set",
+        "license_link": "LICENSE",
+        "library_name": "transformers" if layout == "hf" else "pytorch",
+        "pipeline_tag": "video-classification" if run.fine_tuned else "feature-extraction",
+        "datasets": [re.sub(r"[^\w.-]+", "-", _data_name(run), flags=re.ASCII).strip("-.") or "unnamed"],
+        "tags": ["video", "multi-view", "masked-autoencoder", "mv2mae"],
+    }
+    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in entries.items())
+
+
+def _data_name(run: Any) -> str:
+    """The data set's name where the prepared set can still be read, else that of its folder."""
+    folder = run.config.data.dir
+    try:
+        prepared = json.loads(pathlib.Path(folder, "prepared.json").read_bytes())
+    except (OSError, ValueError):
+        prepared = {}
+    name = prepared.get("dataset") if isinstance(prepared, dict) else None
+    of_folder = without_folders(os.path.abspath(folder)) if folder else "unnamed"
+    return of_folder if name in (None, "folder") else name
+
+
+def _classes(run: Any) -> str:
+    """The names of the classes of a fine-tuned run, in the order of the logits."""
+    if not run.fine_tuned:
+        return ""
+    return "- Classes: " + ", ".join(map(code, run.class_names)) + "\n"
 
 
 def _name(run: Any) -> str:
@@ -233,13 +352,17 @@ def _name(run: Any) -> str:
 def _origin(run: Any) -> str:
     if not run.fine_tuned:
         return "Masked autoencoder pre-trained on synchronised multi-view video (arXiv 2401.15900) with mv2mae-jax."
-    start = f"the encoder of {_code(run.config.init_from)}" if run.config.init_from else "an encoder as initialised"
+    start = (
+        f"the encoder of {code(without_folders(run.config.init_from))}"
+        if run.config.init_from
+        else "an encoder as initialised"
+    )
     return f"Action classifier, fine-tuned from {start} with mv2mae-jax (MV2MAE, arXiv 2401.15900)."
 
 
 def _target(run: Any, layout: str) -> str:
     """What the decoders predict, in the file at hand."""
-    if run.fine_tuned:
+    if not run.has_decoders:
         return ""
     if run.normalizes_patches:
         return (
