@@ -53,8 +53,8 @@ class LabelledDataset:
 
         Raises:
           ValueError: not a prepared set, an unknown protocol, a protocol without a test split, no labels, views that
-            the training split lacks, more labels asked for than there are, flips where left and right matter, or an
-            impossible augmentation, number of clips or number of crops.
+            the training split lacks, fine-tuning on a single class, more labels asked for than there are, flips where
+            left and right matter, or an impossible augmentation, number of clips or number of crops.
         """
         data = config.data
         spec = clips.ClipSpec(
@@ -86,6 +86,8 @@ class LabelledDataset:
             train = choose_labels(
                 prepared.views, train, data.labels_per_class, seed=data.label_seed, class_names=prepared.class_names
             )
+        if config.task == "finetune":
+            _check_classes(prepared, train)
         used = np.concatenate([train, held_out, test])
         return cls(
             # Augmentations want pixels.
@@ -160,6 +162,17 @@ def split_rows(
             f"take all {np.sum(labelled & (split == 'train'))} labelled views of the training split. Hold out less."
         )
     return train_rows, np.flatnonzero(held_out & seen), np.flatnonzero((split == "test") & labelled)
+
+
+def _check_classes(prepared: takes.Prepared, rows: np.ndarray) -> None:
+    """Raises ValueError where a classifier would have nothing to tell apart."""
+    found = np.unique(prepared.views["label"][rows]).tolist()
+    if len(found) < 2:
+        name, num_classes = prepared.class_names[found[0]], len(prepared.class_names)
+        raise UserError(
+            f"Nothing to tell apart: all {len(rows)} views of {prepared.directory} to train on are of one class, "
+            f"{name!r} ({num_classes} in the set). Fine-tune on a set, a protocol or views with two classes at least."
+        )
 
 
 def _check_views(view: np.ndarray, wanted: tuple[str, ...]) -> None:

@@ -260,11 +260,13 @@ def save_pretrained(workdir, *, scan_layers: bool, with_ema: bool):
     ("saved_scanned", "scanned", "with_ema"),
     [(True, True, True), (True, False, False), (False, True, True), (False, False, False)],
 )
-def test_the_encoder_begins_as_pre_trained(synthetic_set, tmp_path, saved_scanned, scanned, with_ema):
+def test_the_encoder_begins_as_pre_trained(synthetic_set, tmp_path, saved_scanned, scanned, with_ema, capsys):
     """With other clips than pre-training's, the average where one was kept, and all but the encoder as from scratch."""
     encoder = save_pretrained(tmp_path / "pretrained", scan_layers=saved_scanned, with_ema=with_ema)
     other = (f"model.scan_layers={scanned}", "data.num_frames=8", "data.crop_size=(40,24)", "optimizer.ema_decay=0.9")
     state = start(synthetic_set, tmp_path / "run", *other, f"init_from={tmp_path / 'pretrained'}")
+    said = f"28 of 32 parameters taken from {tmp_path / 'pretrained'}. Initialised afresh: fc_norm, head.\n"
+    assert said in capsys.readouterr().out
     scratch = start(synthetic_set, tmp_path / "scratch", *other)
     if saved_scanned != scanned:
         encoder = layers.stack_blocks(encoder) if scanned else layers.unstack_blocks(encoder)
@@ -278,7 +280,7 @@ def test_the_encoder_begins_as_pre_trained(synthetic_set, tmp_path, saved_scanne
 
 
 @pytest.mark.parametrize("scanned", [True, False])
-def test_the_encoder_of_a_hugging_face_folder_begins_as_it_is_there(synthetic_set, tmp_path, scanned):
+def test_the_encoder_of_a_hugging_face_folder_begins_as_it_is_there(synthetic_set, tmp_path, scanned, capsys):
     unrolled = layers.unstack_blocks(pretrained_params())
     tubelet_size = tuple(tiny.make_config().model.tubelet_size)
     state = names.to_hugging_face(names.to_videomae(jax.device_get(unrolled), tubelet_size))
@@ -288,6 +290,8 @@ def test_the_encoder_of_a_hugging_face_folder_begins_as_it_is_there(synthetic_se
     config, _, task = make_task(synthetic_set, f"init_from={tmp_path}", f"model.scan_layers={scanned}")
     params = jax.jit(task.init)(jax.random.key(0))
     loaded = train.load_params(config, params, params, task.model)
+    said = f"28 of 32 parameters taken from {tmp_path}. Initialised afresh: fc_norm, head.\n"
+    assert said in capsys.readouterr().out
     expected = (pretrained_params() if scanned else unrolled)["encoder"]
     jax.tree.map(np.testing.assert_array_equal, loaded["encoder"], {k: expected[k] for k in loaded["encoder"]})
     jax.tree.map(np.testing.assert_array_equal, loaded["head"], params["head"])

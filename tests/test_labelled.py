@@ -8,9 +8,11 @@ import pytest
 from ml_collections import config_dict
 
 from configs import pretrain_base
+from console.errors import UserError
 from data import augment, pipeline
 from data.dataset import Dataset
 from data.labelled import LabelledDataset, choose_labels, split_rows
+from tests import tiny
 
 NUM_TRAIN = 27
 PINNED_ORDER = [21, 2, 13, 14, 9, 7, 25, 6]  # grain 0.2.18: MapDataset.range(27).seed(0).shuffle()
@@ -300,6 +302,16 @@ def test_a_set_without_labels_is_refused(dataset):
     test_unknown = np.where(np.isin(np.arange(len(label)), dataset.test), -1, label)
     with pytest.raises(ValueError, match=r"has no labels: none of the .* views in the test split"):
         split_rows(relabelled(dataset, test_unknown), "xsub", 0.0)
+
+
+@pytest.mark.parametrize("num_names", [1, 16])
+def test_fine_tuning_on_one_class_is_refused(synthetic_set, dataset, monkeypatch, num_names):
+    one = relabelled(dataset, np.zeros_like(dataset.prepared.views["label"]))
+    one = dataclasses.replace(one, class_names=one.class_names[:num_names])
+    monkeypatch.setattr("data.labelled.takes.open_prepared", lambda directory: one)
+    config = tiny.make_finetune_config(f"data.dir={synthetic_set}")
+    with pytest.raises(UserError, match=f"all [0-9]+ views .* of one class, '{one.class_names[0]}' .{num_names} in"):
+        LabelledDataset.from_config(config)
 
 
 @pytest.mark.parametrize(

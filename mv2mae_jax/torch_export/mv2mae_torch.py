@@ -9,7 +9,9 @@ Multi-View Masked Autoencoders* (arXiv 2401.15900), with the outputs of the JAX 
     logits = model(video)  # of a Classifier: float32[B, K]
 
 Parameters are named as in MCG-NJU/VideoMAE; the cross-view decoder's follow naver/croco under `cross_decoder.`.
-Positions of tokens are flat over (time, row, column), the pixels of a token over (t, h, w, c).
+Positions of tokens are flat over (time, row, column), the pixels of a token over (t, h, w, c). After `.to(dtype)` a
+model computes and answers in that dtype; clips stay uint8. torch.compile, torch.export and ONNX take it, for any batch
+size.
 """
 
 import json
@@ -62,9 +64,9 @@ def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
 
 def hidden_positions(visible: Tensor, num_tokens: int) -> Tensor:
     """The positions, ascending, that are not among `visible` int64[..., K] -> int64[..., N - K]."""
-    seen = torch.zeros(*visible.shape[:-1], num_tokens, dtype=torch.int8, device=visible.device)
-    seen.scatter_(-1, visible, 1)
-    order = seen.argsort(dim=-1, stable=True)
+    # Distinct keys, the hidden positions' first: no sort need be stable, which ONNX's is not.
+    keys = torch.arange(num_tokens, device=visible.device).expand(*visible.shape[:-1], num_tokens)
+    order = keys.scatter(-1, visible, visible + num_tokens).argsort(dim=-1)
     return order[..., : num_tokens - visible.shape[-1]]
 
 
@@ -174,6 +176,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
 
     def forward(self, video: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        video = video.to(self.patch_embed.proj.weight.dtype)  # of the model, bfloat16 for example
         x = take_tokens(self.patch_embed(video) + positions, visible)
         for block in self.blocks:
             x = block(x)
@@ -247,7 +250,7 @@ class Classifier(Encoder):
 
     def features(self, video: Tensor) -> Tensor:
         """uint8[B, T, H, W, 3] RGB -> float32[B, N, D], before their mean."""
-        everything = every_position(len(video), self.positions)
+        everything = every_position(video.shape[0], self.positions)
         return super().forward(normalize_pixels(video, self.clip_size), everything, self.positions)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -276,7 +279,7 @@ class PretrainedEncoder(nn.Module):
 
     def features(self, video: Tensor) -> Tensor:
         """uint8[B, T, H, W, 3] RGB -> float32[B, N, D], every token visible."""
-        return self.encode(video, every_position(len(video), self.encoder_positions))
+        return self.encode(video, every_position(video.shape[0], self.encoder_positions))
 
     def encode(self, video: Tensor, visible: Tensor) -> Tensor:
         """uint8[B, T, H, W, 3] RGB, int64[B, Nv] -> float32[B, Nv, D] from the visible tokens alone."""
