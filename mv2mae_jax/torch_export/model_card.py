@@ -187,8 +187,8 @@ predicted = model.decode_cross(views[:, 0], hidden[:, 0], views[:, 1:], hidden[:
 
 _PROCESSOR = """\
 **Frames and crops.** Training took FRAMES frames, STRIDE apart, and the largest central box of HEIGHT x WIDTH's shape.
-`mv2mae_processor.py` does the same; it needs neither torchvision nor torchcodec. Without `trust_remote_code=True`,
-transformers' own classes choose frames otherwise, and crop SAME."""
+`mv2mae_processor.py` does the same; it takes transformers 5.22 or newer, and neither torchvision nor torchcodec.
+Without `trust_remote_code=True`, transformers' own classes choose frames otherwise, and crop SAME."""
 
 _VERSIONS = """\
 **Versions of transformers.** The biases of queries and values have their published names, `q_bias` and `v_bias`.
