@@ -1,5 +1,6 @@
 """The contact sheet of a prepared set: frames of every camera, with the boxes that were cut out of them."""
 
+import collections
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,8 @@ def _cell(video: Video, row: dict, files: archives.Reader) -> np.ndarray:
     """The frame in the middle of a view with its box and names, uint8[h, w, 3]."""
     middle = (video.interval or (0,))[0] + row["num_frames"] // 2
     with files.open(video.path) as file:
-        cell = next(itertools.islice(raw_video.read(file, SHORT_SIDE)[1], middle, None))
+        begin = itertools.islice(raw_video.read(file, SHORT_SIDE)[1], middle + 1)
+        cell = collections.deque(begin, maxlen=1)[0]  # the last, where a clock made more frames of the file's
     if MANIFEST_COLUMNS[0] in row:
         left, top, right, bottom, width, height = (row[name] for name in MANIFEST_COLUMNS)
         x, y = cell.shape[1] / width, cell.shape[0] / height

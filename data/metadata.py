@@ -1,6 +1,5 @@
 """The files of a prepared set beside its shards."""
 
-import dataclasses
 import importlib.metadata
 import io
 import json
@@ -94,7 +93,7 @@ def write(
     _write_tfds_metadata(settings, shard_list, output_dir)
     prepared = {
         "format_version": FORMAT_VERSION,
-        **dataclasses.asdict(settings),
+        **settings.as_dict(),
         "not_synchronised": catalog.get(settings.dataset).not_synchronised,
         "versions": {name: importlib.metadata.version(name) for name in ("av", "opencv-python-headless")},
         "counts": {

@@ -13,7 +13,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import json
@@ -233,7 +232,7 @@ def _describe_truth(truth_dir: Path, listing: Listing) -> list[str]:
 def _begin(settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Path) -> None:
     """Writes the plan, or checks that the one in the output folder is this one."""
     takes = sorted({video.take for job in jobs for video in job.videos})
-    plan = {"format_version": metadata.FORMAT_VERSION, "settings": dataclasses.asdict(settings), "takes": takes}
+    plan = {"format_version": metadata.FORMAT_VERSION, "settings": settings.as_dict(), "takes": takes}
     plan = json.loads(json.dumps(plan))
     path = output_dir / "plan.json"
     if path.exists():
@@ -254,9 +253,9 @@ def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
     if before["format_version"] != now["format_version"]:
         raise PreparationError(f"{output_dir} was prepared by another version of this program. {advice}")
     differences = [
-        f"{key} was {before['settings'].get(key)!r}, now {value!r}"
-        for key, value in now["settings"].items()
-        if before["settings"].get(key) != value
+        f"{key} was {before['settings'].get(key)!r}, now {now['settings'].get(key)!r}"
+        for key in {**now["settings"], **before["settings"]}
+        if before["settings"].get(key) != now["settings"].get(key)
     ]
     if differences:
         raise PreparationError(f"{output_dir} was prepared with other settings: {'; '.join(differences)}. {advice}")

@@ -64,6 +64,10 @@ class Settings:
     clock: Clock | None = None  # that they are put on; None pairs their frames by number
     crop: Crop | None = None  # how boxes are cut out of them; None keeps the whole picture
 
+    def as_dict(self) -> dict:
+        """As it is written down: of whole pictures as before there were crops."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("crop", None)}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -103,10 +107,9 @@ class Job:
     def digest(self, settings: Settings) -> str:
         """Changes when the settings, the list of videos or a video's size change."""
         videos = [[*dataclasses.astuple(video), size] for video, size in zip(self.videos, self.num_bytes, strict=True)]
-        how = dataclasses.asdict(settings)
-        for name in ("clock", "crop"):
-            if how[name] is None:
-                del how[name]  # as in accounts from before there were any
+        how = settings.as_dict()
+        if settings.clock is None:
+            del how["clock"]  # as in accounts from before there were clocks
         given = [self.offsets] if self.offsets else []
         if self.boxes:
             given.append([[box.name, _size(box)] if isinstance(box, Path) else box for box in self.boxes])

@@ -38,19 +38,23 @@ def cut(path, box, short_side=1000, interval=(0, 10**6)):
     return sizes, pictures
 
 
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize(("codec", "name"), [("libx264", "a.mp4"), ("ffv1", "a.mkv"), ("mjpeg", "a.avi")])
+TURNS = [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1)]
+TURNS += [(0, 1, 1, 0), (0, -1, 1, 0), (0, 1, -1, 0), (0, -1, -1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "turn"),
+    [("libx264", "a.mp4", turn) for turn in TURNS] + [("ffv1", "a.mkv", TURNS[0]), ("mjpeg", "a.avi", TURNS[0])],
+)
 @pytest.mark.parametrize("box", [(20, 10, 60, 70), (21, 11, 60, 71)])
-def test_a_box_is_the_part_of_the_upright_picture(tmp_path, codec, name, box, turned):
-    path = video_files.write_video(tmp_path / name, textured(), codec=codec)
-    if turned:
-        if not name.endswith(".mp4"):
-            return
-        video_files.rotate_by_metadata(path)
+def test_a_box_is_the_part_of_the_upright_picture(tmp_path, codec, name, box, turn):
+    path = video_files.write_video(tmp_path / name, textured(num_frames=3), codec=codec)
+    if turn != TURNS[0]:
+        video_files.rotate_by_metadata(path, turn)
     with open(path, "rb") as file:
         whole = np.stack(list(raw_video.read(file, 1000)[1]))
     sizes, pictures = cut(path, box)
-    assert sizes == [(whole.shape[2], whole.shape[1])] and turned == (whole.shape[2] == 90)
+    assert sizes == [(whole.shape[2], whole.shape[1])] and (turn[0] == 0) == (whole.shape[2] == 90)
     left, top, right, bottom = box
     expected = whole[:, top:bottom, left:right].astype(int)
     assert np.shape(pictures) == expected.shape
@@ -63,7 +67,7 @@ def test_a_box_is_the_part_of_the_upright_picture(tmp_path, codec, name, box, tu
     assert np.abs(small[0].astype(int) - beside).mean() > 8
 
 
-def test_ten_bits_and_pixels_that_are_not_square(tmp_path):
+def test_pixels_that_are_not_square(tmp_path):
     path = video_files.write_video(tmp_path / "a.mp4", textured(), pixel_aspect=Fraction(3, 2))
     sizes, pictures = cut(path, (30, 10, 90, 70))
     with open(path, "rb") as file:
@@ -126,6 +130,7 @@ def test_without_boxes_nothing_is_another(folder, tmp_path):
     assert run(folder, tmp_path / "default") == 0 and run(folder, tmp_path / "full", "--crop=full") == 0
     files = test_truth.files_of(tmp_path / "default")
     assert files == test_truth.files_of(tmp_path / "full")
+    assert "crop" not in json.loads(files["prepared.json"]) | json.loads(files["plan.json"])["settings"]
     assert not set(BOX_COLUMNS) & set(pq.read_schema(tmp_path / "full" / "manifest.parquet").names)
 
 
@@ -302,3 +307,9 @@ def test_shares_of_joints_in_crops_are_told(synthetic_set, capsys):
     prepared = takes.open_prepared(synthetic_set)
     hits = crops.inside(prepared, (1.0,), (40, 53))  # the whole picture, as the truth has it
     assert hits.mean() == 1
+
+
+def test_the_sheet_shows_a_take_that_lasts_longer_than_its_file(folder, tmp_path):
+    assert run(folder, tmp_path / "out", "--fps=90", "--sync=start", "--sheet") == 0  # three ticks for each frame
+    assert (takes.open_prepared(tmp_path / "out").views["num_frames"] > 16).all()
+    assert (cv2.imread(str(tmp_path / "out" / contact_sheet.NAME)) < 250).mean() > 0.5

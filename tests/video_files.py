@@ -65,12 +65,14 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-def rotate_by_metadata(path: Path) -> None:
-    """Tells players of an MP4 file to turn it clockwise by 90 degrees, as phones do held upright."""
+def rotate_by_metadata(path: Path, turn: tuple[int, int, int, int] = (0, 1, -1, 0)) -> None:
+    """Tells players of an MP4 file to turn it by (a, b, c, d); as phones do held upright: clockwise by 90 degrees."""
     data = bytearray(path.read_bytes())
     # ISO 14496-12, 8.3.2: the matrix follows 40 bytes of a version 0 track header.
     matrix = data.index(b"tkhd") + 4 + 40
-    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    data[matrix : matrix + 36] = struct.pack(
+        ">9i", turn[0] << 16, turn[1] << 16, 0, turn[2] << 16, turn[3] << 16, 0, 0, 0, 1 << 30
+    )
     path.write_bytes(data)
 
 
