@@ -166,10 +166,12 @@ def test_a_mistyped_config_file_names_the_nearest(path, hint, monkeypatch):
 
 
 def test_what_is_for_users_says_so_by_its_type():
-    """Any other ValueError of this code would end in a traceback. The PyTorch port is one file, for others."""
+    """Any other ValueError would end in a traceback. The PyTorch port and its processor are files for others."""
     files = [path for place in (*PLACES, "console", "configs") for path in (ROOT / place).rglob("*.py")]
     assert len(files) > 100
-    for path in set(files) - {ROOT / "mv2mae_jax/torch_export/mv2mae_torch.py"}:
+    for path in set(files) - {
+        ROOT / f"mv2mae_jax/torch_export/{name}.py" for name in ("mv2mae_torch", "mv2mae_processor")
+    }:
         plain = re.findall(r"raise (?:ValueError|OSError|FloatingPointError)\(.*", path.read_text())
         assert not [line for line in plain if "OSError(str(error))" not in line], (path, plain)
 
