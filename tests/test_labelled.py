@@ -317,8 +317,8 @@ def test_fine_tuning_on_one_class_is_refused(synthetic_set, dataset, monkeypatch
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"protocol": "all"}, "data.protocol='all' leaves nothing .* to test on.*random, xsub, xview"),
-        ({"protocol": "xset"}, "synthetic has no protocol 'xset'; it has random, xsub, xview"),
+        ({"protocol": "all"}, "data.protocol='all' leaves nothing .* to test on.*random, xsub, xsub_xview, xview"),
+        ({"protocol": "xset"}, "synthetic has no protocol 'xset'; it has random, xsub, xsub_xview, xview"),
         ({"holdout_fraction": 1.0}, "nothing is left to train on"),
         ({"labels_per_class": 100}, "labels_per_class=100, but class '.*' has only [0-9]+ take"),
         ({"augment": {"flip": 0.5}}, "mirror image changes the class of 6 of the 16 .*'wave with the left hand'"),
