@@ -60,7 +60,7 @@ def ntu_names(subjects: tuple[int, ...], setups=("S001",), cameras=(1, 2, 3), ac
 
 MINIATURES = {
     # name: (raw files, codec, protocol -> videos for (training, testing), views of a sample)
-    "ntu60": (ntu_names((1, 3)), H264, {"xsub": (3, 3), "xview": (4, 2)}, 2),
+    "ntu60": (ntu_names((1, 3), actions=(1, 2)), H264, {"xsub": (6, 6), "xview": (8, 4)}, 2),
     "ntu120": (
         ntu_names((8, 41), ("S018",), actions=(61,)) + ntu_names((46, 8), ("S019",), actions=(62,)),
         H264,

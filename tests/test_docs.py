@@ -65,7 +65,20 @@ def test_the_readme_links_to_every_page():
 # --- Commands ---
 
 # Programs of others that the pages call; what is asked of them is not checked.
-OTHERS = {"source", "git", "cd", "sha256sum", "find", "tensorboard", "gcloud", "srun", "python3", "chromium", "apt"}
+OTHERS = {
+    "source",
+    "git",
+    "cd",
+    "sha256sum",
+    "find",
+    "tensorboard",
+    "gcloud",
+    "hf",
+    "srun",
+    "python3",
+    "chromium",
+    "apt",
+}
 
 
 class _Captured(Exception):
