@@ -64,7 +64,7 @@ def test_export_and_import_are_inverse_to_the_last_bit(workdir, tmp_path, layout
     assert run_command(workdir, layout, tmp_path / "out") == 0
     assert "Compared with JAX on a fixed input, encoder and head" in capsys.readouterr().out
     card = (tmp_path / "out/README.md").read_text()
-    for fact in ("runs/pretrained", "test/top_1 | 0.625", "for 5 classes", "Step: 6", "0123abc", "Licence"):
+    for fact in ("runs/pretrained", "`test/top_1` | 0.625", "for 5 classes", "Step: 6", "0123abc", "Licence"):
         assert fact in card
     assert "perf/" not in card
     path = tmp_path / "out" / ("videomae.pth" if layout == "videomae" else "")
