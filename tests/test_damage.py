@@ -229,10 +229,7 @@ except OSError as error:
     assert ended.returncode == 0, ended.stderr
     assert f"A checkpoint could not be written to {tmp_path}/checkpoints; step 1 is the newest that was" in ended.stdout
     assert "the same command goes on" in ended.stdout
-    # Those of Orbax's threads would bury the message; asyncio's at the end of the process comes now and then, after it.
-    said = ended.stderr.replace("Event loop is closed", "") if "Event loop is closed" in ended.stderr else ended.stderr
-    assert "Traceback" not in said or said != ended.stderr
-    assert "File too large" not in said
+    assert "Traceback" not in ended.stderr, "those of Orbax's threads would bury the message"
     assert damage.set_aside(tmp_path / "checkpoints") == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     checkpointer = checkpoint.Checkpointer(str(tmp_path))
