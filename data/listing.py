@@ -124,7 +124,7 @@ def matching_files(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tup
             if ".." in path.split("/"):
                 raise UserError(f"{path!r} leads out of its archive")
             video = names.parse(called[path])
-        except UserError as error:
+        except ValueError as error:  # what `Catalog.parse` promises; a catalogue may be the user's own
             unmatched.append((path, str(error)))
             continue
         if video.path != path:
@@ -260,5 +260,5 @@ def _take(names: catalog.Catalog, path: str) -> str:
     """The take that a file would belong to, '' where its name does not say."""
     try:
         return names.parse(path).take
-    except UserError:
+    except ValueError:  # what `Catalog.parse` promises
         return ""

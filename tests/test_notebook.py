@@ -73,7 +73,7 @@ def test_every_cell_runs(notebook, tmp_path, monkeypatch):
         ("pictures", "eval/loss_cross"),
         ("probe", "knn/top_1"),
         ("export", "Compared with JAX"),
-        ("torch", "(8, 48, 48, 3) uint8 -> (1, 144, 96) torch.float32"),
+        ("torch", "(8, 32, 32, 3) uint8 -> (1, 64, 64) torch.float32"),
         ("jax", "PyTorch and JAX differ by"),
         ("transformers", "transformers and the port differ by"),
         ("save", "This is not Colab: the file stays where it is."),
