@@ -4,6 +4,7 @@ import atexit
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 # The tests run on the CPU, on one device; tests of several devices start processes of their own.
@@ -40,3 +41,19 @@ def synthetic_set_dct(synthetic_set) -> pathlib.Path:
     arguments = ["--dataset=synthetic", f"--input={raw}", f"--output={prepared}", "--short_side=40", "--workers=2"]
     assert prepare.main([*arguments, "--codec=dct"]) == 0
     return prepared
+
+
+@pytest.fixture
+def hub_modules(tmp_path, monkeypatch):
+    """Transformers copies a folder's code to this test's directory, and imports it from there.
+
+    A package `transformers_modules` that is there from an earlier test would be searched in that test's directory.
+    """
+    folder = tmp_path / "modules"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield folder
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]

@@ -64,14 +64,13 @@ def export(run, layout, folder, monkeypatch):
 
 @pytest.mark.parametrize("layout", exporter.FORMATS)
 @pytest.mark.parametrize("kind", ["cross_view", "self_view", "joint", "fine_tuned"])
-def test_every_snippet_runs_as_pasted(kind, layout, tmp_path, monkeypatch):
+def test_every_snippet_runs_as_pasted(kind, layout, tmp_path, monkeypatch, hub_modules):
     card = export(make_run(kind), layout, tmp_path / "out", monkeypatch)
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert snippets or (kind, layout) == ("joint", "videomae")
     assert "THIS_FOLDER" not in card and not re.search(r"\b[A-Z]{3,}_?[A-Z]*\b(?<!RGB)", "".join(snippets))
     monkeypatch.chdir(tmp_path / "out")
     monkeypatch.syspath_prepend(".")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setitem(sys.modules, "modeling_finetune", types.SimpleNamespace(VisionTransformer=vision_transformer))
     monkeypatch.delitem(sys.modules, "mv2mae_torch", raising=False)
     for snippet in snippets:

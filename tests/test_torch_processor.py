@@ -26,10 +26,7 @@ CLASS_NAMES = ("sit down", "stand up", "wave")
 STRIDE = 3
 
 
-@pytest.fixture(autouse=True)
-def modules_cache(tmp_path, monkeypatch):
-    """Where transformers copies a folder's code to, instead of the user's cache."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+pytestmark = pytest.mark.usefixtures("hub_modules")
 
 
 @pytest.fixture(scope="module", params=[(32, 32), (64, 96), (96, 64)], ids=str)
