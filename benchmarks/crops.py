@@ -14,7 +14,8 @@ import numpy as np
 from configs import pretrain_base
 from console.command import Parser, execute
 from console.errors import UserError
-from data import clips, takes
+from data import clips
+from data.store import takes
 
 CROPS = 50  # of a view
 FRAMES = 16  # of a view, evenly spread

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from benchmarks.experiment import OUTPUT
 from console.command import Parser, execute
-from data import takes
+from data.store import takes
 from mv2mae_jax import outcome, preemption
 from tests import faults, fuzz
 

@@ -38,9 +38,10 @@ import pyarrow.parquet as pq
 
 from configs import pretrain_base
 from console.command import Parser, execute
-from data import catalog, dct, digests, frame_index, jpeg, pipeline, samples, takes
+from data import catalog, pipeline, samples
 from data.dataset import Dataset
 from data.motion import motion_energy
+from data.store import dct, digests, frame_index, jpeg, takes
 
 ROOT = Path(__file__).parent.parent
 BATCH = 16  # samples of two view-clips

@@ -27,7 +27,7 @@ import numpy as np
 
 from console.command import Parser, execute
 from data import catalog
-from data.listing import list_videos
+from data.prepare.listing import list_videos
 
 ROOT = Path(__file__).parent.parent
 HEIGHT, WIDTH, NUM_FRAMES = 1080, 1920, 76

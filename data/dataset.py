@@ -7,7 +7,8 @@ import numpy as np
 from ml_collections import config_dict
 
 from console.errors import UserError
-from data import buffers, clips, takes
+from data import clips
+from data.store import buffers, takes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

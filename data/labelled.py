@@ -8,8 +8,9 @@ import numpy as np
 from ml_collections import config_dict
 
 from console.errors import UserError
-from data import augment, catalog, clips, takes
+from data import augment, catalog, clips
 from data.dataset import hold_out, keep_frames
+from data.store import takes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

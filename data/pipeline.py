@@ -18,9 +18,10 @@ import numpy as np
 from absl import flags
 
 from console.errors import UnusableFile, UserError
-from data import buffers, clips, samples, takes
+from data import clips, samples
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
+from data.store import buffers, takes
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 

@@ -13,10 +13,11 @@ import cv2
 import grain
 import numpy as np
 
-from data import augment, clips, takes
+from data import augment, clips
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from data.motion import motion_energy
+from data.store import takes
 
 Sample = dict[str, np.ndarray | dict[str, np.ndarray]]
 Empty = Callable[[tuple[int, ...], Any], np.ndarray]  # where large arrays come from: np.empty, or buffers.Buffers.empty

@@ -27,9 +27,10 @@ import scipy.signal
 
 from console import progress
 from console.command import ExitCode, Parser, execute
-from data import archives, catalog, clocks, offsets, raw_video, shards
+from data import catalog
 from data.catalog import Video, folder
-from data.listing import list_videos
+from data.prepare import archives, clocks, offsets, raw_video, shards
+from data.prepare.listing import list_videos
 
 PROG = "python -m data.sync"
 EXAMPLES = """

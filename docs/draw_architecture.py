@@ -45,7 +45,7 @@ BOXES = (
     Box(
         "preparation",
         "raw videos into shards",
-        ("data/prepare.py", "data/listing.py", "data/raw_video.py", "data/shards.py", "data/workers.py"),
+        ("data/prepare",),
         16,
         376,
         OFFLINE,
@@ -53,7 +53,7 @@ BOXES = (
     Box(
         "stored frames",
         "take, views, frames",
-        ("data/takes.py", "data/frame_index.py", "data/codec.py", "data/jpeg.py", "data/dct.py"),
+        ("data/store",),
         248,
         376,
         INPUT,

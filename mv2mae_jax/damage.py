@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.path import atomicity
 
 from console.errors import UserError
-from data import digests
+from data.store import digests
 
 STEP_FILE = "STEP"  # the number of the step, under the digests like all files
 SET_ASIDE = "damaged"  # the end of the name of what was set aside: 1000.damaged

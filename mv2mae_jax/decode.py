@@ -1,4 +1,4 @@
-"""Frames stored as DCT coefficients (data/dct.py) -> the crops of them that the model sees, on the accelerator.
+"""Frames stored as DCT coefficients (data/store/dct.py) -> the crops of them that the model sees, on the accelerator.
 
 Dequantisation is a product with a table. Inverse DCT, upsampling of chroma and resizing of the crop are linear and
 separable: two matrix products, with matrices made for each box, give a plane's crop. Luma and chroma are then rounded

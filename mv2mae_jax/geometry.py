@@ -1,7 +1,8 @@
 """What frozen tokens tell of the actor's 3D pose and of its motion: read-outs of joints and of their velocities.
 
-A prepared set that knows its joints and cameras (data/truth.py) is asked, for each temporal slice of a clip, where the
-joints are relative to the root and how fast they move. Raw pixels and a random encoder are asked in the same way.
+A prepared set that knows its joints and cameras (data/store/truth.py) is asked, for each temporal slice of a clip,
+where the joints are relative to the root and how fast they move. Raw pixels and a random encoder are asked in the same
+way.
 """
 
 import dataclasses
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from console.errors import UserError
-from data import clips, takes
+from data import clips
+from data.store import takes
 from mv2mae_jax import attentive, regression
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae

@@ -13,7 +13,7 @@ import numpy as np
 
 from console import progress
 from console.errors import NotFinite
-from data.takes import DamagedRecord, Prepared
+from data.store.takes import DamagedRecord, Prepared
 from mv2mae_jax import damage, log_files
 from mv2mae_jax.metrics import IN_FLIGHT, drop_rows_after
 

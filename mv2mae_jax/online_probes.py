@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from console import progress
-from data import clips, pipeline, takes
+from data import clips, pipeline
+from data.store import takes
 from mv2mae_jax import accuracy, features, geometry, probes, retrieval
 from mv2mae_jax.models import mv2mae
 

@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 from console import progress
 from console.errors import UserError
-from data import digests
+from data.store import digests
 from mv2mae_jax import damage, outcome, provenance, side_files
 
 

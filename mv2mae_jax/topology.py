@@ -27,7 +27,7 @@ from ml_collections import config_dict
 
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest, sizes
 from console.errors import UserError
-from data import dct
+from data.store import dct
 from mv2mae_jax import batch_search, hlo, hlo_cost, optim, roofline, sharding
 from mv2mae_jax import config as configs
 from mv2mae_jax.chips import CHIPS, Chip

@@ -21,7 +21,7 @@ import pytest
 @pytest.fixture(scope="session")
 def synthetic_set(tmp_path_factory) -> pathlib.Path:
     """A small generated data set, prepared: 24 takes, three cameras, 40x53 pixels."""
-    from data import prepare
+    from data.prepare import __main__ as prepare
     from data.synthetic import __main__ as synthetic
 
     folder = tmp_path_factory.mktemp("synthetic_set")
@@ -35,7 +35,7 @@ def synthetic_set(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def synthetic_set_dct(synthetic_set) -> pathlib.Path:
     """The same, stored as coefficients."""
-    from data import prepare
+    from data.prepare import __main__ as prepare
 
     raw, prepared = synthetic_set.parent / "raw", synthetic_set.parent / "prepared_dct"
     arguments = ["--dataset=synthetic", f"--input={raw}", f"--output={prepared}", "--short_side=40", "--workers=2"]

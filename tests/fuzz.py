@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import frame_index, prepare, takes
+from data.prepare import __main__ as prepare
+from data.store import frame_index, takes
 from mv2mae_jax import config as configs
 from mv2mae_jax import config_checks, damage
 from tests import video_files

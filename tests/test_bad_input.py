@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from console.command import ExitCode
-from data import archives, prepare, takes
 from data.catalog import __main__ as catalog_command
+from data.prepare import __main__ as prepare
+from data.prepare import archives
+from data.store import takes
 from tests import video_files
 
 ROOT = Path(__file__).parent.parent

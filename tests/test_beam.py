@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own: requirements-beam.txt")
 
 from console.command import ExitCode
-from data import prepare
+from data.prepare import __main__ as prepare
 from tests import video_files
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import boxes
-from data.boxes import Box
+from data.prepare import boxes
+from data.prepare.boxes import Box
 
 
 def motion_box(frames):

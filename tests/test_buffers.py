@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from data import buffers, descriptors, pipeline, samples, takes
+from data import pipeline, samples
+from data.store import buffers, descriptors, takes
 from tests.test_pipeline import make_dataset
 
 LARGE = (2**17,)

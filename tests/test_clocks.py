@@ -5,8 +5,11 @@ import pyarrow as pa
 import pytest
 
 from console.errors import UserError
-from data import carry_truth, catalog, clocks, offsets, prepare, raw_video, shards, takes, times
-from data.listing import list_videos
+from data import catalog
+from data.prepare import __main__ as prepare
+from data.prepare import carry_truth, clocks, offsets, raw_video, shards, times
+from data.prepare.listing import list_videos
+from data.store import takes
 from tests import video_files
 from tests.video_files import corners_shown, time_shown, write_timed
 

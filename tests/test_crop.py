@@ -9,8 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import crops
-from data import boxes, catalog, contact_sheet, cutting, encoding, metadata, prepare, raw_video, shards, takes
-from data.boxes import Box
+from data import catalog
+from data.prepare import __main__ as prepare
+from data.prepare import boxes, contact_sheet, cutting, encoding, metadata, raw_video, shards
+from data.prepare.boxes import Box
+from data.store import takes
 from data.synthetic.__main__ import main as synthesise
 from tests import test_boxes, test_truth, video_files
 

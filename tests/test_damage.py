@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from data import digests
+from data.store import digests
 from mv2mae_jax import checkpoint, damage, runs, sharding
 from mv2mae_jax.state import TrainState
 from tests import faults

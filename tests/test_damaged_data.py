@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from console.command import ExitCode
-from data import frame_index, metadata, pipeline, prepare, samples, takes
+from data import pipeline, samples
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
+from data.prepare import __main__ as prepare
+from data.prepare import metadata
+from data.store import frame_index, takes
 from mv2mae_jax import features
 from tests import faults, tiny
 

@@ -15,10 +15,12 @@ import pytest
 
 from configs import finetune_base, pretrain_base
 from console.command import ExitCode
-from data import catalog, pipeline, prepare, takes
+from data import catalog, pipeline
 from data.catalog import __main__ as catalog_command
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
+from data.prepare import __main__ as prepare
+from data.store import takes
 from tests import video_files
 
 H264, MPEG4 = "libx264", "mpeg4"

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import run
-from data import clips, dct, jpeg, pipeline, samples
+from data import clips, pipeline, samples
 from data.motion import motion_energy
+from data.store import dct, jpeg
 from mv2mae_jax import decode, sharding, topology
 from tests import jpeg_file
 from tests.test_pipeline import make_dataset

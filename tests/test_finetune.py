@@ -13,8 +13,9 @@ import optax
 import pytest
 from safetensors.numpy import save_file
 
-from data import pipeline, takes
+from data import pipeline
 from data.labelled import LabelledDataset
+from data.store import takes
 from mv2mae_jax import checkpoint, metrics, optim, outcome, sharding, train
 from mv2mae_jax.models import layers
 from mv2mae_jax.state import TrainState

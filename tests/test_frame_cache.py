@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from console.errors import UserError
-from data import codec, pipeline, takes
+from data import pipeline
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
+from data.store import codec, takes
 from tests import tiny
 
 

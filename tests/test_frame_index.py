@@ -8,7 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from data import frame_index, shards, takes
+from data.prepare import shards
+from data.store import frame_index, takes
 
 SIZES = [1, 40, 65_000, 65_512, 65_513, 200_000, 7]  # around a block's 65,512 bytes beside its header
 

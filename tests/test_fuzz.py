@@ -14,7 +14,8 @@ import pytest
 
 from configs import finetune_base, pretrain_base, probe_base
 from console.command import ExitCode
-from data import prepare, takes
+from data.prepare import __main__ as prepare
+from data.store import takes
 from mv2mae_jax import checkpoint
 from mv2mae_jax.torch_export import importer
 from tests import fuzz, video_files
@@ -125,7 +126,7 @@ def test_files_that_are_no_videos_are_set_aside(seeds, tmp_path, capsys):
 
 
 def test_a_bomb_in_a_zip_file_is_bounded(tmp_path, capsys, monkeypatch):
-    from data import archives
+    from data.prepare import archives
 
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 2**20)
     (tmp_path / "raw").mkdir()

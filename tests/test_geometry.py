@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from data import clips, takes
-from data.prepare import main as prepare
+from data import clips
+from data.prepare.__main__ import main as prepare
+from data.store import takes
 from data.synthetic.__main__ import main as synthesise
 from mv2mae_jax import features, geometry
 from mv2mae_jax.features import Features

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import takes
+from data.store import takes
 from mv2mae_jax import guards, metrics, optim
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.tasks.pretrain import Pretrain

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from configs import pretrain_base
-from data import clips, samples, takes
+from data import clips, samples
 from data.dataset import Dataset
+from data.store import takes
 from mv2mae_jax import checkpoint, inference
 from mv2mae_jax import config as configs
 from mv2mae_jax.features import __main__ as command

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from console.command import ExitCode
-from data import catalog, prepare, takes
+from data import catalog
 from data.catalog import __main__ as catalog_command
 from data.catalog.__main__ import compare
-from data.listing import PreparationError, list_videos
+from data.prepare import __main__ as prepare
+from data.prepare.listing import PreparationError, list_videos
+from data.store import takes
 from tests import video_files
 
 NAMES = [f"S001C{camera:03}P{subject:03}R001A001" for subject in (1, 2) for camera in (1, 2)]

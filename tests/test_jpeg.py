@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data import jpeg
+from data.store import jpeg
 from tests.test_decode import make_clip
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from configs import pretrain_base
-from data import clips, pipeline, samples, takes
+from data import clips, pipeline, samples
 from data.dataset import Dataset, hold_out
+from data.store import takes
 from tests.test_motion import direct as direct_motion_energy
 
 # grain 0.2.18: MapDataset.range(54).seed(0).shuffle()

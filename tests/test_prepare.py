@@ -19,8 +19,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from console.command import ExitCode
-from data import catalog, frame_index, metadata, prepare, raw_video, tables, takes
-from data.listing import PreparationError, list_videos
+from data import catalog
+from data.prepare import __main__ as prepare
+from data.prepare import metadata, raw_video, tables
+from data.prepare.listing import PreparationError, list_videos
+from data.store import frame_index, takes
 from tests import video_files
 
 ROOT = Path(__file__).parent.parent

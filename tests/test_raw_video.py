@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import archives, catalog, raw_video, workers
-from data.listing import list_videos
+from data import catalog
+from data.prepare import archives, raw_video, workers
+from data.prepare.listing import list_videos
 from tests import fuzz, video_files
 
 

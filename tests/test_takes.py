@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import codec, prepare, takes
+from data.prepare import __main__ as prepare
+from data.store import codec, takes
 from tests import video_files
 
 SHORT_SIDE = 32

@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 
-from data import clips, raw_video, samples
+from data import clips, samples
+from data.prepare import raw_video
 from mv2mae_jax import features, inference
 from mv2mae_jax.models import classifier, layers
 from mv2mae_jax.tasks.pretrain import Pretrain

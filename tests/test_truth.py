@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from console.command import ExitCode
-from data import prepare, takes, truth
 from data.catalog import get
+from data.prepare import __main__ as prepare
+from data.store import takes, truth
 from data.synthetic import actors, renderer, rooms, writer
 from data.synthetic.__main__ import main as synthesise
 from data.synthetic.design import Take

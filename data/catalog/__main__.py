@@ -15,8 +15,9 @@ from pathlib import Path
 
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest
 from console.errors import UserError
-from data import catalog, tables
-from data.listing import matching_files, passed_over
+from data import catalog
+from data.prepare import tables
+from data.prepare.listing import matching_files, passed_over
 
 SHOWN = 10  # of a list, as text
 UNOFFICIAL = {"random"}  # protocols left out unless asked for

@@ -14,7 +14,8 @@ import numpy as np
 
 from console import progress
 from console.errors import UserError
-from data import catalog, truth
+from data import catalog
+from data.store import truth
 from data.synthetic import actors, rooms, writer
 from data.synthetic.actions import CLASS_NAMES
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
@@ -72,7 +73,7 @@ def _write_take(output: pathlib.Path, seed: int, width: int, height: int, style:
 def _write_truth(
     folder: pathlib.Path, takes: list[Take], seed: int, width: int, height: int, style: rooms.Style
 ) -> None:
-    """What the renderer is told, in the form of data/truth.py: joints, facing and cameras of every take."""
+    """What the renderer is told, in the form of data/store/truth.py: joints, facing and cameras of every take."""
     if (folder / truth.SKELETON).exists():
         return
     names, numbers, facing, joints, cameras = [], [], [], [], collections.defaultdict(list)

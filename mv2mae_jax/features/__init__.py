@@ -21,7 +21,8 @@ import numpy as np
 from absl import logging
 
 from console.errors import UserError
-from data import clips, digests, takes
+from data import clips
+from data.store import digests, takes
 from mv2mae_jax import decode, sharding
 from mv2mae_jax.models import mv2mae, tubelets
 

@@ -15,8 +15,9 @@ import numpy as np
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from data import catalog, clips, takes
+from data import catalog, clips
 from data.dataset import hold_out
+from data.store import takes
 from mv2mae_jax import features, inference, sharding
 from mv2mae_jax.features import sources
 from mv2mae_jax.features.store import Store

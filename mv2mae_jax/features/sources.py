@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from console.errors import UserError
-from data import archives, clips, digests, jpeg, pipeline, raw_video, samples, takes
+from data import clips, pipeline, samples
 from data.catalog import folder
+from data.prepare import archives, raw_video
+from data.store import digests, jpeg, takes
 
 Batch = dict[str, np.ndarray]
 Part = tuple[int, Iterator[Batch], dict[str, str], dict[int, tuple[int, float]]]  # see PreparedSource.read

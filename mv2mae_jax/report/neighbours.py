@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from data import clips, pipeline, takes
+from data import clips, pipeline
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
+from data.store import takes
 from mv2mae_jax import decode, features, inference, retrieval, sharding, visualize
 from mv2mae_jax.report import charts, pictures
 from mv2mae_jax.report.charts import MOST_MARKS, Chart

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from console.errors import UnusableFile
-from data import clips, pipeline, takes
+from data import clips, pipeline
+from data.store import takes
 from mv2mae_jax import features, geometry, sharding
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.report import neighbours, pictures

@@ -1,7 +1,7 @@
 """Writes one shard: a run of takes, from raw videos to a finished ArrayRecord file with its account beside it.
 
 The record's form is that of TFDS (a tf.train.Example made by its feature connectors), so that `tfds.data_source` and
-this project's `data.takes` read the same files. TensorFlow is not needed.
+this project's `data.store.takes` read the same files. TensorFlow is not needed.
 """
 
 import contextlib
@@ -23,12 +23,13 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-from data import archives, clocks, codec, digests, encoding, frame_index, pairing, raw_video
-from data.boxes import MANIFEST_COLUMNS, Box, Crop
 from data.catalog import Video
-from data.clocks import Clock
-from data.listing import Listing, PreparationError
-from data.pairing import EncodedVideo
+from data.prepare import archives, clocks, encoding, pairing, raw_video
+from data.prepare.boxes import MANIFEST_COLUMNS, Box, Crop
+from data.prepare.clocks import Clock
+from data.prepare.listing import Listing, PreparationError
+from data.prepare.pairing import EncodedVideo
+from data.store import codec, digests, frame_index
 
 SPLIT = "takes"  # the one TFDS split; the official splits are the catalogue's
 PARTS = "parts"  # the folder of the shards' accounts
@@ -43,7 +44,7 @@ FEATURES = tfds.features.FeaturesDict(
     {
         "take": tfds.features.Text(),
         "view": tfds.features.Text(),
-        "frames": tfds.features.Sequence(tfds.features.Text()),  # bytes of data.codec, one per frame
+        "frames": tfds.features.Sequence(tfds.features.Text()),  # bytes of data.store.codec, one per frame
     }
 )
 _SERIALIZER = example_serializer.ExampleSerializer(FEATURES.get_serialized_info())

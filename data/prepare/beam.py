@@ -12,8 +12,8 @@ import apache_beam
 import cv2
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data import shards
-from data.listing import PreparationError
+from data.prepare import shards
+from data.prepare.listing import PreparationError
 
 
 def write_shards(

@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data import boxes, cutting, raw_video
-from data.boxes import Box
 from data.catalog import Video
+from data.prepare import boxes, cutting, raw_video
+from data.prepare.boxes import Box
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

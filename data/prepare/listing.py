@@ -9,7 +9,9 @@ from pathlib import Path
 
 from console import progress
 from console.errors import UserError
-from data import archives, catalog, truth
+from data import catalog
+from data.prepare import archives
+from data.store import truth
 
 # [ours] The longest of RoCoG's lists, the longest annotation files known here, has 3 MB.
 MAX_ANNOTATION_BYTES = 32 * 2**20

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from console.errors import UserError
-from data import catalog, codec, dct, digests, frame_index, truth
-from data.frame_cache import FrameCache
-from data.truth import Truth
+from data import catalog
+from data.store import codec, dct, digests, frame_index, truth
+from data.store.frame_cache import FrameCache
+from data.store.truth import Truth
 
 MANIFEST = "manifest.parquet"
 FORMAT_VERSION = 3  # of a prepared set
@@ -48,7 +49,7 @@ class Prepared:
     Attributes:
       directory: where it lies.
       name: of the data set, as in `data.catalog`.
-      codec: how frames are stored, as in `data.codec`.
+      codec: how frames are stored, as in `data.store.codec`.
       class_names: in the order of the labels.
       views: the manifest's columns, one entry per record, in the records' order: take, view (str), record, num_frames,
         fps, height, width, label, subject, setup, camera, performance (-1 where unknown), listed_split (str), checksum.
@@ -167,7 +168,7 @@ class Prepared:
 
         Args:
           record, frames: as in `read`.
-          into: int8[T, *coefficients_shape], receives the coefficients; see data/dct.py.
+          into: int8[T, *coefficients_shape], receives the coefficients; see data/store/dct.py.
 
         Returns:
           uint8[2, 8, 8], the quantisation steps of luma and chroma.
@@ -219,7 +220,7 @@ class Prepared:
 
     @functools.cached_property
     def coefficients_shape(self) -> tuple[int, int]:
-        """Of the image that holds the coefficients of any frame of the set; see data/dct.py."""
+        """Of the image that holds the coefficients of any frame of the set; see data/store/dct.py."""
         height, width = dct.padded_size(int(self.views["height"].max()), int(self.views["width"].max()))
         return 3 * height // 2, width
 

@@ -7,8 +7,8 @@ import av.filter
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from data import raw_video
-from data.boxes import Box
+from data.prepare import raw_video
+from data.prepare.boxes import Box
 
 
 def cut_frames(

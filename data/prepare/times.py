@@ -6,8 +6,8 @@ from pathlib import Path
 
 import av
 
-from data import archives, clocks, raw_video
-from data.listing import Listing
+from data.prepare import archives, clocks, raw_video
+from data.prepare.listing import Listing
 
 SAMPLED_TAKES = 50  # [ours] at most, evenly over the set; a header costs a few milliseconds on a local disk
 

@@ -6,7 +6,7 @@ import weakref
 
 import numpy as np
 
-from data import buffers, descriptors
+from data.store import buffers, descriptors
 
 
 class FrameCache:
@@ -54,7 +54,7 @@ class FrameCache:
         self._listener = ""  # of another process
 
     def descriptor(self, number: int) -> int:
-        """For data/descriptors.py, of the one file. Those who get it write to it, too."""
+        """For data/store/descriptors.py, of the one file. Those who get it write to it, too."""
         assert number == 0, number
         return self._descriptor
 

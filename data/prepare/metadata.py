@@ -15,10 +15,12 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from console.errors import UserError
-from data import carry_truth, catalog, digests, frame_index, shards, tables, truth
-from data.boxes import MANIFEST_COLUMNS
-from data.listing import Listing, PreparationError
-from data.takes import FORMAT_VERSION
+from data import catalog
+from data.prepare import carry_truth, shards, tables
+from data.prepare.boxes import MANIFEST_COLUMNS
+from data.prepare.listing import Listing, PreparationError
+from data.store import digests, frame_index, truth
+from data.store.takes import FORMAT_VERSION
 
 # The manifest, but for the column `record`, which counts the rows.
 _SCHEMA = pa.schema(
@@ -59,7 +61,7 @@ def write(
     Args:
       settings, listing, jobs: what was prepared.
       output_dir: of the prepared set.
-      truth_dir: 3D joints and cameras (data/truth.py) that go with it; None for none.
+      truth_dir: 3D joints and cameras (data/store/truth.py) that go with it; None for none.
 
     Returns:
       What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.

@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 
 from console import progress
-from data import raw_video, shards
-from data.listing import PreparationError
+from data.prepare import raw_video, shards
+from data.prepare.listing import PreparationError
 
 _GO_ON = "Finished shards are kept: the same command goes on from here"
 _num_started = None  # videos, counted by all workers; set in each worker

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.listing import Listing, passed_over
+from data.prepare.listing import Listing, passed_over
 
 SHOWN = 10  # of a list
 

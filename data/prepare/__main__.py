@@ -3,7 +3,7 @@
 `python -m data.prepare --help` tells how. The output folder holds
   DATASET-takes.array_record-*   one record per view, readable by TFDS too (dataset_info.json, features.json)
   manifest.parquet               one row per record, in the records' order
-  frames.npy                     where in the shards every frame lies (data/frame_index.py)
+  frames.npy                     where in the shards every frame lies (data/store/frame_index.py)
   prepared.json                  what was prepared, how, and how much; written last
   quarantine.csv                 the videos and labels left out: path, take, reason
   unmatched.csv                  the files that are none of the data set, and those that are there twice: path, reason
@@ -33,13 +33,13 @@ import tqdm
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from data import (
+from data import catalog
+from data.catalog import folder
+from data.prepare import (
     archives,
     boxes,
     carry_truth,
-    catalog,
     clocks,
-    codec,
     contact_sheet,
     encoding,
     metadata,
@@ -48,13 +48,12 @@ from data import (
     raw_video,
     shards,
     times,
-    truth,
     workers,
 )
-from data.boxes import Box, Crop
-from data.catalog import folder
-from data.listing import Listing, PreparationError, list_videos
-from data.preparation_report import count
+from data.prepare.boxes import Box, Crop
+from data.prepare.listing import Listing, PreparationError, list_videos
+from data.prepare.preparation_report import count
+from data.store import codec, truth
 
 SAMPLED_FILES = 8  # at most, and one in so many at most, for the size and time to expect
 
@@ -99,7 +98,7 @@ def prepare(
       names: the catalogue of the data set.
       inputs: folders and archives with the raw videos.
       output_dir: of the prepared set; made if missing.
-      codec_name: how frames are stored; see data/codec.py.
+      codec_name: how frames are stored; see data/store/codec.py.
       short_side: of the stored frames, pixels [ours]: room for crops around the 128 that the model sees. Smaller
         videos stay as they are.
       quality: on JPEG's scale, 1 to 100. [ours]
@@ -109,11 +108,11 @@ def prepare(
         offsets; None for what the data set is used with.
       fps: ticks per second of that clock; None for the rate that most views of a take have.
       max_gap_share, max_gap_seconds: see `clocks.Clock`.
-      crop: 'full', 'motion', 'skeletons', or the path of a table of boxes; see data/boxes.py.
+      crop: 'full', 'motion', 'skeletons', or the path of a table of boxes; see data/prepare/boxes.py.
       crop_margin, crop_aspect: see `boxes.make_crop`.
       skeletons: the folder of NTU's .skeleton files.
-      sheet: also writes the contact sheet of data/contact_sheet.py.
-      truth_dir: 3D joints and cameras that the set carries, see data/truth.py; None for none.
+      sheet: also writes the contact sheet of data/prepare/contact_sheet.py.
+      truth_dir: 3D joints and cameras that the set carries, see data/store/truth.py; None for none.
       announce: called with the size and time to expect, if there is something to do.
       write_shards: makes the shards; see `workers.write_shards`.
 
@@ -421,7 +420,7 @@ def _truth(options: argparse.Namespace) -> Path | None:
 
 def _on_beam(beam_options: str) -> Callable[..., None]:
     try:
-        from data import beam  # with a package that only this needs
+        from data.prepare import beam
     except ImportError as error:
         raise PreparationError(
             f"--beam needs Apache Beam ({error}): install requirements-beam.txt into an environment of its own"

@@ -1,4 +1,4 @@
-"""Carries a truth, 3D joints and cameras, from a user's folder into a prepared set; data/truth.py shows its form.
+"""Carries a truth, 3D joints and cameras, from a user's folder into a prepared set; data/store/truth.py shows its form.
 
 What does not fit the videos, or cannot be in the units and conventions of the form, is refused with a reason.
 """
@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from console.errors import UserError
-from data import truth
-from data.boxes import MANIFEST_COLUMNS
 from data.catalog import Video
+from data.prepare.boxes import MANIFEST_COLUMNS
+from data.store import truth
 
 SHOWN = 5  # of a list in a message
 # Limits [ours] that tell a slip of unit or convention from data.
@@ -165,7 +165,7 @@ def _misfit(cameras: pa.Table, row: int, width: int, height: int) -> str:
 def _check_sense(
     source: Path, joints: pa.Table, cameras: pa.Table, root: int, first: np.ndarray, length: np.ndarray
 ) -> None:
-    """Raises ValueError where units or conventions cannot be those of data/truth.py; arguments as carried."""
+    """Raises ValueError where units or conventions cannot be those of data/store/truth.py; arguments as carried."""
     if np.median(np.abs(truth.column_of(joints, "facing"))) > 2 * np.pi:
         raise UserError(f"{source / truth.JOINTS}: facing is in radians, and the numbers there are too large for that")
     points = truth.column_of(joints, "joints").reshape(len(joints), -1, 3)

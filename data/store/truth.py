@@ -147,7 +147,9 @@ def read_skeleton(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, int], .
         ):
             raise UserError("joint names are to be different, and edges pairs of their numbers from 0")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not describe a skeleton ({error!r}); data/truth.py shows its form") from error
+        raise UserError(
+            f"{path} does not describe a skeleton ({error!r}); data/store/truth.py shows its form"
+        ) from error
     return names, edges, root
 
 
@@ -223,7 +225,9 @@ def _read(path: Path, schema: Mapping[str, pa.DataType | None]) -> pa.Table:
                 kind = pa.list_(pa.float32(), sizes.pop() if sizes else column.type.list_size)
             table = table.set_column(index, name, column.cast(kind))
     except (OSError, pa.ArrowException, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as part of the truth: {error}. Its form: data/truth.py") from error
+        raise UserError(
+            f"{path} cannot be read as part of the truth: {error}. Its form: data/store/truth.py"
+        ) from error
     for name in schema:
         if table[name].null_count:
             raise UserError(f"{path}: column {name} has {table[name].null_count} empty entries")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from console.errors import UserError
-from data import clocks
-from data.boxes import Box
 from data.catalog import Video
-from data.clocks import Clock
+from data.prepare import clocks
+from data.prepare.boxes import Box
+from data.prepare.clocks import Clock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

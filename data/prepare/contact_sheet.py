@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from console.errors import UnusableFile
-from data import archives, raw_video
-from data.boxes import MANIFEST_COLUMNS
 from data.catalog import Video
+from data.prepare import archives, raw_video
+from data.prepare.boxes import MANIFEST_COLUMNS
 
 NAME = "contact_sheet.png"
 TAKES = 6  # of a camera, evenly spread over the set

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from console.errors import UserError
-from data import raw_video
+from data.prepare import raw_video
 
 # How the clocks of a take's files hang together; None in place of a `Clock` pairs frames by their numbers.
 BY_START = "start"  # the recordings begin together: first frames are aligned

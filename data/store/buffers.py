@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from data import descriptors
-from data.descriptors import Unreachable as Unreachable
+from data.store import descriptors
+from data.store.descriptors import Unreachable as Unreachable
 
 SHAREABLE = hasattr(os, "memfd_create")  # Linux
 MIN_BYTES = 2**16  # [ours] smaller arrays are pickled
@@ -99,7 +99,7 @@ class Buffers:
         return Address(os.getpid(), buffer.number, self._listener, array.shape, array.dtype)
 
     def descriptor(self, number: int) -> int:
-        """For data/descriptors.py."""
+        """For data/store/descriptors.py."""
         return (self._marks if number == _MARKS else self._buffers[number]).descriptor
 
 

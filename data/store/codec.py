@@ -12,7 +12,7 @@ accelerator (mv2mae_jax/decode.py), or on the host where pixels are needed there
 import types
 
 from console.errors import UserError
-from data import dct, jpeg
+from data.store import dct, jpeg
 
 NAMES = ("jpeg", "dct")
 
