@@ -4,7 +4,7 @@ Command: python -m benchmarks.method --preset=cpu; a single run of it, once the 
     python run.py --config=configs/benchmark.py --workdir=runs/benchmark
 Result: see benchmarks/results/method_cpu/.
 
-The demo's setting on four times the takes (2,560 takes of 80 people in 8 rooms), the training split of an official
+The demo's setting on six times the takes (3,840 takes of 120 people in 8 rooms), the training split of an official
 protocol, more steps, and no motion weights. So small clips and rooms without furniture let a run of 200,000 clips,
 minutes of one core, reach what larger ones reach in days (what did not: benchmarks/results/method_furnished/NOTES.md).
 """
