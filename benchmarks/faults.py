@@ -28,7 +28,7 @@ from pathlib import Path
 from benchmarks.experiment import OUTPUT
 from console.command import Parser, execute
 from data.store import takes
-from mv2mae_jax import outcome, preemption
+from mv2mae_jax.runs import metrics_file, preemption
 from tests import faults, fuzz
 
 # Enough steps for strikes in all phases; checkpoints, evaluations and log rows at steps of their own.
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def about_this_run() -> dict[str, str]:
     return {
         "date": datetime.date.today().isoformat(),
-        "git_revision": outcome.git_revision(),
+        "git_revision": metrics_file.git_revision(),
         "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
     }
 

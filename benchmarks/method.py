@@ -323,7 +323,7 @@ def benchmark(
     preset_name: str, rows: list[str], seeds: Sequence[int], folder: Path, results: Path, workers: int
 ) -> None:
     """Does what is missing, and writes one file per row and seed as soon as it is measured: main rows first."""
-    from mv2mae_jax import outcome
+    from mv2mae_jax.runs import metrics_file
 
     preset = PRESETS[preset_name]
     experiment.prepare_data(folder, preset.data, preset.short_side)
@@ -344,7 +344,7 @@ def benchmark(
             "preset": preset_name,
             **found,
             "hardware": experiment.hardware(),
-            "git_revision": outcome.git_revision(),
+            "git_revision": metrics_file.git_revision(),
         }
         result_file(results, job.row, job.seed).write_text(json.dumps(record, indent=2) + "\n")
         print(f"{job.row} seed {job.seed}: {json.dumps(found['columns'])}", flush=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.experiment import OUTPUT, ROOT
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from mv2mae_jax import outcome, preemption
+from mv2mae_jax.runs import metrics_file, preemption
 
 EVERY_SECONDS = 10
 OVERRIDES = (
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = process.wait(timeout=300)
     steps = [json.loads(line)["step"] for line in (options.workdir / "run" / "history.jsonl").read_text().splitlines()]
     record = {
-        "git_revision": outcome.git_revision(),
+        "git_revision": metrics_file.git_revision(),
         "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
         "minutes": round((time.monotonic() - began) / 60, 1),
         "steps": steps[-1],

@@ -133,7 +133,7 @@ def random_batch(config: Any, frame_size: tuple[int, int] | None) -> dict[str, A
     """A batch as `topology.batch_shapes` describes it; stored frames are faint noise, boxes in the middle."""
     import jax
 
-    from mv2mae_jax import topology
+    from mv2mae_jax.topology import __main__ as topology
 
     rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda spec: random_array(rng, spec), topology.batch_shapes(config, frame_size))
@@ -149,10 +149,13 @@ def make_our_step(case: Case, what: Ours) -> tuple[Callable[[int], None], Callab
     """The step that run.py would run, on one random batch: (does n of them, peak memory in bytes, facts)."""
     import jax
 
-    from mv2mae_jax import flops, optim, perf, sharding, topology
-    from mv2mae_jax.chips import peak_flops_per_second
+    from mv2mae_jax import optim
+    from mv2mae_jax.distributed import sharding
+    from mv2mae_jax.distributed.chips import peak_flops_per_second
+    from mv2mae_jax.monitoring import flops, perf
+    from mv2mae_jax.objectives.pretrain import Pretrain
     from mv2mae_jax.state import TrainState
-    from mv2mae_jax.tasks.pretrain import Pretrain
+    from mv2mae_jax.topology import __main__ as topology
     from mv2mae_jax.train import jit_train_step
 
     config = our_config(case, whole=what.whole, overrides=what.overrides)
@@ -177,7 +180,7 @@ def make_our_step(case: Case, what: Ours) -> tuple[Callable[[int], None], Callab
 
 def model_sizes(case: Case) -> dict[str, int]:
     """Our model's sizes under the names of transformers' VideoMAEConfig."""
-    from mv2mae_jax.tasks.pretrain import Pretrain
+    from mv2mae_jax.objectives.pretrain import Pretrain
 
     model = Pretrain.from_config(our_config(case, whole=False)).model
     return {

@@ -16,7 +16,7 @@ def get_config() -> config_dict.ConfigDict:
     base = pretrain_base.get_config()
     config = config_dict.ConfigDict(
         dict(
-            task="finetune",  # [ours] which of mv2mae_jax/tasks runs
+            task="finetune",  # [ours] the objective, of mv2mae_jax/objectives
             seed=0,  # [ours] decides the head's initialisation, data order, augmentation, mixing and stochastic depth
             # --- Length and batch -------------------------------------------------------------------------------------
             num_epochs=50,  # [ours] VideoMAE's; one epoch = one pass over the views, `data.repeats` crops of each

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict(
         dict(
-            task="pretrain",  # [ours] which of mv2mae_jax/tasks runs
+            task="pretrain",  # [ours] the objective, of mv2mae_jax/objectives
             seed=0,  # [ours] decides initialisation, data order, crops and masks
             # --- Length and batch -------------------------------------------------------------------------------------
             num_epochs=1600,  # [paper] one epoch = one pass over the (take, target view) elements
@@ -137,7 +137,7 @@ def get_config() -> config_dict.ConfigDict:
             batch_size=config_dict.placeholder(int),  # [ours] default: global_batch_size
             # kNN (k = 20) from training to held-out takes where labels are known, and retrieval across cameras.
             max_feature_takes=0,  # [ours] training takes whose features are looked at, e.g. 1000; 0 switches it off
-            num_pictures=4,  # [ours] samples drawn by mv2mae_jax/visualize.py at each evaluation
+            num_pictures=4,  # [ours] samples drawn by mv2mae_jax/evaluation/visualize.py at each evaluation
             picture_blur_sigma=0.0,  # [ours] pixels; blurs the pictures where a licence wants faces unrecognisable
         )
     )

@@ -15,7 +15,7 @@ def get_config() -> config_dict.ConfigDict:
     base = finetune_base.get_config()
     config = config_dict.ConfigDict(
         dict(
-            task="probe",  # [ours] which of mv2mae_jax/tasks runs
+            task="probe",  # [ours] mv2mae_jax/evaluation/probe.py
             seed=0,  # [ours] decides the probes' initialisation and batches
             global_batch_size=64,  # [ours] clips per step of the feature extraction, over all devices
             compute_dtype="auto",  # [ours] auto | float32 | bfloat16

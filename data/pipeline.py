@@ -55,7 +55,8 @@ def train_batches(
       `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
       `view` int32[B, V]; `label` int32[B], -1 where unknown; `damaged` int32[B], the record that could not be read and
       for which another sample stands in, else -1. Of frames stored as coefficients `video` is what
-      mv2mae_jax/decode.py makes the two from, see `samples.read_clips`; the same holds for all clips below.
+      mv2mae_jax/models/stored_frames.py makes the two from, see `samples.read_clips`; the same holds for all clips
+      below.
     """
     draw = samples.DrawSample(dataset=dataset)
     return _training_stream(

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import clips, motion, samples
 from data.synthetic import writer
 from data.synthetic.design import Take
-from mv2mae_jax import losses, masking, visualize
+from mv2mae_jax.evaluation import visualize
 from mv2mae_jax.models import tubelets
+from mv2mae_jax.objectives import losses, masking
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

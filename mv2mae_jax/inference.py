@@ -23,10 +23,12 @@ from ml_collections import config_dict
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from mv2mae_jax import checkpoint, features, runs, sharding
+from mv2mae_jax import features
+from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import mv2mae, variants
-from mv2mae_jax.torch_export import encoder as exported
-from mv2mae_jax.torch_export import importer
+from mv2mae_jax.runs import checkpoint, run_record
+from mv2mae_jax.torch_weights import encoder as exported
+from mv2mae_jax.torch_weights import importer
 
 PROG = "python -m mv2mae_jax.inference"
 EXAMPLES = """
@@ -148,7 +150,7 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
             raise UserError(f"{workdir} is an exported folder and has no steps: leave the step ({step}) out.")
         model, params, frame_stride = exported.load(workdir, mesh)
         return Encoder(workdir=workdir, step=None, model=model, params=params, frame_stride=frame_stride)
-    step, _, config = runs.read_record(workdir, step)
+    step, _, config = run_record.read_record(workdir, step)
     model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
     stride = config.data.frame_stride
     return Encoder(workdir=workdir, step=step, model=model, params=params, frame_stride=stride, config=config)

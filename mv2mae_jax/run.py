@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--workdir={arguments.workdir} cannot be made: {error}") from error
 
-    from mv2mae_jax import processes
+    from mv2mae_jax.distributed import processes
 
     # Probes, which run in one process, have no limits.
     heartbeat_timeout_seconds = config.get("limits", {}).get("heartbeat_timeout_seconds", 100)
@@ -86,14 +86,15 @@ def run(arguments: argparse.Namespace) -> int:
     )
     processes.check()
     progress.configure(arguments.progress if processes.is_first() else "none")
-    from mv2mae_jax import continuation, heartbeats, sharding
+    from mv2mae_jax.distributed import sharding
+    from mv2mae_jax.runs import heartbeats, resume
 
     mesh = sharding.make_mesh(**config.mesh)
     if config.task == "probe":
         sharding.check_batch(mesh, config.global_batch_size)
-        from mv2mae_jax.tasks import probe
+        from mv2mae_jax.evaluation import probe
 
-        with continuation.locked(arguments.workdir):
+        with resume.locked(arguments.workdir):
             probe.run(config, dataset, mesh, arguments.workdir)
             write_report(config, arguments.workdir)
         return ExitCode.DONE
@@ -101,12 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
     sharding.check_batch(mesh, config.eval.batch_size or config.global_batch_size)
     if config.task == "pretrain" and dataset.prepared.codec == "dct":
         sharding.check_decoding(mesh, config.global_batch_size, config.data.repeats)
-    from mv2mae_jax.preemption import Preempted
+    from mv2mae_jax.runs.preemption import Preempted
     from mv2mae_jax.train import train
 
     allow_changes = [key for key in arguments.allow_changes.split(",") if key]
     try:
-        with heartbeats.watched(heartbeat_timeout_seconds), continuation.locked(arguments.workdir):
+        with heartbeats.watched(heartbeat_timeout_seconds), resume.locked(arguments.workdir):
             train(config, dataset, mesh, arguments.workdir, allow_changes)
             write_report(config, arguments.workdir)
     except Preempted as preempted:

@@ -16,30 +16,18 @@ from console import progress
 from console.errors import UserError
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
-from mv2mae_jax import (
-    checkpoint,
-    continuation,
-    damage,
-    flops,
-    guards,
-    log_files,
-    metrics,
-    optim,
-    outcome,
-    perf,
-    preemption,
-    provenance,
-    runs,
-    sharding,
-    visualize,
-)
+from mv2mae_jax import optim
 from mv2mae_jax.config import describe, parse_steps
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import visualize
 from mv2mae_jax.models import variants
+from mv2mae_jax.monitoring import flops, guards, log_files, metrics, perf
+from mv2mae_jax.objectives.finetune import Finetune
+from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.optim import Schedule
+from mv2mae_jax.runs import checkpoint, metrics_file, preemption, resume, run_record, starts_file, step_folders
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.tasks.finetune import Finetune
-from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import importer
+from mv2mae_jax.torch_weights import importer
 
 TASKS = {"pretrain": Pretrain, "finetune": Finetune}
 
@@ -75,7 +63,7 @@ def train(
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
 
-    for line in damage.set_aside(Path(workdir, "checkpoints")):
+    for line in step_folders.set_aside(Path(workdir, "checkpoints")):
         metrics.say(line)
     checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
     state, host_state = init_state(config, task, optimizer, mesh, init_key, checkpointer, allow_changes)
@@ -87,7 +75,7 @@ def train(
             "or more, choose another --workdir, or move the steps after the new end out of that folder to train from "
             "an older one."
         )
-    finished = outcome.read(workdir, first_step) if first_step == schedule.total_steps else None
+    finished = metrics_file.read(workdir, first_step) if first_step == schedule.total_steps else None
     if finished:
         metrics.say(
             "Nothing is left to do. To go on, raise total_steps or num_epochs, with --allow_changes=total_steps or "
@@ -102,17 +90,17 @@ def train(
     )
     facts = run_facts(config, task, schedule, mesh, state)
     reporter.say(describe(config, facts))
-    with log_files.optional(os.path.join(workdir, provenance.STARTS_FILE)):
-        provenance.record_start(workdir, config, facts, first_step)
+    with log_files.optional(os.path.join(workdir, starts_file.STARTS_FILE)):
+        starts_file.record_start(workdir, config, facts, first_step)
     reporter.config(config, finished=False)
     if first_step:
         reporter.say(f"Going on from step {first_step} of {checkpointer.directory}.")
-    run_record = {
+    record = {
         "config": config.to_json(),
         "settled": variants.settled(config),
-        "git_revision": outcome.git_revision(),
+        "git_revision": metrics_file.git_revision(),
         "dataset": dataset.prepared.name,
-        "manifest_sha256": continuation.manifest_digest(dataset),
+        "manifest_sha256": resume.manifest_digest(dataset),
         "class_names": list(dataset.prepared.class_names),
     }
     skipped = guards.SkippedUpdates(
@@ -192,7 +180,7 @@ def train(
                     "skipped_in_a_row": skipped.in_a_row,
                     "damaged_samples": damaged.count,
                 }
-                checkpointer.save(step, state, run_record | {"progress": host_state}, force=True)
+                checkpointer.save(step, state, record | {"progress": host_state}, force=True)
                 clock.restart()
             if told_to_stop or is_evaluated(step):
                 checkpointer.wait()
@@ -205,9 +193,9 @@ def train(
                     measured, tables = evaluate(state, step, reporter)
                 clock.restart()
                 bar.resume()
-    outcome.write(workdir, config, schedule.total_steps, measured, tables)
+    metrics_file.write(workdir, config, schedule.total_steps, measured, tables)
     reporter.config(config, finished=True)
-    reporter.say(f"Done. The metrics of the last evaluation are in {os.path.join(workdir, outcome.RESULTS_FILE)}.")
+    reporter.say(f"Done. The metrics of the last evaluation are in {os.path.join(workdir, metrics_file.RESULTS_FILE)}.")
     return measured
 
 
@@ -232,7 +220,7 @@ def init_state(
     placement = sharding.state_sharding(mesh, shapes)
     abstract = sharding.abstract(shapes, placement)
     if checkpointer.latest_step() is not None:
-        for line in continuation.check_same_run(config, task, checkpointer, allow_changes):
+        for line in resume.check_same_run(config, task, checkpointer, allow_changes):
             metrics.say(line)
         state, saved = checkpointer.restore(abstract)
         return state, saved["progress"]
@@ -258,7 +246,7 @@ def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: An
         loaded = importer.load_videomae(path, params, model, target=config.loss.target)
     elif config.task == "pretrain":
         loaded = checkpoint.load_params(path, abstract_params, step)
-        importer.tell_other_target(path, runs.read_record(path, step)[2].loss.target, config.loss.target)
+        importer.tell_other_target(path, run_record.read_record(path, step)[2].loss.target, config.loss.target)
     elif from_torch:
         loaded = params | importer.load_videomae(path, {"encoder": params["encoder"]}, model)
     else:

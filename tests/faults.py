@@ -29,14 +29,15 @@ def strike_before(owner, attribute, is_it):
     setattr(owner, attribute, struck)
 
 import run
-from mv2mae_jax import damage, guards, metrics
-from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.runs import step_folders
+from mv2mae_jax.monitoring import guards, metrics
+from mv2mae_jax.objectives.pretrain import Pretrain
 if moment == "batch":
     strike_before(guards.SkippedUpdates, "remember", lambda self, at, batch: at == step)
 if moment == "step":
     strike_before(metrics.StepMetrics, "add", lambda self, at, values: at == step)
 if moment == "save":
-    strike_before(damage.digests, "table", lambda folder: folder.name.startswith(f"{step}."))
+    strike_before(step_folders.digests, "table", lambda folder: folder.name.startswith(f"{step}."))
 if moment == "eval":
     strike_before(Pretrain, "summarize", lambda self, samples: True)
 sys.exit(run.main(sys.argv[4:]))

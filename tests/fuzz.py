@@ -15,7 +15,8 @@ import numpy as np
 from data.prepare import __main__ as prepare
 from data.store import frame_index, takes
 from mv2mae_jax import config as configs
-from mv2mae_jax import config_checks, damage
+from mv2mae_jax import config_checks
+from mv2mae_jax.runs import step_folders
 from tests import video_files
 
 
@@ -132,8 +133,8 @@ def check_mutated_step(step: Path, seed: int, cases: int) -> None:
       AssertionError: it is not.
     """
     for path in mutated_files(step, seed, cases):
-        assert damage.describe(step), path
-    assert not damage.describe(step)
+        assert step_folders.describe(step), path
+    assert not step_folders.describe(step)
 
 
 VALUES = [

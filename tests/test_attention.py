@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2mae_jax import chips
+from mv2mae_jax.distributed import chips
 from mv2mae_jax.models import attention
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mv2mae_jax import batch_search
-from mv2mae_jax.batch_search import Trial
+from mv2mae_jax.topology import batch_search
+from mv2mae_jax.topology.batch_search import Trial
 
 
 class Compiler:

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from mv2mae_jax import checkpoint, sharding
+from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import layers
+from mv2mae_jax.runs import checkpoint
 from mv2mae_jax.state import TrainState
 
 RUN = {"config": json.dumps({"task": "finetune"}), "class_names": ["one", "two"]}

@@ -4,23 +4,23 @@ import types
 
 import pytest
 
-from mv2mae_jax import continuation
 from mv2mae_jax.config import base_of, flatten
 from mv2mae_jax.models import variants
+from mv2mae_jax.runs import resume
 from tests import tiny
 
 
 @pytest.fixture
 def go_on(monkeypatch):
     """`go_on(saved config, config, what auto was, what it is, allowed)`, all else being as it was."""
-    monkeypatch.setattr(continuation, "manifest_digest", lambda dataset: "")
+    monkeypatch.setattr(resume, "manifest_digest", lambda dataset: "")
     task = types.SimpleNamespace(dataset=types.SimpleNamespace(prepared=None))
 
     def check(saved, config, was, now, allowed=()):
         record = {"config": saved.to_json(), "manifest_sha256": ""} | ({} if was is None else {"settled": was})
         monkeypatch.setattr(variants, "settled", lambda config: now)
         checkpointer = types.SimpleNamespace(read_run=lambda: record, directory="runs/a/checkpoints")
-        return continuation.check_same_run(config, task, checkpointer, allowed)
+        return resume.check_same_run(config, task, checkpointer, allowed)
 
     return check
 

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from data.store import digests
-from mv2mae_jax import checkpoint, damage, runs, sharding
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.runs import checkpoint, run_record, step_folders
 from mv2mae_jax.state import TrainState
 from tests import faults
 
@@ -65,7 +66,7 @@ def test_a_step_has_the_digests_of_all_its_files(saved):
         listed = [line.split("  ")[1] for line in (folder / digests.NAME).read_text().splitlines()]
         there = [path.relative_to(folder).as_posix() for path in files_of(folder)]
         assert sorted([*listed, digests.NAME]) == there and len(there) > 5
-        assert damage.describe(folder) == ""
+        assert step_folders.describe(folder) == ""
 
 
 def flip_a_bit(path: Path, rng: np.random.Generator):
@@ -92,9 +93,9 @@ def test_a_hundred_of_a_hundred_injuries_are_found(checkpoints, harm):
     for number, path in enumerate(targets):
         content = path.read_bytes()
         harm(path, rng)
-        assert damage.describe(step), (number, path)
+        assert step_folders.describe(step), (number, path)
         path.write_bytes(content)
-        assert damage.describe(step) == ""
+        assert step_folders.describe(step) == ""
     assert number == 99
 
 
@@ -102,7 +103,7 @@ def test_the_newest_intact_step_is_used_and_the_damaged_one_kept(checkpoints):
     content = {path.relative_to(checkpoints): path.read_bytes() for path in files_of(checkpoints)}
     hit = max(files_of(checkpoints / "6"), key=lambda path: path.stat().st_size)
     flip_a_bit(hit, np.random.default_rng(1))
-    (line,) = damage.set_aside(checkpoints)
+    (line,) = step_folders.set_aside(checkpoints)
     name = hit.relative_to(checkpoints / "6").as_posix()
     assert f"Step 6 in {checkpoints} is damaged ({name} damaged): renamed to 6.damaged, not deleted." == line
     state = restore(checkpoints.parent)
@@ -117,9 +118,9 @@ def test_the_newest_intact_step_is_used_and_the_damaged_one_kept(checkpoints):
     checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
     assert checkpointer.save(6, make_state(6), RUN, force=True)
     checkpointer.close()
-    assert damage.set_aside(checkpoints) == []
+    assert step_folders.set_aside(checkpoints) == []
     (checkpoints / "6" / digests.NAME).unlink()
-    (line,) = damage.set_aside(checkpoints)
+    (line,) = step_folders.set_aside(checkpoints)
     assert "SHA256SUMS missing" in line and "renamed to 6.damaged-2" in line
 
 
@@ -128,14 +129,14 @@ def test_without_an_intact_step_nothing_goes_on_and_nothing_starts_over(checkpoi
         delete(files_of(checkpoints / str(step))[0], None)
     for _ in range(2):  # the second time nothing is there but what was set aside
         with pytest.raises(ValueError, match=r"No checkpoint in .* is intact \(2.damaged, 4.damaged, 6.damaged\)"):
-            damage.set_aside(checkpoints)
+            step_folders.set_aside(checkpoints)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["2.damaged", "4.damaged", "6.damaged"]
 
 
 def test_no_checkpoints_are_no_damage(tmp_path):
-    assert damage.set_aside(tmp_path / "checkpoints") == []
+    assert step_folders.set_aside(tmp_path / "checkpoints") == []
     (tmp_path / "checkpoints").mkdir()
-    assert damage.set_aside(tmp_path / "checkpoints") == []
+    assert step_folders.set_aside(tmp_path / "checkpoints") == []
 
 
 def test_another_run_does_not_take_parameters_from_a_damaged_step(checkpoints):
@@ -152,7 +153,7 @@ def test_another_run_does_not_take_parameters_from_a_damaged_step(checkpoints):
 def test_what_a_killed_save_left_behind_is_no_step(checkpoints):
     shutil.copytree(checkpoints / "6", checkpoints / "8.orbax-checkpoint-tmp-whole")
     assert int(restore(checkpoints.parent).step) == 6
-    assert damage.set_aside(checkpoints) == []
+    assert step_folders.set_aside(checkpoints) == []
     assert not (checkpoints / "8.orbax-checkpoint-tmp-whole").exists()
 
 
@@ -164,22 +165,22 @@ def test_a_step_under_another_number_is_damaged(checkpoints, source, put, older)
     if older:
         for step in (2, 4, 6):
             folder = checkpoints / str(step)
-            (folder / damage.STEP_FILE).unlink()
+            (folder / step_folders.STEP_FILE).unlink()
             (folder / digests.NAME).write_text(digests.table(folder))
-            assert damage.describe(folder) == "", "older checkpoints stay intact"
+            assert step_folders.describe(folder) == "", "older checkpoints stay intact"
     put(checkpoints / source, checkpoints / "8")
     with pytest.raises(ValueError, match=f"its step 8 is damaged .it holds step {source}"):
-        runs.read_record(str(checkpoints.parent))
+        run_record.read_record(str(checkpoints.parent))
     with pytest.raises(ValueError, match=f"its step 8 is damaged .it holds step {source}"):
         checkpoint.load_params(str(checkpoints.parent), abstract(make_state(0).params))
-    (line,) = damage.set_aside(checkpoints)
+    (line,) = step_folders.set_aside(checkpoints)
     assert f"(it holds step {source}): renamed to 8.damaged, not deleted." in line
     newest = 4 if source == "6" and put is os.rename else 6
     jax.tree.map(np.testing.assert_array_equal, restore(checkpoints.parent), make_state(newest))
     checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
     assert checkpointer.save(8, make_state(8), RUN, force=True)
     checkpointer.close()
-    assert damage.set_aside(checkpoints) == [] and int(restore(checkpoints.parent).step) == 8
+    assert step_folders.set_aside(checkpoints) == [] and int(restore(checkpoints.parent).step) == 8
 
 
 def test_what_is_put_in_the_way_while_a_run_goes_on_is_kept(checkpoints):
@@ -188,13 +189,13 @@ def test_what_is_put_in_the_way_while_a_run_goes_on_is_kept(checkpoints):
     assert checkpointer.save(8, make_state(8), RUN, force=True)
     checkpointer.close()
     assert int(restore(checkpoints.parent).step) == 8
-    assert damage.describe(checkpoints / "8.damaged") == "it holds step 6"
+    assert step_folders.describe(checkpoints / "8.damaged") == "it holds step 6"
 
 
 def test_names_that_only_look_like_numbers_are_no_steps(checkpoints):
     for name in ("008", "٨"):
         shutil.copytree(checkpoints / "6", checkpoints / name)
-    assert damage.steps_in(checkpoints) == [2, 4, 6] and damage.set_aside(checkpoints) == []
+    assert step_folders.steps_in(checkpoints) == [2, 4, 6] and step_folders.set_aside(checkpoints) == []
     assert int(restore(checkpoints.parent).step) == 6
 
 
@@ -214,7 +215,7 @@ def test_a_full_disk_is_told_and_going_on_later_works(tmp_path):
     code = """
 import resource, sys
 import jax.numpy as jnp
-from mv2mae_jax import checkpoint
+from mv2mae_jax.runs import checkpoint
 checkpointer = checkpoint.Checkpointer(sys.argv[1])
 checkpointer.save(1, {"small": jnp.ones(10)}, {"config": "{}"}, force=True)
 checkpointer.wait()
@@ -230,9 +231,9 @@ except OSError as error:
     assert f"A checkpoint could not be written to {tmp_path}/checkpoints; step 1 is the newest that was" in ended.stdout
     assert "the same command goes on" in ended.stdout
     assert "Traceback" not in ended.stderr, "those of Orbax's threads would bury the message"
-    assert damage.set_aside(tmp_path / "checkpoints") == []
+    assert step_folders.set_aside(tmp_path / "checkpoints") == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     checkpointer = checkpoint.Checkpointer(str(tmp_path))
     assert checkpointer.save(2, make_state(2), RUN, force=True)
     checkpointer.close()
-    assert damage.describe(tmp_path / "checkpoints" / "2") == ""
+    assert step_folders.describe(tmp_path / "checkpoints" / "2") == ""

@@ -45,7 +45,7 @@ def run_in(folder: Path, script: str) -> str:
 
 TRAINING = """
 import jax, numpy as np
-from mv2mae_jax import losses
+from mv2mae_jax.objectives import losses
 from mv2mae_jax.models import tubelets
 from tests import tiny
 
@@ -72,7 +72,9 @@ def test_the_objective_and_the_backbone_train(patched):
 
 PREPARATION = """
 from pathlib import Path
-from data import catalog, prepare, takes
+from data import catalog
+from data.prepare import __main__ as prepare
+from data.store import takes
 from tests import video_files
 
 for cook, action in ((1, "pour"), (2, "cut")):

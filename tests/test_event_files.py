@@ -10,8 +10,10 @@ import pytest
 from tensorboardX.proto.layout_pb2 import Layout
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from mv2mae_jax import continuation, event_files, metrics, visualize
-from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.evaluation import visualize
+from mv2mae_jax.monitoring import event_files, metrics
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.runs import resume
 from tests import faults, read_events, tiny
 from tests.test_visualize import pictures
 
@@ -94,7 +96,7 @@ def test_a_run_has_its_hparams_once_however_often_it_goes_on(resumed):
     assert told == event_files.hparams(tiny.make_config())
     assert told["optimizer.base_learning_rate"] == 0.03 and told["model.cross_view"] is True
     assert told["data.crop_size"] == "(32, 32)" and told["loss.temperature"] == "None"
-    assert not told.keys() & continuation.MAY_CHANGE
+    assert not told.keys() & resume.MAY_CHANGE
 
 
 def test_the_charts_of_losses_name_series_that_a_run_has(resumed):

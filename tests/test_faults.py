@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mv2mae_jax import preemption, provenance
+from mv2mae_jax.runs import preemption, starts_file
 from tests import faults, tiny
 
 # Checkpoints in the middle of a log interval, and an evaluation on the way.
@@ -144,7 +144,7 @@ def test_damaged_side_files_are_set_aside_and_the_run_goes_on(undisturbed, synth
     assert (tmp_path / "starts.jsonl.damaged").read_bytes() == starts[:-40]
     assert faults.results(tmp_path) == faults.results(undisturbed)
     assert faults.history(tmp_path) == faults.history(undisturbed)[1:]
-    assert [start["first_step"] for start in provenance.read_starts(tmp_path)] == [6]
+    assert [start["first_step"] for start in starts_file.read_starts(tmp_path)] == [6]
 
 
 def test_one_run_at_a_time(synthetic_set, tmp_path):

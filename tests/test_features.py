@@ -12,11 +12,13 @@ import pytest
 from configs import probe_base
 from data.labelled import LabelledDataset
 from data.motion import motion_energy
-from mv2mae_jax import checkpoint, features, online_probes, retrieval, sharding
 from mv2mae_jax import config as configs
+from mv2mae_jax import features
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import online_probes, probe, retrieval
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae, variants
-from mv2mae_jax.tasks import probe
+from mv2mae_jax.runs import checkpoint
 from tests import faults, tiny
 
 OVERRIDES = (
@@ -136,7 +138,8 @@ def test_the_encoder_is_traced_with_the_mesh(model, params, mesh, monkeypatch):
 INTERLEAVED = """
 import sys
 import jax, numpy as np
-from mv2mae_jax import features, sharding
+from mv2mae_jax import features
+from mv2mae_jax.distributed import sharding
 from tests import test_features
 
 port, process, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]

@@ -16,13 +16,16 @@ from safetensors.numpy import save_file
 from data import pipeline
 from data.labelled import LabelledDataset
 from data.store import takes
-from mv2mae_jax import checkpoint, metrics, optim, outcome, sharding, train
+from mv2mae_jax import optim, train
+from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import layers
+from mv2mae_jax.monitoring import metrics
+from mv2mae_jax.objectives import finetune
+from mv2mae_jax.objectives.finetune import Finetune
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.runs import checkpoint, metrics_file
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.tasks import finetune
-from mv2mae_jax.tasks.finetune import Finetune
-from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import names
+from mv2mae_jax.torch_weights import names
 from tests import test_datasets, tiny
 from tests.test_datasets import pkummd, pkummd_prepared  # noqa: F401, fixtures
 
@@ -364,7 +367,7 @@ def test_the_record_of_a_run_says_what_was_run(finished):
     assert record["metrics"] == results
     facts = {key: record[key] for key in ("step", "seed", "protocol")}
     assert facts == {"step": 6, "seed": 0, "protocol": "xsub"}
-    assert record["git_revision"] == outcome.git_revision()
+    assert record["git_revision"] == metrics_file.git_revision()
     assert record["config"]["optimizer"]["ema_decay"] == 0.9
 
 

@@ -16,8 +16,8 @@ from configs import finetune_base, pretrain_base, probe_base
 from console.command import ExitCode
 from data.prepare import __main__ as prepare
 from data.store import takes
-from mv2mae_jax import checkpoint
-from mv2mae_jax.torch_export import importer
+from mv2mae_jax.runs import checkpoint
+from mv2mae_jax.torch_weights import importer
 from tests import fuzz, video_files
 
 

@@ -10,7 +10,8 @@ from data import clips
 from data.prepare.__main__ import main as prepare
 from data.store import takes
 from data.synthetic.__main__ import main as synthesise
-from mv2mae_jax import features, geometry
+from mv2mae_jax import features
+from mv2mae_jax.evaluation import geometry
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import variants
 from mv2mae_jax.report import poses
@@ -128,7 +129,7 @@ def test_a_set_without_truth_is_refused(prepared):
 def test_a_random_encoder_tells_some_of_the_pose(prepared, model):
     """The read-out as the probe runs it, on features that were extracted."""
     from data import pipeline
-    from mv2mae_jax import sharding
+    from mv2mae_jax.distributed import sharding
 
     params = features.init_encoder(model, jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

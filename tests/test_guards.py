@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from data.store import takes
-from mv2mae_jax import guards, metrics, optim
+from mv2mae_jax import optim
+from mv2mae_jax.monitoring import guards, metrics
+from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import make_train_step
 from tests import tiny
 

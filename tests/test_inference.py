@@ -15,13 +15,14 @@ from configs import pretrain_base
 from data import clips, samples
 from data.dataset import Dataset
 from data.store import takes
-from mv2mae_jax import checkpoint, inference
 from mv2mae_jax import config as configs
+from mv2mae_jax import inference
 from mv2mae_jax.features import __main__ as command
 from mv2mae_jax.features import store
 from mv2mae_jax.models import classifier, layers
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.runs import checkpoint
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.tasks.pretrain import Pretrain
 from tests import tiny, torch_runs
 from tests.pages import fences
 from tests.video_files import moving_square, write_video

@@ -8,8 +8,10 @@ import pytest
 from configs import pretrain_base
 from console.errors import UserError
 from mv2mae_jax import config as configs
-from mv2mae_jax import config_checks, flops, losses
+from mv2mae_jax import config_checks
 from mv2mae_jax.models import layers, tubelets
+from mv2mae_jax.monitoring import flops
+from mv2mae_jax.objectives import losses
 from tests import tiny
 from tests.test_models import numpy_block, numpy_dense, numpy_layer_norm
 from tests.test_pretrain import make_task

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from mv2mae_jax import log_files, metrics
+from mv2mae_jax.monitoring import log_files, metrics
 from tests import faults
 
 RECORDS = [b"%07d\n" % i for i in range(400)]  # of 8 bytes

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mv2mae_jax import losses
+from mv2mae_jax.objectives import losses
 
 PATCH_DIM = 2 * 4 * 4 * 3
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mv2mae_jax.masking import choose_decoded, draw_mask, num_visible_tokens
+from mv2mae_jax.objectives.masking import choose_decoded, draw_mask, num_visible_tokens
 
 GRID = (4, 6, 5)  # not square, so that rows and columns cannot be exchanged unseen
 NUM_TOKENS = 4 * 6 * 5
@@ -64,7 +64,7 @@ def test_masks_follow_from_the_key_alone():
 SHARDED_DRAW = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from mv2mae_jax.masking import draw_mask
+from mv2mae_jax.objectives.masking import draw_mask
 assert jax.device_count() == 8
 draw = lambda key: draw_mask(key, batch_shape=(16,), grid=(4, 6, 5), mask_ratio=0.7)
 mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from console import progress
-from mv2mae_jax import metrics
+from mv2mae_jax.monitoring import metrics
 
 
 def collect(observe, losses, first_step=1, skipped=(), window=()):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2mae_jax import losses
-from mv2mae_jax.masking import Mask, choose_decoded
 from mv2mae_jax.models import layers, mv2mae, tubelets, variants
+from mv2mae_jax.objectives import losses
+from mv2mae_jax.objectives.masking import Mask, choose_decoded
 from tests import tiny
 
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike

@@ -46,7 +46,7 @@ def params():
     model = variants.build(
         "Ti", clip_size=(4, 16, 16), tubelet_size=(2, 8, 8), width=24, depth=2, decoder_width=12, decoder_depth=2
     )
-    from mv2mae_jax import masking
+    from mv2mae_jax.objectives import masking
 
     draw = lambda seed, shape: masking.draw_mask(  # noqa: E731
         jax.random.key(seed), batch_shape=shape, grid=model.grid, mask_ratio=0.5

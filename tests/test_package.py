@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 
-from mv2mae_jax import outcome
+from mv2mae_jax.runs import metrics_file
 from tests.pages import repository
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -62,11 +62,11 @@ def test_what_is_installed_imports_nothing_of_the_checkout(wheel):
 def test_the_revision_is_not_that_of_a_checkout_around_the_installed_package(tmp_path, monkeypatch):
     for command in (["init"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "--allow-empty", "-m", "theirs"]):
         run("git", *command, cwd=tmp_path)
-    (tmp_path / "outcome.py").touch()
-    monkeypatch.setattr(outcome, "__file__", str(tmp_path / "outcome.py"))
-    assert outcome.git_revision() == "unknown"
-    run("git", "add", "outcome.py", cwd=tmp_path)
-    assert outcome.git_revision() != "unknown"
+    (tmp_path / "metrics_file.py").touch()
+    monkeypatch.setattr(metrics_file, "__file__", str(tmp_path / "metrics_file.py"))
+    assert metrics_file.git_revision() == "unknown"
+    run("git", "add", "metrics_file.py", cwd=tmp_path)
+    assert metrics_file.git_revision() != "unknown"
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mv2mae_jax import chips, config, config_checks, flops, perf
-from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax import config, config_checks
+from mv2mae_jax.distributed import chips
+from mv2mae_jax.monitoring import flops, perf
+from mv2mae_jax.objectives.pretrain import Pretrain
 from tests import tiny
 
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2mae_jax import losses
 from mv2mae_jax.models import tubelets
-from mv2mae_jax.tasks import pretrain
+from mv2mae_jax.objectives import losses, pretrain
 from tests import tiny
 
 

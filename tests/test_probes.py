@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mv2mae_jax import accuracy, attentive, probes, regression, retrieval
+from mv2mae_jax.evaluation import accuracy, attentive, probes, regression, retrieval
 
 SWEEP = dict(learning_rates=(1e-3, 1e-2), weight_decays=(0.0, 0.1))
 

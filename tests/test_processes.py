@@ -12,7 +12,9 @@ import sys
 import pytest
 
 from console.command import ExitCode
-from mv2mae_jax import event_files, heartbeats, processes
+from mv2mae_jax.distributed import processes
+from mv2mae_jax.monitoring import event_files
+from mv2mae_jax.runs import heartbeats
 from tests import faults, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from mv2mae_jax import config as configs
-from mv2mae_jax import losses, report
+from mv2mae_jax import report
+from mv2mae_jax.objectives import losses
+from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.report import __main__ as command
 from mv2mae_jax.report import attention, collect, curves, examine, looks, neighbours, page, pictures, samples, tables
-from mv2mae_jax.tasks.pretrain import Pretrain
 from tests import faults, tiny
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mv2mae_jax import sharding
+from mv2mae_jax.distributed import sharding
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -18,7 +18,7 @@ MESHES = [{"data": 8, "fsdp": 1}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 4}
 RUN = """
 import pickle, sys
 import jax
-from mv2mae_jax import sharding
+from mv2mae_jax.distributed import sharding
 from tests import tiny
 sections, steps, min_elements, output = pickle.loads(bytes.fromhex(sys.argv[1]))
 sharding.MIN_FSDP_ELEMENTS = min_elements

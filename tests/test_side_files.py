@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from mv2mae_jax import outcome, provenance, side_files
 from mv2mae_jax.report import __main__ as report
 from mv2mae_jax.report import collect
+from mv2mae_jax.runs import metrics_file, side_files, starts_file
 from tests import tiny
 
 ROWS = [{"step": 2, "train/loss": 1.5}, {"step": 4, "train/loss": 1.25}, {"step": 6, "train/loss": 1.0}]
@@ -50,17 +50,17 @@ def test_a_line_that_is_being_written_is_no_damage_to_a_reader(tmp_path, capsys)
 
 def test_no_file_is_no_damage(tmp_path, capsys):
     assert side_files.read_rows(tmp_path / "history.jsonl", side_files.is_row, repair=True) == []
-    assert side_files.read(tmp_path / "metrics.json", outcome.is_whole, repair=True) is None
+    assert side_files.read(tmp_path / "metrics.json", metrics_file.is_whole, repair=True) is None
     assert os.listdir(tmp_path) == [] and capsys.readouterr().out == ""
 
 
 def test_a_start_is_recorded_after_a_line_that_was_cut_off(tmp_path):
     for first_step in (0, 2, 4):
-        provenance.record_start(str(tmp_path), tiny.make_config(), {"devices": "1"}, first_step)
+        starts_file.record_start(str(tmp_path), tiny.make_config(), {"devices": "1"}, first_step)
         if first_step == 2:
-            path = tmp_path / provenance.STARTS_FILE
+            path = tmp_path / starts_file.STARTS_FILE
             path.write_bytes(path.read_bytes()[:-100])
-    assert [start["first_step"] for start in provenance.read_starts(str(tmp_path))] == [0, 4]
+    assert [start["first_step"] for start in starts_file.read_starts(str(tmp_path))] == [0, 4]
 
 
 DAMAGE = {
@@ -73,11 +73,11 @@ DAMAGE = {
 
 @pytest.mark.parametrize("harm", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_results_are_as_if_they_had_not_been_written(tmp_path, harm):
-    outcome.write(str(tmp_path), tiny.make_config(), 6, {"eval/loss": 1.0}, {})
-    path = tmp_path / outcome.RESULTS_FILE
-    assert outcome.read(str(tmp_path), 6) == {"eval/loss": 1.0}
+    metrics_file.write(str(tmp_path), tiny.make_config(), 6, {"eval/loss": 1.0}, {})
+    path = tmp_path / metrics_file.RESULTS_FILE
+    assert metrics_file.read(str(tmp_path), 6) == {"eval/loss": 1.0}
     path.write_bytes(harm(path.read_bytes()))
-    assert outcome.read(str(tmp_path), 6) is None
+    assert metrics_file.read(str(tmp_path), 6) is None
     assert os.listdir(tmp_path) == ["metrics.json.damaged"]
 
 
@@ -85,8 +85,8 @@ def test_damaged_results_are_as_if_they_had_not_been_written(tmp_path, harm):
 @pytest.mark.parametrize("harm", DAMAGE.values(), ids=DAMAGE)
 def test_a_report_is_written_of_what_is_whole(tmp_path, capsys, name, harm):
     workdir = str(tmp_path)
-    provenance.record_start(workdir, tiny.make_config(), {"devices": "1"})
-    outcome.write(workdir, tiny.make_config(), 6, {"eval/loss": 1.0}, {})
+    starts_file.record_start(workdir, tiny.make_config(), {"devices": "1"})
+    metrics_file.write(workdir, tiny.make_config(), 6, {"eval/loss": 1.0}, {})
     (tmp_path / "history.jsonl").write_bytes(b"".join(LINES))
     before = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(harm(before))

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import pytest
 
 from mv2mae_jax import config as configs
-from mv2mae_jax import hlo, hlo_cost, roofline, topology
-from mv2mae_jax.chips import CHIPS
-from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.distributed.chips import CHIPS
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.topology import __main__ as topology
+from mv2mae_jax.topology import hlo, hlo_cost, roofline
 from tests import tiny
 
 TINY = [
@@ -103,7 +104,8 @@ def test_the_program_computes_what_the_model_needs(scanned):
 COLLECTIVES = """
 import jax, jax.numpy as jnp, json
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mv2mae_jax import roofline, sharding, topology
+from mv2mae_jax.topology import roofline, __main__ as topology
+from mv2mae_jax.distributed import sharding
 from tests.test_topology import tiny_config
 sharding.MIN_FSDP_ELEMENTS = 64
 mesh = sharding.make_mesh(data=2, fsdp=4)
@@ -540,7 +542,8 @@ def test_a_tpu_program_of_scanned_layers_counts_like_the_unrolled_one():
 
 
 COMPILE_FOR_V6E = """
-from mv2mae_jax import config as configs, topology
+from mv2mae_jax import config as configs
+from mv2mae_jax.topology import __main__ as topology
 where = topology.find_slice("v6e:2x2")
 overrides = ["model.depth=1", "model.decoder_depth=1", "compute_dtype=bfloat16", "model.attention=per_head",
              "model.remat=dots", "model.layer_loop=unrolled", f"global_batch_size={16 * where.num_chips}"]

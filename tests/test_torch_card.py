@@ -13,8 +13,8 @@ import pytest
 import transformers
 
 from mv2mae_jax.models import classifier, layers
-from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import exporter, model_card, mv2mae_torch
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.torch_export import exporter, model_card, mv2mae_torch, trained_run
 from tests import tiny
 
 transformers.utils.logging.set_verbosity_error()
@@ -32,7 +32,7 @@ HOSTILE_NAMES = (
 )
 
 
-def make_run(kind: str, **changes) -> exporter.Run:
+def make_run(kind: str, **changes) -> trained_run.Run:
     """A run of random weights: 'cross_view', 'self_view', 'joint' or 'fine_tuned'."""
     facts = {"workdir": "run", "step": 7, "git_revision": "0123abc", "metrics": {"eval/x": 0.5}, "class_names": ()}
     if kind == "fine_tuned":
@@ -53,7 +53,7 @@ def make_run(kind: str, **changes) -> exporter.Run:
         model = task.model
         if kind == "joint":
             params = {"encoder": params["encoder"]}
-    return exporter.Run(config=config, model=exporter.for_comparison(model), params=params, **facts | changes)
+    return trained_run.Run(config=config, model=trained_run.for_comparison(model), params=params, **facts | changes)
 
 
 def export(run, layout, folder, monkeypatch):

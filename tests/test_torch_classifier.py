@@ -11,10 +11,11 @@ import pytest
 import torch
 import transformers
 
-from mv2mae_jax import checkpoint
 from mv2mae_jax.models import classifier, layers
+from mv2mae_jax.runs import checkpoint
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.torch_export import check, exporter, importer, mv2mae_torch, names
+from mv2mae_jax.torch_export import check, exporter, mv2mae_torch, trained_run
+from mv2mae_jax.torch_weights import importer, names
 from tests import tiny, torch_runs
 from tests.torch_runs import run_command
 
@@ -168,20 +169,20 @@ CLIP, TUBELET, NUM_CLASSES = (4, 32, 48), (2, 16, 16), 400
 
 
 @functools.cache
-def make_run(variant: str, depth: int | None = None) -> exporter.Run:
+def make_run(variant: str, depth: int | None = None) -> trained_run.Run:
     """A run as `read_run` returns it, of random weights: full widths, a short clip."""
     config = tiny.make_finetune_config("model.drop_path=0.0")
     config.model.update(variant=variant, tubelet_size=TUBELET, width=None, num_heads=None, depth=depth)
     config.model.norm_affine = "folded"  # as on a GPU; what is compared layer by layer is not
     config.data.crop_size = CLIP[1:]
     model = classifier.from_config(config, NUM_CLASSES)
-    return exporter.Run(
+    return trained_run.Run(
         workdir="run",
         step=7,
         config=config,
         git_revision="none",
         metrics={},
-        model=exporter.for_comparison(model),
+        model=trained_run.for_comparison(model),
         params=layers.unstack_blocks(make_params(model, 0)),
         class_names=tuple(f"class {label}" for label in range(NUM_CLASSES)),
     )

@@ -22,11 +22,12 @@ import transformers
 from safetensors.numpy import save_file
 
 from console.errors import UserError
-from mv2mae_jax import checkpoint, provenance
 from mv2mae_jax.models import layers, tubelets
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.runs import checkpoint, starts_file
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import exporter, importer, model_card, mv2mae_torch, names
+from mv2mae_jax.torch_export import exporter, model_card, mv2mae_torch, trained_run
+from mv2mae_jax.torch_weights import importer, names
 from tests import tiny, torch_runs
 from tests.torch_runs import run_command
 
@@ -108,7 +109,7 @@ def test_heads_predict_what_the_other_side_compares_with(tmp_path, layout, targe
     else:
         content = torch.load(tmp_path / "out/videomae.pth", weights_only=True)
         assert content["args"] == {"normlize_target": target == "normalized_pixels"}
-        port = mv2mae_torch.MV2MAE(**exporter.read_run(workdir).model_config)
+        port = mv2mae_torch.MV2MAE(**trained_run.read_run(workdir).model_config)
         port.load_state_dict(content["model"])
         seen = torch.from_numpy(visible)
         found = port.decode_self(port.encode(torch.from_numpy(video), seen), seen).detach().numpy()
@@ -170,13 +171,13 @@ def test_a_damaged_record_does_not_stop_the_export_of_intact_weights(workdir, tm
     if not others:
         shutil.rmtree(run / "checkpoints" / "4")
         with pytest.raises(ValueError, match=r"6/run is damaged: no other step and no line of starts.jsonl"):
-            exporter.read_run(run)
-        provenance.record_start(run, exporter.read_run(workdir).config, {})
+            trained_run.read_run(run)
+        starts_file.record_start(run, trained_run.read_run(workdir).config, {})
     assert run_command(run, "port", tmp_path / "port") == 0
     told = capsys.readouterr().out
     assert f"6/run is damaged: {'the record of step 4' if others else 'starts.jsonl'} stands in." in told
     assert "history.jsonl is damaged in line 3. Its other 2 line(s) are used." in told
-    assert exporter.read_run(run).metrics == {"eval/loss_self": 1.25}
+    assert trained_run.read_run(run).metrics == {"eval/loss_self": 1.25}
     assert (tmp_path / "port" / "model.safetensors").exists()
 
 
@@ -185,7 +186,7 @@ def test_the_average_is_exported_where_there_is_one(tmp_path):
     checkpointer = checkpoint.Checkpointer(tmp_path / "run")
     checkpointer.save(1, state, {"config": tiny.make_config().to_json(), "git_revision": ""}, force=True)
     checkpointer.close()
-    head = exporter.read_run(tmp_path / "run").params["decoder"]["head"]["kernel"]
+    head = trained_run.read_run(tmp_path / "run").params["decoder"]["head"]["kernel"]
     np.testing.assert_array_equal(head, tiny_params(1)["decoder"]["head"]["kernel"])
 
 

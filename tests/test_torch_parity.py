@@ -11,10 +11,12 @@ import pytest
 import torch
 import transformers
 
-from mv2mae_jax import losses, optim
+from mv2mae_jax import optim
 from mv2mae_jax.models import layers, tubelets
-from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import exporter, importer, names
+from mv2mae_jax.objectives import losses
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.torch_export import exporter, trained_run
+from mv2mae_jax.torch_weights import importer, names
 from tests import tiny, torch_runs
 
 CLIP, TUBELET = (4, 32, 48), (2, 16, 16)  # grid (2, 2, 3): no two axes alike but one
@@ -27,7 +29,7 @@ transformers.utils.logging.disable_progress_bar()
 
 
 @functools.cache
-def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None) -> exporter.Run:
+def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None) -> trained_run.Run:
     """A run as `read_run` returns it, of random weights: full widths, a short clip."""
     config = tiny.make_config()
     config.model.update(variant=variant, cross_view=cross_view, tubelet_size=TUBELET)
@@ -37,7 +39,7 @@ def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None)
     config.data.crop_size = CLIP[1:]
     task = Pretrain.from_config(config)
     params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
-    return exporter.Run(
+    return trained_run.Run(
         workdir="run",
         step=7,
         config=config,
@@ -49,7 +51,7 @@ def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None)
     )
 
 
-def export(run: exporter.Run, folder) -> None:
+def export(run: trained_run.Run, folder) -> None:
     """The files alone; the exporter's own check has its own tests."""
     folder.mkdir()
     exporter.write_hugging_face(run, names.to_videomae(run.params, TUBELET), folder)

@@ -16,8 +16,9 @@ from data import clips, samples
 from data.prepare import raw_video
 from mv2mae_jax import features, inference
 from mv2mae_jax.models import classifier, layers
-from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import exporter, mv2mae_processor, names
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.torch_export import exporter, mv2mae_processor, trained_run
+from mv2mae_jax.torch_weights import names
 from tests import tiny, torch_runs, video_files
 
 transformers.utils.logging.set_verbosity_error()
@@ -37,11 +38,11 @@ def exported(request, tmp_path_factory):
     config.data.crop_size, config.data.frame_stride = request.param, STRIDE
     task = Pretrain.from_config(config)
     params = layers.unstack_blocks(tiny.random_like(jax.eval_shape(task.init, jax.random.key(0))))
-    return export(config, exporter.for_comparison(task.model), params, (), tmp_path_factory.mktemp("hf"))
+    return export(config, trained_run.for_comparison(task.model), params, (), tmp_path_factory.mktemp("hf"))
 
 
 def export(config, model, params, class_names, folder):
-    run = exporter.Run(
+    run = trained_run.Run(
         workdir="run",
         step=7,
         config=config,
@@ -123,7 +124,7 @@ def test_pipeline_samples_and_crops_as_training_did(tmp_path, upright):
     video = np.zeros((1, *model.clip_size, 3), np.uint8)
     shapes = jax.eval_shape(functools.partial(model.init, video=video), jax.random.key(0))["params"]
     params = layers.unstack_blocks(tiny.random_like(shapes))
-    run, folder = export(config, exporter.for_comparison(model), params, CLASS_NAMES, tmp_path / "hf")
+    run, folder = export(config, trained_run.for_comparison(model), params, CLASS_NAMES, tmp_path / "hf")
     path = video_files.write_video(tmp_path / "video.mp4", blobs(96, 128), pixel_aspect=Fraction(4, 3))
     if upright:
         video_files.rotate_by_metadata(path)

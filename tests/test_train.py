@@ -15,9 +15,12 @@ import numpy as np
 import optax
 import pytest
 
-from mv2mae_jax import checkpoint, metrics, optim, sharding, train
+from mv2mae_jax import optim, train
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.monitoring import metrics
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.runs import checkpoint
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.tasks.pretrain import Pretrain
 from tests import faults, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

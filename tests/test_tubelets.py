@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2mae_jax import hlo
 from mv2mae_jax.models import tubelets
+from mv2mae_jax.topology import hlo
 
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike
 
@@ -27,7 +27,7 @@ def test_patchify_against_slicing():
 
 
 def test_cutting_what_was_put_together_compiles_to_nothing():
-    """mv2mae_jax/decode.py relies on it."""
+    """mv2mae_jax/models/stored_frames.py relies on it."""
     video = jnp.zeros((2, *CLIP, 3), jnp.uint8)
     tokens = tubelets.patchify(video, TUBELET)
 

@@ -78,7 +78,7 @@ def test_the_config_of_an_older_run_still_makes_its_model():
 
 
 def test_auto_takes_fused_attention_only_in_16_bits_and_for_heads_that_fit(monkeypatch):
-    monkeypatch.setattr("mv2mae_jax.chips.has_fused_attention", lambda device: True)
+    monkeypatch.setattr("mv2mae_jax.distributed.chips.has_fused_attention", lambda device: True)
     config = tiny.make_config()
     assert variants.from_config(config).attention == "chunked", "float32"
     config.compute_dtype = "bfloat16"

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from mv2mae_jax import visualize
+from mv2mae_jax.evaluation import visualize
 
 
 def pictures(num_samples=2):

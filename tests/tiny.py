@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from configs import finetune_base, pretrain_base
-from mv2mae_jax import optim, sharding
+from mv2mae_jax import optim
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.tasks.pretrain import Pretrain
 from mv2mae_jax.train import jit_train_step
 
 # Compiler options of what is compiled much and run little; as XLA_FLAGS for subprocesses.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mv2mae_jax.torch_export import __main__ as command
-from mv2mae_jax.torch_export import names
+from mv2mae_jax.torch_weights import names
 from tests import tiny
 
 # These tests compile much and compute little.

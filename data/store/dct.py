@@ -2,7 +2,7 @@
 
 What costs time in decoding JPEG is the Huffman code, bit by bit. Here coefficients are whole bytes, ordered by
 frequency so that the many zeros stand together, and LZ4 packs them: larger than JPEG, but unpacked ten times as fast.
-What is left is linear and small, and an accelerator does it (mv2mae_jax/decode.py).
+What is left is linear and small, and an accelerator does it (mv2mae_jax/models/stored_frames.py).
 
 The coefficients of a frame of (h, w) pixels form one image, int8[3 * H / 2, W], with (H, W) = `padded_size(h, w)`: the
 luma's, int8[H, W], above those of Cb and Cr, int8[H / 2, W / 2] each, side by side. A plane of n rows and m columns

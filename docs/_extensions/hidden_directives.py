@@ -1,6 +1,6 @@
 """Directives in HTML comments, so that GitHub, which knows none, shows a page without them.
 
-    <!-- {literalinclude} ../mv2mae_jax/losses.py
+    <!-- {literalinclude} ../mv2mae_jax/objectives/losses.py
     :pyobject: motion_weights -->
 
 stands for the fenced block with this content.

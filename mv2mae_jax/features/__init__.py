@@ -23,8 +23,8 @@ from absl import logging
 from console.errors import UserError
 from data import clips
 from data.store import digests, takes
-from mv2mae_jax import decode, sharding
-from mv2mae_jax.models import mv2mae, tubelets
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.models import mv2mae, stored_frames, tubelets
 
 POOLINGS = ("mean", "slices", "motion")
 
@@ -122,8 +122,8 @@ def extract(
 def _encode_batch(
     model: mv2mae.MV2MAE, params: Any, batch: dict[str, jax.Array], *, mesh: jax.sharding.Mesh, with_tokens: bool
 ) -> dict[str, jax.Array]:
-    batch = decode.pixels(batch, model.clip_size[1:])
-    motion = decode.motion_energy(batch["video"], model.tubelet_size)  # (B, N)
+    batch = stored_frames.pixels(batch, model.clip_size[1:])
+    motion = stored_frames.motion_energy(batch["video"], model.tubelet_size)  # (B, N)
     tokens = sharding.with_mesh(mesh, encode)(model, params, batch["video"])
     batch_size, num_tokens, width = tokens.shape
     slices = model.grid[0]

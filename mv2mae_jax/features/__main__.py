@@ -18,7 +18,8 @@ from console.errors import UserError
 from data import catalog, clips
 from data.dataset import hold_out
 from data.store import takes
-from mv2mae_jax import features, inference, sharding
+from mv2mae_jax import features, inference
+from mv2mae_jax.distributed import sharding
 from mv2mae_jax.features import sources
 from mv2mae_jax.features.store import Store
 

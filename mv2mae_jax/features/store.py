@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from console import progress
 from console.errors import UserError
-from mv2mae_jax import damage, side_files
+from mv2mae_jax.runs import side_files, step_folders
 
 Columns = dict[str, np.ndarray]  # the same number of rows in each
 FORMATS = (".npz", ".parquet")
@@ -65,7 +65,9 @@ class Store:
                 )
             return None
         if path.exists():  # without its facts nothing is known about it
-            progress.say(f"{self.folder} is renamed to {damage.rename(self.folder).name}, and all is extracted anew.")
+            progress.say(
+                f"{self.folder} is renamed to {step_folders.rename(self.folder).name}, and all is extracted anew."
+            )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         _write_whole(path, json.dumps(facts).encode())

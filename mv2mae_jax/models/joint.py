@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from console.errors import UserError
-from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import mv2mae
+from mv2mae_jax.objectives.masking import Mask
 
 
 class JointMAE(mv2mae.MV2MAE):

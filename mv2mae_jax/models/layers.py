@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2mae_jax import sharding
+from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models.attention import attend
 
 REMAT_POLICIES: dict[str, Callable | None] = {

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from console.errors import UserError
-from mv2mae_jax.masking import Mask
 from mv2mae_jax.models import layers, tubelets
+from mv2mae_jax.objectives.masking import Mask
 
 
 @flax.struct.dataclass

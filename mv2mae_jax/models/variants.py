@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from console.errors import UserError
-from mv2mae_jax import chips
+from mv2mae_jax.distributed import chips
 from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.models.mv2mae import MV2MAE

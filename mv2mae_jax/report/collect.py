@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from console.errors import UserError
-from mv2mae_jax import outcome, provenance, side_files
+from mv2mae_jax.runs import metrics_file, side_files, starts_file
 
 MOST_RUNS = 8  # [ours] the colours of charts.SERIES
 RESULTS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
@@ -75,13 +75,13 @@ def read(workdir: str, name: str | None = None) -> Run:
       ValueError: the folder holds no run, or nothing in it tells the config.
     """
     path = Path(workdir)
-    known = [RESULTS_FILE, HISTORY_FILE, provenance.STARTS_FILE, "checkpoints"]
+    known = [RESULTS_FILE, HISTORY_FILE, starts_file.STARTS_FILE, "checkpoints"]
     if not any((path / file).exists() for file in known):
         state = "holds none of " + ", ".join(known) if path.is_dir() else "does not exist"
         raise UserError(f"{workdir} is no run: it {state}. A run is the --workdir of run.py.")
-    results = side_files.read(path / RESULTS_FILE, outcome.is_whole)
+    results = side_files.read(path / RESULTS_FILE, metrics_file.is_whole)
     history = side_files.read_rows(path / HISTORY_FILE, side_files.is_numbers)
-    starts = provenance.read_starts(workdir)
+    starts = starts_file.read_starts(workdir)
     config = _config(workdir, starts, results)
     if results is not None and history and history[-1]["step"] > results["step"]:
         results = None  # of an earlier end: the run goes on
@@ -117,6 +117,6 @@ def _config(workdir: str, starts: list[dict], results: dict | None) -> config_di
         return config_dict.ConfigDict(starts[-1]["config"])
     if results is not None:
         return config_dict.ConfigDict(results["config"])
-    from mv2mae_jax import runs
+    from mv2mae_jax.runs import run_record
 
-    return runs.read_record(workdir)[2]
+    return run_record.read_record(workdir)[2]

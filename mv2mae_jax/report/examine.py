@@ -6,12 +6,12 @@ import textwrap
 
 from ml_collections import config_dict
 
-from mv2mae_jax import runs
 from mv2mae_jax.report import neighbours, poses, samples
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.neighbours import Neighbours
 from mv2mae_jax.report.poses import Poses
 from mv2mae_jax.report.samples import Sample
+from mv2mae_jax.runs import run_record
 
 MOST_CHARACTERS = 500  # [ours] of an error in the page
 
@@ -75,5 +75,5 @@ def blur_sigma(config: config_dict.ConfigDict) -> float:
     if "picture_blur_sigma" in config.eval:
         return config.eval.picture_blur_sigma
     if config.init_from and os.path.isdir(os.path.join(config.init_from, "checkpoints")):
-        return blur_sigma(runs.read_record(config.init_from)[2])
+        return blur_sigma(run_record.read_record(config.init_from)[2])
     return 0.0

@@ -11,12 +11,14 @@ from data import clips, pipeline
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from data.store import takes
-from mv2mae_jax import decode, features, inference, retrieval, sharding, visualize
+from mv2mae_jax import features, inference
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import probe, retrieval, visualize
+from mv2mae_jax.models import stored_frames
 from mv2mae_jax.report import charts, pictures
 from mv2mae_jax.report.charts import MOST_MARKS, Chart
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.pictures import Image
-from mv2mae_jax.tasks import probe
 
 NEAREST = 5
 QUERIES = 4
@@ -179,7 +181,7 @@ def videos_of(
     """uint8[M, T, H, W, 3] of the clips that were encoded."""
     found = []
     for batch in pipeline.clip_batches(prepared, spec, rows, global_batch_size=min(BATCH_SIZE, len(rows))):
-        video = np.asarray(decode.pixels(batch, model.clip_size[1:])["video"])
+        video = np.asarray(stored_frames.pixels(batch, model.clip_size[1:])["video"])
         found.append(video[np.asarray(batch["valid"])])
     videos = np.concatenate(found)
     return np.round(visualize.blurred(videos.astype(np.float32), blur_sigma)).astype(np.uint8)

@@ -11,7 +11,9 @@ import numpy as np
 from console.errors import UnusableFile
 from data import clips, pipeline
 from data.store import takes
-from mv2mae_jax import features, geometry, sharding
+from mv2mae_jax import features
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import geometry
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.report import neighbours, pictures
 from mv2mae_jax.report.collect import Run

@@ -11,12 +11,15 @@ import numpy as np
 
 from data import pipeline
 from data.dataset import Dataset
-from mv2mae_jax import checkpoint, losses, runs, sharding, visualize
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import visualize
+from mv2mae_jax.objectives import losses
+from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.report import attention, charts, looks, pictures
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.looks import Look
 from mv2mae_jax.report.pictures import Image
-from mv2mae_jax.tasks.pretrain import Pretrain
+from mv2mae_jax.runs import checkpoint, run_record
 
 ALTS = {
     "target": "the target view",
@@ -53,7 +56,7 @@ def examine(run: Run, *, count: int) -> tuple[int, list[Sample]]:
     Raises:
       ValueError: there is no checkpoint, it is damaged, or the data set is gone.
     """
-    step, _, config = runs.read_record(run.workdir)
+    step, _, config = run_record.read_record(run.workdir)
     config.data.dir = run.config.data.dir
     config.model.attention = "xla"  # wherever the run computed
     dataset = Dataset.from_config(config)

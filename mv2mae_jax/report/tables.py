@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from mv2mae_jax import config as configs
-from mv2mae_jax.continuation import MAY_CHANGE
 from mv2mae_jax.report import charts
 from mv2mae_jax.report.charts import Chart
 from mv2mae_jax.report.collect import Run
+from mv2mae_jax.runs.resume import MAY_CHANGE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

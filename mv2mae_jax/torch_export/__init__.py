@@ -1,1 +1,4 @@
-"""Both ways between this project's runs and PyTorch: names, export with its own check, import, and a PyTorch port."""
+"""From runs to PyTorch: the export with its own check, model cards, and a PyTorch port of the model.
+
+The command is `python -m mv2mae_jax.torch_export`. Imports any room; nothing imports it.
+"""

@@ -50,14 +50,14 @@ def main(argv: list[str]) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code. Raises ValueError where something does not fit."""
-    from mv2mae_jax.torch_export import exporter
+    from mv2mae_jax.torch_export import exporter, trained_run
 
     with progress.Bar(3, "reading the run", "stages", leave=False) as bar:
-        run = exporter.read_run(arguments.workdir, arguments.step)
+        run = trained_run.read_run(arguments.workdir, arguments.step)
         bar.advance()
         try:
             verdict = exporter.export(run, arguments.format, arguments.output, bar)
-        except exporter.Mismatch as error:
+        except trained_run.Mismatch as error:
             print(f"{PROG}: {error}\nWhat was written is in {arguments.output}.rejected.", file=sys.stderr)
             return ExitCode.FAILED
     print(f"Step {run.step} of {arguments.workdir} -> {arguments.output} ({arguments.format}).\n{verdict}")

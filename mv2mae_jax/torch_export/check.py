@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from mv2mae_jax import decode, losses
-from mv2mae_jax.masking import Mask
-from mv2mae_jax.models import mv2mae, tubelets
+from mv2mae_jax.models import mv2mae, stored_frames, tubelets
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.models.joint import JointMAE
-from mv2mae_jax.tasks.pretrain import Pretrain
-from mv2mae_jax.torch_export import heads, mv2mae_torch, names
-from mv2mae_jax.torch_export.exporter import Mismatch, Run
+from mv2mae_jax.objectives import losses
+from mv2mae_jax.objectives.masking import Mask
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.torch_export import mv2mae_torch
+from mv2mae_jax.torch_export.trained_run import Mismatch, Run
+from mv2mae_jax.torch_weights import heads, names
 
 # Largest difference in a layer's outputs, relative to its largest output [ours]. Correct exports stay near 1e-6.
 TOLERANCE = 1e-4
@@ -164,7 +165,7 @@ def own_loss(run: Run, inputs: FixedInput) -> float:
     task = dataclasses.replace(Pretrain.from_config(run.config), model=run.model, num_source_views=1)
     batch = {
         "video": inputs.video,
-        "motion": decode.motion_energy(inputs.video, run.model.tubelet_size),
+        "motion": stored_frames.motion_energy(inputs.video, run.model.tubelet_size),
         "target_mask": Mask(visible=inputs.target_visible, masked=inputs.hidden),
         "source_mask": Mask(visible=inputs.source_visible, masked=inputs.source_hidden),
         "decoded_target": inputs.hidden,

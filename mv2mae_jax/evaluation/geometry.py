@@ -1,0 +1,188 @@
+"""What frozen tokens tell of the actor's 3D pose and of its motion: read-outs of joints and of their velocities.
+
+A prepared set that knows its joints and cameras (data/store/truth.py) is asked, for each temporal slice of a clip,
+where the joints are relative to the root and how fast they move. Raw pixels and a random encoder are asked in the same
+way.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from console.errors import UserError
+from data import clips
+from data.store import takes
+from mv2mae_jax.evaluation import attentive, regression
+from mv2mae_jax.features import Features
+from mv2mae_jax.models import mv2mae
+
+MOST_CELLS = 4  # [ours] cells along each side of a slice that the ridge regression sees; more are averaged
+CENTIMETRES = 100.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What the truth says of M clips of nt temporal slices; the root is left out.
+
+    Attributes:
+      camera: float32[M, nt, 3 * J], joints relative to the root along the camera's axes, metres; mean of the slice.
+      actor: float32[M, nt, 3 * J], the same along the actor's own axes (forwards, left, up).
+      velocity: float32[M, nt, 3 * J], metres per second along the camera's axes, relative to the root's.
+    """
+
+    camera: np.ndarray
+    actor: np.ndarray
+    velocity: np.ndarray
+
+
+def targets(prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, clips_per_view: int = 1) -> Targets:
+    """The truth of the clips that `pipeline.clip_batches` makes of the same arguments, in their order.
+
+    Raises:
+      ValueError: the set has no truth, or not for these rows.
+    """
+    truth = prepared.truth
+    if truth is None:
+        raise UserError(
+            f"{prepared.directory} does not know where the joints are: probe.kinds 'geometry' and 'motion' need a set "
+            "that was prepared with --truth (generated data has it; docs/data_sets.md says how to give it)."
+        )
+    lengths = prepared.views["num_frames"][rows].tolist()
+    frames = [
+        clips.frame_indices(length, spec.num_frames, spec.frame_stride, position)
+        for length in lengths
+        for position in clips.spread_positions(clips_per_view)
+    ]
+    frames, rows = np.stack(frames), np.repeat(rows, clips_per_view)  # (M, T), (M,)
+
+    shape = (len(rows), spec.num_frames // spec.tubelet_size[0], spec.tubelet_size[0], -1)
+
+    def relative(joints: np.ndarray) -> np.ndarray:
+        """float[M, T, J, 3] -> the same relative to the root, which is left out."""
+        return np.delete(joints - joints[:, :, [truth.root]], truth.root, axis=2)
+
+    def of_slices(values: np.ndarray) -> np.ndarray:
+        """float[M, T, J, 3] -> float32[M, nt, 3 * J], the mean of each slice."""
+        return values.reshape(shape).mean(axis=2).astype(np.float32)
+
+    camera, actor = relative(truth.in_camera(rows, frames)), relative(truth.in_actor(rows, frames))
+    seconds = (
+        np.maximum(frames[:, 1] - frames[:, 0], 1) / truth.fps(rows) if spec.num_frames > 1 else np.ones(len(rows))
+    )
+    change = np.gradient(camera, axis=1) if spec.num_frames > 1 else np.zeros_like(camera)
+    velocity = change / seconds[:, None, None, None]
+    return Targets(camera=of_slices(camera), actor=of_slices(actor), velocity=of_slices(velocity))
+
+
+def slice_tokens(features: Features, model: mv2mae.MV2MAE) -> np.ndarray:
+    """Tokens of M clips -> those of their slices: float16[M * nt, nh * nw, D]; mapped tokens stay mapped."""
+    num_slices, height, width = model.grid
+    return features.tokens.reshape(len(features.row) * num_slices, height * width, -1)
+
+
+def cells(tokens: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+    """What ridge regression sees of a slice: its tokens one beside the other, averaged to at most 4 x 4 cells.
+
+    float[R, nh * nw, D] -> float32[R, cells * D]. Without averaging, the weights of a larger clip would not fit.
+    """
+    _, height, width = grid
+    rows, columns = min(height, MOST_CELLS), min(width, MOST_CELLS)
+    plane = np.asarray(tokens, np.float32).reshape(len(tokens), height, width, -1)  # (R, nh, nw, D)
+    for axis, (size, count) in enumerate(((height, rows), (width, columns)), start=1):
+        if count < size:
+            starts = np.arange(count) * size // count
+            shape = [1] * 4
+            shape[axis] = count
+            plane = np.add.reduceat(plane, starts, axis=axis) / np.diff([*starts, size]).reshape(shape)
+    return plane.reshape(len(tokens), -1)  # (R, cells * D)
+
+
+def measure(
+    model: mv2mae.MV2MAE,
+    train: Features,
+    test: Features,
+    train_targets: Targets,
+    test_targets: Targets,
+    *,
+    group: np.ndarray,
+    attention: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, float], np.ndarray]:
+    """The pose of every slice, told by ridge regression and, where its settings are given, by attention.
+
+    Args:
+      model: tells the grid of the tokens.
+      train, test: features with tokens of M and M' clips.
+      train_targets, test_targets: of the same clips.
+      group: [M], what must not be torn apart when validation rows are cut off: takes, or subjects.
+      attention: `learning_rates`, `weight_decays`, `epochs`, `batch_size`; None leaves the attentive head out.
+      seed: decides the cut, and the attentive head's initialisation and batches.
+
+    Returns:
+      (metrics, float32[M', nt, 3 * J], the pose that ridge regression tells, metres in the camera's frame). Metrics are
+      `r2` and `error_cm` (mean distance of a joint) of ridge regression in the camera's frame, `actor_r2` and
+      `actor_error_cm` in the actor's own, `attentive_r2` and `attentive_error_cm`; `mean_error_cm` is that of telling
+      the training clips' mean pose; `penalty` is the chosen one, by
+      `validation_r2` on training rows.
+    """
+    train_x, test_x = (cells(slice_tokens(part, model), model.grid) for part in (train, test))
+    true, true_actor = _flat(test_targets.camera), _flat(test_targets.actor)
+    found, found_actor = regression.ridges(
+        train_x,
+        [_flat(train_targets.camera), _flat(train_targets.actor)],
+        test_x,
+        group=np.repeat(group, model.grid[0]),
+        seed=seed,
+    )
+    mean = np.broadcast_to(_flat(train_targets.camera).mean(axis=0), true.shape)
+    results = {
+        **_scores("", found.prediction, true),
+        **_scores("actor_", found_actor.prediction, true_actor),
+        "mean_error_cm": CENTIMETRES * regression.joint_error(mean, true),
+        "penalty": found.penalty,
+        "validation_r2": float(found.validation_r2.max()),
+    }
+    if attention is not None:
+        group = np.repeat(group, model.grid[0])
+        attended = _attend(model, train, test, train_targets.camera, group=group, seed=seed, **attention)
+        results |= _scores("attentive_", attended, true)
+    return results, found.prediction.reshape(test_targets.camera.shape)  # (M', nt, 3 J)
+
+
+def measure_motion(
+    model: mv2mae.MV2MAE,
+    train: Features,
+    test: Features,
+    train_targets: Targets,
+    test_targets: Targets,
+    *,
+    group: np.ndarray,
+    attention: dict[str, Any],
+    seed: int = 0,
+) -> dict[str, float]:
+    """The joints' velocities in every slice, told by an attentive head; arguments as of `measure`.
+
+    Returns:
+      `r2`, and `error_cm_per_second`, the mean length of a joint's error.
+    """
+    of_slice = np.repeat(group, model.grid[0])
+    told = _attend(model, train, test, train_targets.velocity, group=of_slice, seed=seed, **attention)
+    target = _flat(test_targets.velocity)
+    error = CENTIMETRES * regression.joint_error(told, target)
+    return {"r2": regression.r2(told, target), "error_cm_per_second": error}
+
+
+def _attend(model: mv2mae.MV2MAE, train: Features, test: Features, target: np.ndarray, **settings: Any) -> np.ndarray:
+    tokens = (slice_tokens(part, model) for part in (train, test))
+    train_tokens, test_tokens = tokens
+    return attentive.attentive_regression(train_tokens, _flat(target), test_tokens, **settings).scores
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1, values.shape[-1])  # (M * nt, 3 J)
+
+
+def _scores(prefix: str, told: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    error = CENTIMETRES * regression.joint_error(told, target)
+    return {f"{prefix}r2": regression.r2(told, target), f"{prefix}error_cm": error}

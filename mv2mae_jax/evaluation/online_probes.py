@@ -1,0 +1,93 @@
+"""What is measured of the encoder while it is pre-trained: kNN, retrieval across cameras, and the 3D pose."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from console import progress
+from data import clips, pipeline
+from data.store import takes
+from mv2mae_jax import features
+from mv2mae_jax.evaluation import accuracy, geometry, probes, retrieval
+from mv2mae_jax.models import mv2mae
+
+
+def measure(
+    model: mv2mae.MV2MAE,
+    params: Any,
+    prepared: takes.Prepared,
+    spec: clips.ClipSpec,
+    mesh: jax.sharding.Mesh,
+    *,
+    train_rows: np.ndarray,
+    test_rows: np.ndarray,
+    global_batch_size: int,
+    pooling: str = "slices",
+    knn_k: int = 20,
+) -> dict[str, float]:
+    """How good the encoder's features are right now, one central clip of each view.
+
+    Args:
+      model: the model that is pre-trained.
+      params: the encoder's parameters.
+      prepared: the data set.
+      spec: its frames and crop size are used.
+      mesh: all devices.
+      train_rows, test_rows: int[...], manifest rows of different takes.
+      global_batch_size: clips encoded at once; divisible by the devices.
+      pooling: one of features.POOLINGS, for kNN and retrieval.
+      knn_k: neighbours; 20 as in DINO [ours].
+
+    Returns:
+      `knn_top_1`, `knn_mean_class`: neighbours among the training takes; absent where either side has no labels.
+      `retrieval_*`: see retrieval.py, among the test takes; absent where no take has two views or views are not
+      synchronised.
+      `geometry_r2`, `geometry_error_cm`, `geometry_mean_error_cm` and so on: the 3D pose in the test takes by ridge
+      regression, see geometry.py; absent where the set does not know its joints. May be empty.
+    """
+    views, truth = prepared.views, prepared.truth
+    take, view, label = (views[name][test_rows] for name in ("take", "view", "label"))
+    with_geometry = truth is not None
+    with_knn = (views["label"][train_rows] >= 0).any() and (label >= 0).any()
+    with_retrieval = not prepared.not_synchronised and retrieval.camera_pairs(take, view)
+    if not (with_geometry or with_knn or with_retrieval):
+        return {}
+
+    def features_of(rows: np.ndarray) -> features.Features:
+        batches = pipeline.clip_batches(
+            prepared,
+            spec,
+            rows,
+            global_batch_size=global_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        batches = progress.track(batches, "extracting features", "batches")
+        tokens = np.empty((len(rows), model.num_tokens, model.width), np.float16) if with_geometry else None
+        return features.extract(model, params, batches, mesh, tokens=tokens)
+
+    results = {}
+    if not with_geometry:
+        train_rows = train_rows[views["label"][train_rows] >= 0]
+    test, train = features_of(test_rows), features_of(train_rows) if with_geometry or with_knn else None
+    assert np.array_equal(test.row, test_rows), "features follow the order of the rows"
+    if with_knn:
+        known, asked = train.label >= 0, label >= 0
+        scores = probes.knn_scores(
+            train.pooled(pooling)[known],
+            train.label[known],
+            test.pooled(pooling)[asked],
+            len(prepared.class_names),
+            k=knn_k,
+        )
+        knn = accuracy.summarize(scores, label[asked])
+        results |= {"knn_top_1": knn["top_1"], "knn_mean_class": knn["mean_class"]}
+    if with_retrieval:
+        found = retrieval.measure(test.pooled(pooling), take, view, label)
+        results |= {f"retrieval_{name}": value for name, value in found.items()}
+    if with_geometry:
+        asked = (geometry.targets(prepared, spec, rows) for rows in (train_rows, test_rows))
+        found, _ = geometry.measure(model, train, test, *asked, group=views["take"][train_rows])
+        results |= {f"geometry_{name}": value for name, value in found.items()}
+    return results

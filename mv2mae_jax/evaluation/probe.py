@@ -1,0 +1,267 @@
+"""Probes of a frozen encoder: features are extracted once, then read by classes, across cameras, and for 3D pose."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import config_dict
+
+from console import progress
+from console.errors import UserError
+from data import pipeline
+from data.labelled import LabelledDataset
+from mv2mae_jax import features, inference
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import accuracy, attentive, geometry, probes, retrieval
+from mv2mae_jax.features import Features
+from mv2mae_jax.models import mv2mae, variants
+from mv2mae_jax.monitoring import event_files, log_files, metrics
+from mv2mae_jax.runs import checkpoint, metrics_file, run_record, starts_file
+from mv2mae_jax.torch_weights import importer
+
+
+def run(
+    config: config_dict.ConfigDict, dataset: LabelledDataset, mesh: jax.sharding.Mesh, workdir: str
+) -> dict[str, float]:
+    """Measures the encoder `config.init_from` by each of `config.probe.kinds` and writes WORKDIR/metrics.json.
+
+    Probes train on `dataset.train` and are tested on `dataset.test`; takes held out are left alone. Retrieval searches
+    all views of the tested takes, also those that a cross-view protocol trains on: it trains nothing. Pooled features
+    of several clips of a view are averaged; the attentive probe trains on every clip and averages probabilities.
+
+    Args:
+      config: a validated config of a probe.
+      dataset: the labelled views.
+      mesh: all devices of this process.
+      workdir: features are kept in WORKDIR/features.
+
+    Returns:
+      `<kind>/<metric>`: see accuracy.py and retrieval.py; of trained probes also the chosen setting.
+
+    Raises:
+      ValueError: the encoder does not fit, the data cannot answer what is asked, or there are several processes.
+    """
+    if jax.process_count() > 1:
+        raise UserError(f"Probes run in one process (with all its devices), not in {jax.process_count()}.")
+    kinds = config.probe.kinds
+    searched = _searched_rows(dataset) if "retrieval" in kinds else np.array([], np.int64)
+    model, params, step = load_encoder(config, mesh)
+    with log_files.optional(os.path.join(workdir, starts_file.STARTS_FILE)):
+        starts_file.record_start(workdir, config, _facts(config, dataset, mesh))
+    extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)
+    with_tokens = bool({"attentive", "geometry", "motion"} & set(kinds))
+
+    results: dict[str, float] = {}
+    tables: dict[str, Any] = {"class_names": list(dataset.class_names)}
+    test = extract(dataset.test, with_tokens)
+    if set(kinds) != {"retrieval"}:
+        train_features = extract(dataset.train, with_tokens)
+        results |= _geometry(config, dataset, model, train_features, test)
+        for kind in (kind for kind in ("knn", "linear", "attentive") if kind in kinds):
+            scores, chosen, validation = _classify(kind, config, dataset, train_features, test)
+            label, view = (dataset.prepared.views[name][dataset.test] for name in ("label", "view"))
+            measured = accuracy.summarize(scores, label, view) | chosen
+            results |= {f"{kind}/{name}": value for name, value in measured.items()}
+            confusion = accuracy.confusion_matrix(scores.argmax(axis=1), label, dataset.num_classes)
+            tables[kind] = {"confusion_matrix": confusion.tolist(), **validation}
+    if len(searched):
+        others = np.setdiff1d(searched, dataset.test)
+        parts = [test.per_row()] + ([extract(others, False).per_row()] if len(others) else [])
+        rows = np.concatenate([part.row for part in parts])
+        pooled = np.concatenate([part.pooled(config.probe.pooling) for part in parts])
+        if config.probe.standardize:
+            mean, std = probes.statistics(pooled)
+            pooled = (pooled - mean) / std
+        found = retrieval.measure(pooled, *(dataset.prepared.views[name][rows] for name in ("take", "view", "label")))
+        results |= {f"retrieval/{name}": value for name, value in found.items()}
+    for name, value in results.items():
+        print(f"{name:<32} {value:.4g}", flush=True)
+    metrics_file.write(workdir, config, step, results, tables)
+    with log_files.optional(folder := os.path.join(workdir, "tensorboard")):
+        event_files.write_config(folder, config, finished=True)
+        event_files.write_results(folder, step, results)
+    return results
+
+
+def _facts(config: config_dict.ConfigDict, dataset: LabelledDataset, mesh: jax.sharding.Mesh) -> dict[str, str]:
+    device, prepared = mesh.devices.flat[0], dataset.prepared
+    return {
+        "devices": f"{mesh.size} x {device.device_kind} ({device.platform})",
+        "encoder": config.init_from,
+        "data": f"{prepared.name} in {prepared.directory}, {dataset.num_classes} classes: {len(dataset.train)} views "
+        f"to train on, {len(dataset.test)} to test on by {dataset.clips_per_view} clip(s)",
+    }
+
+
+def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int]:
+    """(model, parameters of its encoder, the step of the run they are from) by `init_from`.
+
+    That is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, `random`, or `pixels`.
+    """
+    model = variants.from_config(config)
+    if config.init_from == "pixels":
+        return features.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
+    if config.init_from != "random" and not importer.is_torch_checkpoint(config.init_from):
+        step, _, trained = run_record.read_record(config.init_from, config.get("init_from_step"))
+        model, params = inference.restore(config.init_from, step, trained.task, model, mesh)
+        shapes = jax.tree.map(jax.typeof, params)
+        metrics.say(checkpoint.taken(config.init_from, {"encoder": shapes}, {"encoder": params}))
+        return model, params, step
+    create = functools.partial(features.init_encoder, model)
+    placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
+    params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
+    if config.init_from != "random":
+        fresh = {"encoder": params}
+        loaded = importer.load_videomae(config.init_from, fresh, model)
+        metrics.say(checkpoint.taken(config.init_from, fresh, loaded))
+        params = loaded["encoder"]
+    return model, params, 0
+
+
+def _searched_rows(dataset: LabelledDataset) -> np.ndarray:
+    """All views of the tested takes, labelled or not: int64[...], ascending."""
+    prepared = dataset.prepared
+    if prepared.not_synchronised:
+        raise UserError(
+            f"Retrieval of the same take is not defined on {prepared.name}: {prepared.not_synchronised}. Leave "
+            "'retrieval' out of probe.kinds."
+        )
+    take, view = prepared.views["take"], prepared.views["view"]
+    rows = np.flatnonzero(np.isin(take, take[dataset.test]))
+    if not retrieval.camera_pairs(take[rows], view[rows]):
+        raise UserError(
+            f"Retrieval needs takes that two cameras have seen; {prepared.directory} holds one view of each of the "
+            f"{len(np.unique(take[rows]))} tested takes. Leave 'retrieval' out of probe.kinds."
+        )
+    return rows
+
+
+def _extract(
+    config: config_dict.ConfigDict,
+    dataset: LabelledDataset,
+    mesh: jax.sharding.Mesh,
+    workdir: str,
+    model: mv2mae.MV2MAE,
+    params: Any,
+    rows: np.ndarray,
+    with_tokens: bool,
+) -> Features:
+    clips_per_view = dataset.clips_per_view
+    num_clips = len(rows) * clips_per_view
+
+    def make(folder: str) -> Features:
+        logging.info("Extracting features of %d clips into %s.", num_clips, folder)
+        batches = pipeline.clip_batches(
+            dataset.prepared,
+            dataset.spec,
+            rows,
+            global_batch_size=config.global_batch_size,
+            clips_per_view=clips_per_view,
+            num_workers=config.data.num_workers,
+        )
+        tokens = features.map_tokens(folder, num_clips, model) if with_tokens else None
+        batches = progress.track(batches, "extracting features", "batches", leave=True)
+        return features.extract(model, params, batches, mesh, tokens=tokens)
+
+    facts = features.facts_of(
+        model, params, dataset.prepared, dataset.spec, rows, clips_per_view=clips_per_view, with_tokens=with_tokens
+    )
+    return features.cached(os.path.join(workdir, "features"), facts, make)
+
+
+def _classify(
+    kind: str,
+    config: config_dict.ConfigDict,
+    dataset: LabelledDataset,
+    train_features: Features,
+    test: Features,
+) -> tuple[np.ndarray, dict[str, float], dict[str, Any]]:
+    """(scores float[M, K] of `dataset.test`, the chosen setting, the validation table)."""
+    probe, num_classes = config.probe, dataset.num_classes
+    if kind == "attentive":
+        train_x, train_row, train_y, test_x = (
+            train_features.tokens,
+            train_features.row,
+            train_features.label,
+            test.tokens,
+        )
+    else:
+        train_features, per_row = train_features.per_row(), test.per_row()
+        train_x, test_x = train_features.pooled(probe.pooling), per_row.pooled(probe.pooling)
+        train_row, train_y = train_features.row, train_features.label
+    if kind == "knn":
+        return probes.knn_scores(train_x, train_y, test_x, num_classes, k=probe.knn_k), {}, {}
+    fit = attentive.attentive_probe if kind == "attentive" else probes.linear_probe
+    probed = fit(
+        train_x,
+        train_y,
+        test_x,
+        num_classes,
+        group=validation_groups(dataset)[np.searchsorted(dataset.train, train_row)],
+        learning_rates=probe.learning_rates,
+        weight_decays=probe.weight_decays,
+        epochs=probe.epochs,
+        batch_size=probe.batch_size,
+        validation_fraction=probe.validation_fraction,
+        seed=config.seed,
+    )
+    scores = probed.scores
+    if kind == "attentive":
+        scores, rows = accuracy.average_clips(scores, test.row)
+        assert np.array_equal(rows, dataset.test), "one row of scores per tested view"
+    chosen = {"learning_rate": probed.learning_rate, "weight_decay": probed.weight_decay}
+    return scores, chosen, {"validation_accuracy": probed.validation_score.tolist()}
+
+
+def _geometry(
+    config: config_dict.ConfigDict,
+    dataset: LabelledDataset,
+    model: mv2mae.MV2MAE,
+    train: Features,
+    test: Features,
+) -> dict[str, float]:
+    """`geometry/*` and `motion/*`, where they are asked for."""
+    probe, results = config.probe, {}
+    if not {"geometry", "motion"} & set(probe.kinds):
+        return {}
+    true = [
+        geometry.targets(dataset.prepared, dataset.spec, rows, dataset.clips_per_view)
+        for rows in (dataset.train, dataset.test)
+    ]
+    options = {
+        "group": validation_groups(dataset)[np.searchsorted(dataset.train, train.row)],
+        "seed": config.seed,
+    }
+    attention = {
+        "learning_rates": probe.learning_rates,
+        "weight_decays": probe.weight_decays,
+        "epochs": probe.epochs,
+        "batch_size": probe.batch_size,
+        "validation_fraction": probe.validation_fraction,
+    }
+    if "geometry" in probe.kinds:
+        heads = attention if "attentive" in probe.kinds else None
+        measured, _ = geometry.measure(model, train, test, *true, attention=heads, **options)
+        results |= {f"geometry/{name}": value for name, value in measured.items()}
+    if "motion" in probe.kinds:
+        measured = geometry.measure_motion(model, train, test, *true, attention=attention, **options)
+        results |= {f"motion/{name}": value for name, value in measured.items()}
+    return results
+
+
+def validation_groups(dataset: LabelledDataset) -> np.ndarray:
+    """What validation must not tear apart, one name per row of `dataset.train`.
+
+    Subjects where the test is on other subjects and three or more train, so that the settings are chosen for what is
+    tested; else takes. Where every subject does every action as often, a take that is cut off leaves its class the
+    rarest of its subject, and what recognises subjects scores below chance.
+    """
+    views = dataset.prepared.views
+    subject = views["subject"][dataset.train]
+    other_subjects = not np.isin(subject, views["subject"][dataset.test]).any()
+    if (subject >= 0).all() and other_subjects and len(np.unique(subject)) >= 3:
+        return subject
+    return views["take"][dataset.train]

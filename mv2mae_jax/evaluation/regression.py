@@ -1,0 +1,143 @@
+"""Read-outs of frozen features that tell a quantity, not a class: ridge regression and what it is measured by. NumPy.
+
+No read-out is given the targets of the rows that it is tested on: the penalty is chosen on rows cut off the training
+rows. A read-out by attention is probes.attentive_regression.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.linalg
+
+from console.errors import UserError
+from mv2mae_jax.evaluation import probes
+
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)  # [ours] tried by default, for standardised features
+_ROWS_AT_ONCE = 8192  # rows that are standardised in memory at once [ours]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regressed:
+    """Outcome of a ridge regression.
+
+    Attributes:
+      prediction: float32[M, K] of the test rows, in the units of the targets.
+      penalty: the chosen one.
+      validation_r2: float64[num penalties], of training on the other rows.
+    """
+
+    prediction: np.ndarray
+    penalty: float
+    validation_r2: np.ndarray
+
+
+def ridge(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    *,
+    group: np.ndarray,
+    penalties: Sequence[float] = PENALTIES,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+) -> Regressed:
+    """Linear least squares with a penalty on the squared weights, on standardised features; the intercept is free.
+
+    Minimises |Y - X W - b|^2 + penalty |W|^2, as scikit-learn's Ridge(alpha=penalty) on StandardScaler's output.
+
+    Args:
+      train_x: float[M, F]; train_y: float[M, K]; test_x: float[M', F].
+      group: int or str[M], what must not be torn apart when validation rows are cut off: takes, or subjects.
+      penalties: the one with the highest R^2 on the validation rows is taken, and trained anew on all rows.
+      validation_fraction: share of the groups that the penalty is chosen on.
+      seed: decides the cut.
+
+    Raises:
+      ValueError: no penalties, one that is not positive, or fewer than two groups.
+    """
+    return ridges(
+        train_x,
+        [train_y],
+        test_x,
+        group=group,
+        penalties=penalties,
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )[0]
+
+
+def ridges(
+    train_x: np.ndarray,
+    train_ys: Sequence[np.ndarray],
+    test_x: np.ndarray,
+    *,
+    group: np.ndarray,
+    penalties: Sequence[float] = PENALTIES,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+) -> list[Regressed]:
+    """As `ridge` of each of several targets, whose equations are the same; each gets a penalty of its own."""
+    if not len(penalties) or min(penalties) <= 0:
+        raise UserError(f"penalties={tuple(penalties)}: give at least one, all greater than 0.")
+    kept, held_out = probes.split_groups(group, validation_fraction, seed)
+    ends = np.cumsum([y.shape[1] for y in train_ys])[:-1]
+    train_y = np.concatenate(train_ys, axis=1)  # (M, K1 + K2 + ...)
+
+    def score(told: np.ndarray) -> list[float]:
+        parts = zip(np.split(told, ends, axis=1), np.split(train_y[held_out], ends, axis=1), strict=True)
+        return [r2(part, true) for part, true in parts]
+
+    fit = _Normal(train_x, train_y, kept)
+    validation = np.array([score(fit.predict(train_x[held_out], penalty)) for penalty in penalties])  # (P, targets)
+    fit = _Normal(train_x, train_y, np.arange(len(train_x)))
+    best = [penalties[index] for index in validation.argmax(axis=0)]
+    told = {penalty: np.split(fit.predict(test_x, penalty), ends, axis=1) for penalty in set(best)}
+    return [
+        Regressed(prediction=told[penalty][i], penalty=float(penalty), validation_r2=validation[:, i])
+        for i, penalty in enumerate(best)
+    ]
+
+
+class _Normal:
+    """The normal equations of some rows, which serve every penalty."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray):
+        self._mean, self._std = probes.statistics(x, rows)
+        self._y_mean = y[rows].mean(axis=0, dtype=np.float64)
+        features = x.shape[1]
+        self._gram, self._moment = np.zeros((features, features)), np.zeros((features, y.shape[1]))
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = rows[start : start + _ROWS_AT_ONCE]
+            standardised = self._standardise(x[part])
+            self._gram += standardised.T @ standardised
+            self._moment += standardised.T @ (y[part] - self._y_mean).astype(np.float32)
+
+    def _standardise(self, x: np.ndarray) -> np.ndarray:
+        return ((x - self._mean) / self._std).astype(np.float32)
+
+    def predict(self, x: np.ndarray, penalty: float) -> np.ndarray:
+        """float32[R, K] for float[R, F]."""
+        system = self._gram.copy()
+        system.flat[:: len(system) + 1] += penalty
+        factor = scipy.linalg.cho_factor(system, overwrite_a=True, check_finite=False)
+        weights = scipy.linalg.cho_solve(factor, self._moment, check_finite=False).astype(np.float32)  # (F, K)
+        parts = [x[start : start + _ROWS_AT_ONCE] for start in range(0, len(x), _ROWS_AT_ONCE)]
+        return np.concatenate([self._standardise(part) @ weights + self._y_mean.astype(np.float32) for part in parts])
+
+
+def r2(prediction: np.ndarray, target: np.ndarray) -> float:
+    """1 - squared error / squared deviation from the targets' mean, both summed over all outputs.
+
+    1 is perfect and 0 as good as the mean of the tested targets; float[M, K] each. The same as scikit-learn's
+    r2_score(multioutput="variance_weighted").
+    """
+    target = np.asarray(target, np.float64)
+    error = np.square(np.asarray(prediction, np.float64) - target).sum()
+    return float(1 - error / np.square(target - target.mean(axis=0)).sum())
+
+
+def joint_error(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Mean distance between points: float[M, 3 * J] each, in the unit of the inputs (MPJPE of pose estimation)."""
+    difference = (np.asarray(prediction, np.float64) - target).reshape(len(target), -1, 3)  # (M, J, 3)
+    return float(np.linalg.norm(difference, axis=-1).mean())

@@ -1,0 +1,113 @@
+"""What TensorBoard shows of a run beside its series: small event files of their own, written anew when a run goes on.
+
+The HPARAMS tab compares configs. It takes the measures from the run's scalars, the last value of each. No list of
+columns is written (`_hparams_/experiment`): without one TensorBoard makes it from all the runs that it sees, those keys
+first whose values differ, whereas of several lists it would take one and ignore the others.
+
+The CUSTOM SCALARS tab draws the losses in one chart with what painting every patch in its mean colour would cost.
+"""
+
+import math
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Mapping
+
+from ml_collections import config_dict
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
+from mv2mae_jax.config import flatten
+from mv2mae_jax.monitoring import log_files
+from mv2mae_jax.runs.resume import MAY_CHANGE
+
+# TensorBoard reads the files of a folder in the order of their names and never goes back: these come before those that
+# are named by their time.
+CONFIG_FILE = "events.out.tfevents.0.config"
+RESULTS_FILE = "events.out.tfevents.1.results"
+
+_LOSSES = ("loss_self", "loss_cross", "loss_mean_prediction")
+_CHARTS = {"training": "train", "held-out takes": "eval", "training takes, none held out": "eval_on_training_takes"}
+CHARTS = {"losses": {title: ["Multiline", [f"{area}/{loss}" for loss in _LOSSES]] for title, area in _CHARTS.items()}}
+
+
+def hparams(config: config_dict.ConfigDict) -> dict[str, bool | float | str]:
+    """What an experiment is told from others by: keys that a run cannot change when it goes on.
+
+    What is neither a number nor a truth value becomes text, None too: where a run lacks a key, TensorBoard would not
+    count it as different.
+    """
+    return {key: _plain(value) for key, value in flatten(config) if key not in MAY_CHANGE}
+
+
+def _plain(value: object) -> bool | float | str:
+    if isinstance(value, bool):
+        return value
+    # JSON, in which TensorBoard answers its page, knows no infinity.
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else str(value)
+
+
+def write_config(folder: str, config: config_dict.ConfigDict, *, finished: bool) -> None:
+    """Writes FOLDER/CONFIG_FILE; `finished` marks the run as successful."""
+    _, start, end = summary.hparams(hparams(config), {})
+    charts = [summary.custom_scalars(CHARTS)] if config.task == "pretrain" else []
+    _write(os.path.join(folder, CONFIG_FILE), [start, *charts, *([end] if finished else [])])
+
+
+def write_results(folder: str, step: int, results: Mapping[str, float]) -> None:
+    """Writes FOLDER/RESULTS_FILE: the scalars of something that measures once and is not a training run."""
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in results.items()]
+    _write(os.path.join(folder, RESULTS_FILE), [Summary(value=values)], step)
+
+
+def series_path(folder: str) -> str:
+    """Where the series of a start go: FOLDER/events.out.tfevents.TIME.HOST, which sorts after what is there.
+
+    TIME is in seconds. Where the clock was set back, or two starts fall in a second, it is one more than the last one:
+    read before it, this file would be taken for older, and lose its values to the start of the last one.
+    """
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    found = [re.match(r"events\.out\.tfevents\.(\d{10})\.", name) for name in names]
+    number = max([int(time.time()), *(int(match[1]) + 1 for match in found if match)])
+    return os.path.join(folder, f"events.out.tfevents.{number:010d}.{socket.gethostname()}")
+
+
+def series_head(first_step: int) -> bytes:
+    """The records that a file of series begins with. Values of earlier files from that step on are done again."""
+    start = Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START))
+    return _head() + _record(start)
+
+
+def series_row(step: int, values: Mapping[str, float]) -> bytes:
+    """The record of the scalars of a step."""
+    summaries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    return _record(Event(wall_time=time.time(), step=step, summary=Summary(value=summaries)))
+
+
+def series_picture(step: int, name: str, encoded: bytes, *, height: int, width: int) -> bytes:
+    """The record of a PNG or GIF file, in pixels `height` x `width`."""
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+    summary_of_it = Summary(value=[Summary.Value(tag=name, image=image)])
+    return _record(Event(wall_time=time.time(), step=step, summary=summary_of_it))
+
+
+def _write(path: str, summaries: list[Summary], step: int = 0) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    now = time.time()
+    content = _head() + b"".join(_record(Event(wall_time=now, step=step, summary=each)) for each in summaries)
+    log_files.write_whole(path, content)
+
+
+def _head() -> bytes:
+    return _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+
+def _record(event: Event) -> bytes:
+    """In TFRecord's form: length (8 bytes), its checksum (4), data, their checksum (4)."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))

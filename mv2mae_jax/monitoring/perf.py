@@ -1,0 +1,81 @@
+"""How well a run uses its devices: rates against published peaks, memory, and traces of single steps."""
+
+import resource
+import sys
+
+import jax
+
+from mv2mae_jax.distributed import chips
+from mv2mae_jax.monitoring.metrics import Clock
+
+
+class StepCost:
+    """What one step costs, to turn a rate of steps into figures of the `perf` area.
+
+    Attributes:
+      clips: clips (one view of a sample) per step.
+      flops: floating-point operations that the model needs per step, over all devices; see flops.training_flops.
+      num_devices: that share them.
+      peak: published bfloat16 rate of one device; None where unknown, as on a CPU.
+    """
+
+    def __init__(self, *, clips: int, flops: float, mesh: jax.sharding.Mesh):
+        self.clips, self.flops, self.num_devices = clips, flops, mesh.size
+        self.peak = chips.peak_flops_per_second(mesh.devices.flat[0].device_kind)
+        self._device = mesh.local_devices[0]
+
+    def read(self, clock: Clock) -> dict[str, float]:
+        """Metrics since the last reading; `perf/mfu` (a share of 1) only where the peak is known."""
+        steps_per_second, wait_fraction = clock.read()
+        flops_per_second = steps_per_second * self.flops / self.num_devices
+        values = {
+            "perf/steps_per_second": steps_per_second,
+            "perf/clips_per_second": steps_per_second * self.clips,
+            "perf/tflops_per_second_per_device": flops_per_second / 1e12,
+            "perf/memory_gb": peak_memory_bytes(self._device) / 1e9,
+            "data/wait_fraction": wait_fraction,
+        }
+        return values | ({"perf/mfu": flops_per_second / self.peak} if self.peak else {})
+
+
+def peak_memory_bytes(device: jax.Device) -> int:
+    """The most that was in use so far: of the device; where it keeps no count (CPU), of this process."""
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024  # kilobytes on Linux
+
+
+class Profiler:
+    """Traces a range of steps; TensorBoard (with its profile plugin) and xprof open what it writes.
+
+    Args:
+      folder: the trace goes to FOLDER/plugins/profile/TIME, once per process.
+      steps: consecutive ones; steps before the first that a resumed run does are left out.
+    """
+
+    def __init__(self, folder: str, steps: range):
+        self._folder, self._steps, self._tracing = folder, steps, False
+
+    def step(self, step: int) -> jax.profiler.StepTraceAnnotation:
+        """The context that a step runs in; the first of the range starts the trace."""
+        if step in self._steps and not self._tracing:
+            jax.profiler.start_trace(self._folder)
+            self._tracing = True
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+    def finish(self, step: int, results: object) -> bool:
+        """Ends the trace after the last step of its range, when `results` are there; True where it did."""
+        if not self._tracing or step + 1 in self._steps:
+            return False
+        jax.block_until_ready(results)
+        jax.profiler.stop_trace()
+        self._tracing = False
+        return True
+
+    def close(self) -> None:
+        """Keeps what was traced where the run ends within the range."""
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False

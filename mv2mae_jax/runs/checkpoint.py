@@ -1,0 +1,266 @@
+"""Checkpoints: one directory per step in WORKDIR/checkpoints, written by Orbax, with digests (see step_folders.py)."""
+
+import collections
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from console.errors import UnusableFile, UserError
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.models import layers
+from mv2mae_jax.runs import step_folders
+
+
+class _RaisedAnyway(logging.Filter):
+    """Drops the tracebacks that Orbax logs in the background: hundreds for one failed save, which is raised anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        trace = record.exc_info[2] if record.exc_info else None
+        while trace:
+            if f"{os.sep}orbax{os.sep}" in trace.tb_frame.f_code.co_filename:
+                return False
+            trace = trace.tb_next
+        return True
+
+
+_LOGGERS = ("absl", "asyncio")
+
+
+class Checkpointer:
+    """Saves and restores the state of a run together with a JSON record.
+
+    The directory of a step holds `state` (the arrays), `run` (JSON: the config and what the host must remember) and
+    SHA256SUMS (the digests of all files).
+    """
+
+    def __init__(self, workdir: str, *, every_steps: int = 1000, keep: int | None = 3):
+        self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+        self._every_steps = every_steps
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                temporary_path_class=step_folders.DigestedPath,
+                # Made in the background, a directory that cannot be made is waited for until a timeout.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            ),
+            # With handlers rather than names, so that shapes can be read before any array.
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
+        )
+        self._filter, self._has_failed = _RaisedAnyway(), False
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(self._filter)
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, run: dict[str, Any], *, force: bool = False) -> bool:
+        """Starts an asynchronous save if `step` is due (always with `force`). The state may be donated right after.
+
+        Raises:
+          OSError: this save, or the one before, has failed.
+        """
+        if step == self.latest_step() or not (force or self.is_due(step)):
+            return False
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        with self._failures_told():
+            if not os.path.isdir(self.directory):  # Orbax would make another one
+                raise FileNotFoundError(f"{self.directory} has vanished")
+            there = Path(self.directory, str(step))
+            if jax.process_index() == 0 and there.exists():  # put there while the run goes on; Orbax would delete it
+                step_folders.rename(there)
+            return self._manager.save(step, args=items, force=True)
+
+    def is_due(self, step: int) -> bool:
+        return step % self._every_steps == 0
+
+    def check(self) -> None:
+        """Raises OSError if a save has failed; does not wait for one under way."""
+        with self._failures_told():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits for saves under way. Raises OSError if one has failed."""
+        with self._failures_told():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax, TensorStore and the file system, each with its own types
+            self._has_failed = True
+            saved = step_folders.steps_in(Path(self.directory))
+            kept = f"step {saved[-1]} is the newest that was" if saved else "none was before"
+            raise UnusableFile(
+                f"A checkpoint could not be written to {self.directory}; {kept}, and nothing was deleted. With room "
+                f"and the right to write there, the same command goes on. {type(error).__name__}: {_shortened(error)}"
+            ) from error
+
+    def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reads a step, the newest by default.
+
+        Args:
+          state: a pytree of `jax.ShapeDtypeStruct` with the target's shardings, which may differ from the saved ones.
+          step: which step.
+
+        Returns:
+          (state, run record).
+
+        Raises:
+          ValueError: names or shapes of the saved state differ from the wanted ones; lists them.
+        """
+        step = self.latest_step() if step is None else step
+        problems = _mismatches(self._manager.item_metadata(step)["state"].tree, state)
+        if problems:
+            # What is kept per parameter (moments, averages) repeats the differences of the parameters.
+            shown = [line for line in problems if line.startswith("params/")] or problems
+            raise UserError(
+                f"{self.directory}, step {step}, cannot be gone on with, because this config makes another model or "
+                "another state of the optimizer:\n  " + "\n  ".join(shown[:8] + ["..."] * (len(shown) > 8)) + "\n"
+                "Go on with the config of that run, or choose another --workdir; init_from takes parameters alone."
+            )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(state), run=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return restored["state"], restored["run"]
+
+    def read_run(self, step: int | None = None) -> dict[str, Any]:
+        """The JSON record of a step alone."""
+        step = self.latest_step() if step is None else step
+        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+    def close(self) -> None:
+        """Waits for saves under way. Raises OSError if one has failed."""
+        with self._failures_told():
+            self._manager.close()
+        if not self._has_failed:  # after a failure, what is left of the save is logged until the process ends
+            for name in _LOGGERS:
+                logging.getLogger(name).removeFilter(self._filter)
+
+
+def _shortened(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
+    """Parameters of another run (its average, where it kept one), for `init_from`.
+
+    Scanned and unrolled layers are converted into each other where the runs differ in that.
+
+    Args:
+      workdir: the other run's directory.
+      params: a pytree of `jax.ShapeDtypeStruct` with shardings that the result must match.
+      step: which checkpoint, the newest by default.
+
+    Raises:
+      ValueError: there is no checkpoint, it is damaged, or names or shapes differ; lists them.
+    """
+    directory, step = _find(workdir, step)
+    return _load(workdir, directory, step, params, lambda saved: saved)
+
+
+def load_encoder(workdir: str, encoder: Any, step: int | None = None) -> Any:
+    """The encoder's parameters alone, of a pre-trained or fine-tuned run; otherwise as `load_params`.
+
+    The number of frames and the resolution may differ: positions are computed, not stored. What the run has and
+    `encoder` lacks is left out (a classifier has no last norm).
+    """
+    directory, step = _find(workdir, step)
+    return _load(workdir, directory, step, encoder, lambda saved: {k: saved["encoder"].get(k, {}) for k in encoder})
+
+
+def taken(path: str, before: Any, after: Any) -> str:
+    """A line on what `init_from` gave: how many parameters come from `path`, and the names of those that do not.
+
+    Args:
+      path: where they come from.
+      before: parameters as initialised; a leaf of scanned blocks counts once per block.
+      after: the same tree; a leaf that was not loaded is the very object of `before`.
+    """
+    fresh, num_taken, num_all = [], 0, 0
+    others = collections.Counter()
+    for (key, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        name = jax.tree_util.keystr(key, simple=True, separator="/")
+        count = old.shape[0] if re.search(r"/blocks/(?!\d)", name) else 1
+        num_all += count
+        part = name.partition("/")[0]
+        if new is old:
+            fresh.append(name)
+        else:
+            num_taken += count
+            others[part] += 1
+    # A part of which nothing was taken is named as a whole.
+    fresh = dict.fromkeys(name if others[name.partition("/")[0]] else name.partition("/")[0] for name in fresh)
+    rest = f" Initialised afresh: {', '.join(fresh)}." if fresh else ""
+    return f"{num_taken} of {num_all} parameters taken from {path}.{rest}"
+
+
+def _find(workdir: str, step: int | None) -> tuple[str, int]:
+    directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+    if not os.path.isdir(directory):
+        raise UserError(f"init_from = {workdir}: there is no run with checkpoints there ({directory} is missing).")
+    steps = step_folders.steps_in(Path(directory))
+    if not steps:
+        raise UserError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
+    step = steps[-1] if step is None else step
+    problem = step_folders.describe(Path(directory, str(step)), but="run")
+    if problem:  # another step would be another experiment, so that is left to the user
+        raise UserError(
+            f"init_from = {workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move "
+            f"{os.path.join(directory, str(step))} away to take an older step."
+        )
+    return directory, step
+
+
+def _load(workdir: str, directory: str, step: int, wanted: Any, select: Callable[[Any], Any]) -> Any:
+    """Restores `select(saved parameters)` and gives it the structure and the shardings of `wanted`."""
+    # The metadata of an item is known only to a manager that was told the item's handler.
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:
+        saved = manager.item_metadata(step)["state"].tree
+        source = "ema_params" if saved.get("ema_params") is not None else "params"
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved[source])
+        convert = _layer_conversion(shapes, wanted)
+        problems = _mismatches(jax.eval_shape(lambda tree: convert(select(tree)), shapes), wanted)
+        if problems:
+            raise UserError(f"init_from = {workdir}, step {step}, does not fit this model:\n  " + "\n  ".join(problems))
+        placement = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+        restored_to = sharding.state_sharding(jax.tree.leaves(placement)[0].mesh, shapes)
+        target = {source: sharding.abstract(shapes, restored_to)}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        items = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+        restored = manager.restore(step, args=ocp.args.Composite(state=items))["state"]
+    logging.getLogger(__name__).info("Parameters taken from %s, step %d (%s).", workdir, step, source)
+    return jax.jit(lambda tree: convert(select(tree)), out_shardings=placement)(restored[source])
+
+
+def _layer_conversion(saved: Any, wanted: Any) -> Callable[[Any], Any]:
+    """Stacks or unstacks blocks, if the saved parameters are unrolled and the wanted ones scanned or the reverse."""
+
+    def unrolled(tree: Any) -> bool:
+        return any(any(getattr(key, "key", "") == "0" for key in path) for path, _ in jax.tree.leaves_with_path(tree))
+
+    if unrolled(saved) == unrolled(wanted):
+        return lambda tree: tree
+    return layers.stack_blocks if unrolled(saved) else layers.unstack_blocks
+
+
+def _mismatches(saved: Any, wanted: Any) -> list[str]:
+    def shapes(tree):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+    saved, wanted = shapes(saved), shapes(wanted)
+    return [
+        f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]

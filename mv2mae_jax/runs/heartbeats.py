@@ -1,0 +1,171 @@
+"""The processes of a run tell each other that they live: when one is gone, the others say which, and end.
+
+JAX's coordination service notices too, but ends the process from C++ with a stack trace, long after the cause. So each
+process counts in the service's key-value store, and looks at the others' counts. Process 0 holds the service: when it
+is gone, there is no store to look into, and JAX ends the others at once, in C++; a small process adds the sentence.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax._src import distributed  # JAX shows no other way to its key-value store; Orbax takes the same
+
+from console.command import ExitCode
+from mv2mae_jax.runs.preemption import Preempted
+
+_FOLDER = "mv2mae/heartbeats/"
+_ENDED = "ended"
+# In the messages of errors that a peer's death causes: in a collective, or in a barrier.
+_LOST_CONNECTION = ("Gloo", "NCCL", "onnection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "oordination", "arrier")
+
+
+class Silence:
+    """How long each of the others has not been heard of, in seconds, by this process's clock.
+
+    Args:
+      peers: the numbers of the other processes.
+      now: seconds.
+    """
+
+    def __init__(self, peers: range | list[int], now: float):
+        self._last = {peer: ("", now) for peer in peers}
+
+    def over(self, limit: float, beats: Mapping[int, str], now: float) -> list[int]:
+        """Takes note of the newest beats and returns whose are older than `limit` seconds, but for those that ended."""
+        for peer, (beat, _) in self._last.items():
+            if beats.get(peer, beat) != beat:
+                self._last[peer] = (beats[peer], now)
+        return [peer for peer, (beat, since) in self._last.items() if now - since > limit and _ENDED not in beat]
+
+
+class _Watch(threading.Thread):
+    """Beats, and ends this process when another has been silent for too long."""
+
+    def __init__(self, timeout_seconds: float):
+        super().__init__(daemon=True)
+        self._timeout, self._interval = timeout_seconds, min(5.0, timeout_seconds / 10)
+        self._client, self._me = distributed.global_state.client, jax.process_index()
+        self._name = f"pid {os.getpid()} on {socket.gethostname()}"
+        self._hosts: dict[int, str] = {}
+        self._stopped = threading.Event()
+        self._witness = _start_witness() if self._me != 0 else None
+
+    def run(self) -> None:
+        peers = [index for index in range(jax.process_count()) if index != self._me]
+        silence, count = Silence(peers, time.monotonic()), 0
+        while not self._stopped.wait(self._interval):
+            count += 1
+            beats = self._exchange(str(count))
+            gone = silence.over(self._timeout, beats, time.monotonic())
+            if gone:
+                self._end(gone, f"not heard of for {self._timeout:g} s (limits.heartbeat_timeout_seconds)")
+
+    def _exchange(self, beat: str) -> dict[int, str]:
+        try:
+            self._client.key_value_set(f"{_FOLDER}{self._me}", f"{beat} {self._name}", allow_overwrite=True)
+            found = self._client.key_value_dir_get(_FOLDER)
+        except jax.errors.JaxRuntimeError:  # process 0 is busy, or gone: then JAX ends this one
+            return {}
+        beats = {int(key.rpartition("/")[2]): value for key, value in found}
+        self._hosts |= {index: value.partition(" ")[2] for index, value in beats.items()}
+        return beats
+
+    def stop(self) -> None:
+        """The work is done: silence means nothing from here on."""
+        self._stopped.set()
+        self.join()
+        self._exchange(_ENDED)
+
+    def dismiss_witness(self) -> None:
+        """This process ends by itself, and says why."""
+        if self._witness:
+            self._witness.kill()
+            self._witness.wait()
+
+    def wait_for_verdict(self) -> None:
+        """Waits until a silence that has just begun would be noticed, which ends the process."""
+        self.join(self._timeout + 10 * self._interval)
+
+    def _end(self, gone: list[int], why: str) -> None:
+        named = [f"process {i}" + (f" ({self._hosts[i]})" if i in self._hosts else "") for i in gone]
+        print(_sentence(f"{' and '.join(named)} {'is' if len(gone) == 1 else 'are'} gone, {why}"), file=sys.stderr)
+        sys.stderr.flush()
+        self.dismiss_witness()
+        if self._me == 0:  # the others need its service to find out for themselves
+            time.sleep(3 * self._interval)
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(ExitCode.PREEMPTED)  # what ends Python in order would wait for who is gone
+
+
+# python -c _WITNESS HOST PORT SENTENCE: outlives the process that started it, and looks whether process 0 is there.
+_WITNESS = """
+import os, socket, sys, time
+parent = os.getppid()
+while os.getppid() == parent:
+    time.sleep(0.2)
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5).close()
+except OSError:
+    print(sys.argv[3], file=sys.stderr)
+"""
+
+
+def _start_witness() -> subprocess.Popen:
+    host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+    sentence = _sentence(f"process 0 is gone, {host}:{port} cannot be reached, so JAX ended this process")
+    return subprocess.Popen([sys.executable, "-I", "-S", "-c", _WITNESS, host.strip("[]"), port, sentence])
+
+
+def _sentence(what: str) -> str:
+    return (
+        f"Process {jax.process_index()} of {jax.process_count()}: {what}. Look at what the process that is gone wrote "
+        "last. What was saved is kept: start all processes together again by the same commands, and they go on from "
+        "the newest checkpoint."
+    )
+
+
+@contextlib.contextmanager
+def watched(timeout_seconds: float) -> Iterator[None]:
+    """Ends this process, with a sentence and ExitCode.PREEMPTED, when another one of the run is gone.
+
+    Nothing happens where a process runs alone.
+
+    Args:
+      timeout_seconds: how long a process may be silent.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    watch = _Watch(timeout_seconds)
+    watch.start()
+    try:
+        yield
+    except Preempted:
+        watch.stop()
+        raise
+    except Exception as error:
+        if _is_lost_connection(error):
+            watch.wait_for_verdict()
+        raise
+    else:
+        watch.stop()
+    finally:
+        watch.dismiss_witness()
+
+
+def _is_lost_connection(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, may come from another process's end."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST_CONNECTION):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

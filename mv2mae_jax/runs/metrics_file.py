@@ -1,0 +1,69 @@
+"""WORKDIR/metrics.json: what a run measured at its end, and what is needed to trace it."""
+
+import json
+import os
+import subprocess
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+from mv2mae_jax.runs import side_files
+
+RESULTS_FILE = "metrics.json"
+
+
+def write(
+    workdir: str, config: config_dict.ConfigDict, step: int, results: dict[str, float], tables: dict[str, Any]
+) -> None:
+    """WORKDIR/metrics.json: the final metrics, tables such as a confusion matrix, and what is needed to trace them."""
+    if jax.process_index() != 0:
+        return
+    record = {
+        "metrics": results,
+        **tables,
+        "step": step,
+        "seed": config.seed,
+        "protocol": config.data.protocol,
+        "git_revision": git_revision(),
+        "config": json.loads(config.to_json()),
+    }
+    path = os.path.join(workdir, RESULTS_FILE)
+    with open(path + ".tmp", "w") as file:
+        json.dump(record, file, indent=2)
+    os.replace(path + ".tmp", path)  # there is never half a file
+
+
+def read(workdir: str, step: int) -> dict[str, float] | None:
+    """The metrics of a finished run; None where it was stopped before its last evaluation was written.
+
+    A damaged file is set aside.
+    """
+    record = side_files.read(os.path.join(workdir, RESULTS_FILE), is_whole, repair=jax.process_index() == 0)
+    return record["metrics"] if record and record["step"] == step else None
+
+
+def is_whole(record: Any) -> bool:
+    """Whether the content of a metrics.json is what `write` writes."""
+    if not side_files.is_row(record) or not isinstance(record.get("config"), dict):
+        return False
+    return isinstance(record.get("metrics"), dict) and side_files.is_numbers(record["metrics"] | {"step": 0})
+
+
+def git_revision() -> str:
+    """The revision of this checkout, with `-dirty` where files were changed; `unknown` outside a git checkout.
+
+    An installed package may lie in somebody's checkout of something else: this file must belong to it.
+    """
+    folder, file = os.path.split(os.path.abspath(__file__))
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file)
+        return git("describe", "--always", "--dirty", "--abbrev=12")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,178 @@
+"""A workdir belongs to one run at a time, and to one experiment: a lock, and the keys that may change when going on."""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import config_dict
+
+from console.errors import UserError
+from data.dataset import Dataset
+from data.labelled import LabelledDataset
+from mv2mae_jax.config import base_of, flatten
+from mv2mae_jax.models import variants
+from mv2mae_jax.runs import checkpoint
+
+LOCK = "run.lock"
+
+# What may be another value when a run goes on: where and how it is computed, not what. Everything else changes the
+# experiment and is refused, unless --allow_changes names it.
+MAY_CHANGE = frozenset(
+    {
+        "checkpoint.every_steps",
+        "checkpoint.keep",
+        "data.cache",
+        "data.cache_gb",
+        "data.dir",  # the same data set at another place; its manifest is compared
+        "data.motion_on",  # up to rounding, as the mesh and what of the model is named here
+        "data.num_workers",
+        "eval.at_steps",
+        "eval.batch_size",
+        "eval.every_steps",
+        "eval.num_pictures",
+        "eval.picture_blur_sigma",
+        "limits.damaged_samples",
+        "limits.heartbeat_timeout_seconds",
+        "limits.skipped_updates",
+        "log.every_steps",
+        "log.report",
+        "log.tensorboard",
+        "mesh.data",
+        "mesh.fsdp",
+        "model.attention",
+        "model.layer_loop",
+        "model.norm_affine",
+        "model.remat",
+        "optimizer.accumulation_steps",
+        "profile_steps",
+    }
+)
+
+
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+    """Keeps other runs out of a workdir while this one is in it. The first process of a run holds the lock.
+
+    The lock belongs to the process and vanishes with it, so none is ever left behind; the text in the file is only to
+    name the holder.
+
+    Raises:
+      ValueError: another run holds it; says which.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    path = os.path.join(workdir, LOCK)
+    with open(path, "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"--workdir={workdir} is in use by another run ({lock.read().strip() or 'which has just started'}). "
+                "Wait for it, stop it, or choose another --workdir."
+            ) from None
+        except OSError as error:  # some network file systems know no locks
+            logging.warning("%s cannot be locked (%s): see to it that no other run uses it.", workdir, error)
+        lock.truncate(0)
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def check_same_run(
+    config: config_dict.ConfigDict, task: Any, checkpointer: checkpoint.Checkpointer, allow_changes: Sequence[str]
+) -> list[str]:
+    """Refuses to go on with a run of another task, other classes, other data or another config.
+
+    Returns:
+      A line where `auto` means another way of computing here than before, one that changes rounding alone.
+    """
+    saved = checkpointer.read_run()
+    saved_config, advice = json.loads(saved["config"]), "Choose another --workdir; init_from takes its encoder."
+    if saved_config["task"] != config.task:
+        raise UserError(
+            f"{checkpointer.directory} holds a run of task {saved_config['task']!r}, not {config.task!r}. {advice}"
+        )
+    prepared = task.dataset.prepared
+    if config.task == "finetune" and tuple(saved["class_names"]) != prepared.class_names:
+        raise UserError(
+            f"{checkpointer.directory} holds a head for the {len(saved['class_names'])} classes of {saved['dataset']} "
+            f"({', '.join(saved['class_names'][:3])}, ...), but data.dir = {prepared.directory} holds the "
+            f"{len(prepared.class_names)} classes of {prepared.name} ({', '.join(prepared.class_names[:3])}, ...). "
+            f"{advice}"
+        )
+    # Checkpoints of older versions do not say what `auto` was: there the configs are compared as they were written.
+    before = saved.get("settled", {})
+    now = {key: value for key, value in variants.settled(config).items() if key in before}
+    check_unchanged(config_dict.ConfigDict(saved_config), config, base_of(config), allow_changes, (before, now))
+    if saved["manifest_sha256"] != manifest_digest(task.dataset) and "data.dir" not in allow_changes:
+        raise UserError(
+            f"{checkpointer.directory} holds a run on another data set than that in data.dir = {prepared.directory}: "
+            "their manifests differ. Go on with the same one, choose another --workdir, or pass "
+            "--allow_changes=data.dir if it is meant."
+        )
+    other = [f"{key} was {before[key]}, is {now[key]}" for key in now.keys() & MAY_CHANGE if now[key] != before[key]]
+    return [f"Computed in another way, the same up to rounding: {'; '.join(sorted(other))}."] if other else []
+
+
+def manifest_digest(dataset: Dataset | LabelledDataset) -> str:
+    """SHA-256 of the manifest, which holds a checksum of every record: the same data have the same one."""
+    return hashlib.sha256(Path(dataset.prepared.directory, "manifest.parquet").read_bytes()).hexdigest()
+
+
+def check_unchanged(
+    saved: config_dict.ConfigDict,
+    config: config_dict.ConfigDict,
+    base: config_dict.ConfigDict,
+    allowed: Sequence[str],
+    settled: tuple[dict[str, str], dict[str, str]] = ({}, {}),
+) -> None:
+    """Refuses to go on with a config that would silently change the experiment.
+
+    Args:
+      saved: the config in the newest checkpoint.
+      config: of this run.
+      base: defaults, for keys that did not exist when the checkpoint was written.
+      allowed: further keys that may differ.
+      settled: what the values that may be `auto` meant when the checkpoint was written, and what they mean here.
+
+    Raises:
+      ValueError: lists every key that differs, with both values; or `allowed` holds what is no key.
+    """
+    written = [_plain(dict(flatten(base)) | dict(flatten(c))) for c in (saved, config)]
+    before, now = (values | meant for values, meant in zip(written, settled, strict=True))
+    unknown = sorted(set(allowed) - now.keys())
+    if unknown:
+        raise UserError(f"--allow_changes names {', '.join(unknown)}, which the config does not have.")
+    changed = [key for key in now if now[key] != before.get(key) and key not in MAY_CHANGE and key not in allowed]
+    if changed:
+        chosen = {key: [" by auto" if values.get(key) == "auto" else "" for values in written] for key in changed}
+        lines = [
+            f"  {key} was {before.get(key)!r}{then}, now {now[key]!r}{here}\n" for key, (then, here) in chosen.items()
+        ]
+        spelled = [f"--config.{key}={before[key]}" for key, by_auto in chosen.items() if any(by_auto)]
+        back = f"Set them back ({' '.join(spelled)})" if spelled else "Set them back"
+        raise UserError(
+            "The workdir holds a run of another config, and going on would change the experiment:\n"
+            + "".join(lines)
+            + f"{back}, choose another --workdir, or pass --allow_changes={','.join(changed)} if it is meant."
+        )
+
+
+def _plain(values: dict[str, object]) -> dict[str, object]:
+    """As JSON gives them back: lists for tuples."""
+    return json.loads(json.dumps(values))

@@ -1,0 +1,67 @@
+"""What a finished or running run says about itself, for those who read its checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from console import progress
+from console.errors import UserError
+from data.store import digests
+from mv2mae_jax.runs import metrics_file, side_files, starts_file, step_folders
+
+
+def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, Any], config_dict.ConfigDict]:
+    """(step, its JSON record, its config) of a checkpoint, the newest by default.
+
+    Where the record of that step is damaged, another of the run's stands in, which is said: the arrays beside it may be
+    intact, and whoever reads them checks that.
+
+    Raises:
+      ValueError: there is no such run or step, the directory holds another step, or no record is intact.
+    """
+    folder = Path(workdir, "checkpoints")
+    steps = step_folders.steps_in(folder)
+    if not steps or step not in (None, *steps):
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        there = f"it has steps {', '.join(map(str, steps))}" if steps else f"{folder} is missing or empty"
+        raise UserError(f"{workdir} holds {wanted}: {there}. A run is the --workdir of run.py.")
+    step = steps[-1] if step is None else step
+    if problem := step_folders.misnamed(folder / str(step)):
+        raise UserError(
+            f"{workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move {folder / str(step)} "
+            "away to take an older step."
+        )
+    record = _read(folder / str(step)) or _stand_in(workdir, step, steps)
+    return step, record, config_dict.ConfigDict(json.loads(record["config"]))
+
+
+def _read(step: Path) -> dict[str, Any] | None:
+    """The record in the directory of a step; None where it is damaged."""
+    path = step / "run" / "metadata"
+    if any(name.startswith("run/") for name in digests.check(step, "run")):
+        return None
+    return side_files.read(path, lambda record: isinstance(record, dict) and isinstance(record.get("config"), str))
+
+
+def _stand_in(workdir: str, step: int, steps: list[int]) -> dict[str, Any]:
+    """The record of another step of the same run, the newest intact one, or what the files beside them tell."""
+    folder = Path(workdir, "checkpoints")
+    told = f"{folder / str(step) / 'run'} is damaged: "
+    for other in reversed(steps):
+        if other != step and not step_folders.misnamed(folder / str(other)) and (record := _read(folder / str(other))):
+            progress.say(f"{told}the record of step {other} stands in.")
+            return record
+    starts = [start for start in starts_file.read_starts(workdir) if start["first_step"] < step]
+    if not starts:
+        raise UserError(
+            f"{told}no other step and no line of {starts_file.STARTS_FILE} tells the config. Bring back a copy of it."
+        )
+    progress.say(f"{told}{starts_file.STARTS_FILE} stands in.")
+    results = side_files.read(Path(workdir, metrics_file.RESULTS_FILE), metrics_file.is_whole) or {}
+    return {
+        "config": json.dumps(starts[-1]["config"]),
+        "git_revision": starts[-1]["git_revision"],
+        "class_names": results.get("class_names", []),
+    }

@@ -1,0 +1,89 @@
+"""Small JSON files beside the checkpoints: damage in one of them costs what it says, and never the run.
+
+Whoever writes to a workdir renames a damaged file (see step_folders.py) and goes on with what can be read of it. Whoever only
+reads, an export or a report, leaves it as it is and passes over what cannot be read. Both say so.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from console import progress
+from mv2mae_jax.runs import step_folders
+
+
+def read(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repair: bool = False) -> Any:
+    """The content of a JSON file; None where it is missing or damaged, which is said.
+
+    Args:
+      path: the file.
+      is_whole: whether the content has the form that its readers need.
+      repair: rename a damaged file.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):  # no JSON, or no text at all
+        content = None
+    if is_whole(content):
+        return content
+    done = f"renamed to {step_folders.rename(path).name}, not deleted" if repair else "passed over"
+    progress.say(f"{path} is damaged: {done}.")
+    return None
+
+
+def read_rows(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repair: bool = False) -> list[dict]:
+    """The rows of a file of JSON objects, one per line; without those that are damaged, which is said.
+
+    Args:
+      path: the file; need not be there.
+      is_whole: whether a row has the form that its readers need.
+      repair: rename a damaged file, and write its whole rows anew. A last line that was cut off in writing is damage
+        then; those who only read may see a run that is about to end it.
+    """
+    path = Path(path)
+    try:
+        *lines, cut_off = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    if repair and cut_off:
+        lines.append(cut_off)
+    rows, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if is_whole(row):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
+        told = f"{path} is damaged in line {shown}"
+        if repair:
+            told += f": renamed to {step_folders.rename(path).name}, not deleted"
+            write_rows(path, rows)
+        progress.say(f"{told}. Its other {len(rows)} line(s) are used.")
+    return rows
+
+
+def write_rows(path: str | os.PathLike, rows: Sequence[dict]) -> None:
+    """Writes a file of JSON objects, one per line, whole or not at all."""
+    with open(f"{path}.tmp", "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    os.replace(f"{path}.tmp", path)
+
+
+def is_row(row: Any) -> bool:
+    """Whether it is an object that says its step, as a row of history.jsonl and damaged_records.jsonl."""
+    return isinstance(row, dict) and isinstance(row.get("step"), int)
+
+
+def is_numbers(row: Any) -> bool:
+    """Whether it is such a row of numbers alone, as in history.jsonl."""
+    return is_row(row) and all(isinstance(value, int | float) for value in row.values())

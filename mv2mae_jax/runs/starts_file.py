@@ -1,0 +1,73 @@
+"""WORKDIR/starts.jsonl: one line per start of a run, with what is needed to know how its files came about."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+from mv2mae_jax.runs import metrics_file, side_files
+
+STARTS_FILE = "starts.jsonl"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, str], first_step: int = 0) -> None:
+    """Adds a line: time, command, revision, versions, machine, the config and what followed from it.
+
+    Args:
+      workdir: of the run; only process 0 writes.
+      config: of this start.
+      facts: what the start says beside the config, e.g. devices and numbers of parameters.
+      first_step: that is gone on from; 0 for a fresh run.
+
+    Raises:
+      OSError: the line cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    start = {
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "first_step": first_step,
+        "command": _command(),
+        "git_revision": metrics_file.git_revision(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "facts": facts,
+        "config": json.loads(config.to_json()),
+    }
+    read_starts(workdir, repair=True)  # a line after one that was cut off would be lost with it
+    with open(os.path.join(workdir, STARTS_FILE), "a") as file:
+        file.write(json.dumps(start) + "\n")
+
+
+def read_starts(workdir: str, *, repair: bool = False) -> list[dict]:
+    """The lines, oldest first; empty where none were written (runs of older revisions). See `side_files.read_rows`."""
+    return side_files.read_rows(os.path.join(workdir, STARTS_FILE), _is_whole, repair=repair)
+
+
+def _is_whole(start: Any) -> bool:
+    texts, tables = ("time", "command", "git_revision", "machine"), ("versions", "facts", "config")
+    if not isinstance(start, dict) or not isinstance(start.get("first_step"), int):
+        return False
+    return all(isinstance(start.get(key), kind) for keys, kind in ((texts, str), (tables, dict)) for key in keys)
+
+
+def _command() -> str:
+    """What was typed, as far as Python knows; with `-m`, sys.argv has the file in place of the module."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    typed = ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]] if spec else sys.argv
+    return shlex.join([os.path.basename(sys.executable), *typed])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

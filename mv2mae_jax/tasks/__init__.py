@@ -1,1 +1,0 @@
-"""What differs between tasks: initialisation, randomness, loss, evaluation. The loop is the same (train.py)."""

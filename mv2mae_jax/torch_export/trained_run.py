@@ -1,0 +1,129 @@
+"""The run that is exported: its model in float32, its parameters and what is told of it."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.models import classifier, layers, mv2mae
+from mv2mae_jax.models.classifier import Classifier
+from mv2mae_jax.models.joint import JointMAE
+from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.runs import checkpoint, run_record, side_files
+
+
+class Mismatch(Exception):
+    """What PyTorch computes from the exported files is not what JAX computes; the message names the first layer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A checkpoint of a run as the exporter needs it."""
+
+    workdir: str
+    step: int
+    config: config_dict.ConfigDict
+    git_revision: str
+    metrics: dict[str, float]  # reported at this step
+    model: mv2mae.MV2MAE | Classifier  # float32, blocks unrolled
+    params: Any  # NumPy, blocks unrolled; the average where the run kept one; without a joint decoder
+    class_names: tuple[str, ...]  # of a fine-tuned run, in the order of the logits; else of the data
+
+    @property
+    def fine_tuned(self) -> bool:
+        return isinstance(self.model, Classifier)
+
+    @property
+    def encoder_alone(self) -> bool:
+        """Whether the decoder stays behind: a joint one has no place in any of the layouts."""
+        return isinstance(self.model, JointMAE)
+
+    @property
+    def architecture(self) -> str:
+        """The class of the port."""
+        return "Classifier" if self.fine_tuned else "PretrainedEncoder" if self.encoder_alone else "MV2MAE"
+
+    @property
+    def has_decoders(self) -> bool:
+        """Whether there are decoders to export, the self-view decoder at least."""
+        return not self.fine_tuned and not self.encoder_alone
+
+    @property
+    def has_cross_view(self) -> bool:
+        """Whether there is a cross-view decoder to export."""
+        return self.has_decoders and self.model.cross_view
+
+    @property
+    def normalizes_patches(self) -> bool:
+        """Whether a pre-trained run's targets are normalised patches; else they are pixels."""
+        return self.config.loss.target == "normalized_pixels"
+
+    @property
+    def encoder(self) -> mv2mae.MV2MAE | mv2mae.Encoder:
+        """What has the encoder's width, depth, num_heads and mlp_ratio."""
+        return self.model.encoder if self.fine_tuned else self.model
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """The arguments of the port's module, and what any reader must know of the architecture."""
+        sizes = {name: getattr(self.model, name) for name in ("clip_size", "tubelet_size")}
+        sizes |= {name: getattr(self.encoder, name) for name in ("width", "depth", "num_heads", "mlp_ratio")}
+        decoders = ("decoder_width", "decoder_depth", "decoder_heads", "cross_view")
+        own = {"Classifier": ("num_classes",), "PretrainedEncoder": (), "MV2MAE": decoders}[self.architecture]
+        return sizes | {name: getattr(self.model, name) for name in own}
+
+
+def read_run(workdir: str, step: int | None = None) -> Run:
+    """Reads a checkpoint of a run, the newest by default.
+
+    Raises:
+      ValueError: there is no such run or step.
+    """
+    step, record, config = run_record.read_record(workdir, step)
+    class_names = tuple(record.get("class_names", ()))
+    if config.task == "finetune":
+        model = classifier.from_config(config, len(class_names))
+        init = functools.partial(model.init, video=np.zeros((1, *model.clip_size, 3), np.uint8))
+        shapes = jax.eval_shape(init, jax.random.key(0))["params"]
+    else:
+        task = Pretrain.from_config(config)
+        model, shapes = task.model, jax.eval_shape(task.init, jax.random.key(0))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    abstract = sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
+    params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
+    if model.scan_layers:
+        params = layers.unstack_blocks(params)
+    if isinstance(model, JointMAE):
+        params = {"encoder": params["encoder"]}
+    return Run(
+        workdir=workdir,
+        step=step,
+        config=config,
+        git_revision=record["git_revision"],
+        metrics=_metrics_at(workdir, step),
+        model=for_comparison(model),
+        params=params,
+        class_names=class_names,
+    )
+
+
+def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classifier:
+    """The same model in float32, with blocks that can be told apart."""
+    plain = {"dtype": jnp.float32, "scan_layers": False, "remat": "none", "attention": "xla", "folded_norms": False}
+    if isinstance(model, Classifier):
+        return model.clone(dtype=jnp.float32, encoder=model.encoder.clone(**plain))
+    return model.clone(**plain)
+
+
+def _metrics_at(workdir: str, step: int) -> dict[str, float]:
+    rows = side_files.read_rows(pathlib.Path(workdir) / "history.jsonl", side_files.is_numbers)
+    reported = {name: value for row in rows if row["step"] == step for name, value in row.items()}
+    return {
+        name: value for name, value in reported.items() if name.startswith(("train/", "eval", "test/", "held_out/"))
+    }

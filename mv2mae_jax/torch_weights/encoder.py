@@ -1,0 +1,72 @@
+"""The encoder of an exported folder, or of a VideoMAE from Hugging Face, whose config.json says all sizes."""
+
+import functools
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from console.errors import UserError
+from mv2mae_jax import features
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.models import mv2mae, variants
+from mv2mae_jax.torch_weights import importer
+
+
+def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int | None]:
+    """(the model, its encoder's parameters, the frame stride that it was trained at or None) of a folder.
+
+    Raises:
+      ValueError: it has no config.json, this is no VideoMAE's, or the weights do not fit it.
+    """
+    config = _read_config(folder)
+    try:
+        sizes = _of_port(config) if "architecture" in config else _of_hugging_face(config)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: its config.json is not that of a VideoMAE or of --format=port: {type(error).__name__}: {error}."
+        ) from error
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    final_norm = sizes.pop("final_norm")
+    model = variants.build("S", dtype=dtype, **sizes).clone(final_norm=final_norm)
+    create = functools.partial(features.init_encoder, model)
+    placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
+    params = jax.jit(create, out_shardings=placement)(jax.random.key(0))
+    return model, importer.load_videomae(folder, {"encoder": params}, model)["encoder"], config.get("frame_stride")
+
+
+def _read_config(folder: str) -> dict[str, Any]:
+    path = os.path.join(folder, "config.json")
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"{folder} is a file, which does not say the sizes of the model: name a folder with config.json."
+        )
+    with open(path, "rb") as file:
+        try:
+            config = json.load(file)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged or no JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no table of settings.")
+    return config
+
+
+def _of_port(config: dict[str, Any]) -> dict[str, Any]:
+    model = config["model"]
+    names = ("clip_size", "tubelet_size", "width", "depth", "num_heads", "mlp_ratio")
+    return {name: model[name] for name in names} | {"final_norm": config["architecture"] != "Classifier"}
+
+
+def _of_hugging_face(config: dict[str, Any]) -> dict[str, Any]:
+    size, patch = config["image_size"], config["patch_size"]
+    return {
+        "clip_size": (config["num_frames"], *([size, size] if isinstance(size, int) else size)),
+        "tubelet_size": (config["tubelet_size"], *([patch, patch] if isinstance(patch, int) else patch)),
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+        "final_norm": not config.get("use_mean_pooling", True),  # transformers' default
+    }
