@@ -1,7 +1,7 @@
 """Small JSON files beside the checkpoints: damage in one of them costs what it says, and never the run.
 
-Whoever writes to a workdir renames a damaged file (see step_folders.py) and goes on with what can be read of it. Whoever only
-reads, an export or a report, leaves it as it is and passes over what cannot be read. Both say so.
+A command that writes to a workdir renames a damaged file (see step_folders.py) and goes on with what can be read of it.
+One that only reads, an export or a report, leaves the file as it is and passes over what cannot be read. Both say so.
 """
 
 import json
