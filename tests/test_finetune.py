@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from data import pipeline
 from data.labelled import LabelledDataset
 from data.store import takes
-from mv2mae_jax import optim, train
+from mv2mae_jax import initial_state, optim, train
 from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import while_training
 from mv2mae_jax.models import layers
 from mv2mae_jax.monitoring import metrics
 from mv2mae_jax.objectives import finetune
@@ -47,7 +48,9 @@ def start(directory, workdir, *overrides: str) -> TrainState:
     config, _, task = make_task(directory, *overrides)
     optimizer = optim.make_optimizer(config.optimizer, optim.Schedule.from_config(config, steps_per_epoch=1.0))
     checkpointer = checkpoint.Checkpointer(str(workdir))
-    state, _ = train.init_state(config, task, optimizer, sharding.make_mesh(), jax.random.key(0), checkpointer, ())
+    state, _ = initial_state.init_state(
+        config, task, optimizer, sharding.make_mesh(), jax.random.key(0), checkpointer, ()
+    )
     checkpointer.close()
     return state
 
@@ -293,7 +296,7 @@ def test_the_encoder_of_a_hugging_face_folder_begins_as_it_is_there(synthetic_se
 
     config, _, task = make_task(synthetic_set, f"init_from={tmp_path}", f"model.scan_layers={scanned}")
     params = jax.jit(task.init)(jax.random.key(0))
-    loaded = train.load_params(config, params, params, task.model)
+    loaded = initial_state.load_params(config, params, params, task.model)
     said = f"28 of 32 parameters taken from {tmp_path}. Initialised afresh: fc_norm, head.\n"
     assert said in capsys.readouterr().out
     expected = (pretrained_params() if scanned else unrolled)["encoder"]
@@ -354,7 +357,7 @@ def test_a_test_averages_the_probabilities_of_all_clips_and_crops(synthetic_set,
 
     untrained = jax.tree.map(jnp.zeros_like, params)
     state = TrainState(step=jnp.int32(1), params=untrained, opt_state=(), ema_params=params)  # the average is tested
-    evaluate = train.make_evaluation(config, task, sharding.make_mesh(), jax.random.key(0), str(tmp_path))
+    evaluate = while_training.make_evaluation(config, task, sharding.make_mesh(), jax.random.key(0), str(tmp_path))
     reporter = metrics.Reporter(str(tmp_path), first_step=0, total_steps=1, tensorboard=False)
     results, tables = evaluate(state, 1, reporter)
     assert results == pytest.approx({f"test/{name}": value for name, value in expected.items()})

@@ -1,0 +1,63 @@
+"""The evaluation that a training run makes of itself every so often: metrics of its held-out data, and pictures."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from console import progress
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import visualize
+from mv2mae_jax.monitoring import log_files, metrics
+from mv2mae_jax.state import TrainState
+
+
+def make_evaluation(
+    config: config_dict.ConfigDict, task: Any, mesh: jax.sharding.Mesh, eval_key: jax.Array, workdir: str
+) -> Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float], dict[str, Any]]]:
+    """Makes `evaluate(state, step, reporter) -> (metrics, tables)`: one pass over what is evaluated, and pictures."""
+    area, num_pictures = task.eval_area(config), config.eval.get("num_pictures", 0)
+
+    def eval_step(params: Any, batch: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
+        return task.evaluate(params, task.eval_inputs(batch, jax.random.fold_in(eval_key, index)))
+
+    def reconstruct(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        pictures = task.reconstruct(params, task.eval_inputs(batch, jax.random.fold_in(eval_key, 0)))
+        return {name: images[:num_pictures] for name, images in pictures.items()}
+
+    everywhere = sharding.replicated(mesh)  # every process receives all rows
+    eval_step = jax.jit(sharding.with_mesh(mesh, eval_step), out_shardings=everywhere)
+    reconstruct = jax.jit(sharding.with_mesh(mesh, reconstruct), out_shardings=everywhere)
+
+    def draw(params: Any, batch: dict[str, jax.Array], step: int, reporter: metrics.Reporter) -> None:
+        pictures = jax.device_get(reconstruct(params, batch))
+        if jax.process_index() == 0:
+            folder = os.path.join(workdir, "pictures")
+            with log_files.optional(folder):
+                for name in visualize.write(pictures, folder, step, config.eval.picture_blur_sigma):
+                    path = visualize.path_of(folder, step, name)
+                    reporter.picture(step, f"{area}/{name}", path + ".png")
+                    reporter.picture(step, f"{area}/{name}_moving", path + ".gif")
+
+    def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> tuple[dict[str, float], dict[str, Any]]:
+        measured = []
+        batches = task.eval_batches(config, process_index=jax.process_index(), process_count=jax.process_count())
+        for index, batch in enumerate(progress.track(batches, "evaluating", "batches")):
+            batch = sharding.put_batch(mesh, batch)
+            measured.append(eval_step(state.eval_params, batch, index))
+            if index >= metrics.IN_FLIGHT:  # the host does not read on while the device is behind
+                measured[index - metrics.IN_FLIGHT] = jax.device_get(measured[index - metrics.IN_FLIGHT])
+            if index == 0 and num_pictures:
+                draw(state.eval_params, batch, step, reporter)
+        measured = jax.device_get(measured)
+        samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
+        summary = task.summarize(samples) | task.measure_features(state.eval_params, config, mesh)
+        results = {f"{area}/{name}": value for name, value in summary.items()}
+        reporter.scalars(step, results)
+        reporter.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))
+        return results, task.tables(samples)
+
+    return evaluate

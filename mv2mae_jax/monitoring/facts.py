@@ -1,0 +1,33 @@
+"""What the start of a run says beside the config: sizes and rates that follow from it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+
+def run_facts(
+    config: config_dict.ConfigDict, task: Any, schedule: Any, mesh: jax.sharding.Mesh, state: Any
+) -> dict[str, str]:
+    """{title: text} of a run: its devices, parameters, steps and learning rate.
+
+    Args:
+      config, task, schedule, mesh: of the run; an objective and an optim.Schedule.
+      state: a TrainState.
+    """
+    device, views = mesh.devices.flat[0], task.views_per_sample
+    parts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()}
+    epoch = task.dataset.samples_per_epoch
+    seen = schedule.total_steps * config.global_batch_size
+    return {
+        "devices": f"{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es)",
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items()) + ")",
+        "compute": f"{jnp.dtype(task.model.dtype).name}, parameters float32",
+        **task.describe(),
+        "a step": f"{config.global_batch_size} samples x {views} view(s) = {config.global_batch_size * views} clips",
+        "length": f"{schedule.total_steps} steps = {seen / epoch:.1f} epochs of {epoch} samples",
+        "learning rate": f"{schedule.peak_learning_rate:.3g} after {schedule.warmup_steps} steps of warm-up, "
+        f"then a cosine to {schedule.final_learning_rate:.3g}",
+    }

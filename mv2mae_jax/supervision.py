@@ -1,0 +1,251 @@
+"""What guards a training run while steps are taken, behind one object of few verbs: see docs/reliability.md.
+
+Evaluations, checkpoints and log lines when they are due; the stop signals; updates that had to be skipped; samples that
+cannot be read; rates, traces and the history. None of it touches what the step computes.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+from console import progress
+from console.errors import UserError
+from mv2mae_jax.config import describe, parse_steps
+from mv2mae_jax.distributed import sharding
+from mv2mae_jax.models import variants
+from mv2mae_jax.monitoring import flops, guards, log_files, metrics, perf
+from mv2mae_jax.monitoring.facts import run_facts
+from mv2mae_jax.optim import Schedule
+from mv2mae_jax.runs import checkpoint, metrics_file, preemption, resume, starts_file, step_folders
+from mv2mae_jax.state import TrainState
+
+Batch = dict[str, jax.Array]
+Evaluate = Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float], dict[str, Any]]]
+
+
+def open_checkpoints(config: config_dict.ConfigDict, workdir: str) -> checkpoint.Checkpointer:
+    """The checkpoints of a workdir; damaged ones are set aside first, and said."""
+    for line in step_folders.set_aside(Path(workdir, "checkpoints")):
+        metrics.say(line)
+    return checkpoint.Checkpointer(workdir, **config.checkpoint)
+
+
+def results_if_finished(workdir: str, checkpoints: str, step: int, total_steps: int) -> dict[str, float] | None:
+    """The metrics of a run that has nothing left to do, else None.
+
+    Raises:
+      ValueError: the checkpoint is beyond the last step.
+    """
+    if step > total_steps:
+        raise UserError(
+            f"{checkpoints} holds step {step}, beyond the {total_steps} steps that this config trains for "
+            "(total_steps, or num_epochs). Nothing was changed. Set them to the step that is there or more, choose "
+            "another --workdir, or move the steps after the new end out of that folder to train from an older one."
+        )
+    finished = metrics_file.read(workdir, step) if step == total_steps else None
+    if finished:
+        metrics.say(
+            "Nothing is left to do. To go on, raise total_steps or num_epochs, with --allow_changes=total_steps or "
+            "num_epochs; or choose another --workdir."
+        )
+    return finished
+
+
+class Run:
+    """A run from its first step to its results. A context that closes what it opened, in whatever way it ends.
+
+    for step, batch in run.steps():
+        state, metrics = train_step(state, batch)
+        run.after(step, state, metrics)
+    """
+
+    def __init__(
+        self,
+        config: config_dict.ConfigDict,
+        objective: Any,
+        schedule: Schedule,
+        mesh: jax.sharding.Mesh,
+        workdir: str,
+        checkpointer: checkpoint.Checkpointer,
+        evaluate: Evaluate,
+        state: TrainState,
+        remembered: dict[str, Any],
+    ):
+        """Tells what the run is, on the screen and in WORKDIR.
+
+        Args:
+          config, objective, schedule, mesh, workdir: of the run.
+          checkpointer: its checkpoints.
+          evaluate: `(state, step, reporter) -> (metrics, tables)`.
+          state: that is gone on from.
+          remembered: what the host knew at its checkpoint, see `_remember`; empty for a fresh run.
+        """
+        self._config, self._objective, self._mesh, self._workdir = config, objective, mesh, workdir
+        self._checkpointer, self._evaluate, self._state = checkpointer, evaluate, state
+        self._first_step, self._last_step = int(state.step), schedule.total_steps
+        dataset = objective.dataset
+        self._reporter = metrics.Reporter(
+            workdir, first_step=self._first_step, total_steps=self._last_step, tensorboard=config.log.tensorboard
+        )
+        facts = run_facts(config, objective, schedule, mesh, state)
+        self._reporter.say(describe(config, facts))
+        with log_files.optional(os.path.join(workdir, starts_file.STARTS_FILE)):
+            starts_file.record_start(workdir, config, facts, self._first_step)
+        self._reporter.config(config, finished=False)
+        if self._first_step:
+            self._reporter.say(f"Going on from step {self._first_step} of {checkpointer.directory}.")
+        self._record = {
+            "config": config.to_json(),
+            "settled": variants.settled(config),
+            "git_revision": metrics_file.git_revision(),
+            "dataset": dataset.prepared.name,
+            "manifest_sha256": resume.manifest_digest(dataset),
+            "class_names": list(dataset.prepared.class_names),
+        }
+        self._skipped = guards.SkippedUpdates(
+            config.limits.skipped_updates,
+            checkpointer.directory,
+            objective.take_names,
+            remembered.get("skipped_in_a_row", 0),
+        )
+        self._damaged = guards.DamagedSamples(
+            workdir,
+            dataset.prepared,
+            config.limits.damaged_samples,
+            first_step=self._first_step,
+            count=remembered.get("damaged_samples", 0),
+        )
+        self._step_metrics = metrics.StepMetrics(self._skipped.observe, remembered.get("window", ()))
+        self._clock = metrics.Clock()
+        self._profiler = perf.Profiler(os.path.join(workdir, "tensorboard"), parse_steps(config.profile_steps))
+        self._traced_step = contextlib.ExitStack()
+        self._watch = preemption.Watch()
+        self._results: tuple[dict[str, float], dict[str, Any]] = {}, {}
+
+    def __enter__(self) -> "Run":
+        self._cleanup = contextlib.ExitStack()
+        for part in (self._reporter, self._damaged, self._checkpointer, self._profiler):
+            self._cleanup.callback(part.close)
+        self._cleanup.callback(self._watch.stop)
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._cleanup.__exit__(*error)
+
+    def steps(self) -> Iterator[tuple[int, Batch]]:
+        """The steps that are left, each with its batch on the devices. A state that was not evaluated yet is first."""
+        if self._is_evaluated(self._first_step):  # its checkpoint was written before its evaluation
+            self._results = self._evaluate(self._state, self._first_step, self._reporter)
+        del self._state  # its memory is donated to the first step
+        batches = self._objective.train_batches(
+            seed=self._config.seed,
+            start_step=self._first_step,
+            global_batch_size=self._config.global_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=self._config.data.num_workers,
+        )
+        self._cleanup.callback(batches.close)
+        self._bar = self._cleanup.enter_context(
+            progress.Bar(self._last_step, "training", "steps", initial=self._first_step, lines=False)
+        )
+        for step in range(self._first_step + 1, self._last_step + 1):
+            batch = self._damaged.take_out(step, self._clock.wait_for(batches))
+            self._skipped.remember(step, batch)
+            batch = sharding.put_batch(self._mesh, batch)
+            if step == self._first_step + 1:
+                self._first_batch = batch
+            self._traced_step.enter_context(self._profiler.step(step))
+            yield step, batch
+
+    def after(self, step: int, state: TrainState, new_metrics: Batch) -> None:
+        """Logs, saves and evaluates where that is due.
+
+        Args:
+          step: that was taken, from 1.
+          state: after it.
+          new_metrics: of it, on the devices; the host reads them when an interval is complete.
+
+        Raises:
+          FloatingPointError, OSError, Preempted: as `train` says.
+        """
+        self._traced_step.close()
+        self._step_metrics.add(step, new_metrics)
+        self._bar.advance()  # the host's steps; the device is at most metrics.IN_FLIGHT behind
+        if step == self._first_step + 1:
+            self._leave_out_compilation(state, new_metrics)
+        if self._profiler.finish(step, new_metrics):
+            self._reporter.say(
+                f"Traced the steps {self._config.profile_steps}: tensorboard --logdir={self._workdir}/tensorboard"
+            )
+            self._clock.restart()
+        if step % self._config.log.every_steps == 0 or step == self._last_step:
+            self._log(step)
+            self._checkpointer.check()
+        told_to_stop = self._watch.reached()
+        if told_to_stop or self._is_evaluated(step) or self._checkpointer.is_due(step):
+            self._reporter.flush()
+            self._checkpointer.save(step, state, self._record | {"progress": self._remember()}, force=True)
+            self._clock.restart()
+        if told_to_stop or self._is_evaluated(step):
+            self._checkpointer.wait()
+        if told_to_stop:
+            raise preemption.Preempted(
+                f"Stopped by {self._watch.noticed} after step {step}, which is saved in {self._workdir}."
+            )
+        if self._is_evaluated(step):
+            with self._watch.suspended():
+                self._results = self._evaluate(state, step, self._reporter)
+            self._clock.restart()
+            self._bar.resume()
+
+    def finish(self) -> dict[str, float]:
+        """Writes metrics.json, after the last step: the metrics of the last evaluation."""
+        measured, tables = self._results
+        metrics_file.write(self._workdir, self._config, self._last_step, measured, tables)
+        self._reporter.config(self._config, finished=True)
+        path = os.path.join(self._workdir, metrics_file.RESULTS_FILE)
+        self._reporter.say(f"Done. The metrics of the last evaluation are in {path}.")
+        return measured
+
+    def _is_evaluated(self, step: int) -> bool:
+        wanted = step % self._config.eval.every_steps == 0 or step in self._config.eval.get("at_steps", ())
+        return step == self._last_step or (step > 0 and wanted)
+
+    def _leave_out_compilation(self, state: TrainState, new_metrics: Batch) -> None:
+        """The rates, and the signals that stop a run, begin after the first step."""
+        jax.block_until_ready(new_metrics)
+        self._watch.start()
+        self._cost = perf.StepCost(
+            clips=self._config.global_batch_size * self._objective.views_per_sample,
+            flops=flops.training_flops(self._objective, state.params, self._first_batch),
+            mesh=self._mesh,
+        )
+        del self._first_batch
+        self._clock.restart()
+        self._bar.resume()
+
+    def _log(self, step: int) -> None:
+        window = self._step_metrics.take()
+        spikes = guards.loss_spikes(step, window)
+        values = {f"train/{name}": value for name, value in metrics.average(window).items()}
+        values["train/loss_spikes"] = float(len(spikes))
+        values["data/damaged_samples"] = float(self._damaged.count)
+        values |= self._cost.read(self._clock)
+        self._reporter.scalars(step, values)
+        self._reporter.progress(step, values)
+        for line in spikes:
+            self._reporter.say(line)
+
+    def _remember(self) -> dict[str, Any]:
+        """What the host needs to go on exactly, beside the state."""
+        return {
+            "window": self._step_metrics.unfinished(),
+            "skipped_in_a_row": self._skipped.in_a_row,
+            "damaged_samples": self._damaged.count,
+        }
