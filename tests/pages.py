@@ -13,7 +13,8 @@ from mv2mae_jax import config as configs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), ROOT / "data/README.md", *DOCS.glob("*.md")])
+NOTES = ROOT / "benchmarks/results"
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "data/README.md", *DOCS.glob("*.md"), *NOTES.glob("*.md")])
 PAGE_NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 

@@ -3,8 +3,11 @@
 import ast
 import fnmatch
 import functools
+import itertools
+import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 
@@ -110,6 +113,131 @@ def test_explained_metrics_exist():
         "perf/tflops_per_second_per_device",
         "eval/cross_gain_pose_standard_error",
     }
+
+
+# --- Speed, TPUs and input: tables against the raw figures ---
+
+TIMES = {  # row of docs/speed.md: file in benchmarks/results/train_step
+    "cpu": {
+        "ViT-S, 16x128x128": "cpu",
+        "ViT-S, 16x224x224": "cpu_s224",
+        "ViT-B, 16x128x128": "cpu_b128",
+        "ViT-B, 16x224x224": "cpu_b224",
+    },
+    "h200": {
+        "ViT-S, 16x128x128, 256 clips": "h200_s128",
+        "ViT-S, 16x224x224, 64 clips": "h200_s224",
+        "ViT-B, 16x128x128, 256 clips": "h200_b128",
+        "ViT-B, 16x224x224, 64 clips": "h200_b224",
+    },
+}
+
+
+def rows_of(page: str) -> dict[str, list[str]]:
+    """The cells of every table row by the first cell; of rows that begin alike, the first."""
+    rows = re.findall(r"^\| (.*?) \| (.*) \|$", (DOCS / page).read_text(), re.M)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in reversed(rows)}
+
+
+def raw(path: str) -> dict:
+    return json.loads((ROOT / "benchmarks/results" / path).read_text())
+
+
+def timed(path: str, precision: str) -> dict[str, dict]:
+    """Median clips/s, time over ours, memory in GB and MFU of each implementation."""
+    (record,) = (r for r in raw(f"train_step/{path}.json")["records"] if r["case"]["precision"] == precision)
+    ours = record["implementations"]["mv2mae-jax"]
+    found = {}
+    for name, one in record["implementations"].items():
+        seconds, rate = statistics.median(one["seconds"]), None
+        if one.get("peak_flops_per_second"):
+            rate = one["model_flops"] / seconds / one["peak_flops_per_second"]
+        ratios = [theirs / own for theirs, own in zip(one["seconds"], ours["seconds"], strict=True)]
+        found[name] = {
+            "clips/s": record["case"]["batch"] / seconds,
+            "time / ours": statistics.median(ratios),
+            "GB": one["memory_bytes"] / 1e9,
+            "MFU": rate,
+        }
+    return found
+
+
+@pytest.mark.parametrize("row", TIMES["cpu"])
+def test_cpu_speeds_are_those_measured(row):
+    cells = rows_of("speed.md")[row][1:]
+    for precision, shown in (("float32", cells[:3]), ("bfloat16", cells[3:])):
+        measured = timed(TIMES["cpu"][row], precision)
+        assert shown == [
+            f"{measured['mv2mae-jax']['clips/s']:.1f}",
+            f"{measured['transformers']['time / ours']:.2f}",
+            f"{measured['transformers, torch.compile']['time / ours']:.2f}",
+        ]
+
+
+@pytest.mark.parametrize("row", TIMES["h200"])
+def test_gpu_speeds_are_those_measured(row):
+    measured = timed(TIMES["h200"][row], "bfloat16")
+    ours = measured["mv2mae-jax"]
+    assert rows_of("speed.md")[row] == [
+        f"{ours['clips/s']:,.0f}",
+        f"{100 * ours['MFU']:.0f} %",
+        f"{ours['GB']:.1f}",
+        f"{measured['transformers']['time / ours']:.2f}",
+        f"{measured['transformers, torch.compile']['time / ours']:.2f}",
+        f"{measured['mv2mae-jax, whole MV2MAE step']['clips/s']:,.0f}",
+    ]
+
+
+def compiled(file: str) -> dict[str, str]:
+    """The figures of a compilation as docs/tpu.md writes them."""
+    record = raw(f"topology/{file}")
+    bound, program = record["bound"], record["program"]
+    by_compiler, seconds = bound["mfu_by_compiler"], bound["compiler_seconds"]
+    memory = (record["memory_per_device"]["total"], record["chip_memory_bytes"])
+    return {
+        "program": record["title"],
+        "slice": record["topology"],
+        "batch/chip": f"{record['batch_per_chip']:g}",
+        "memory GB/chip": " of ".join(f"{size / 1e9:.1f}" for size in memory),
+        "HBM GB/chip": f"{program['hbm_bytes'] / 1e9:.1f}",
+        "sent MB/chip": f"{sum(kind['wire_bytes'] for kind in program['collectives'].values()) / 1e6:.0f}",
+        "compiler's ms": f"{1e3 * seconds:.0f}" if seconds else "",
+        "MFU at most": f"{bound['mfu']:.0%}",
+        "MFU by it": f"{by_compiler:.0%}" if by_compiler else "",
+        "clips/s per host, at most": f"{record['input']['clips_per_second_per_host']:,.0f}",
+    }
+
+
+def test_tpu_tables_are_those_compiled():
+    files = [path.name for path in (ROOT / "benchmarks/results/topology").glob("*.json")]
+    records = [compiled(file) for file in files if "bound" in raw(f"topology/{file}")]
+    lines = (DOCS / "tpu.md").read_text().splitlines()
+    compared = 0
+    for number, line in enumerate(lines):
+        if line.startswith("| program | slice |"):
+            columns = [cell.strip() for cell in line.strip("|").split("|")]
+            for row in itertools.takewhile(lambda text: text.startswith("|"), lines[number + 2 :]):
+                shown = dict(zip(columns, (cell.strip() for cell in row[1:-1].split("|")), strict=True))
+                assert any(shown.items() <= record.items() for record in records), row
+                compared += 1
+    assert compared == 13
+
+
+def test_rates_of_the_input_are_those_measured():
+    figures, compared = raw("input_pipeline/real_video.json")["figures"], 0
+    places = {"threads": "workers=0", "two reading processes": "workers=2"}
+    for row, cells in rows_of("input.md").items():
+        place, *options = row.replace("threads of one process", "threads").split(", ")
+        if place not in places:
+            continue
+        repeats = "4" if "`data.repeats=4`" in options else "1"
+        case = f"pipeline, repeats={repeats}, {places[place]}"
+        case += ", motion_on=device" if "`data.motion_on=device`" in options else ""
+        for cell, stored in zip(cells, ("jpeg 170", "dct 170", "jpeg 128", "dct 128"), strict=True):
+            if cell:
+                assert cell == f"{1e3 / statistics.median(figures[stored][case]):,.0f}", (row, stored)
+                compared += 1
+    assert compared == 24
 
 
 # --- Tables and the whole ---
