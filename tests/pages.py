@@ -56,9 +56,11 @@ def repository() -> tuple[set[str], set[str]]:
 
 @functools.cache
 def in_examples() -> set[str]:
-    """Keys and names that the patches of extending.md add; only tests/test_docs_examples.py has them."""
-    patches = "".join(text for language, text, _ in fences("docs/extending.md") if language == "diff")
-    return set(re.findall(r'^\+ +"([\w.]+)": ', patches, re.M))
+    """Keys, names and values that worked examples add; only tests/test_docs_examples.py has them."""
+    pages = ("docs/extending.md", "CONTRIBUTING.md")
+    patches = "".join(text for page in pages for language, text, _ in fences(page) if language == "diff")
+    added = "".join(re.findall(r"^\+.*\n", patches, re.M))
+    return set(re.findall(r'^\+ +"([\w.]+)": ', added, re.M)) | set(re.findall(r'"(\w+)"[,)]', added))
 
 
 @functools.cache

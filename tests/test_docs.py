@@ -169,7 +169,7 @@ def check_command(words: list[str], where: str, complete: bool = True) -> None:
 def check_config(file: str | None, overrides: list[str], where: str) -> None:
     """Fails unless the config exists and, with the overrides, is valid for a data set that exists."""
     overrides = [o for o in overrides if o.partition("=")[0].islower() and o.partition("=")[2] != "..."]
-    overrides = [o for o in overrides if o.partition("=")[0] not in in_examples()]
+    overrides = [o for o in overrides if not {o.partition("=")[0], o.partition("=")[2]} & in_examples()]
     if file is None:  # any task that has these keys
         for task in configs.TASKS:
             try:

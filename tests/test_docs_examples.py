@@ -1,4 +1,4 @@
-"""The worked examples of docs/extending.md, applied to a copy of the repository and run there."""
+"""The worked examples of docs/extending.md and CONTRIBUTING.md, applied to copies of the repository and run there."""
 
 import os
 import re
@@ -14,16 +14,21 @@ from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/extending.md").read_text()
+WALK = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def copy_code(folder: Path) -> Path:
+    for file in tracked_files():
+        if file.endswith(".py"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, folder / file)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory) -> Path:
     """The repository's Python files with all patches and new files of the page."""
-    folder = tmp_path_factory.mktemp("patched")
-    for file in tracked_files():
-        if file.endswith(".py"):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / file, folder / file)
+    folder = copy_code(tmp_path_factory.mktemp("patched"))
     for path, text in re.findall(r"<!-- file: (\S+) -->\n\n```python\n(.*?)```", PAGE, re.DOTALL):
         assert not (folder / path).exists(), f"{path} is called new"
         (folder / path).write_text(text)
@@ -102,9 +107,40 @@ def test_the_data_set_is_prepared(patched):
     run_in(patched, PREPARATION)
 
 
+def test_the_walk_to_a_changed_loss_works(tmp_path):
+    """The edits of CONTRIBUTING.md, found by the lines around them, its test, and its config value."""
+    folder = copy_code(tmp_path)
+    edits = re.findall(r"<!-- edit: (\S+) -->\n\n```diff\n(.*?)```", WALK, re.DOTALL)
+    assert len({file for file, _ in edits}) == 2
+    for file, text in edits:
+        lines = text.splitlines(keepends=True)
+        before, after = ("".join(line[1:] for line in lines if line[0] != mark) for mark in "+-")
+        code = (folder / file).read_text()
+        assert code.count(before) == 1, f"{file} does not have these lines once:\n{before}"
+        (folder / file).write_text(code.replace(before, after))
+    file, test = re.search(r"<!-- append: (\S+) -->\n\n```python\n(.*?)```", WALK, re.DOTALL).groups()
+    (folder / file).write_text((folder / file).read_text() + "\n\n" + test)
+    name = re.search(r"def (test_\w+)", test)[1]
+    value = re.search(r"--config\.(loss\.target=\w+)", WALK)[1]
+    run_in(
+        folder,
+        "import pytest\n"
+        "from mv2mae_jax import config, config_checks\n"
+        f"assert pytest.main(['-q', {file!r}, '-k', {name!r} + ' or come_back']) == 0\n"
+        f"loaded = config.load('configs/demo.py', [{value!r}, 'data.dir=.'])\n"
+        "open('prepared.json', 'w').close()\n"
+        "config_checks.validate(loaded)\n",
+    )
+    check_format(folder)
+
+
 def test_the_patched_code_is_formatted(patched):
+    check_format(patched)
+
+
+def check_format(folder: Path) -> None:
     if shutil.which("ruff") or (Path(sys.executable).parent / "ruff").exists():
         config = ["--config", str(ROOT / "pyproject.toml")]
         command = [sys.executable, "-m", "ruff"]
-        subprocess.run([*command, "check", *config, "data", "mv2mae_jax", "configs"], cwd=patched, check=True)
-        subprocess.run([*command, "format", "--check", *config, "data", "mv2mae_jax"], cwd=patched, check=True)
+        subprocess.run([*command, "check", *config, "data", "mv2mae_jax", "configs"], cwd=folder, check=True)
+        subprocess.run([*command, "format", "--check", *config, "data", "mv2mae_jax"], cwd=folder, check=True)
