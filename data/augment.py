@@ -1,4 +1,4 @@
-"""Augmentation of labelled clips: drawn once per clip, done to every frame.
+"""Augmentation of labelled clips: drawn once per clip, applied to every frame.
 
 The operations and their ranges are VideoMAE's for fine-tuning, `rand-m7-n4-mstd0.5-inc1` and random erasing, which come
 from timm's auto_augment.py and random_erasing.py. VideoMAE's order is kept as well: RandAugment on the whole stored
@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from console.errors import UserError
 
 MAX_MAGNITUDE = 10.0  # timm's scale of magnitudes
-OPERATION_PROBABILITY = 0.5  # timm's: a drawn operation is carried out in half of the cases
+OPERATION_PROBABILITY = 0.5  # timm's: a drawn operation is applied in half of the cases
 FILL = (128, 128, 128)  # timm's: grey, where a geometric operation looks outside the frame
 ERASED_AREA = (0.02, 1 / 3)  # VideoMAE's: share of the frame
 ERASED_ASPECT = (0.3, 1 / 0.3)  # VideoMAE's: height by width, drawn evenly in its logarithm
@@ -60,9 +60,9 @@ def _lighten_dark(frame: Image.Image, grey_levels: int) -> Image.Image:
     return frame.point(lookup * 3)
 
 
-# What an operation does at a strength (magnitude / 10). This is timm's increasing set: the stronger, the further from
-# the original. Strength 0 changes nothing, except for the first three, which have none, and `posterize`, which starts
-# at 4 bits.
+# What an operation does at a strength (magnitude / 10). This is timm's increasing set: a stronger operation changes the
+# picture more. Strength 0 changes nothing, except for the first three, which have no strength, and `posterize`, which
+# starts at 4 bits.
 _COLOUR: dict[str, Callable[[Image.Image, float], Image.Image]] = {  # strength in [0, 1]
     "auto_contrast": lambda frame, _: ImageOps.autocontrast(frame),
     "equalize": lambda frame, _: ImageOps.equalize(frame),
@@ -94,7 +94,7 @@ def rand_augment(video: np.ndarray, augmentation: Augmentation, rng: np.random.G
     Args:
       video: uint8[T, h, w, 3], RGB.
       augmentation: the `randaugment_...` values are used.
-      rng: draws operations, whether they are carried out, magnitudes and signs.
+      rng: draws operations, whether they are applied, magnitudes and signs.
 
     Returns:
       uint8[T, h, w, 3].
@@ -170,7 +170,7 @@ _TURNS = {"clockwise", "anticlockwise", "counterclockwise"}
 
 
 def has_left_right(class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """The class names that speak of a side or a sense of rotation: in a mirror they are another class's."""
+    """The class names that speak of a side or a sense of rotation, so that a mirror image belongs to another class."""
     return tuple(name for name in class_names if (_SIDES | _TURNS) & set(_words(name)))
 
 

@@ -1,6 +1,6 @@
-"""Which frames, which views, which pixels: the sampling of a clip.
+"""The sampling of a clip: which frames, which views, which pixels.
 
-All views of a take are cut by the same frame indices, so that what was synchronised stays synchronised.
+All views of a take are cut with the same frame indices, so they stay synchronised.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ import numpy as np
 
 from console.errors import UserError
 
-# [ours] How often a crop's side may be that of the result before areas are averaged. Up to here linear interpolation is
-# as near to Lanczos' filter (38.3 against 38.4 dB at 1.5; above, 36.5 against 38.5 dB at 1.6) and five times as fast.
+# [ours] A crop is interpolated linearly if its sides are at most this many times those of the result; otherwise areas
+# are averaged. Up to 1.5 linear interpolation is as near to Lanczos' filter (38.3 against 38.4 dB; at 1.6, 36.5 against
+# 38.5 dB) and five times as fast.
 MOST_LINEAR = 1.5
 
 
@@ -29,8 +30,8 @@ class ClipSpec:
       num_source_views: source views beside the target view, S; a sample holds V = 1 + S views.
       view_pairs: allowed (target, source) view names; empty means all pairs of different views.
       repeats: crops taken from frames that are decoded once (repeated augmentation).
-      motion_on: 'host' puts the motion energies of `video` into a batch, where its pixels are known; 'device' leaves
-        them to mv2mae_jax/models/stored_frames.py.
+      motion_on: 'host' puts the motion energies of `video` into a batch if its pixels are known; 'device' leaves them
+        to mv2mae_jax/decode.py.
     """
 
     num_frames: int
@@ -51,7 +52,7 @@ class ClipSpec:
 
 
 def effective_stride(video_length: int, num_frames: int, frame_stride: int) -> int:
-    """The stride that fits: the wanted one, or for a short video the largest that does, at least 1."""
+    """The stride that fits: the wanted one, or for a short video the largest one that fits, at least 1."""
     if num_frames == 1:
         return 1
     return max(1, min(frame_stride, (video_length - 1) // (num_frames - 1)))
@@ -139,7 +140,7 @@ def crop_box(draw: CropDraw, frame_size: tuple[int, int], crop_size: tuple[int, 
 
 
 def enclosing_box(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
-    """The smallest (top, left, height, width) that holds all of some such boxes."""
+    """The smallest box (top, left, height, width) that holds all the given boxes."""
     top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
     bottom, right = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
     return top, left, bottom - top, right - left
@@ -152,7 +153,7 @@ class TakeViews:
     Attributes:
       take_names: str[num_takes], sorted.
       view_names: str[num_views], sorted.
-      rows: int[num_takes, num_views], the manifest row of a take's view, -1 where the take lacks it.
+      rows: int[num_takes, num_views], the manifest row of a take's view, -1 if the take lacks the view.
       allowed: bool[num_views, num_views], whether [target, source] may be paired.
       elements: int[num_elements, 2], (take, target view) in order.
     """
@@ -171,7 +172,7 @@ class TakeViews:
 def group(column: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `np.unique(column[rows], return_inverse=True)`, without copying or sorting millions of strings.
 
-    Takes come in runs, mostly in order; of views there are few.
+    This is possible because takes come in runs, mostly in order, and there are few views.
     """
     is_first = np.ones(len(column), bool)
     is_first[1:] = column[1:] != column[:-1]
@@ -203,7 +204,7 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
     view_names, view_of_row = group(views["view"], row_index)
     rows = np.full((len(take_names), len(view_names)), -1, np.int32)
     rows[take_of_row, view_of_row] = row_index
-    del take_of_row, view_of_row, row_index  # of millions of rows, each costs megabytes
+    del take_of_row, view_of_row, row_index  # for millions of rows each takes megabytes
 
     allowed = ~np.eye(len(view_names), dtype=bool)
     if spec.view_pairs:

@@ -29,7 +29,7 @@ class Dataset:
 
     @classmethod
     def from_config(cls, config: config_dict.ConfigDict) -> "Dataset":
-        """Opens `config.data.dir`. Costs the manifest, not a scan of the shards; needs neither JAX nor grain.
+        """Opens `config.data.dir`. Reads the manifest but scans no shards. Needs neither JAX nor grain.
 
         Raises:
           ValueError: not a prepared set, an unknown protocol, or views that cannot form a sample, for instance because
@@ -75,7 +75,7 @@ class Dataset:
 def keep_frames(
     prepared: takes.Prepared, rows: np.ndarray, data: config_dict.ConfigDict, *, also_pixels: bool = False
 ) -> takes.Prepared:
-    """As `data.cache` and `data.cache_gb` say, keeps the frames of some rows in memory; see `Prepared.in_memory`.
+    """Keeps the frames of some rows in memory if `data.cache` and `data.cache_gb` say so; see `Prepared.in_memory`.
 
     Raises:
       ValueError: data.cache is 'memory', and they do not fit, or reading processes cannot share memory on this system.

@@ -40,17 +40,17 @@ class LabelledDataset:
     crops_per_clip: int = 1
 
     def __post_init__(self):
-        clips.spread_positions(self.clips_per_view)  # refused now rather than after the training
+        clips.spread_positions(self.clips_per_view)  # refuses a wrong number now, not after the training
         clips.spread_crops(self.crops_per_clip)
 
     @classmethod
     def from_config(cls, config: config_dict.ConfigDict) -> "LabelledDataset":
-        """Opens `config.data.dir` and splits it by `config.data.protocol`. Costs the manifest; needs no JAX.
+        """Opens `config.data.dir` and splits it by `config.data.protocol`. Reads only the manifest; needs no JAX.
 
         A probe's config has no augmentation; the keys that it lacks are switched off.
 
-        Takes are held out before anything else is left out, so with the same protocol and fraction they are those that
-        pre-training held out too. Rows without a label are left out.
+        Takes are held out before anything else is left out. With the same protocol and fraction they are therefore the
+        takes that pre-training held out. Rows without a label are left out.
 
         Raises:
           ValueError: not a prepared set, an unknown protocol, a protocol without a test split, no labels, views that
@@ -91,7 +91,7 @@ class LabelledDataset:
             _check_classes(prepared, train)
         used = np.concatenate([train, held_out, test])
         return cls(
-            # Augmentations want pixels.
+            # Augmentations need pixels.
             prepared=keep_frames(prepared, used, data, also_pixels=config.task == "finetune"),
             spec=spec,
             train=train,
@@ -129,7 +129,7 @@ def split_rows(
       protocol: of its catalogue.
       holdout_fraction: share of the training split's takes to validate on, of all takes, labelled or not.
       train_views: the views to train and validate on; empty means all that the training split has.
-      needs_labels: False keeps rows without a label, for what asks for none (retrieval, 3D pose).
+      needs_labels: False keeps rows without a label, for tasks that need none (retrieval, 3D pose).
 
     Returns:
       Three int64[...], ascending.
@@ -166,7 +166,7 @@ def split_rows(
 
 
 def _check_classes(prepared: takes.Prepared, rows: np.ndarray) -> None:
-    """Raises ValueError where a classifier would have nothing to tell apart."""
+    """Raises ValueError if there are fewer than two classes to tell apart."""
     found = np.unique(prepared.views["label"][rows]).tolist()
     if len(found) < 2:
         name, num_classes = prepared.class_names[found[0]], len(prepared.class_names)
@@ -190,14 +190,15 @@ def choose_labels(
 ) -> np.ndarray:
     """The rows of `labels_per_class` takes of each class: the few-label setting.
 
-    A take counts as one label, however many views of it there are, because it was labelled once. Takes are ranked by a
-    digest of seed and name: the choice for k lies within that for k + 1 and does not depend on the manifest's order.
+    A take counts as one label, whatever its number of views, because it was labelled once. Takes are ranked by a digest
+    of seed and name. The choice for k is therefore a part of the choice for k + 1 and does not depend on the manifest's
+    order.
 
     Args:
       views: the manifest's columns; `take` and `label` are used.
       rows: int64[...], ascending, all with a label.
       labels_per_class: takes to keep of each class that occurs in `rows`.
-      seed: another seed is another choice.
+      seed: decides which takes are chosen.
       class_names: for the message.
 
     Returns:

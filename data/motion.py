@@ -23,11 +23,11 @@ def motion_energy(video: np.ndarray, tubelet_size: tuple[int, int, int]) -> np.n
         return np.zeros((*batch, (height // h) * (width // w)), np.float32)
     row = width * channels  # bytes of a row of pixels
     flat = video.reshape(-1, height * row)  # (B T, H W3)
-    # Also between the last frame of a clip and the first of the next, which is overwritten below: few calls.
+    # In one call, so also between the last frame of a clip and the first of the next; that row is overwritten below.
     difference = cv2.absdiff(flat[1:], flat[:-1]).reshape(-1, h * row)  # ((B T - 1) nh, h W3)
     squared = np.zeros((len(flat) * height // h, row), np.float32)  # (B T nh, W3)
     of_later = squared[height // h :]
-    for first in range(0, h * row, row):  # the same row of pixels in all tokens: a sum that fits the cache, few calls
+    for first in range(0, h * row, row):  # one row of pixels of all tokens: few calls, and sums fit the cache
         cv2.accumulateSquare(difference[:, first : first + row], of_later)
     of_frames = squared.reshape(-1, num_frames, height // h * row)  # (B, T, nh W3)
     of_frames[:, 0] = of_frames[:, 1]

@@ -25,7 +25,7 @@ from data.store import buffers, takes
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
-GRACE_SECONDS = 10  # [ours] for which a reading process goes on after SIGTERM or SIGHUP
+GRACE_SECONDS = 10  # [ours] that a reading process continues after SIGTERM or SIGHUP
 
 
 def train_batches(
@@ -54,9 +54,8 @@ def train_batches(
     Yields:
       `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
       `view` int32[B, V]; `label` int32[B], -1 where unknown; `damaged` int32[B], the record that could not be read and
-      for which another sample stands in, else -1. Of frames stored as coefficients `video` is what
-      mv2mae_jax/models/stored_frames.py makes the two from, see `samples.read_clips`; the same holds for all clips
-      below.
+      was replaced by another sample, else -1. If frames are stored as coefficients, `video` is the record from which
+      mv2mae_jax/decode.py makes pixels and motion (see `samples.read_clips`); this holds for all clips below.
     """
     draw = samples.DrawSample(dataset=dataset)
     return _training_stream(
@@ -142,10 +141,10 @@ def eval_batches(
     process_count: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """One pass over the held-out takes (the training takes where none is held out), the same clips every time.
+    """One pass over the held-out takes (the training takes if none is held out), with the same clips every time.
 
-    Every element comes `clips_per_element` times, from other start frames; crops are central. Of more takes than
-    `max_takes` so many are drawn at random, the same ones every time.
+    Every element comes `clips_per_element` times with different start frames; crops are central. If there are more
+    takes than `max_takes`, that many are drawn at random, the same ones every time.
 
     Besides the keys of `train_batches` a batch holds sources from other takes, seen by the same camera as the source:
       `other_subject` and `other_action` uint8[B, S, T, H, W, 3]: another subject in the same room, and the same subject
@@ -157,7 +156,7 @@ def eval_batches(
     take_views = dataset.held_out or dataset.train
     elements = np.random.default_rng(seed).permutation(take_views.elements)
     if max_takes is not None:
-        # Of the permuted order: the first of the sorted names would all be of the first rooms, subjects or classes.
+        # Taken from a permutation: the first names in sorted order would all be of the first rooms or subjects.
         _, first = np.unique(elements[:, 0], return_index=True)
         elements = elements[np.isin(elements[:, 0], elements[np.sort(first)[:max_takes], 0])]
     elements = np.tile(elements, (clips_per_element, 1))
@@ -185,7 +184,7 @@ def read_clip(
     crop_size: tuple[int, int],
     position: float = 0.5,
 ) -> np.ndarray:
-    """One clip of one view of a prepared set, as an encoder takes it; its crop is central and as large as can be.
+    """One clip of one view of a prepared set, as an encoder takes it, with the largest central crop.
 
     Args:
       prepared: an opened set, or its folder.
@@ -266,7 +265,7 @@ def clip_batches(
 
 
 class Pass(Iterator[Batch]):
-    """The batches of one pass over something; it tells how many are left, by `operator.length_hint`."""
+    """The batches of one pass over something. `operator.length_hint` says how many are left."""
 
     def __init__(self, batches: Iterable[Batch], num_batches: int):
         self._batches, self._left = iter(batches), num_batches
@@ -281,16 +280,16 @@ class Pass(Iterator[Batch]):
 
 
 def _read(stream: grain.IterDataset) -> Iterator[Batch]:
-    """What a stream yields. Closing this generator, or forgetting it, ends the processes that read.
+    """Yields the batches of a stream. The reading processes end when this generator is closed or collected.
 
     Raises:
-      OSError: one of these was killed.
+      OSError: a reading process was killed.
     """
     batches = iter(stream)
     try:
         yield from batches
     except (RuntimeError, OSError) as error:
-        if not isinstance(error, buffers.Unreachable) and "terminated unexpectedly" not in str(error):  # grain's words
+        if not isinstance(error, buffers.Unreachable) and "terminated unexpectedly" not in str(error):  # of grain
             raise
         raise UnusableFile(
             f"A process that reads the data was killed, or its memory cannot be reached on this system ({error}). If "
@@ -304,11 +303,12 @@ def _read(stream: grain.IterDataset) -> Iterator[Batch]:
 def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: int) -> grain.IterDataset:
     if num_workers == 0:
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    if not flags.FLAGS.is_parsed():  # grain's worker processes look at absl's flags, which we do not use
+    if not flags.FLAGS.is_parsed():  # grain's worker processes read absl's flags, which we do not use
         flags.FLAGS.mark_as_parsed()
-    # One batch is read, one is ready, one is in the queue: a batch may be gigabytes, and there may be many processes.
+    # Per process one batch is being read, one is ready and one is queued. More would cost memory: a batch may take
+    # gigabytes, and there may be many processes.
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).map(memory.share)
-    if buffers.SHAREABLE:  # large arrays are addresses by now, small ones are pickled: grain need not copy any
+    if buffers.SHAREABLE:  # large arrays are addresses by now and small ones pickled, so grain has nothing to copy
         options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, options)
     stream = stream.mp_prefetch(
@@ -319,10 +319,10 @@ def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: i
 
 
 def _start_worker(index: int, count: int) -> None:
-    """A reading process serves the last batches of a run that is told to stop, and ends with a run that is killed."""
+    """Prepares a reading process: serves the last batches of a run that is told to stop, and ends with a killed run."""
     del index, count
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed sends the latter to all processes in it
+    for number in (signal.SIGTERM, signal.SIGHUP):  # closing a terminal sends SIGHUP to all processes in it
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
@@ -334,7 +334,7 @@ def _end_with_parent() -> None:
 
 
 class _ProcessRows(grain.MapDataset):
-    """Cuts the stream of global batches into the contiguous rows of one process, from a given step on."""
+    """Takes one process's contiguous rows out of the stream of global batches, from a given step on."""
 
     def __init__(self, parent: grain.MapDataset, start_step: int, per_step: int, first_row: int, rows: int):
         super().__init__(parent)

@@ -1,6 +1,6 @@
-"""From the number of an element to arrays: which frames are read, what is drawn, and how a crop is cut.
+"""From the number of an element to arrays: which frames are read, what is drawn at random, and how a crop is cut.
 
-What is drawn comes from the generator that is passed in; `data.pipeline` decides which element gets which generator.
+All random draws come from the generator that is passed in; `data.pipeline` decides which element gets which generator.
 """
 
 import collections
@@ -22,14 +22,14 @@ from data.store import takes
 Sample = dict[str, np.ndarray | dict[str, np.ndarray]]
 Empty = Callable[[tuple[int, ...], Any], np.ndarray]  # where large arrays come from: np.empty, or buffers.Buffers.empty
 
-# [ours] Other elements that are tried in the place of one that cannot be read, before this is an error.
+# [ours] If an element cannot be read, up to so many others are tried in its place before this is an error.
 MOST_REPLACEMENTS = 10
-_CACHED_BYTES = 2**18  # [ours] of clips that a core's cache is taken to hold
+_CACHED_BYTES = 2**18  # [ours] assumed size of a core's cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Views:
-    """What was drawn of a sample: the same frames of several views of a take, in several crops.
+    """What was drawn for a sample: the same frames of several views of a take, in several crops.
 
     Attributes:
       rows: int[V], manifest rows.
@@ -46,7 +46,7 @@ class Views:
 class DrawSample(grain.transforms.RandomMap):
     """Element index -> `repeats` crops of one clip of one target view and its source views.
 
-    For `read_training_batch`; `replacement` is the seed of another draw, should this one not be readable.
+    For `read_training_batch`; `replacement` is the seed of the next draw if this one cannot be read.
     """
 
     dataset: Dataset
@@ -85,15 +85,15 @@ def _facts(dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.nd
 
 
 def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
-    """As `read_batch`, but another sample stands in for one of which a record is damaged.
+    """As `read_batch`, but a sample with a damaged record is replaced by another sample.
 
-    A function of what was drawn and of what is damaged, so that a step that is done again meets the same batch.
+    The result depends only on the draws and on which records are damaged, so a repeated step gets the same batch.
 
     Returns:
-      Also `damaged` int32[B]: the record for which the sample stands in, else -1.
+      Also `damaged` int32[B]: the damaged record that the sample replaces, else -1.
 
     Raises:
-      DamagedRecord: in the place of one sample, MOST_REPLACEMENTS others cannot be read either.
+      DamagedRecord: a sample and MOST_REPLACEMENTS others in its place cannot be read.
     """
     drawn, damaged, tried = list(drawn), np.full(len(drawn), -1, np.int32), np.zeros(len(drawn), int)
     records = draw.dataset.prepared.views["record"]
@@ -113,10 +113,10 @@ def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]], empty
 
 
 def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
-    """Samples -> a batch: clips are read, all else is stacked; the crops of a clip are neighbours.
+    """Samples -> a batch: reads the clips and stacks everything else. The crops of a clip are neighbours.
 
     Returns:
-      Clips as of `read_clips`, and `motion` float32[B, V, N] of `video` where the pixels are known and
+      Clips as of `read_clips`; also `motion` float32[B, V, N] of `video` if the pixels are known and
       `dataset.spec.motion_on` is 'host'.
 
     Raises:
@@ -146,14 +146,14 @@ def read_clips(
     """The clips of E samples. The one place where the codec decides what a batch holds.
 
     Args:
-      prepared, spec: where from, and what of it.
+      prepared, spec: the set to read from, and what a clip is.
       samples: what was drawn.
       empty: makes the large arrays.
-      motion: float32[E * R, V, N], if wanted: receives the motion energies where the pixels are known.
+      motion: float32[E * R, V, N], if wanted; receives the motion energies if the pixels are known.
 
     Returns:
-      uint8[E * R, V, T, H, W, 3]; or, of frames stored as coefficients, what mv2mae_jax/models/stored_frames.py makes
-      that from: `coefficients` int8[E, V, T, *prepared.coefficients_shape], `steps` uint8[E, V, 2, 8, 8] and `box`
+      uint8[E * R, V, T, H, W, 3]. If frames are stored as coefficients, a record for mv2mae_jax/decode.py instead:
+      `coefficients` int8[E, V, T, *prepared.coefficients_shape], `steps` uint8[E, V, 2, 8, 8] and `box`
       int32[E, R, V, 4] (top, left, height, width in pixels).
 
     Raises:
@@ -163,7 +163,7 @@ def read_clips(
         return _read_coefficients(prepared, spec, samples, empty)
     num_crops = sum(len(sample.crops) for sample in samples)
     video = empty((num_crops, len(samples[0].rows), spec.num_frames, *spec.crop_size, 3), np.uint8)
-    # While clips are in the cache their energies are computed, and for many small ones at once.
+    # Motion energies are computed while clips are in the processor's cache; for small clips, many at once.
     clips_at_once, first, measured = max(1, _CACHED_BYTES // max(1, video[:1].nbytes)), 0, 0
     for sample in samples:
         indices = _frame_indices(prepared, spec, sample)
@@ -185,7 +185,7 @@ def _read_coefficients(
 ) -> dict[str, np.ndarray]:
     num_views = len(samples[0].rows)
     shape = (len(samples), num_views, spec.num_frames, *prepared.coefficients_shape)
-    coefficients = empty(shape, np.int8)  # filled in place: copies of it would cost as much as unpacking
+    coefficients = empty(shape, np.int8)  # filled in place: copying would take as long as unpacking
     steps = np.empty((len(samples), num_views, 2, 8, 8), np.uint8)
     box = np.empty((len(samples), len(samples[0].crops), num_views, 4), np.int32)
     for i, sample in enumerate(samples):
@@ -208,14 +208,14 @@ def _frame_indices(prepared: takes.Prepared, spec: clips.ClipSpec, sample: Views
 
 
 def crop_clip(frames: Sequence[np.ndarray], draw: clips.CropDraw, crop_size: tuple[int, int]) -> np.ndarray:
-    """The same box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3]; see `crop_frames`."""
+    """One box of every frame, resized: T times uint8[h, w, 3] -> uint8[T, H, W, 3]; see `crop_frames`."""
     video = np.empty((1, len(frames), *crop_size, 3), np.uint8)
     crop_frames(frames, [clips.crop_box(draw, frames[0].shape[:2], crop_size)], video)
     return video[0]
 
 
 def crop_frames(frames: Iterable[np.ndarray], boxes: Sequence[tuple[int, int, int, int]], into: np.ndarray) -> None:
-    """Several boxes of every frame, resized. Linearly, or by areas where one shrinks by more than `clips.MOST_LINEAR`.
+    """Several boxes of every frame, resized: linearly, or by areas if one shrinks by more than `clips.MOST_LINEAR`.
 
     Args:
       frames: T times uint8[h, w, 3].
@@ -248,7 +248,7 @@ class ReadLabelledSample(grain.transforms.RandomMap):
     dataset: LabelledDataset
 
     def random_map(self, element: int, rng: np.random.Generator) -> Sample:
-        """Where the record is damaged, a sample of another element, drawn from `rng`; see `read_training_batch`."""
+        """If the record is damaged, a sample of another element, drawn from `rng`; see `read_training_batch`."""
         damaged = -1
         for number in range(MOST_REPLACEMENTS + 1):
             try:
@@ -265,7 +265,7 @@ class ReadLabelledSample(grain.transforms.RandomMap):
         spec, prepared = self.dataset.spec, self.dataset.prepared
         row = self.dataset.train[element]
         indices = _frame_indices(prepared, spec, Views(rows=np.array([row]), position=rng.random(), crops=[]))
-        frames = prepared.read(int(prepared.views["record"][row]), indices)  # augmentations want pixels, here
+        frames = prepared.read(int(prepared.views["record"][row]), indices)  # augmentations need pixels
         return {
             "video": np.stack([self._augmented(frames, rng) for _ in range(spec.repeats)]),  # (repeats, T, H, W, 3)
             "label": np.full(spec.repeats, prepared.views["label"][row], np.int32),
@@ -284,7 +284,7 @@ class ReadLabelledSample(grain.transforms.RandomMap):
 class ReadClips(grain.transforms.Map):
     """Number of a sample -> the batch of `own` samples from there on; a clip is decoded once for all its crops.
 
-    Samples are numbered (row, clip, crop), the last fastest; those after the end start over and are not valid.
+    Samples are numbered (row, clip, crop), the last fastest. Numbers after the end start over and are not valid.
     """
 
     prepared: takes.Prepared
@@ -324,7 +324,7 @@ class ReadClips(grain.transforms.Map):
 def _single_views(
     prepared: takes.Prepared, spec: clips.ClipSpec, wanted: Sequence[Views], empty: Empty
 ) -> np.ndarray | dict[str, np.ndarray]:
-    """As `read_clips` of one view each, without its axis; clips may have different numbers of crops."""
+    """As `read_clips` for single views, without the axis of views; clips may have different numbers of crops."""
     if prepared.codec != "dct":
         return read_clips(prepared, spec, wanted, empty)[:, 0]  # (B, T, H, W, 3)
     video = [read_clips(prepared, spec, [clip]) for clip in wanted]
@@ -332,7 +332,7 @@ def _single_views(
     clip_of = np.repeat(np.arange(len(wanted)), [len(clip.crops) for clip in wanted])
     coefficients = empty((len(clip_of), *parts["coefficients"].shape[1:]), np.int8)
     return {
-        # (B, T, 3 H / 2, W); all numbers are valid, and to see that they are it would make another copy
+        # (B, T, 3 H / 2, W). mode="clip" skips NumPy's check of the indices, which would make another copy.
         "coefficients": parts["coefficients"].take(clip_of, axis=0, out=coefficients, mode="clip"),
         "steps": parts["steps"][clip_of],  # (B, 2, 8, 8)
         "box": parts["box"],  # (B, 1, 4)
@@ -341,7 +341,7 @@ def _single_views(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OtherTakes:
-    """For each take, the takes that may stand in for its source in the cross-view evaluation.
+    """For each take, the takes that may replace its source view in the cross-view evaluation.
 
     Attributes:
       subject: take -> takes of other subjects in the same setup.
@@ -353,12 +353,12 @@ class OtherTakes:
 
     @classmethod
     def find(cls, views: dict[str, np.ndarray], take_views: clips.TakeViews) -> "OtherTakes":
-        """Looks for partners among the given takes, in the same performance (facing direction) where there are any.
+        """Looks for partners among the given takes, preferring those of the same performance (facing direction).
 
-        A set without setups counts as one room; where subjects are unknown, any other take counts as another subject's;
-        where subjects or labels are unknown, no take counts as another action of the same subject.
+        A set without setups counts as one room. If subjects are unknown, any other take counts as another subject's. If
+        subjects or labels are unknown, no take counts as another action of the same subject.
         """
-        first_row = take_views.rows.max(axis=1)  # any view: these columns belong to the take
+        first_row = take_views.rows.max(axis=1)  # any view, because these columns are the same for all views of a take
         facts = {key: views[key][first_row] for key in ("setup", "subject", "label", "performance")}
         rooms = collections.defaultdict(list)
         for take, setup in enumerate(facts["setup"].tolist()):

@@ -1,9 +1,9 @@
-"""Estimates when the files of a take began, from what was heard or from when things moved: a table of offsets.
+"""Estimates when the files of a take began, from their sound or from movement, and writes a table of offsets.
 
 `data.prepare --sync=FILE.csv` reads the table. Where all views of a take have sound, the onsets of their sounds are
-compared (a clap is best), else how strongly the picture changes over time, which rises and falls in every view. An
-estimate comes with a confidence from 0 to 1. Where that is too small, nothing is guessed: the seconds stay empty, and
-preparation sets the view aside. Every take gets a plot, to look at.
+compared (a clap is best). Otherwise it compares how strongly the picture changes over time, which rises and falls in
+every view. An estimate has a confidence from 0 to 1. If that is too small, the seconds stay empty, and preparation sets
+the view aside. Every take gets a plot to look at.
 """
 
 import argparse
@@ -41,15 +41,15 @@ METHODS = ("auto", "sound", "motion")
 SOUND_RATE = 16_000  # [ours] samples per second
 RATE = {"sound": 200, "motion": 120}  # [ours] values per second of the curves that are compared
 SMOOTHING_SECONDS = {"sound": 0.01, "motion": 0.035}  # [ours]
-TREND_SECONDS = {"sound": 1.0, "motion": 0.2}  # [ours] slower changes are light, compression and distance
+TREND_SECONDS = {"sound": 1.0, "motion": 0.2}  # [ours] slower changes come from light, compression and distance
 SHORT_SIDE = 90  # [ours] pixels of the frames whose differences are taken
-MOVING = 97  # [ours] percentile of a picture's differences: what moves may be small
-INDEPENDENT_SECONDS = 1 / 15  # [ours] values of a curve that lie nearer say the same
-MIN_OVERLAP = 0.6  # [ours] of the shorter of two curves, that must coincide
-PEAK_SECONDS = 0.15  # [ours] to both sides of the best offset, within which others are the same
-# [ours] An offset that is so much likelier than any other, in log units, has a confidence of 0.63.
+MOVING = 97  # [ours] percentile of a picture's differences; high, because what moves may be small
+INDEPENDENT_SECONDS = 1 / 15  # [ours] values of a curve that are nearer than this do not count separately
+MIN_OVERLAP = 0.6  # [ours] share of the shorter of two curves that must lie within the other
+PEAK_SECONDS = 0.15  # [ours] offsets that are this near to the best one count as the same
+# [ours] An offset whose log likelihood exceeds that of all others by this much has a confidence of 0.63.
 SURE = {"sound": 8.0, "motion": 11.0}
-MIN_CONFIDENCE = 0.7  # [ours] docs/your_videos.md says what it was measured to be worth
+MIN_CONFIDENCE = 0.7  # [ours] docs/your_videos.md has the errors that were measured with it
 MAX_OFFSET_SECONDS = 10.0  # [ours]
 
 
@@ -65,7 +65,7 @@ class Curve:
 class Estimate:
     """What is known of a take's views."""
 
-    method: str  # 'sound', 'motion', or '' where there are no two curves
+    method: str  # 'sound', 'motion', or '' if fewer than two views have a curve
     seconds: Mapping[str, float]  # view -> to add to its stamps
     confidence: Mapping[str, float]  # view -> 0 to 1
     curves: Mapping[str, Curve]
@@ -78,13 +78,13 @@ def motion_curve(file: BinaryIO) -> Curve:
     greys, strengths = [], []
     for frame in raw_video.frames(source, SHORT_SIDE):
         greys.append(cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0))
-        if len(greys) == 3:  # over two steps, in which movement grows, and compression's noise does not
+        if len(greys) == 3:  # over two steps: a movement grows with time, the noise of compression does not
             strengths.append(np.percentile(np.abs(greys[2] - greys.pop(0)), MOVING))
     seconds = np.array(source.seconds)
     if problem := clocks.disorder(seconds):
         raise raw_video.BadVideo(problem)
     steps = seconds[2:] - seconds[:-2]
-    lost = np.maximum(steps * source.fps / 2, 1)  # a longer step has more of a difference
+    lost = np.maximum(steps * source.fps / 2, 1)  # over a longer step the difference is larger
     return _curve(seconds[:-2] + steps / 2, np.log(np.array(strengths) / lost + 1), "motion")
 
 
@@ -97,7 +97,7 @@ def sound_curve(file: BinaryIO) -> Curve | None:
         try:
             for frame in container.decode(container.streams.audio[0]):
                 begin = begin if begin is not None else (frame.time or 0.0)
-                frame.pts = None  # the resampler would take a gap for an error
+                frame.pts = None  # otherwise the resampler would report a gap as an error
                 samples += [part.to_ndarray()[0] for part in resampler.resample(frame)]
         except av.FFmpegError as error:
             raise raw_video.BadVideo(f"its sound cannot be decoded: {error.strerror or error}") from error
@@ -111,7 +111,7 @@ def sound_curve(file: BinaryIO) -> Curve | None:
 
 
 def _curve(seconds: np.ndarray, values: np.ndarray, method: str) -> Curve:
-    """Values at any times, as a curve at regular ones, without its trend."""
+    """Values at any times -> a curve at regular times, without its trend."""
     rate = RATE[method]
     if len(seconds) < 2 or seconds[-1] - seconds[0] < 2 * PEAK_SECONDS:
         raise raw_video.BadVideo("is too short to be compared")
@@ -134,7 +134,8 @@ def likelihood(a: Curve, b: Curve, rate: int, max_offset: float) -> tuple[np.nda
       max_offset: seconds; K is as many steps.
 
     Returns:
-      float[2 K + 1], in log units, for -K to K steps, -inf where none can be; and how many independent values say so.
+      float[2 K + 1], log likelihoods for -K to K steps, -inf for impossible offsets; and the number of independent
+      values that each rests on.
     """
     largest = round(max_offset * rate)
 
@@ -159,7 +160,7 @@ def likelihood(a: Curve, b: Curve, rate: int, max_offset: float) -> tuple[np.nda
 
 
 def place(curves: Mapping[str, Curve], method: str, max_offset: float) -> tuple[dict[str, float], dict[str, float]]:
-    """The seconds and the confidence of each view, each placed against all that are placed already, the surest first.
+    """The seconds and the confidence of each view. The surest is placed first, and each later one against all before.
 
     Args:
       curves: of two views or more.
@@ -174,7 +175,7 @@ def place(curves: Mapping[str, Curve], method: str, max_offset: float) -> tuple[
     largest = len(pairs[views[0], views[1]][0]) // 2
 
     def against(view: str, placed: Mapping[str, float]) -> tuple[float, float]:
-        """The best offset of a view in steps, and by how much it is likelier than any other."""
+        """The best offset of a view in steps, and how much its log likelihood exceeds that of any other."""
         others = {other: at for other, at in placed.items() if other != view}
         grid = np.arange(-2 * largest, 2 * largest + 1)
         total, count = np.zeros(len(grid)), np.zeros(len(grid))
@@ -186,7 +187,8 @@ def place(curves: Mapping[str, Curve], method: str, max_offset: float) -> tuple[
         if not np.isfinite(total[best]):
             return 0.0, 0.0
         apart = (np.abs(grid - grid[best]) > PEAK_SECONDS * rate) & np.isfinite(total)
-        # By the values that both have, so that a repeated movement is not sure for its longer overlap.
+        # Compared by the number of values that both offsets have; otherwise a repeated movement would seem sure at its
+        # longest overlap.
         each = total[best] / count[best] - total[apart] / count[apart]
         margin = (each * np.minimum(count[apart], count[best])).min(initial=total[best])
         left, middle, right = total[max(best - 1, 0)], total[best], total[min(best + 1, len(total) - 1)]
@@ -210,9 +212,9 @@ def estimate(files: Mapping[str, BinaryIO], method: str, max_offset: float, min_
 
     Args:
       files: view -> what FFmpeg reads, seekable.
-      method: one of METHODS; auto takes sound where all views have it and it tells, else motion.
+      method: one of METHODS; auto takes sound if all views have sound and it gives an estimate, else motion.
       max_offset: seconds between two views.
-      min_confidence: below it, sound does not tell.
+      min_confidence: below it an estimate from sound is not used.
     """
     found = Estimate(method="", seconds={}, confidence={}, curves={}, problems={})
     for name, curve_of in (("sound", sound_curve), ("motion", motion_curve)):
@@ -259,7 +261,7 @@ def plot(found: Estimate, title: str, min_confidence: float, path: Path) -> None
 
 
 def _take(videos: Sequence[Video], options: argparse.Namespace) -> tuple[list[list[object]], list[str]]:
-    """Rows of the table, and what is to be said."""
+    """Rows of the table, and remarks for the user."""
     rows, said, files = [], [], {}
     cv2.setNumThreads(1)
     with archives.Reader(options.input, [video.path for video in videos]) as reader:

@@ -19,7 +19,7 @@ from data import catalog
 from data.prepare import tables
 from data.prepare.listing import matching_files, passed_over
 
-SHOWN = 10  # of a list, as text
+SHOWN = 10  # entries of a list in the text
 UNOFFICIAL = {"random"}  # protocols left out unless asked for
 
 PROG = "python -m data.catalog"
@@ -37,21 +37,21 @@ class Comparison:
     """A copy of a data set against its catalogue."""
 
     videos: tuple[catalog.Video, ...]  # raw files found
-    missing_by_setup: dict[str, str]  # setup, or subject where there is none -> how many are missing of how many
-    missing: tuple[str, ...]  # names of the complete list that were not found; none where the list is not known
-    unexpected: tuple[tuple[str, str], ...]  # (path, reason) of files that are none of the data set's
+    missing_by_setup: dict[str, str]  # setup (or subject, without setups) -> how many are missing of how many
+    missing: tuple[str, ...]  # names of the complete list that were not found; empty if the list is not known
+    unexpected: tuple[tuple[str, str], ...]  # (path, reason) of files that do not belong to the data set
     duplicates: tuple[tuple[str, str], ...]  # (path, path of the file with the same bytes)
     passed_over: dict[str, int]  # ending -> files that are neither videos nor labels
     labels_refused: tuple[tuple[str, str], ...]  # (path of the video, reason)
-    labels_changed: tuple[str, ...]  # used, but not as they are written
+    labels_changed: tuple[str, ...]  # labels used in another form than they are written
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files, archives and folders
-    labelled: int  # takes, or views of takes, that the videos become
+    labelled: int  # takes, or views of takes, cut from the videos
     takes_by_views: dict[int, int]  # number of views -> takes with so many
     incomplete_takes: dict[str, tuple[str, ...]]  # take -> missing views, where the list is known
 
 
 def expected_counts(names: catalog.Catalog, protocols: Sequence[str]) -> Counts:
-    """Counted in the complete list of names where that is known, else as published."""
+    """The counts of the complete list of names if that is known, else the published ones."""
     complete = [names.parse(name) for name in names.names()]
     if complete:
         return count(names, complete, protocols)
@@ -75,7 +75,7 @@ def count(names: catalog.Catalog, videos: Iterable[catalog.Video], protocols: Se
 
 
 def compare(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[catalog.Catalog, Comparison]:
-    """Reads names and labels, and videos that are there twice. Raises PreparationError, as `list_videos` does."""
+    """Reads names and labels, and finds duplicates. Raises PreparationError, as `list_videos` does."""
     names, listed = matching_files(names, inputs)
     files, cuts = listed.videos, [(video, names.cut(video)) for video in listed.videos]
     found = {names.format(video) for video in files}
@@ -114,7 +114,7 @@ def _by_setup(names: catalog.Catalog, missing: Sequence[str]) -> dict[str, str]:
 
 
 def table(names: catalog.Catalog, expected: Counts, found: Counts | None) -> list[dict]:
-    """One row per count: protocol, split, camera, class, expected, found; '' where something is not given."""
+    """One row per count: protocol, split, camera, class, expected, found; '' for what is not given."""
     keys = sorted(expected.keys() | (found or {}).keys(), key=lambda key: tuple(str(part) for part in key))
     return [
         {
@@ -130,7 +130,7 @@ def table(names: catalog.Catalog, expected: Counts, found: Counts | None) -> lis
 
 
 def as_text(names: catalog.Catalog, expected: Counts, found: Counts | None) -> str:
-    """The counts as a table: a column per protocol and split; where a copy was counted, found/expected."""
+    """The counts as a table with a column per protocol and split. If a copy was counted, cells are found/expected."""
     keys = expected.keys() | (found or {}).keys()
     if not keys:
         return f"of {names.name} nothing is known beforehand: give --input"
@@ -185,7 +185,7 @@ def report(comparison: Comparison, known: bool) -> str:
         lines += _shortened("labels that are used, but not as they are written", comparison.labels_changed)
     if comparison.passed_over:
         lines += [passed_over(comparison.passed_over)]
-    if comparison.unreadable:  # all, as each is to be got again
+    if comparison.unreadable:  # all of them, because each must be downloaded again
         lines += [f"files that cannot be read: {len(comparison.unreadable)}"]
         lines += [f"  {path}: {reason}" for path, reason in comparison.unreadable]
     return "\n".join(lines)
@@ -281,7 +281,7 @@ def _complete(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(f"{options.dataset} has no protocol {options.protocol!r}; it has {listed}.{hint}")
     official = {
         known[name]: name for name in reversed(known) if name not in UNOFFICIAL
-    }  # each once, if it has two names
+    }  # each once, even under two names
     options.protocols = [options.protocol] if options.protocol else list(official.values())[::-1]
 
 

@@ -1,4 +1,4 @@
-"""What a data set tells by the names of its files: takes, views, labels, official splits, complete lists."""
+"""What the names of a data set's files tell: takes, views, labels, official splits, complete lists."""
 
 import abc
 import dataclasses
@@ -10,7 +10,7 @@ from console.errors import UserError
 
 Split = Literal["train", "test"]
 
-# Containers that FFmpeg reads, as others may have packed any data set into another one than its authors.
+# Containers that FFmpeg reads. A copy of a data set may have another container than the authors' files.
 EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 CONTAINER = rf"\.(?:{'|'.join(extension[1:] for extension in EXTENSIONS)})"  # as a regular expression
 
@@ -19,7 +19,7 @@ CONTAINER = rf"\.(?:{'|'.join(extension[1:] for extension in EXTENSIONS)})"  # a
 class Video:
     """One view of a take: a raw file, or an interval of one. A number is -1 where the data set does not say."""
 
-    path: str  # relative to the input folder, with forward slashes; through an archive as if it were a folder
+    path: str  # relative to the input folder, with forward slashes; an archive in it looks like a folder
     take: str  # what all synchronised views share
     view: str  # which of them this is
     label: int = -1  # zero-based, an index into class_names
@@ -27,7 +27,7 @@ class Video:
     setup: int = -1  # the room or place, with its own cameras
     camera: int = -1
     performance: int = -1  # which repetition; another take, never another view
-    listed_split: str = ""  # as the data set's own lists say, where the numbers above do not decide
+    listed_split: str = ""  # as the data set's own lists say, if the numbers above do not decide
     interval: tuple[int, int] | None = None  # the frames [start, end) of the file; None is all of them
     recording: str = ""  # what the takes cut from the same files share; '' where nothing is cut
 
@@ -46,7 +46,7 @@ class Row(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Count:
-    """So many raw videos of a protocol's split; of one camera or class only where that is given."""
+    """A number of raw videos in a protocol's split; only those of one camera or class if these are given."""
 
     protocol: str  # 'all' for the whole data set
     split: str  # 'train', 'test', or 'all'
@@ -57,11 +57,11 @@ class Count:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What becomes of a raw video."""
+    """The takes that a raw video is cut into."""
 
     takes: tuple[Video, ...]  # the labelled takes in it; the video itself where nothing is cut
     refused: tuple[tuple[str, str], ...] = ()  # (take, reason) of labels that cannot be used
-    changed: tuple[str, ...] = ()  # of labels that are used, but not as they are written
+    changed: tuple[str, ...] = ()  # remarks on labels that are used in another form than they are written
 
 
 def random_takes(row: Row) -> Split:
@@ -76,15 +76,15 @@ class Catalog(abc.ABC):
       name: as in `--dataset`.
       class_names: in the order of the labels.
       extensions: of the raw files, lower case, with the dot; files have them in any case.
-      whole_paths: `parse` reads the whole path below the input, not its end alone.
-      not_synchronised: why the views of a take must not be paired frame by frame; '' where they may. Where they may, a
-        take with a single view is of no use (and goes to the quarantine).
-      sync: what --sync is where it is not given. 'frames' pairs frame i of one view with frame i of another, for sets
-        whose owners cut them so.
+      whole_paths: whether `parse` reads the whole path below the input and not only its end.
+      not_synchronised: why the views of a take must not be paired frame by frame; '' if they may be. If they may be, a
+        take with a single view is of no use and goes to the quarantine.
+      sync: the default of --sync. 'frames' pairs frame i of one view with frame i of another, for sets whose files were
+        cut to match.
       protocols: name -> function of a `Row` that says 'train', 'test' or None (in neither).
-      labels_of: protocol -> its labels, ascending, where these are not all; training on it counts them from 0.
-      published: counts to compare a copy with, where `names` cannot rebuild the list.
-      remarks: what a reader of the counts must know, with its origin.
+      labels_of: protocol -> its labels, ascending, if they are not all labels; training renumbers them from 0.
+      published: counts to compare a copy with, if `names` cannot rebuild the list.
+      remarks: what a reader of the counts must know, with the source.
     """
 
     name: str
@@ -112,11 +112,11 @@ class Catalog(abc.ABC):
         """The inverse of `parse`: the file's name, without the folders that only the copy on disk knows."""
 
     def names(self) -> Iterator[str]:
-        """Every raw file's name in the complete data set, as `format` gives it; none where that is not known."""
+        """Every raw file's name in the complete data set, as `format` gives it; empty if the list is not known."""
         return iter(())
 
     def with_names_from(self, paths: Iterable[str]) -> "Catalog":
-        """The catalogue completed with what only the listing of the files tells; itself where nothing is missing."""
+        """The catalogue completed with what only the list of files tells; the same object if nothing is missing."""
         del paths
         return self
 

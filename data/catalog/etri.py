@@ -132,7 +132,7 @@ class ETRI(Catalog):
     )
 
     def parse(self, path: str) -> Video:
-        """See `Catalog.parse`. The folders of persons above the file are of no account."""
+        """See `Catalog.parse`. The folders of persons above the file are ignored."""
         matched = _NAME.fullmatch(path.rpartition("/")[2])
         if not matched:
             raise UserError(f"{path!r} is not of the form Aaaa_Pppp_Gggg_Cccc.mp4, as A001_P001_G001_C001.mp4 is")

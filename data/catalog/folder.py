@@ -15,7 +15,7 @@ class Folder(Catalog):
     """Videos named by a pattern of the fields {take}, {view}, and optionally {label} and {subject}.
 
     A field matches anything but a slash, and as much as it can: '{take}_{view}' reads 'a_b_c' as take 'a_b', view 'c'.
-    A field that stands twice must match the same text. Without an extension at its end the pattern takes every video.
+    A field that occurs twice must match the same text. Without an extension at its end the pattern takes every video.
     All fields but the view tell takes apart, so 'walk/01_cam1.mp4' and 'run/01_cam1.mp4' are two takes.
     """
 
@@ -62,7 +62,7 @@ class Folder(Catalog):
             try:
                 fields = self._parse_fields(path)
             except UserError:
-                continue  # such a file is told of by `parse`
+                continue  # `parse` reports such a file
             for name in found.keys() & fields.keys():
                 found[name].add(fields[name])
         return Folder(self.pattern, tuple(sorted(found["label"])), tuple(sorted(found["subject"])))

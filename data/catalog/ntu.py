@@ -4,8 +4,8 @@ S is the setup, C the camera, P the performer, R the performance, A the action. 
 together: they are the views of a take. R is not a view but a second performance: C001 always stands at 45 degrees; in
 R001 the performer faces C003 and C002 sees the side, in R002 the two change places.
 
-Copies that others have made are called without `_rgb`, in other containers, or in lower case:
-`S001C001P001R001A001.mp4` is what the most used preparation of the RGB videos writes.
+In copies the names may lack `_rgb`, be in lower case or have another container's extension. The most used preparation
+of the RGB videos writes `S001C001P001R001A001.mp4`.
 """
 
 import itertools
@@ -204,7 +204,7 @@ _NAME = re.compile(rf"S(\d{{3}})C(\d{{3}})P(\d{{3}})R(\d{{3}})A(\d{{3}})(?:_rgb)
 
 
 def parse_name(path: str) -> Video:
-    """The video of a path that ends in a name of this form, whatever its numbers. Raises ValueError for another."""
+    """The video of a path that ends in a name of this form, with any numbers. Raises ValueError for another name."""
     matched = _NAME.fullmatch(path.rpartition("/")[2])
     if not matched:
         raise UserError(f"{path!r} is not of the form SsssCcccPpppRrrrAaaa_rgb.avi, as S001C002P003R001A013_rgb.avi is")
@@ -264,9 +264,9 @@ _XVIEW_OF_NTU60 = _of_ntu60(xview)
 
 
 def one_shot(row: Row) -> Split | None:
-    """One-shot recognition of NTU-120's 20 novel classes: an exemplar of each is known, all other videos are asked.
+    """One-shot recognition of NTU-120's 20 novel classes: one exemplar of each is known, all other videos are tested.
 
-    The exemplar's own take, seen by the other two cameras, is among those that are asked.
+    The tested videos include the exemplar's own take from the other two cameras.
     """
     if row.label not in NOVEL_CLASSES:
         return None
@@ -280,7 +280,7 @@ def one_shot(row: Row) -> Split | None:
 
 
 def one_shot_auxiliary(row: Row) -> Split | None:
-    """What one-shot recognition may be trained on: all videos of the other 100 classes. It tests nothing."""
+    """The training data of one-shot recognition: all videos of the other 100 classes. It has no test split."""
     return None if row.label in NOVEL_CLASSES else "train"
 
 

@@ -83,7 +83,7 @@ MAX_ROWS = 1000  # [ours] of a label file; the project page speaks of about 7 pe
 
 _NAME = re.compile(rf"A(\d{{2}})N(\d{{2}})[-_]?([LMR])(?:[-_](?:color|rgb))?{CONTAINER}", re.ASCII | re.IGNORECASE)
 _WITHOUT_VIEW = re.compile(rf"A\d{{2}}N\d{{2}}(?:[-_](?:color|rgb))?{CONTAINER}", re.ASCII | re.IGNORECASE)
-# The skeletons' files have the same names, so the labels are told by their folder (or archive), `label` or alike.
+# The skeletons' files have the same names. Labels are recognised by their folder (or archive), called `label` or alike.
 _LABEL_FILE = re.compile(r"(?:.*/)?[^/]*label[^/]*/(?:.*/)?(A\d{2}N\d{2}-[LMR])\.txt", re.ASCII | re.IGNORECASE)
 _ROW = re.compile(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*(?:,\s*([\d.]{0,9})\s*)?", re.ASCII)
 
@@ -208,7 +208,7 @@ class PKUMMD(Catalog):
         return Cut(takes=tuple(takes), refused=tuple(refused), changed=tuple(changed))
 
     def _cut_row(self, video: Video, number: int, line: str) -> tuple[Video, list[str]]:
-        """The take, and what of the row is read otherwise than it is written. Raises ValueError."""
+        """The take, and a remark if the row is read in another way than it is written. Raises ValueError."""
         matched = _ROW.fullmatch(line)
         if not matched:
             raise UserError("is not of the form label,start,end,confidence")

@@ -136,13 +136,13 @@ class RoCoG(Catalog):
     def __init__(self, lists: Mapping[str, tuple[str, str]] | None = None, *, leave_out_uncropped: bool = False):
         """`lists`, from `with_annotations`: a rendered take in lower case -> (the take, 'train' or 'val').
 
-        Once these have come, a rendered video in none of them is refused.
+        With lists, a rendered video that is in none of them is refused.
         """
         self._lists = lists
         self._leave_out_uncropped = leave_out_uncropped
 
     def parse(self, path: str) -> Video:
-        """See `Catalog.parse`. Perspective and domain are told by the nearest folder or archive that names one."""
+        """See `Catalog.parse`. Perspective and domain come from the nearest folder or archive that names one."""
         matched = _PATH.fullmatch(path)
         if not matched:
             raise UserError(
@@ -226,7 +226,7 @@ def _words(folders: str) -> list[set[str]]:
 
 
 def _nearest(above: list[set[str]], meanings: Mapping[str, str]) -> str | None:
-    """What the nearest folder says that says one of the words; None if none does."""
+    """The first of the words that a folder has, beginning with the nearest folder; None if no folder has one."""
     for words in above:
         found = {meanings[word] for word in words & meanings.keys()}
         if found:

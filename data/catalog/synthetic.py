@@ -14,7 +14,7 @@ def xsub(row: Row) -> Split:
 
 
 def xsub_xview(row: Row) -> Split:
-    """Other people from a camera that training has not seen: both at once. [ours]"""
+    """Tests on other people, seen by a camera that training has not seen. [ours]"""
     if row.camera == 1:
         return "test" if xsub(row) == "test" else None
     return xsub(row) if xsub(row) == "train" else None

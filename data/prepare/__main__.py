@@ -6,9 +6,9 @@
   frames.npy                     where in the shards every frame lies (data/store/frame_index.py)
   prepared.json                  what was prepared, how, and how much; written last
   quarantine.csv                 the videos and labels left out: path, take, reason
-  unmatched.csv                  the files that are none of the data set, and those that are there twice: path, reason
+  unmatched.csv                  files that do not belong to the data set, and duplicates: path, reason
   SHA256SUMS                     digests of all files, as `sha256sum --check` and --verify read them
-  plan.json, parts/              what an interrupted preparation goes on from
+  plan.json, parts/              what an interrupted preparation continues from
 """
 
 import argparse
@@ -55,7 +55,7 @@ from data.prepare.listing import Listing, PreparationError, list_videos
 from data.prepare.preparation_report import count
 from data.store import codec, truth
 
-SAMPLED_FILES = 8  # at most, and one in so many at most, for the size and time to expect
+SAMPLED_FILES = 8  # decoded to estimate size and time: at most so many, and at most one in so many
 
 PROG = "python -m data.prepare"
 EXAMPLES = """
@@ -105,7 +105,7 @@ def prepare(
       num_workers: processes; the files written do not depend on it.
       max_length_difference: between the views of a take, frames. [ours]: NTU's largest is 18.
       sync: how the views of a take are put on one clock: 'start', 'timestamps', 'frames', or the path of a table of
-        offsets; None for what the data set is used with.
+        offsets; None for the data set's own default.
       fps: ticks per second of that clock; None for the rate that most views of a take have.
       max_gap_share, max_gap_seconds: see `clocks.Clock`.
       crop: 'full', 'motion', 'skeletons', or the path of a table of boxes; see data/prepare/boxes.py.
@@ -148,7 +148,7 @@ def prepare(
         _begin(settings, jobs, output_dir)
         missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
         if missing:
-            (output_dir / "prepared.json").unlink(missing_ok=True)  # not to look finished meanwhile
+            (output_dir / "prepared.json").unlink(missing_ok=True)  # the set must not look finished meanwhile
             for line in _expected(missing, listing.root, output_dir, short_side, encode, num_workers, settings.crop):
                 announce(line)
             write_shards(missing, len(listing.num_bytes), settings, listing.root, output_dir, num_workers)
@@ -161,7 +161,7 @@ def prepare(
 def _boxes(
     crop: str, skeletons: Path | None, listing: Listing
 ) -> tuple[dict[tuple[str, str], Box | Path] | None, list[str]]:
-    """The boxes of a table or the .skeleton files, by take and view, None for none, and what is to be told of them."""
+    """Boxes of a table, or .skeleton files, by take and view (None where none are given), and remarks for the user."""
     if crop in ("full", "motion"):
         return None, []
     if crop != "skeletons":
@@ -177,7 +177,11 @@ def _boxes(
 def _clock(
     names: catalog.Catalog, sync: str | None, fps: float | None, max_gap_share: float, max_gap_seconds: float
 ) -> tuple[clocks.Clock | None, dict[tuple[str, str], float] | None]:
-    """The clock of a preparation, None for pairs by number, and the seconds of a table; UserError if it has none."""
+    """The clock of a preparation (None pairs frames by number), and a table's offsets in seconds (None without one).
+
+    Raises:
+      PreparationError: the data set or the options do not allow it.
+    """
     by = sync or names.sync
     if by == "frames":
         if fps is not None:
@@ -244,7 +248,7 @@ def _begin(settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Pa
     else:
         shards.write_atomically(path, json.dumps(plan, indent=1).encode())
     for leftover in [*output_dir.glob(".*.tmp"), *(output_dir / shards.PARTS).glob(".*.tmp")]:
-        leftover.unlink()  # of a process that was killed; the lock says that none is at work
+        leftover.unlink()  # left by a killed process: the lock excludes one that is still at work
 
 
 def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
@@ -597,14 +601,14 @@ def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text} is not {least} {'or more' if most is None else f'to {most}'}")
         return number
 
-    parse.__name__ = "integer"  # argparse names it for what int() refuses
+    parse.__name__ = "integer"  # argparse's message calls what int() refuses an invalid "integer"
     return parse
 
 
 def _number(range_: str, is_in_range: Callable[[float], bool]) -> Callable[[str], float]:
     def parse(text: str) -> float:
         number = float(text)
-        if not is_in_range(number):  # nor is NaN
+        if not is_in_range(number):  # NaN is refused, too
             raise argparse.ArgumentTypeError(f"{text} is not {range_}")
         return number
 

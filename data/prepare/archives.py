@@ -1,7 +1,7 @@
 """Files in a folder and in the zip and tar archives in it, read without unpacking them.
 
-A path goes through an archive as through a folder: 'nturgb+d_rgb_s001.zip/nturgb+d_rgb/S001C001P001R001A001_rgb.avi'.
-Whatever is wrong with one file or archive is told as its reason; the others are read.
+In a path an archive looks like a folder: 'nturgb+d_rgb_s001.zip/nturgb+d_rgb/S001C001P001R001A001_rgb.avi'.
+A file or archive that cannot be read is reported with the reason; the others are read.
 """
 
 import bz2
@@ -23,15 +23,15 @@ from typing import BinaryIO
 from console.errors import UnusableFile, UserError
 
 EXTENSIONS = (".zip", ".tar", ".tar.gz", ".tgz")
-# [ours] What is read of one file in an archive, whatever the archive claims.
+# [ours] At most this much of one file in an archive is read, whatever the archive claims.
 MAX_MEMBER_BYTES = 2**30
-# [ours] A tar archive has no index and is read from its start: all files of a shard at once.
+# [ours] A tar archive has no index and must be read from its start, so all files of a shard are read in one pass.
 MAX_TAR_BYTES_PER_SHARD = 16 * 2**30
 # [ours] More than this of an archive is kept in unnamed temporary files, not in memory. Ten times NTU's longest video.
 MAX_BYTES_IN_MEMORY = 64 * 2**20
-# [ours] LZMA's decoder keeps as much of what it has written as the archive says; the highest preset of xz says 64 MiB.
+# [ours] The archive decides how much of its output LZMA's decoder keeps in memory; xz's highest preset asks for 64 MiB.
 MAX_LZMA_DICTIONARY_BYTES = 256 * 2**20
-# [ours] A tar archive may call a file by a name of any length, and give it attributes of any size.
+# [ours] In a tar archive a file's name and attributes may have any length.
 MAX_TAR_HEADER_BYTES = 2**20
 _TAR_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -117,7 +117,7 @@ def _check_regular(status: os.stat_result) -> None:
 
 
 def _escaped(path: str) -> str:
-    """As it can be printed and written; itself where it is text."""
+    """The name in a form that can be printed and written; valid text stays as it is."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -167,7 +167,7 @@ class Reader(contextlib.ExitStack):
             if archive not in self._zips:
                 self._zips[archive] = self.enter_context(zipfile.ZipFile(self.enter_context(open_regular(archive))))
             entry = self._zips[archive].getinfo(member)
-            if entry.file_size > self._max_member_bytes:  # no more than it claims is ever read
+            if entry.file_size > self._max_member_bytes:  # zipfile never reads more than the claimed size
                 raise self._too_large(archive)
             with _open_zipped(self._zips[archive], entry) as file:
                 return _copied(file, MAX_BYTES_IN_MEMORY)
@@ -200,7 +200,7 @@ class Reader(contextlib.ExitStack):
 
 
 def _copied(file: BinaryIO, max_bytes_in_memory: int) -> BinaryIO:
-    """What a file holds, as a seekable file that does not depend on the archive."""
+    """A seekable copy of a file that does not depend on the archive."""
     copied = tempfile.SpooledTemporaryFile(max(1, max_bytes_in_memory))  # noqa: SIM115
     try:
         shutil.copyfileobj(file, copied, _COPIED_AT_ONCE)
@@ -237,10 +237,10 @@ def _open_zipped(opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:
     """A file in a zip archive, which costs a bounded part of memory to read."""
     if entry.compress_type not in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         return opened.open(entry)
-    # zipfile unpacks all that it has read of these at once, 4 KiB into as much as 4 GB; the decoders' own files do not.
+    # zipfile unpacks everything that it has read of these at once: 4 KiB may become 4 GB. BZ2File and LZMAFile do not.
     packed_entry = copy.copy(entry)
     packed_entry.compress_type, packed_entry.file_size = zipfile.ZIP_STORED, entry.compress_size
-    del packed_entry.CRC  # that of the unpacked bytes
+    del packed_entry.CRC  # it belongs to the unpacked bytes
     packed = opened.open(packed_entry)
     if entry.compress_type == zipfile.ZIP_BZIP2:
         return _Checked(bz2.BZ2File(packed), entry)
@@ -257,7 +257,7 @@ def _open_zipped(opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:
 
 
 class _Checked(contextlib.closing):
-    """A stream of as many bytes, with the checksum, as the entry says."""
+    """A stream that must have the length and the checksum that the entry states."""
 
     def __init__(self, file: BinaryIO, entry: zipfile.ZipInfo):
         super().__init__(file)
@@ -276,7 +276,7 @@ class _Checked(contextlib.closing):
 
 
 class _TarEntry(tarfile.TarInfo):
-    """Refuses long names and attributes, which tarfile reads into memory whatever their size."""
+    """Refuses long names and attributes, because tarfile reads them into memory whatever their size."""
 
     @classmethod
     def frombuf(cls, *arguments: object) -> "_TarEntry":
@@ -294,8 +294,8 @@ def _reasons(archive: Path) -> Iterator[None]:
     except BadArchive:
         raise
     except Exception as error:
-        # Damage makes Python's readers of archives and their decoders raise errors of many types. An OSError has a
-        # number where it is the file system's; EINVAL is that of a position before the file's start.
+        # In a damaged archive Python's readers and decoders raise errors of many types. An OSError of the file system
+        # has a number. EINVAL does not count: a damaged archive may ask for a position before the file's start.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise BadArchive(f"the archive {archive} cannot be read: {error or type(error).__name__}") from error

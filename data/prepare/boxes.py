@@ -23,19 +23,19 @@ COLUMNS = ("take", "view", "left", "top", "right", "bottom")
 MANIFEST_COLUMNS = ("crop_left", "crop_top", "crop_right", "crop_bottom", "raw_width", "raw_height")
 WITH_SKELETONS = ("ntu60", "ntu120", "synthetic")  # data sets whose files are named as .skeleton files are
 SKELETON_SIZE = (1920, 1080)  # pixels, width and height of the picture that a .skeleton file counts in
-SHOWN = 5  # of a list in a message
+SHOWN = 5  # entries of a list that a message names
 
 # How the box of what moves is found. [ours]
 MOTION_SHORT_SIDE = 90  # pixels of the pictures that are compared
-MOTION_SIGMA = 1.0  # pixels of these, of the Gaussians that smooth the pictures, against noise, and the energy
-MOTION_FLOOR = 0.5  # grey levels, the mean difference between frames that the noise of codecs stays below
-CAMERA_MOVES = 3.0  # grey levels, the median of the mean differences; then everything moves
+MOTION_SIGMA = 1.0  # such pixels: of the Gaussian that smooths these pictures against noise, and the energy map
+MOTION_FLOOR = 0.5  # grey levels; the noise of codecs changes frames by less on average
+CAMERA_MOVES = 3.0  # grey levels; if the median of the mean differences is higher, everything moves
 MOTION_FACTOR = 4.0  # of the picture's median energy: what moves stands out from it
 MIN_ENERGY_SHARE = 0.01  # of all energy above the threshold; a smaller connected region is a flicker
-MIN_BODY_SHARE = 0.1  # [ours] of the frames of a .skeleton file; a body that is there for fewer is a mistake of Kinect
+MIN_BODY_SHARE = 0.1  # [ours] of the frames of a .skeleton file; a body in fewer frames is a mistake of Kinect
 
 # What a crop adds to the box that was found, where the user does not say.
-FOUND_MARGIN = 0.1  # [ours] of the longer side, on every side: joints lie inside of the body, and motion misses limbs
+FOUND_MARGIN = 0.1  # [ours] of the longer side, on every side: joints lie inside the body, and motion misses limbs
 FOUND_ASPECT = 1.0  # [ours] width / height; training crops are squares
 
 
@@ -91,7 +91,7 @@ def make_crop(crop: str, margin: float | None, aspect: float | None) -> Crop | N
 def fit(box: Box, size: tuple[int, int], margin: float = 0.0, aspect: float | None = None) -> Box:
     """A box with its margin and aspect, in whole pixels inside of the picture.
 
-    It is moved where it would leave the picture, and cut where it is larger than that: then the aspect is another.
+    A box that would leave the picture is moved into it. A box larger than the picture is cut, which changes its aspect.
 
     Args:
       box: as found.
@@ -165,7 +165,7 @@ class Motion:
     def box(self) -> Box:
         """The region that moves, as shares of width and height. Raises NoBox where nothing does.
 
-        Where most of the picture moves, the camera does: that is the whole picture.
+        If most of the picture moves, the camera moves, and the region is the whole picture.
         """
         if not self._count:
             raise NoBox("it has one frame, in which nothing can move: crop it by a table, or not at all")
@@ -292,7 +292,7 @@ def read_skeleton(path: Path) -> Box:
 
 
 def uncovered(found: Mapping[tuple[str, str], object], videos: Sequence[Video], called: str) -> list[str]:
-    """What can be said of boxes before the videos are decoded: how many there are, and which are lacking or unused.
+    """Remarks on boxes before the videos are decoded: how many there are, and which are missing or unused.
 
     Args:
       found: by (take, view).

@@ -14,24 +14,24 @@ from data.catalog import Video
 from data.prepare.boxes import MANIFEST_COLUMNS
 from data.store import truth
 
-SHOWN = 5  # of a list in a message
-# Limits [ours] that tell a slip of unit or convention from data.
+SHOWN = 5  # entries of a list that a message names
+# Limits [ours] beyond which numbers are taken for a wrong unit or convention.
 MAX_REACH_METRES = 10.0  # from the root to the farthest joint; a person's is about 1, or 1,000 in millimetres
 MIN_IN_PICTURE = 0.5  # of the root's positions, over all views; people leave a camera's picture for a while
-SAMPLED_FRAMES = 16  # of a view, to find that out
+SAMPLED_FRAMES = 16  # of a view, looked at for MIN_IN_PICTURE
 ROTATION_TOLERANCE = 1e-3  # of R times its transpose, from the unit matrix
 
 
 def check(source: Path, videos: Sequence[Video]) -> list[str]:
-    """What can be said of a truth before the videos are decoded.
+    """Checks a truth as far as possible before the videos are decoded.
 
     Args:
       source: the folder with the three files.
       videos: that are to be prepared.
 
     Returns:
-      What is there, and a warning of takes and views that are not. `carry` refuses these, unless their videos are set
-      aside by then.
+      Remarks for the user: what the truth holds, and a warning about missing takes and views. `carry` refuses missing
+      ones, unless their videos were set aside before.
 
     Raises:
       ValueError: a file does not have its form.
@@ -121,11 +121,11 @@ def carry(
     (output / truth.SKELETON).unlink(missing_ok=True)  # of an earlier truth
     write(output / truth.JOINTS, truth.parquet(joints))
     write(output / truth.CAMERAS, truth.parquet(cameras))
-    write(output / truth.SKELETON, truth.skeleton_json(names, edges, names[root]))  # last: with it the truth is there
+    write(output / truth.SKELETON, truth.skeleton_json(names, edges, names[root]))  # last: this file makes it a truth
 
 
 def _check_numbers(source: Path, views: pa.Table) -> None:
-    """Raises ValueError where frames were put on another clock: the truth counts those of the videos."""
+    """Raises ValueError if frames were resampled to another clock, because the truth counts the videos' own frames."""
     other = [i for i, resampled in enumerate(views["resampled"].to_pylist()) if resampled]
     if other:
         take, view = views["take"][other[0]], views["view"][other[0]]
@@ -165,7 +165,7 @@ def _misfit(cameras: pa.Table, row: int, width: int, height: int) -> str:
 def _check_sense(
     source: Path, joints: pa.Table, cameras: pa.Table, root: int, first: np.ndarray, length: np.ndarray
 ) -> None:
-    """Raises ValueError where units or conventions cannot be those of data/store/truth.py; arguments as carried."""
+    """Raises ValueError where units or conventions cannot be those of data/store/truth.py; arguments as in `carry`."""
     if np.median(np.abs(truth.column_of(joints, "facing"))) > 2 * np.pi:
         raise UserError(f"{source / truth.JOINTS}: facing is in radians, and the numbers there are too large for that")
     points = truth.column_of(joints, "joints").reshape(len(joints), -1, 3)
@@ -202,7 +202,7 @@ def _scaled(cameras: pa.Table, views: pa.Table) -> dict[str, np.ndarray | list[s
     corner, extent = np.zeros(2), size
     if "crop_left" in views.column_names:
         left, top, right, bottom, *raw = (views[name].to_numpy() for name in MANIFEST_COLUMNS)
-        to_camera = size / np.stack(raw, axis=1)  # its picture may be another size of the raw video's
+        to_camera = size / np.stack(raw, axis=1)  # the camera may be given for another size of the raw video
         corner = np.stack([left, top], axis=1) * to_camera
         extent = np.stack([right - left, bottom - top], axis=1) * to_camera
     factor = after / extent

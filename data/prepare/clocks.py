@@ -13,14 +13,14 @@ import numpy as np
 from console.errors import UserError
 from data.prepare import raw_video
 
-# How the clocks of a take's files hang together; None in place of a `Clock` pairs frames by their numbers.
-BY_START = "start"  # the recordings begin together: first frames are aligned
-BY_TIMESTAMPS = "timestamps"  # the stamps of the files are of one clock
-BY_FILE = "file"  # as BY_TIMESTAMPS once the seconds of a table are added
-IF_ALIKE = "alike"  # first frames are aligned where their stamps agree, and a take where they do not is refused
+# How the clocks of a take's files are related. None in place of a `Clock` pairs frames by their numbers.
+BY_START = "start"  # the recordings begin together, so first frames are aligned
+BY_TIMESTAMPS = "timestamps"  # all files have stamps of the same clock
+BY_FILE = "file"  # as BY_TIMESTAMPS, after the seconds of a table were added
+IF_ALIKE = "alike"  # first frames are aligned if their stamps agree; otherwise the take is refused
 
 RATE_TOLERANCE = 0.01  # [ours] relative: 29.97 and 30 are the same rate, 25 and 30 are not
-# [ours] Matroska and FLV round stamps to milliseconds, so two of them may lie so much nearer or farther.
+# [ours] Matroska and FLV round stamps to milliseconds, which changes the distance of two stamps by up to this much.
 ROUNDING_SECONDS = 0.001
 MAX_GAP_SHARE = 0.25  # [ours] of a view's ticks
 MAX_GAP_SECONDS = 0.5  # [ours] a quarter of the 2 s that 16 frames of stride 4 span at 30 frames per second
@@ -37,7 +37,7 @@ class Clock:
 
 
 def rate(stamps: np.ndarray, stated: float) -> float:
-    """Frames per second of a file: as its header states it, where the stamps agree, else as they say.
+    """Frames per second of a file: the header's rate if the stamps agree with it, else the stamps' own rate.
 
     Lost frames do not change it: steps of more than one and a half of the usual ones are left out.
 
@@ -56,20 +56,20 @@ def rate(stamps: np.ndarray, stated: float) -> float:
 
 
 def _tidied(fps: float, seconds: float) -> float:
-    """The whole or NTSC rate that is meant by one that was measured over so many seconds of rounded stamps."""
+    """The nearest whole or NTSC rate, if a rate measured over `seconds` of rounded stamps may mean it."""
     whole = max(1, round(fps))
     nearest = min((whole, round(fps * 1.001) * 1000 / 1001), key=lambda known: abs(known - fps))
     return float(nearest if abs(nearest - fps) <= (2e-4 + ROUNDING_SECONDS / seconds) * fps else fps)
 
 
 def common_rate(rates: Sequence[float]) -> float:
-    """The rate that most of the views have; of two such, the lower, for which no frame need be shown twice."""
+    """The rate that most views have. Of two equally common rates it is the lower, which needs no frame twice."""
     groups = [[rate for rate in rates if low <= rate <= low * (1 + RATE_TOLERANCE)] for low in sorted(rates)]
     return statistics.mode(sorted(max(groups, key=len)))
 
 
 def disorder(stamps: np.ndarray) -> str:
-    """What keeps a file's stamps from being times; '' if nothing does."""
+    """Why a file's stamps cannot be used as times; '' if they can."""
     if not np.isfinite(stamps).all():
         return f"frame {int(np.argmin(np.isfinite(stamps)))} has no time"
     backwards = np.flatnonzero(np.diff(stamps) < 0)
@@ -114,7 +114,7 @@ def shown(stamps: np.ndarray, rate: float, ticks: np.ndarray) -> tuple[np.ndarra
     """
     after = np.searchsorted(stamps, ticks)
     before, after = np.maximum(after - 1, 0), np.minimum(after, len(stamps) - 1)
-    # Half way between two, rounding is not to decide: that would repeat one frame and skip the next.
+    # At half way between two frames, rounding errors must not decide: one frame would be repeated and the next skipped.
     later = stamps[after] - ticks < ticks - stamps[before] - 1.5 * ROUNDING_SECONDS
     later |= stamps[before] > ticks
     nearest = np.where(later, after, before)
@@ -124,13 +124,13 @@ def shown(stamps: np.ndarray, rate: float, ticks: np.ndarray) -> tuple[np.ndarra
 
 
 def gap_problem(gap: np.ndarray, ticks: np.ndarray, fps: float, clock: Clock) -> str:
-    """Why a view has too many gaps, with the place of the longest; '' if it has not.
+    """Why a view's gaps are too many or too long, with the place of the longest; '' if they are not.
 
     Args:
       gap: bool[T], of `shown`.
       ticks: float[T], in the time of the view's file.
       fps: ticks per second.
-      clock: says how many are too many.
+      clock: has the limits.
     """
     if not gap.any():
         return ""

@@ -15,7 +15,7 @@ from data.prepare.boxes import MANIFEST_COLUMNS
 
 NAME = "contact_sheet.png"
 TAKES = 6  # of a camera, evenly spread over the set
-CAMERAS = 24  # the first of their names
+CAMERAS = 24  # at most; the first by name
 SHORT_SIDE, LABEL_HEIGHT, GAP = 120, 16, 4  # pixels
 COLOUR = (255, 220, 0)  # of the boxes, RGB
 
@@ -54,7 +54,7 @@ def _cell(video: Video, row: dict, files: archives.Reader) -> np.ndarray:
     middle = (video.interval or (0,))[0] + row["num_frames"] // 2
     with files.open(video.path) as file:
         begin = itertools.islice(raw_video.read(file, SHORT_SIDE)[1], middle + 1)
-        cell = collections.deque(begin, maxlen=1)[0]  # the last, where a clock made more frames of the file's
+        cell = collections.deque(begin, maxlen=1)[0]  # the last: a clock may show one frame of the file several times
     if MANIFEST_COLUMNS[0] in row:
         left, top, right, bottom, width, height = (row[name] for name in MANIFEST_COLUMNS)
         x, y = cell.shape[1] / width, cell.shape[0] / height

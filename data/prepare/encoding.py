@@ -31,9 +31,9 @@ def encode_file(
     crop: boxes.Crop | None = None,
     given: Mapping[Video, Box | Path | None] | None = None,
 ) -> tuple[raw_video.Source, dict[Video, EncodedFrames | str]]:
-    """Encodes what of a file goes into records.
+    """Encodes those frames of a file that go into records.
 
-    Boxes of what moves are found by decoding the file once more before: keeping its frames would take gigabytes.
+    To find the box of what moves, the file is decoded once more before: keeping its frames would take gigabytes.
 
     Args:
       videos: cut from the file.
@@ -44,7 +44,7 @@ def encode_file(
       given: the boxes of a table, or the .skeleton files.
 
     Returns:
-      What is known of the file, and for each video the frames of the file, or why it has no box.
+      Facts about the file, and for each video its encoded frames, or the reason why it has no box.
 
     Raises:
       BadVideo: as of `raw_video.read`.
@@ -105,7 +105,7 @@ def _encode_cut(
             if picture is not None:
                 shapes[video] = picture.shape[:2]
     for video, box in fitted.items():
-        height, width = shapes.get(video, (0, 0))  # none where its interval begins after the end, which is told later
+        height, width = shapes.get(video, (0, 0))  # none if its interval begins after the end, which is reported later
         encoded[video] = EncodedFrames(frames=stored[video], height=height, width=width, box=box, raw_size=raw_size)
     return encoded
 

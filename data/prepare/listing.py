@@ -15,7 +15,7 @@ from data.store import truth
 
 # [ours] The longest of RoCoG's lists, the longest annotation files known here, has 3 MB.
 MAX_ANNOTATION_BYTES = 32 * 2**20
-_COMPARED_TOGETHER = 200  # [ours] files; those of a tar archive are read in one pass
+_COMPARED_TOGETHER = 200  # [ours] files; those in a tar archive are read in one pass over it
 # Archives that are not read, and archives in archives.
 _PACKED = re.compile(r"\.(7z|rar|zip|tar|tgz|gz|bz2|tbz2?|xz|txz|zst|z\d\d|\d\d\d)$")
 
@@ -42,7 +42,7 @@ class Listing:
 
     files: Files
     videos: tuple[catalog.Video, ...]  # sorted by recording, take and view
-    num_bytes: Mapping[str, int]  # of the raw files, by path
+    num_bytes: Mapping[str, int]  # size of the raw files, by path
     refused: tuple[tuple[str, str, str], ...]  # (path, take, reason): labels that cannot be used
     changed: tuple[str, ...]  # labels that are used, but not as they are written
     unmatched: tuple[tuple[str, str], ...]  # as of `files`, and labels without a video
@@ -59,7 +59,7 @@ class Listing:
 
 
 def list_videos(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[catalog.Catalog, Listing]:
-    """The videos below folders and in archives, and the catalogue completed with what only these tell.
+    """The videos below folders and in archives, and the catalogue completed with what only the listed files tell.
 
     Raises:
       PreparationError: no such folder, nothing in it, a damaged list, or two different files that are the same view of
@@ -103,7 +103,7 @@ def matching_files(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tup
     if not names.whole_paths:
         called = {path: path for path in found}
     sizes = {path: size for path, size in found.items() if not isinstance(size, str)}
-    wanted = (*names.extensions, *archives.EXTENSIONS, "/")  # what else cannot be read is of no interest
+    wanted = (*names.extensions, *archives.EXTENSIONS, "/")  # other unreadable files do not matter
     unreadable = {
         path: reason
         for path, reason in found.items()
@@ -185,7 +185,7 @@ def _found(inputs: Path | Sequence[Path]) -> tuple[Path, dict[str, int | str], d
 
 
 def _unpacked_first(path: str) -> tuple[bool, str]:
-    """Of the same file in a folder and in an archive, the one in the folder is read."""
+    """Where a file lies both in a folder and in an archive, keeps the one in the folder."""
     lower = path.lower()
     return any(f"{ending}/" in lower for ending in archives.EXTENSIONS), path
 
@@ -252,7 +252,7 @@ def _equal_bytes(reader: archives.Reader, path: str, other: str) -> bool:
 
 
 def _endings(paths: set[str]) -> dict[str, int]:
-    """Ending -> files, but for the 3D joints and cameras."""
+    """Number of files by ending, without those of 3D joints and cameras."""
     of_truth = {f"{truth.FOLDER}/{name}" for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS)}
     names = [path.rpartition("/")[2] for path in paths if "/".join(path.split("/")[-2:]) not in of_truth]
     return dict(Counter(os.path.splitext(name)[1].lower() or "without ending" for name in names))

@@ -22,7 +22,7 @@ from data.prepare.listing import Listing, PreparationError
 from data.store import digests, frame_index, truth
 from data.store.takes import FORMAT_VERSION
 
-# The manifest, but for the column `record`, which counts the rows.
+# The manifest without the column `record`, which numbers the rows.
 _SCHEMA = pa.schema(
     [
         ("take", pa.string()),
@@ -36,16 +36,16 @@ _SCHEMA = pa.schema(
         ("setup", pa.int32()),
         ("camera", pa.int32()),
         ("performance", pa.int32()),
-        ("listed_split", pa.string()),  # '' where the numbers decide the official splits
+        ("listed_split", pa.string()),  # '' if the numbers above decide the official splits
         ("checksum", pa.uint32()),  # CRC-32 of the record's bytes
-        ("source_fps", pa.float32()),  # of the file, by its stamps; this and what follows is new since format 3 began
-        ("offset_seconds", pa.float64()),  # added to the file's stamps; 0 where frames are paired by number
-        ("gap_frames", pa.int32()),  # that stand for one that the file lacks
+        ("source_fps", pa.float32()),  # of the file, by its stamps; older sets lack the columns from here on
+        ("offset_seconds", pa.float64()),  # added to the file's stamps; 0 if frames are paired by number
+        ("gap_frames", pa.int32()),  # repeated in place of frames that the file lacks
         ("resampled", pa.bool_()),  # frame k of the record is not frame k of the file
-        ("video_tracks", pa.int32()),  # of the file, of which the longest was read
+        ("video_tracks", pa.int32()),  # in the file; the longest was read
     ]
 )
-# Of sets with boxes alone: the box that the frames show, and the upright raw picture that it counts pixels of.
+# Only in sets with boxes: the box that the frames show, and the size of the upright raw picture in which it lies.
 _CROP_SCHEMA = pa.schema([(name, pa.int32()) for name in MANIFEST_COLUMNS])
 
 
@@ -56,7 +56,7 @@ def write(
     output_dir: Path,
     truth_dir: Path | None = None,
 ) -> dict:
-    """Writes everything beside the shards; prepared.json, which makes the set a finished one, last but for the digests.
+    """Writes all files beside the shards. prepared.json marks the set as finished; only the digests are written later.
 
     Args:
       settings, listing, jobs: what was prepared.
@@ -76,7 +76,7 @@ def write(
         rows = account["records"]
         tables.append(pa.table({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema))
         quarantined += account["quarantined"]
-        sha256[account["file"]] = account["sha256"]  # known from its making
+        sha256[account["file"]] = account["sha256"]  # computed when the shard was written
         shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})
     views = pa.concat_tables(tables)
     _write_manifest(views, output_dir)
@@ -183,7 +183,7 @@ def verify(directory: Path) -> list[str]:
 
 
 def _damaged_takes(shard: Path) -> list[str]:
-    """The takes with a record that has changed; all of the shard's when the damage is outside of the records."""
+    """The takes with a changed record; all takes of the shard if the damage lies outside the records."""
     part = shard.parent / shards.PARTS / f"{shard.name.partition('.array_record-')[2]}.json"
     try:
         rows = json.loads(part.read_bytes())["records"]
@@ -194,7 +194,7 @@ def _damaged_takes(shard: Path) -> list[str]:
 
 
 def _checksum(shard: Path, index: int) -> int | None:
-    """CRC-32 of a record, None if it cannot be read; opened anew each time, as an error leaves a reader unusable."""
+    """CRC-32 of a record, None if it cannot be read. The reader is opened each time: an error makes it unusable."""
     try:
         reader = array_record_module.ArrayRecordReader(str(shard))
         return zlib.crc32(reader.read([index])[0])

@@ -10,7 +10,7 @@ from console.errors import UserError
 from data.catalog import Video
 
 COLUMNS = ("take", "view", "seconds")
-SHOWN = 5  # of a list in a message
+SHOWN = 5  # entries of a list that a message names
 
 
 def read(path: Path) -> dict[tuple[str, str], float]:
@@ -36,7 +36,7 @@ def read(path: Path) -> dict[tuple[str, str], float]:
         take, view, text = (cells.get(name, "") for name in COLUMNS)
         where = f"--sync={path}, line {table.line_num}"
         if not text.strip():
-            continue  # `data.sync` leaves a place empty where it does not guess
+            continue  # `data.sync` leaves the seconds empty if it is not sure
         try:
             number = float(text)
         except ValueError:
@@ -50,7 +50,7 @@ def read(path: Path) -> dict[tuple[str, str], float]:
 
 
 def unused(seconds: Mapping[tuple[str, str], float], videos: Iterable[Video]) -> list[str]:
-    """A warning of lines for videos that there are not; none if all are used."""
+    """A warning about lines for videos that do not exist; empty if all lines are used."""
     unknown = sorted(seconds.keys() - {(video.take, video.view) for video in videos})
     if not unknown:
         return []
@@ -59,7 +59,7 @@ def unused(seconds: Mapping[tuple[str, str], float], videos: Iterable[Video]) ->
 
 
 def text(rows: Sequence[Sequence[object]], more_columns: Sequence[str] = ()) -> str:
-    """The table's text, of rows in the order of COLUMNS and of those that follow them."""
+    """The table's text. Each row has the values of COLUMNS and of any further columns, in order."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow([*COLUMNS, *more_columns])

@@ -22,16 +22,16 @@ class EncodedVideo:
     frames: list[bytes]
     height: int
     width: int
-    fps: float  # of the frames; as the header says, until they are those of a clock
+    fps: float  # of the frames: the header's, until a clock gives them its own
     source_fps: float  # of the file, as of `clocks.rate`
     begin: float  # stamp of the file's first frame, seconds
     stamps: np.ndarray  # float[T], seconds, of the file's frames in `frames`
     repeats: bool  # as of `raw_video.Source`
-    num_tracks: int  # of video, in the file
+    num_tracks: int  # video tracks in the file
     box: Box | None = None  # as of `encoding.EncodedFrames`
     raw_size: tuple[int, int] | None = None
     offset: float = 0.0  # seconds that were added to the stamps
-    num_gaps: int = 0  # frames that stand for one that the file lacks
+    num_gaps: int = 0  # frames repeated in place of frames that the file lacks
     resampled: bool = False  # frame k is not the k-th of the file (or of the interval that was cut)
 
 
@@ -46,11 +46,11 @@ def choose_views(
     """The views of a take that go in, and the quarantine entries of those that do not.
 
     Args:
-      take: its views, each as it was read, or why it was not.
-      offset: seconds to add to the stamps, where `clock` has them from a table.
+      take: its views: each as it was read, or the reason why it could not be.
+      offset: seconds to add to the stamps, if `clock` takes them from a table.
       clock: that the views are put on; None pairs frames by number.
       synchronised: the views must agree, and a single one is of no use.
-      max_length_difference: frames that they may differ by, where nobody says that more is right.
+      max_length_difference: frames by which the views' lengths may differ, unless the clock allows more.
     """
     views = [view for view in take.values() if isinstance(view, EncodedVideo)]
     reasons = {video: reason for video, reason in take.items() if isinstance(reason, str)}
@@ -72,8 +72,8 @@ def choose_views(
 
 
 def _with_repeats(view: EncodedVideo) -> EncodedVideo:
-    """As players show it: an entry without a picture is the frame before, again."""
-    if not view.repeats or view.video.interval is not None:  # which counts the frames that there are
+    """The view as players show it: an entry without a picture repeats the frame before."""
+    if not view.repeats or view.video.interval is not None:  # an interval counts only frames that exist
         return view
     numbers = np.round((view.stamps - view.stamps[0]) * view.source_fps).astype(int)
     shown = np.searchsorted(numbers, np.arange(numbers[-1] + 1), side="right") - 1
@@ -100,7 +100,7 @@ def _on_one_clock(
     clock: Clock,
     max_length_difference: int,
 ) -> list[EncodedVideo]:
-    """The views, sampled at the ticks that all of them span; those that cannot be get their reason."""
+    """The views sampled at the ticks that all of them span. A view that cannot be sampled gets its reason instead."""
     placed = []
     for view in views:
         seconds = offset.get(view.video) if clock.by == clocks.BY_FILE else 0.0
@@ -117,7 +117,7 @@ def _on_one_clock(
     while placed:
         rates = [view.source_fps for view in placed]
         fps = clock.fps or clocks.common_rate(rates)
-        if clock.by == clocks.IF_ALIKE:  # a length that differs much may mean that they did not begin together
+        if clock.by == clocks.IF_ALIKE:  # very different lengths suggest that they did not begin together
             alike = _keep_alike_in_length(
                 placed, reasons, max_length_difference, functools.partial(_num_ticks, fps=fps)
             )
@@ -143,7 +143,7 @@ def _on_one_clock(
                 kept.append(view)
         if len(kept) == len(placed):
             return [_resampled(view, *which, fps=fps) for view, which in zip(placed, shown, strict=True)]
-        placed = kept  # the others may span more without it
+        placed = kept  # without this view the others may span more
     return []
 
 
@@ -152,7 +152,7 @@ def _num_ticks(view: EncodedVideo, fps: float) -> int:
 
 
 def _keep_meeting(views: list[EncodedVideo], reasons: dict[Video, str]) -> list[EncodedVideo]:
-    """The most views that have a time in common; none where no two have."""
+    """The largest group of views with a time in common; empty if no two views have one."""
     spans = [(view.stamps[0] + view.offset, view.stamps[-1] + view.offset) for view in views]
     groups = [
         [view for view, (begin, end) in zip(views, spans, strict=True) if begin <= time <= end] for time, _ in spans
@@ -170,7 +170,7 @@ def _keep_meeting(views: list[EncodedVideo], reasons: dict[Video, str]) -> list[
 
 
 def _keep_alike_in_begin(views: list[EncodedVideo], reasons: dict[Video, str], clock: Clock) -> list[EncodedVideo]:
-    """All views, or none where the stamps of their first frames are more than half a frame apart."""
+    """All views; none if the stamps of their first frames are more than half a frame apart."""
     begins = [view.begin for view in views]
     if len(views) < 2:
         return views

@@ -1,15 +1,15 @@
-"""What a preparation tells: before the work what will not be used, in the end what went in, out and aside."""
+"""What a preparation prints: before the work what will not be used, at the end what was used, left out or set aside."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.prepare.listing import Listing, passed_over
 
-SHOWN = 10  # of a list
+SHOWN = 10  # entries of a list
 
 
 def report(prepared: dict, output_dir: Path) -> str:
-    """The end report: what went in, out and aside."""
+    """The report at the end: what was used, left out or set aside."""
     counts = prepared["counts"]
     quarantined = [f"{entry['path']}: {entry['reason']}" for entry in prepared["quarantined"]]
     where = f", listed with reasons in {output_dir / 'quarantine.csv'}:" if quarantined else ""
@@ -35,7 +35,7 @@ def _tracks(several: int) -> list[str]:
 
 
 def found_wrong(listing: Listing) -> list[str]:
-    """Told before the work begins: what is mended then is prepared with the rest."""
+    """Printed before the work begins, so that the user can correct files and have them prepared with the rest."""
     unreadable = [f"  {path}: {reason}" for path, _, reason in listing.unreadable]
     lines = [f"cannot be read: {count(len(unreadable), 'file')}", *unreadable] if unreadable else []
     refused, changed = [reason for *_, reason in listing.refused], listing.changed
@@ -45,13 +45,13 @@ def found_wrong(listing: Listing) -> list[str]:
 
 
 def unmatched(files: Sequence[tuple[str, str]], where: str = "") -> list[str]:
-    """Of files that are none of the data set."""
+    """About files that do not belong to the data set."""
     reasons = [reason for _, reason in files]
     return [f"not of this data set: {count(len(reasons), 'file')}{where}", *_shortened(reasons)] if reasons else []
 
 
 def left(duplicates: int, endings: Mapping[str, int]) -> list[str]:
-    """What else there is of files that are not used."""
+    """About the other files that are not used."""
     twice = f"left out, with the same bytes as a file that is used: {count(duplicates, 'file')}"
     return [twice] * bool(duplicates) + ([passed_over(endings)] if endings else [])
 

@@ -1,8 +1,8 @@
-"""Decodes a raw video, once, frame by frame: upright, small, each with its time, with the defects found on the way.
+"""Decodes a raw video once, frame by frame. Frames are upright and small, and come with their times.
 
-What the decoder notices is found: H.264, HEVC and MPEG-4 notice nearly every changed byte, VP9 and MJPEG hardly any,
-and FFV1 none where it was written without checksums (FFmpeg adds them from FFV1's version 3 on): there, changed bytes
-are changed pictures.
+Damage is found if the decoder notices it. H.264, HEVC and MPEG-4 decoders notice nearly every changed byte, VP9 and
+MJPEG decoders hardly any. FFV1 without checksums (FFmpeg adds them from FFV1's version 3 on) notices none: changed
+bytes then become changed pictures.
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-# Limits [ours] on what a file may claim or hold, so that a hostile one costs neither the memory nor the day.
+# Limits [ours] on what a file may claim or hold, so that a hostile one can exhaust neither the memory nor the time.
 MAX_PIXELS = 7680 * 4320  # of one frame: 8K video
 MAX_FRAMES = 18_000  # of one video: ten minutes at 30 fps; all its frames may be one record
-# Processor time of one video: ten minutes of 4K take about a quarter of it. Not the time on the clock, which would make
-# it a matter of the machine's other work which videos are used.
+# Processor time for one video: ten minutes of 4K take about a quarter of it. Wall time would make the choice of videos
+# depend on the machine's other work.
 MAX_CPU_SECONDS = 1800
-# Time on the clock of one video: what keeps a file system that hardly answers from holding a worker for ever. So much
-# more that it does not decide which videos are used.
+# Wall time for one video, so that a file system that hardly answers cannot hold a worker for ever. It is long enough
+# not to decide which videos are used.
 MAX_SECONDS = 2 * MAX_CPU_SECONDS
-# FFmpeg's names of the containers that are read: all in which a video is one file. Others are playlists and
-# descriptions of sessions, which make FFmpeg open other files and sockets.
+# FFmpeg's names of the containers that are read: those in which a video is one file. Playlists and descriptions of
+# sessions are left out, because they make FFmpeg open other files and sockets.
 CONTAINERS = (
     "asf",
     "avi",
@@ -42,15 +42,15 @@ CONTAINERS = (
     "ogg",
 )
 # How much of what the container claims may be missing before the video counts as truncated.
-MISSING_FRAMES_TOLERANCE = 1  # [ours] of a count of frames; an entry may hold no picture
-MISSING_SECONDS_TOLERANCE = 0.5  # [ours] of a duration, which may be that of a longer audio track, and
-MISSING_FRACTION_TOLERANCE = 0.1  # [ours] no more than this part of it
+MISSING_FRAMES_TOLERANCE = 1  # [ours] frames of the claimed count; an entry may hold no picture
+MISSING_SECONDS_TOLERANCE = 0.5  # [ours] of the claimed duration, which may be that of a longer audio track; but
+MISSING_FRACTION_TOLERANCE = 0.1  # [ours] at most this part of the duration
 
 _LIMITS = {"max_pixels": str(MAX_PIXELS)}  # FFmpeg refuses larger frames before it allocates them
-# What a container refers to in other places is not opened: there is no protocol of this name.
+# No protocol is called "none", so nothing that a container refers to elsewhere is opened.
 _NOTHING_ELSE = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
-# Titles and the like may be in any encoding, or damaged; they are not used. PyAV decodes them only where they are asked
-# for, but did so at once before its version 19, with an error unless told otherwise.
+# Titles and other metadata are not used; they may be damaged or in any encoding. Before version 19 PyAV decoded them on
+# opening, and raised an error unless told otherwise.
 _METADATA = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
@@ -65,7 +65,7 @@ class Source:
     Attributes:
       container: closed when the last frame was read.
       stream: the video track that is read.
-      num_tracks: of video, cover pictures not counted.
+      num_tracks: number of video tracks; cover pictures do not count.
       fps: frames per second, as the header says.
       seconds: receives the presentation time of every frame.
     """
@@ -100,7 +100,7 @@ def read(file: BinaryIO, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
 
 
 def open_source(file: BinaryIO) -> Source:
-    """Opens a video for `decode`: in a container that is read here, within the limits, and without any other file.
+    """Opens a video for `decode`. Its container must be one of CONTAINERS and within the limits. Opens no other file.
 
     Of several video tracks it takes the longest: the others are thumbnails and previews.
 
@@ -154,7 +154,7 @@ def _tracks(container: av.container.InputContainer) -> list[av.VideoStream]:
 
 
 def _longest(container: av.container.InputContainer, tracks: Sequence[int]) -> int:
-    """The index of the track whose packets span the most time; headers often do not say."""
+    """The index of the track whose packets span the most time; headers often do not state the duration."""
     first, last = {}, dict.fromkeys(tracks, (0.0, 0))
     for packet in container.demux([container.streams[index] for index in tracks]):
         time = packet.pts if packet.pts is not None else packet.dts
@@ -166,7 +166,7 @@ def _longest(container: av.container.InputContainer, tracks: Sequence[int]) -> i
 
 
 class _Bounded:
-    """A file as PyAV reads it: no longer than MAX_SECONDS, and without a name, which FFmpeg would look at."""
+    """A file for PyAV that stops reading after MAX_SECONDS. It has no name, because FFmpeg would interpret it."""
 
     def __init__(self, file: BinaryIO):
         self.seek, self.tell = file.seek, file.tell
@@ -246,7 +246,7 @@ def _timed(source: Source) -> Iterator[tuple[float, av.VideoFrame]]:
                 delay = num_packets
             if not source.repeats:
                 seconds = seconds + step if frame.time is None else frame.time
-            elif packet.dts is None:  # at the end, the frames that the decoder has kept back
+            elif packet.dts is None:  # at the end come the frames that the decoder has held back
                 seconds += step
             else:
                 seconds = max(seconds + step, float(packet.dts * packet.time_base) - delay * step)
@@ -260,18 +260,18 @@ def _check_end(source: Source, num_frames: int) -> None:
     if stream.frames:
         claimed = stream.frames
         if "mov" in container.format.name and stream.duration:
-            # An edit list hides frames, as after trimming on a phone; the duration knows of it, the count does not.
+            # An edit list hides frames, as after trimming on a phone. The duration leaves them out, the count does not.
             claimed = min(claimed, round(stream.duration * stream.time_base * source.fps))
         found = num_frames
         if source.repeats and claimed > num_frames:
             found = round(end / stream.time_base)
-        elif source.repeats:  # no entry is empty: a step of two is the decoder's, which has begun to reorder
+        elif source.repeats:  # no entry is empty: a step of two only shows that the decoder has begun to reorder
             source.seconds[:] = (source.seconds[0] + np.arange(num_frames) * float(stream.time_base)).tolist()
         if claimed - found > MISSING_FRAMES_TOLERANCE:
             raise BadVideo(f"truncated: {num_frames} frames of the {claimed} that the container claims")
     elif container.duration is not None:
         claimed_end = container.duration / av.time_base
-        if "matroska" not in container.format.name:  # which counts it from 0, wherever its first frame is
+        if "matroska" not in container.format.name:  # Matroska counts the duration from 0, wherever the first frame is
             claimed_end += (container.start_time or 0) / av.time_base
         if claimed_end - end > min(MISSING_SECONDS_TOLERANCE, MISSING_FRACTION_TOLERANCE * claimed_end):
             raise BadVideo(f"truncated: ends after {end:.2f} s of the {claimed_end:.2f} s that the container claims")
@@ -292,7 +292,7 @@ def frames(source: Source, short_side: int) -> Iterator[np.ndarray]:
     """
     reformatter, rotation = VideoReformatter(), None
     for frame in decode(source):
-        if frame.rotation != rotation:  # PyAV keeps a frame alive whose side data are looked at: not each one's
+        if frame.rotation != rotation:  # not read for each frame: PyAV keeps frames alive whose side data were read
             rotation, turned = frame.rotation, turns(frame)
         width = frame.width * float(source.stream.sample_aspect_ratio or 1)
         scale = min(1.0, short_side / min(frame.height, width))

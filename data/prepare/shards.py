@@ -33,12 +33,12 @@ from data.store import codec, digests, frame_index
 
 SPLIT = "takes"  # the one TFDS split; the official splits are the catalogue's
 PARTS = "parts"  # the folder of the shards' accounts
-# group_size:1 reads one record without its neighbours; frames are compressed already.
+# With group_size:1 a record is read without its neighbours. Frames are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-# [ours] A shard of NTU is then about 250 MB (64 takes of 3 views of about 1.3 MB), and the work of a few minutes is
-# what an interruption costs.
+# [ours] A shard of NTU is then about 250 MB (64 takes of 3 views of about 1.3 MB). An interruption costs the work on a
+# shard, a few minutes.
 RECORDS_PER_SHARD = 192
-MIN_SHARDS = 16  # [ours] so that a small set keeps several workers busy, too
+MIN_SHARDS = 16  # [ours] so that a small set, too, keeps several workers busy
 
 FEATURES = tfds.features.FeaturesDict(
     {
@@ -52,7 +52,7 @@ _SERIALIZER = example_serializer.ExampleSerializer(FEATURES.get_serialized_info(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the bytes of a prepared set, beside the videos."""
+    """What decides the bytes of a prepared set, apart from the videos."""
 
     dataset: str
     pattern: str  # of the folder data set, else ''
@@ -61,12 +61,12 @@ class Settings:
     short_side: int  # pixels
     quality: int
     max_length_difference: int  # frames
-    synchronised: bool  # the views of a take must agree, and a single one is of no use
-    clock: Clock | None = None  # that they are put on; None pairs their frames by number
+    synchronised: bool  # the views of a take must agree in length; a take with one view is set aside
+    clock: Clock | None = None  # of the views of a take; None pairs their frames by number
     crop: Crop | None = None  # how boxes are cut out of them; None keeps the whole picture
 
     def as_dict(self) -> dict:
-        """As it is written down: of whole pictures as before there were crops."""
+        """The form that is stored. Without a crop it is the form of sets from before crops existed."""
         return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("crop", None)}
 
 
@@ -78,12 +78,12 @@ class Job:
     num_shards: int
     videos: tuple[Video, ...]  # whole takes, sorted by recording, take and view
     num_bytes: tuple[int, ...]  # of the raw files, in the same order
-    offsets: tuple[float | None, ...] = ()  # seconds to add to their stamps, where a table gives them, in that order
-    boxes: tuple[Box | Path | None, ...] = ()  # that are cut out, or .skeleton files that tell them, in that order
+    offsets: tuple[float | None, ...] = ()  # seconds to add to their stamps, if a table gives them; in the same order
+    boxes: tuple[Box | Path | None, ...] = ()  # to cut out, or .skeleton files to take them from; in the same order
 
     @property
     def boxes_given(self) -> dict[Video, Box | Path | None]:
-        """By video; empty where they are not given."""
+        """The boxes by video; empty if none are given."""
         return dict(zip(self.videos, self.boxes, strict=True)) if self.boxes else {}
 
     @property
@@ -106,11 +106,11 @@ class Job:
         return f"{dataset}-{SPLIT}.array_record-{self.shard:05}-of-{self.num_shards:05}"
 
     def digest(self, settings: Settings) -> str:
-        """Changes when the settings, the list of videos or a video's size change."""
+        """A digest that changes with the settings, the list of videos and the videos' sizes."""
         videos = [[*dataclasses.astuple(video), size] for video, size in zip(self.videos, self.num_bytes, strict=True)]
         how = settings.as_dict()
         if settings.clock is None:
-            del how["clock"]  # as in accounts from before there were clocks
+            del how["clock"]  # so that the digest equals that of accounts from before clocks existed
         given = [self.offsets] if self.offsets else []
         if self.boxes:
             given.append([[box.name, _size(box)] if isinstance(box, Path) else box for box in self.boxes])
@@ -119,7 +119,7 @@ class Job:
 
 
 def _size(path: Path) -> int:
-    """In bytes; -1 where the file cannot be had, which `boxes.read_skeleton` tells."""
+    """The size in bytes; -1 if the file cannot be read, which `boxes.read_skeleton` reports."""
     try:
         return path.stat().st_size
     except OSError:
@@ -136,7 +136,7 @@ def plan(
     Args:
       listing: of the videos.
       offsets: seconds to add to the stamps of a (take, view), where a table gives them.
-      boxes: of a (take, view), or the .skeleton file that tells it, where they are given.
+      boxes: of a (take, view), or the .skeleton file to take it from, if they are given.
     """
     recordings = _group(listing.videos, _recording)
     by_size = round(RECORDS_PER_SHARD * len(recordings) / len(listing.videos))
@@ -163,7 +163,8 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
       settings: how.
       input_dir: where the videos' paths start.
       output_dir: of the prepared set; its PARTS folder exists.
-      starting: called with the path of each video before it is opened; a `raw_video.BadVideo` of it sets it aside.
+      starting: called with the path of each video before it is opened; the video is set aside if it raises
+        `raw_video.BadVideo`.
 
     Raises:
       PreparationError: a video has vanished, or the file system refuses to read it.
@@ -181,8 +182,8 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
                 writer.write(record)
                 rows.append(_row(view, record))
         writer.close()
-    except RuntimeError as error:  # ArrayRecord's for every failure of the file system
-        temporary.unlink(missing_ok=True)  # on a full disk, room for the rest
+    except RuntimeError as error:  # ArrayRecord raises it for every failure of the file system
+        temporary.unlink(missing_ok=True)  # makes room for the other files on a full disk
         raise OSError(str(error)) from error
     sha256, num_bytes = digests.sha256_of(temporary)
     index = io.BytesIO()
@@ -212,7 +213,7 @@ def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
     try:
         account = json.loads((output_dir / PARTS / job.part_name).read_bytes())
         finished = account["inputs"] == job.digest(settings) and account["bytes"] == shard.stat().st_size
-        # None in accounts from before there were these digests.
+        # None in accounts from before these digests existed.
         finished &= account.pop("account_sha256", None) in (None, _digest(account))
         finished &= account.get("index_sha256") in (None, digests.sha256_of(index)[0])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
@@ -232,7 +233,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Another path to write to: what is there in the end appears at `path`, whole or not at all."""
+    """Yields a temporary path to write to. The finished file then appears at `path`, whole or not at all."""
     temporary = path.parent / f".{path.name}.{platform.node()}-{os.getpid()}.tmp"
     yield temporary
     _commit(temporary, path)
@@ -263,8 +264,8 @@ def _encode_takes(
 ) -> Iterator[tuple[list[EncodedVideo], list[dict]]]:
     """For each take, the views that go in, and the quarantine entries of those that do not.
 
-    Holds the encoded frames of one recording at a time: each of its files is decoded once, and all its takes are cut
-    from that.
+    Holds the encoded frames of one recording at a time. Each file of a recording is decoded once, and all takes are cut
+    from its frames.
     """
     offset = dict(zip(job.videos, job.offsets, strict=True)) if job.offsets else {}
     with archives.Reader(input_dir, [video.path for video in job.videos]) as files:
@@ -291,7 +292,7 @@ def _encode_file(
     starting: Callable[[str], None],
     boxes_given: Mapping[Video, Box | Path | None],
 ) -> dict[Video, EncodedVideo | str]:
-    """The videos cut from one file, or the reasons why they cannot be had."""
+    """The videos cut from one file; for a video that cannot be cut, the reason."""
     path = videos[0].path
     try:
         starting(path)
@@ -336,7 +337,7 @@ def _encode_file(
 
 def _serialize(view: EncodedVideo) -> bytes:
     example = {"take": view.video.take, "view": view.video.view, "frames": view.frames}
-    # As FEATURES.serialize_example does, but for the order of the features, which is otherwise another in each process.
+    # As FEATURES.serialize_example does, but with sorted features: its own order differs from process to process.
     return _SERIALIZER.get_tf_example(FEATURES.encode_example(example)).SerializeToString(deterministic=True)
 
 

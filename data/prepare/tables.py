@@ -1,4 +1,4 @@
-"""Tables as CSV, in which a name stays a name: spreadsheets take some cells for formulas."""
+"""Tables as CSV, written so that a spreadsheet takes no name for a formula."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -21,6 +21,6 @@ def write(file: TextIO, columns: Sequence[str], rows: Iterable[dict[str, Any]]) 
             name: f"'{value}" if isinstance(value, str) and value.startswith((*_BEGINS_FORMULA, "'")) else value
             for name, value in row.items()
         }
-        # Python's csv does not see that readers end a row at \r, too.
+        # Readers also end a row at \r, which Python's csv does not quote.
         with_return = any(isinstance(value, str) and "\r" in value for value in cells.values())
         (quoting if with_return else writer).writerow(cells)

@@ -1,4 +1,4 @@
-"""What the headers of raw videos say of their times, before anything is decoded: rates, beginnings, lengths by view."""
+"""Rates, beginnings and lengths by view, read from the headers of raw videos before anything is decoded."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import av
 from data.prepare import archives, clocks, raw_video
 from data.prepare.listing import Listing
 
-SAMPLED_TAKES = 50  # [ours] at most, evenly over the set; a header costs a few milliseconds on a local disk
+SAMPLED_TAKES = 50  # [ours] at most, spread evenly over the set; a header takes a few milliseconds on a local disk
 
 
 def table(listing: Listing, input_dir: Path) -> list[str]:
-    """Lines: a table with a row per view, and how many takes do not begin at one time by the times in their files.
+    """Lines of text: a table with a row per view, and how many takes have files whose times begin differently.
 
     Args:
-      listing: of the videos; of a large set, some takes are looked at.
+      listing: of the videos; in a large set only some takes are looked at.
       input_dir: where their paths start.
     """
     takes = sorted({video.take for video in listing.videos})
@@ -29,7 +29,7 @@ def table(listing: Listing, input_dir: Path) -> list[str]:
                 with files.open(path) as file:
                     of_path[path] = _times(raw_video.open_source(file))
             except (raw_video.BadVideo, archives.BadArchive, OSError):
-                continue  # preparation tells
+                continue  # preparation reports it
     rows = {}
     begins: dict[str, list[tuple[float, float]]] = {}
     for video in videos:

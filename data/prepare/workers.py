@@ -20,15 +20,16 @@ from data.prepare.listing import PreparationError
 _GO_ON = "Finished shards are kept: the same command goes on from here"
 _num_started = None  # videos, counted by all workers; set in each worker
 _at_work = None  # the file that names the video that this worker reads
-_refused: Mapping[str, str] = {}  # path -> reason, of videos that have ended a worker
-_began = 0.0  # seconds of processor time when it began with that
-_began_on_clock = None  # seconds; None while it has no video
-# [ours] Beyond what `raw_video` allows a video: it looks between two frames and two reads, so only a decoder that never
-# comes to the next one, or a read that never ends, is still at work then.
+_refused: Mapping[str, str] = {}  # path -> reason, of videos that ended a worker before
+_began = 0.0  # processor time in seconds when this worker began with its video
+_began_on_clock = None  # the same in wall time; None while it has no video
+# [ours] Beyond the limits of `raw_video`, which checks them between frames and between reads. A video that still runs
+# after this has a decoder that never comes to the next frame, or a read that never ends.
 _GRACE_CPU_SECONDS = 60
 _GRACE_SECONDS = 60
 _OVERTIME = 1  # the exit code of a worker that has ended itself
-# [ours] How a decoder ends a process that a video makes it fail in. SIGKILL is the kernel's, for memory.
+# [ours] Signals by which a decoder may end its process on a bad video. SIGKILL is not one: the kernel sends it when
+# memory runs out.
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
 
@@ -133,9 +134,9 @@ def _run(
 def _blame(
     processes: Iterable[multiprocessing.Process], output_dir: Path, crashed: set[str], refused: dict[str, str]
 ) -> bool:
-    """Whether a video has ended a worker: `refused` receives it, if it is in `crashed` already, or takes for ever.
+    """Whether a video has ended a worker. It is added to `refused` if it took too long or is in `crashed` already.
 
-    A crash may have been the machine's fault, so the video is tried once more.
+    The first crash may have been the machine's fault, so the video is tried once more.
     """
     blamed = False
     for process in processes:
@@ -165,7 +166,7 @@ def _start_worker(num_started: multiprocessing.Value, output_dir: Path) -> None:
 
 
 def _watch() -> None:
-    """Ends this process with the main process, or when a video holds it for ever."""
+    """Ends this process when the main process ends, or when a video holds it for too long."""
     parent = multiprocessing.parent_process()
     while parent.is_alive() and not _is_overdue():
         parent.join(timeout=1.0)

@@ -1,4 +1,4 @@
-"""How a prepared set lies on disk and comes back: takes and views, frame codecs, the frame index, digests, the truth.
+"""How a prepared set lies on disk and is read: takes and views, frame codecs, the frame index, digests, the truth.
 
-Preparation writes by it, and the pipeline (data/pipeline.py, data/samples.py) reads by it. It may import data/catalog.
+Preparation writes with it; the pipeline (data/pipeline.py, data/samples.py) reads with it. It may import data/catalog.
 """

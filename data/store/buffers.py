@@ -1,14 +1,15 @@
-"""The memory of batches: used again once nothing refers to it, and shared by the processes that read with the trainer.
+"""The memory of batches. It is used again once nothing refers to it, and reading processes share it with the trainer.
 
-Fresh memory for every batch costs more than reading and unpacking coefficients does, in pages that the kernel clears
-and maps; so does copying a batch from one process to the other. Here an array lives in a buffer that is marked as
-taken. The mark is cleared when the array and all of its views are gone, wherever that is: whoever keeps a batch, JAX
-included while it copies to a device or aliases the memory on a CPU, keeps its buffer, and no batch ever changes.
+Fresh memory for every batch costs more than reading and unpacking coefficients, because the kernel must clear and map
+its pages. Copying a batch from one process to another costs as much. Here an array lives in a buffer that is marked as
+taken. The mark is cleared when the array and all of its views are gone, in whichever process. Whoever keeps a batch
+keeps its buffer, so no batch ever changes. This includes JAX while it copies to a device or aliases the memory on a
+CPU.
 
-Between processes goes an address alone. Buffers are anonymous files (memfd): nothing is left behind by a process that
-is killed, and the size of /dev/shm, 64 MB in a container of Docker, does not matter. Whoever meets the address of a
-buffer for the first time asks its process for a descriptor (descriptors.py), and gets one that reads alone. The marks
-are in a file of their own, which both write to.
+Processes exchange addresses only. Buffers are anonymous files (memfd): nothing is left behind by a process that
+is killed, and the size of /dev/shm, 64 MB in a container of Docker, does not matter.
+A process that meets the address of a buffer for the first time asks the buffer's process for a descriptor
+(descriptors.py), which is read-only. The marks have a file of their own, which both processes write to.
 """
 
 import dataclasses
@@ -28,9 +29,9 @@ from data.store.descriptors import Unreachable as Unreachable
 
 SHAREABLE = hasattr(os, "memfd_create")  # Linux
 MIN_BYTES = 2**16  # [ours] smaller arrays are pickled
-MOST_BUFFERS = 2**20  # [ours] of a process: marks, of a byte each
+MOST_BUFFERS = 2**20  # [ours] of a process; each has a mark of one byte
 _FREE, _TAKEN = 0, 1
-_MARKS = -1  # the number of the file of the marks
+_MARKS = -1  # the number of the file that holds the marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Address:
 
     process: int
     buffer: int  # number in that process
-    listener: str  # by which its descriptor is asked for, see descriptors.py
+    listener: str  # the name to ask for its descriptor by, see descriptors.py
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 class Buffers:
-    """Gives memory to arrays, from any thread. Goes to another process as a fresh, empty one."""
+    """Gives memory to arrays; any thread may ask. Pickled to another process it arrives new and without buffers."""
 
     def __init__(self):
         self._lock, self._numbers = threading.Lock(), itertools.count()
@@ -69,7 +70,7 @@ class Buffers:
                 buffer = _Buffer.create(next(self._numbers), num_bytes)
                 self._buffers.append(buffer)
             marks[buffer.number] = _TAKEN
-        whole = np.frombuffer(buffer.memory, np.uint8)  # as long as a view of this array is left, it is too
+        whole = np.frombuffer(buffer.memory, np.uint8)  # this array lives as long as any view of it
         self._lent[id(whole)] = buffer
         weakref.finalize(whole, self._take_back, id(whole)).atexit = False
         return whole.view(dtype).reshape(shape)
@@ -80,7 +81,7 @@ class Buffers:
             self._marks.memory[buffer.number] = _FREE
 
     def share(self, batch: Any) -> Any:
-        """Arrays of a batch -> their addresses. The arrays must not be used any more: who opens them owns them."""
+        """Arrays of a batch -> their addresses. The caller must not use the arrays any more: the opener owns them."""
         if not SHAREABLE:
             return batch  # grain copies what it is given
         if not self._listener:
@@ -104,7 +105,7 @@ class Buffers:
 
 
 class Opener:
-    """Opens what `Buffers.share` of other processes has made addresses of. The arrays can be read, not written to."""
+    """Opens addresses made by `Buffers.share` in other processes. The arrays are read-only."""
 
     def __init__(self):
         self._opened: dict[tuple[str, int], mmap.mmap] = {}
@@ -143,7 +144,7 @@ class _Buffer:
 
     @classmethod
     def create(cls, number: int, num_bytes: int, *, writable: bool = False) -> "_Buffer":
-        """`writable`: for those who get the descriptor."""
+        """`writable` says whether those who get the descriptor may write."""
         if not SHAREABLE:
             return cls(number, -1, num_bytes, mmap.mmap(-1, num_bytes))
         descriptor = os.memfd_create("batch")
@@ -154,7 +155,7 @@ class _Buffer:
             os.close(descriptor)
             descriptor = read_only
         buffer = cls(number, descriptor, num_bytes, memory)
-        weakref.finalize(buffer, os.close, descriptor)  # what is mapped stays
+        weakref.finalize(buffer, os.close, descriptor)  # the mapping stays valid
         return buffer
 
 

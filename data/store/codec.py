@@ -1,12 +1,12 @@
-"""How frames are stored, by name. Nothing but this and `data.samples` knows more of a codec than these functions:
+"""How frames are stored, by name. Only this module and `data.samples` know more of a codec than these functions:
 
 encode(frame uint8[h, w, 3] RGB, quality) -> bytes
 decode(bytes) -> uint8[h, w, 3] RGB; ValueError where the bytes are damaged
-decode_window(list of bytes, (top, left, height, width)) -> iterator of such windows, for less time where the codec can
+decode_window(list of bytes, (top, left, height, width)) -> iterator of such windows; faster if the codec allows it
 
 `jpeg`: JPEG files; decoded around the crops and cropped on the host.
-`dct`: JPEG's quantised coefficients, packed so that unpacking them is nearly free; decoded and cropped on the
-accelerator (mv2mae_jax/models/stored_frames.py), or on the host where pixels are needed there.
+`dct`: JPEG's quantised coefficients, packed so that unpacking them takes hardly any time; decoded and cropped on the
+accelerator (mv2mae_jax/decode.py), or on the host if pixels are needed there.
 """
 
 import types

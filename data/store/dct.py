@@ -1,8 +1,9 @@
 """Frames stored as JPEG's quantised DCT coefficients without JPEG's entropy code.
 
-What costs time in decoding JPEG is the Huffman code, bit by bit. Here coefficients are whole bytes, ordered by
-frequency so that the many zeros stand together, and LZ4 packs them: larger than JPEG, but unpacked ten times as fast.
-What is left is linear and small, and an accelerator does it (mv2mae_jax/models/stored_frames.py).
+Most of the time for decoding JPEG goes into the Huffman code, which is read bit by bit. Here coefficients are whole
+bytes. They are ordered by frequency, so that the many zeros stand together, and packed by LZ4. The result is larger
+than JPEG, but unpacked ten times as fast. The rest of decoding is linear and small; an accelerator does it
+(mv2mae_jax/decode.py).
 
 The coefficients of a frame of (h, w) pixels form one image, int8[3 * H / 2, W], with (H, W) = `padded_size(h, w)`: the
 luma's, int8[H, W], above those of Cb and Cr, int8[H / 2, W / 2] each, side by side. A plane of n rows and m columns
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from console.errors import UserError
 
-# The quantisation steps that JPEG (ITU-T T.81, annex K) proposes and libjpeg scales by its quality.
+# The quantisation steps that JPEG proposes (ITU-T T.81, annex K). libjpeg scales them by its quality.
 _LUMA_STEPS = """
     16 11 10 16 24 40 51 61   12 12 14 19 26 58 60 55   14 13 16 24 40 57 69 56   14 17 22 29 51 87 80 62
     18 22 37 56 68 109 103 77   24 35 55 64 81 104 113 92   49 64 78 87 103 121 120 101   72 92 95 98 112 100 103 99
@@ -28,8 +29,8 @@ _CHROMA_STEPS = """
     17 18 24 47 99 99 99 99   18 21 26 66 99 99 99 99   24 26 56 99 99 99 99 99   47 66 99 99 99 99 99 99
     99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99
 """
-# No coefficient of 8-bit pixels lies outside of -1024 to 1016, so that with steps of 8 or more int8 holds them all. A
-# step of 8 costs no more than rounding pixels does: 8**2 / 12 grey levels squared per coefficient, 1 / 12 per pixel.
+# Coefficients of 8-bit pixels lie in -1024 to 1016, so int8 holds them all if steps are 8 or more. The error of a step
+# of 8 is that of rounding pixels: 8**2 / 12 grey levels squared per coefficient, which is 1 / 12 per pixel.
 MIN_STEP = 8
 _HEADER = struct.Struct("<HHB")  # height, width, quality
 _PACKER = pa.Codec("lz4_raw", compression_level=6)  # [ours] a quarter smaller than level 1, and faster to unpack
@@ -134,14 +135,14 @@ def steps(quality: int) -> np.ndarray:
 
 
 def _spread(table: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """float32[8, 8] -> [n, m]: to every coefficient of a plane of this shape its step."""
+    """float32[8, 8] -> [n, m]: the step of every coefficient of a plane of this shape."""
     return table.astype(np.float32).repeat(shape[0] // 8, axis=0).repeat(shape[1] // 8, axis=1)
 
 
 def _transform(plane: np.ndarray) -> np.ndarray:
     """Pixels float32[n, m] -> orthonormal DCT of its 8x8 blocks, in the order of frequency."""
     height, width = plane.shape
-    # OpenCV's, one row of eight after the other: NumPy's products would start threads, in each of many workers.
+    # OpenCV's, row by row of eight values: NumPy's products would start threads in each of many workers.
     rows = cv2.dct(plane.reshape(-1, 8), flags=cv2.DCT_ROWS)
     rows = rows.reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 3, 1)  # (i, j, v, y)
     columns = cv2.dct(np.ascontiguousarray(rows).reshape(-1, 8), flags=cv2.DCT_ROWS)
@@ -150,7 +151,7 @@ def _transform(plane: np.ndarray) -> np.ndarray:
 
 
 def _inverse_transform(plane: np.ndarray) -> np.ndarray:
-    """What `_transform` was given."""
+    """The inverse of `_transform`."""
     height, width = plane.shape
     flags = cv2.DCT_ROWS | cv2.DCT_INVERSE
     by_block = plane.reshape(8, height // 8, 8, width // 8).transpose(1, 3, 2, 0)  # (i, j, v, u)

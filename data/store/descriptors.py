@@ -1,4 +1,4 @@
-"""Files that have no name go from one process of a run to another, as descriptors over a socket (SCM_RIGHTS)."""
+"""Passes files without a name from one process of a run to another, as descriptors over a socket (SCM_RIGHTS)."""
 
 import multiprocessing
 import os
@@ -14,16 +14,16 @@ class Unreachable(OSError):
 
 
 class Owner(Protocol):
-    """Has the files, under numbers."""
+    """Has the files. Each is known by a number."""
 
     def descriptor(self, number: int) -> int: ...
 
 
 def offer(owner: Owner) -> str:
-    """Hands the owner's descriptors to those who ask, from a thread, as long as there is the owner.
+    """Starts a thread that hands the owner's descriptors to other processes, for as long as the owner exists.
 
-    Only processes that have the key of this one, as its children do, are answered. The socket is an abstract one: of a
-    process that is killed nothing is left behind.
+    Only processes with this process's key get an answer; its children have it. The socket is abstract, so a killed
+    process leaves nothing behind.
 
     Returns:
       The name to ask for them by.
@@ -39,7 +39,7 @@ def offer(owner: Owner) -> str:
                     if there is not None:
                         reduction.send_handle(asking, there.descriptor(number), None)
                     del there
-            except (OSError, EOFError, multiprocessing.AuthenticationError):  # who asked is gone, or a stranger
+            except (OSError, EOFError, multiprocessing.AuthenticationError):  # it is gone, or lacks the key
                 continue
 
     threading.Thread(target=answer, name=name, daemon=True).start()
@@ -47,7 +47,7 @@ def offer(owner: Owner) -> str:
 
 
 def fetch(process: int, name: str, number: int) -> int:
-    """A descriptor of the file `number` of what process `process` offers as `name`; the caller closes it.
+    """A descriptor of file `number`, which process `process` offers under `name`. The caller closes it.
 
     Raises:
       Unreachable: that process has ended.
@@ -56,5 +56,5 @@ def fetch(process: int, name: str, number: int) -> int:
         with connection.Client(f"\0{name}", "AF_UNIX", authkey=multiprocessing.current_process().authkey) as owner:
             owner.send_bytes(b"%d" % number)
             return reduction.recv_handle(owner)
-    except (OSError, EOFError, RuntimeError, multiprocessing.AuthenticationError) as error:  # RuntimeError: of recv_fds
+    except (OSError, EOFError, RuntimeError, multiprocessing.AuthenticationError) as error:  # the last: recv_fds
         raise Unreachable(f"the memory of process {process} cannot be opened: {error}") from error

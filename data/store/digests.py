@@ -10,7 +10,7 @@ from console import progress
 from console.errors import UserError
 
 NAME = "SHA256SUMS"
-_THREADS = 8  # [ours] hashing lets other threads run
+_THREADS = 8  # [ours] hashing releases Python's lock, so threads run at once
 
 
 def sha256_of(path: Path) -> tuple[str, int]:
@@ -37,8 +37,8 @@ def check(folder: Path, part: str = "", *, show_progress: bool = False) -> dict[
 
     Args:
       folder: with the files and SHA256SUMS.
-      part: a folder in it whose files alone are compared.
-      show_progress: by a bar.
+      part: if given, only the files in this folder of it are compared.
+      show_progress: shows a progress bar.
 
     Returns:
       What is wrong with a file ('missing', 'damaged', 'not listed in SHA256SUMS'), by its path in the folder; empty
@@ -66,7 +66,7 @@ def check(folder: Path, part: str = "", *, show_progress: bool = False) -> dict[
 
 
 def check_some(folder: Path, names: Sequence[str], listed: Mapping[str, str]) -> dict[str, str]:
-    """As `check`, for some of the files, by the digests of `read`."""
+    """As `check`, for some of the files, against digests from `read`."""
     wrong = {}
     for name in names:
         if name not in listed:

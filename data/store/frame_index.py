@@ -1,8 +1,8 @@
-"""Where every frame of a prepared set lies, so that a clip costs the bytes of its frames and not those of its records.
+"""Where every frame of a prepared set lies, so that reading a clip costs the bytes of its frames, not of whole records.
 
-A shard is an ArrayRecord file of uncompressed records, so the bytes of a frame stand in it as they are. They are cut by
-a block header wherever a block of 64 KiB begins (Riegeli, doc/riegeli_records_file_format.md, which ArrayRecord is
-built on); positions here do not count these headers.
+A shard is an ArrayRecord file of uncompressed records, so it holds the bytes of a frame as they are. ArrayRecord is
+built on Riegeli (doc/riegeli_records_file_format.md), which puts a block header at the beginning of every 64 KiB.
+Positions here do not count these headers.
 """
 
 import functools
@@ -22,7 +22,7 @@ NAME = "frames.npy"
 ENTRY = np.dtype([("start", "<i8"), ("num_bytes", "<u4"), ("checksum", "<u4")])  # CRC-32
 BLOCK = 2**16
 BLOCK_HEADER = 24
-_PREFIX = 64  # bytes by which a record is found behind the header of its chunk, which is shorter than this
+_PREFIX = 64  # bytes of a record that are looked for behind the header of its chunk, which is shorter than this
 _MAX_OPEN = 256  # [ours] files of a process, well below the 1024 that Linux allows
 
 
@@ -72,7 +72,7 @@ def _in_file(position: int) -> int:
 
 
 class Frames:
-    """Reads stored frames. Picklable; every process opens the files that it reads, when it reads them."""
+    """Reads stored frames. Picklable: every process opens its files when it first reads them."""
 
     def __init__(self, directory: Path, shards: Sequence[tuple[str, int]], num_frames: np.ndarray):
         """Opens nothing.
@@ -90,12 +90,12 @@ class Frames:
 
     def reopen(self) -> None:
         """Forgets the open files, which may have become stale."""
-        # Of files, not descriptors: one that falls out of the cache stays open for the thread that still reads it.
+        # The cache holds files, not descriptors, so a file that falls out stays open for a thread that still reads it.
         self._file = functools.lru_cache(_MAX_OPEN)(lambda name: io.FileIO(self._directory / name))
         self._index = functools.cache(self._open_index)
 
     def _open_index(self) -> tuple[io.FileIO, int]:
-        """The file of entries, and where they begin. Read, not mapped: a mapped file that others shorten kills."""
+        """The file of entries, and where they begin. Not mapped: if others shortened it, this process would die."""
         path = self._directory / NAME
         file = io.FileIO(path)
         try:
@@ -104,7 +104,7 @@ class Frames:
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         except OSError:
             raise
-        except Exception as error:  # of NumPy and of Python's parser, which NumPy reads the header with
+        except Exception as error:  # NumPy's own, or those of Python's parser, by which NumPy reads the header
             raise DamagedFrame(f"{path} has changed: {error}") from error
         start = file.tell()
         whole = dtype == ENTRY and os.fstat(file.fileno()).st_size == start + self._num_frames * ENTRY.itemsize
@@ -141,7 +141,7 @@ class Frames:
         entries = self._entries(record, frames)
         found, file_bytes = [], os.fstat(file.fileno()).st_size
         for frame, (start, num_bytes, checksum) in zip(frames, entries, strict=True):
-            if not (num_bytes and 0 <= start <= file_bytes - num_bytes):  # before memory is taken for so many bytes
+            if not (num_bytes and 0 <= start <= file_bytes - num_bytes):  # before memory is taken for them
                 raise DamagedFrame(f"{self._directory / NAME} has changed: frame {frame} lies outside of {file.name}")
             stored = read(file.fileno(), start, num_bytes)
             if zlib.crc32(stored) != checksum:

@@ -1,9 +1,9 @@
-"""Frames stored as JPEG files, of which a window can be decoded alone.
+"""Frames stored as JPEG files. A window of a frame can be decoded without the rest of it.
 
 Most of the time for decoding JPEG goes into its Huffman code, which must be read from the start: a bit's meaning
-depends on all before it. So a restart marker (ITU-T T.81, B.2.1) stands after every MCU, the 16x16 pixels that are
-coded together: behind it all begins anew. The MCUs around a window, taken over as they are, make a smaller JPEG file,
-and what a decoder sees in that is, bit for bit, what it sees there in the whole one.
+depends on all before it. So a restart marker (ITU-T T.81, B.2.1) follows every MCU, the 16x16 pixels that are
+coded together; decoding can start after any marker. The MCUs around a window, copied as they are, make a smaller JPEG
+file. Decoding it gives, bit for bit, the same pixels as decoding the whole file.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from console.errors import UserError
 _MCU = 16  # pixels, in height and width
 _FRAME, _INTERVAL, _SCAN = 0xC0, 0xDD, 0xDA  # markers of headers: of a baseline frame, restart interval, of a scan
 _FIRST_RESTART, _END = 0xD0, 0xD9
-_MOST = 0.9  # [ours] share of a frame's MCUs; to cut out the others takes a tenth of the time for decoding a frame
+_MOST = 0.9  # [ours] share of a frame's MCUs; beyond it, cutting takes longer than it saves
 
 Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
@@ -34,9 +34,9 @@ def encode(frame: np.ndarray, quality: int) -> bytes:
       quality: 1 to 100, JPEG's scale; chroma is stored at half the resolution (4:2:0).
 
     Returns:
-      A JPEG file with a restart marker after every MCU: runs of several would have to divide a row of MCUs, and the
-      19 of 302 pixels have no divisor. The markers cost 3.6 % of the bytes at quality 90, Huffman tables of the frame's
-      own save 4 %.
+      A JPEG file with a restart marker after every MCU. Markers after every second or third MCU would have to divide a
+      row of MCUs evenly, but a row of 302 pixels has 19 MCUs, a prime number. The markers cost 3.6 % of the bytes at
+      quality 90. Huffman tables made for the frame save 4 %.
     """
     parameters = {
         cv2.IMWRITE_JPEG_QUALITY: quality,
@@ -62,7 +62,7 @@ def decode_window(stored: Sequence[bytes], window: Window) -> Iterator[np.ndarra
     """The same window of several frames of one size.
 
     Args:
-      stored: at least one. Files without restart markers are decoded whole, and cut then.
+      stored: at least one. Files without restart markers are decoded whole and then cut.
       window: within the frames.
 
     Yields:
@@ -84,8 +84,8 @@ def decode_window(stored: Sequence[bytes], window: Window) -> Iterator[np.ndarra
 def _cut(stored: Sequence[bytes], window: Window) -> tuple[Sequence[bytes], int, int]:
     """JPEG files of the MCUs around a window, and the row and column of the frames where they begin.
 
-    The files as they are, where they have no restart markers, or where little would be left out. All frames at once:
-    with NumPy it takes half the time that it takes for one after the other.
+    Files without restart markers are returned as they are, and so are files of which little would be left out. All
+    frames are cut at once, which takes half the time of cutting one after the other.
     """
     headers = [_Header.of(data) for data in stored]
     (height, width, interval), *others = {(header.height, header.width, header.interval) for header in headers}
@@ -97,7 +97,7 @@ def _cut(stored: Sequence[bytes], window: Window) -> tuple[Sequence[bytes], int,
     scans = [data[header.num_bytes :] for data, header in zip(stored, headers, strict=True)]
     joined = b"".join(scans)
     values = np.frombuffer(joined, np.uint8)
-    ends = np.flatnonzero((values[:-1] == 0xFF) & (values[1:] != 0)) + 2  # of MCUs with the markers that follow them
+    ends = np.flatnonzero((values[:-1] == 0xFF) & (values[1:] != 0)) + 2  # where each MCU with its marker ends
     if values[ends - 1].tobytes() != mcus.markers * len(stored):
         raise UserError(f"their markers are not those of {len(mcus.markers)} MCUs each")
     ends = ends.reshape(len(stored), -1)  # (T, n)
@@ -161,7 +161,7 @@ class _Mcus:
       new_markers: uint8[r, c], the last byte of the marker after each of them in a file of its own.
       size: height and width of that file, as its header has them.
       markers: the last byte of the marker after each MCU of the whole frame.
-      are_most: so many that to cut them out costs more than to decode the rest.
+      are_most: whether they are so many that cutting them out would take longer than decoding the rest.
     """
 
     top: int
@@ -176,7 +176,7 @@ class _Mcus:
 
     @classmethod
     def around(cls, window: Window, frame_height: int, frame_width: int) -> "_Mcus":
-        """With what a decoder looks at for the window's pixels: one more sample of chroma on each side."""
+        """The MCUs that a decoder needs for the window's pixels: with one more sample of chroma on each side."""
         top, left, height, width = window
         if not (0 <= top < top + height <= frame_height and 0 <= left < left + width <= frame_width):
             raise UserError(f"the window {window} is not within their {frame_height}x{frame_width} pixels")

@@ -24,10 +24,10 @@ from data.store.truth import Truth
 
 MANIFEST = "manifest.parquet"
 FORMAT_VERSION = 3  # of a prepared set
-# [ours] Of a file that is compared with its digest on opening, which takes a quarter of a second for so many. They are
-# 16 million frames of frames.npy, where NTU-120 has ten. In a longer one, only the frames' checksums tell of changes.
+# [ours] Up to this size a file is compared with its digest on opening, which takes up to a quarter of a second. A
+# frames.npy of this size has 16 million frames; NTU-120 has ten. In a longer one only frames' checksums show changes.
 MAX_CHECKED_BYTES = 2**28
-# [ours] A read that fails is tried again after so many seconds each: a network file system may have hiccups.
+# [ours] A read that fails is tried again after these seconds, because a network file system may fail briefly.
 RETRY_AFTER_SECONDS = (0.1, 1.0)
 
 
@@ -44,7 +44,7 @@ class DamagedRecord(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A prepared set. Picklable; each process opens the shards it reads, when it reads them.
+    """A prepared set. Picklable: each process opens shards when it first reads them.
 
     Attributes:
       directory: where it lies.
@@ -57,7 +57,7 @@ class Prepared:
       stored: the shards.
       truth: 3D joints and cameras, or None where they are not known.
       pixels: decoded frames that are kept in memory, or None; see `in_memory`.
-      coefficients: the same of frames stored as coefficients, unpacked; the mark of a frame is its quality.
+      coefficients: the same for unpacked coefficients; the mark of a frame is its quality.
     """
 
     directory: str
@@ -72,15 +72,15 @@ class Prepared:
     coefficients: FrameCache | None = None
 
     def in_memory(self, rows: np.ndarray, largest_gb: float, *, required: bool, also_pixels: bool) -> "Prepared":
-        """As this, but of some rows every frame is decoded once and then kept in memory. What is read is the same.
+        """The same set, but every frame of some rows is decoded once and kept in memory. Reads return the same values.
 
-        Frames are kept as they are stored, before any crop: RGB, or coefficients where the codec's are.
+        Frames are kept whole, before any crop: as RGB, or as coefficients if the codec stores these.
 
         Args:
           rows: of the manifest, int[...], or bool[all rows], which takes less memory.
-          largest_gb: GB (1e9 bytes) that they may take; where they would take more, nothing is kept.
-          required: nothing kept is an error.
-          also_pixels: of a codec with coefficients, keep decoded frames as well: for who augments pixels.
+          largest_gb: GB (1e9 bytes) that they may take; if they would take more, nothing is kept.
+          required: whether it is an error if nothing is kept.
+          also_pixels: of a codec with coefficients, keep decoded frames as well, for callers that augment pixels.
 
         Raises:
           ValueError: they take more than `largest_gb`, and are required.
@@ -96,7 +96,7 @@ class Prepared:
             return {"coefficients": np.stack([3 * height // 2, width], axis=1)} | (pixels if also_pixels else {})
 
         gb = 0.0
-        for first in range(0, len(rows), 2**16):  # of millions of rows, each copy costs
+        for first in range(0, len(rows), 2**16):  # in parts: a copy of millions of rows costs memory
             some = rows[first : first + 2**16]
             part = all_records[first + np.flatnonzero(some) if some.dtype == bool else some]
             for shapes in frame_shapes(part).values():
@@ -117,7 +117,7 @@ class Prepared:
         return dataclasses.replace(self, **caches)
 
     def read(self, record: int, frames: np.ndarray) -> np.ndarray:
-        """The wanted frames of one view; only these are read and decoded, a repeated one once.
+        """The wanted frames of one view. Only these are read and decoded; a frame that is wanted twice is decoded once.
 
         Args:
           record: its number, 0 to len(views['record']) - 1.
@@ -128,7 +128,7 @@ class Prepared:
 
         Raises:
           ValueError: no such record or frame.
-          DamagedRecord: the record is damaged, also when it is read again; the message names take and view.
+          DamagedRecord: the record is damaged, even when it is read again; the message names take and view.
         """
         kept = self._kept_pixels(record, frames)
         if kept is not None:
@@ -140,11 +140,11 @@ class Prepared:
     def read_frames(
         self, record: int, frames: np.ndarray, window: tuple[int, int, int, int] | None = None
     ) -> Iterable[np.ndarray]:
-        """As `read`, T times uint8[h, w, 3]: one after the other, so that a frame is used while it is in the cache.
+        """As `read`, but yields T times uint8[h, w, 3], so that a frame is used while it is in the processor's cache.
 
         Args:
           record, frames: as in `read`.
-          window: (top, left, height, width) in pixels, if no more than this is wanted.
+          window: (top, left, height, width) in pixels, if only this part is wanted.
         """
         kept = self._kept_pixels(record, frames)
         if kept is None:
@@ -164,7 +164,7 @@ class Prepared:
                 yield from itertools.repeat(pixels, times)
 
     def read_coefficients(self, record: int, frames: np.ndarray, into: np.ndarray) -> np.ndarray:
-        """As `read`, but of frames that are stored as coefficients, which are unpacked and no more.
+        """As `read`, but frames that are stored as coefficients are only unpacked, not decoded.
 
         Args:
           record, frames: as in `read`.
@@ -183,11 +183,11 @@ class Prepared:
         with self._naming_damage(record):
             for frame, place in zip(np.asarray(frames).tolist(), into, strict=True):
                 coefficients, _, quality = dct.unpack(stored[frame])
-                dct.put(coefficients, place)  # while it is in the cache
+                dct.put(coefficients, place)  # while the frame is in the processor's cache
         return dct.steps(quality)
 
     def _kept_pixels(self, record: int, frames: np.ndarray) -> np.ndarray | None:
-        """uint8[num_frames, h, w, 3], of which the wanted frames are there; None where pixels are not kept."""
+        """uint8[num_frames, h, w, 3], in which the wanted frames are filled in; None if pixels are not kept."""
         self._check(record, frames)
         room = self.pixels and self.pixels.of(record)
         if not room:
@@ -202,7 +202,7 @@ class Prepared:
         return pixels
 
     def _kept_coefficients(self, record: int, frames: np.ndarray) -> tuple[np.ndarray, int] | None:
-        """int8[num_frames, 3 * H / 2, W] in which the wanted frames are there, and their quality."""
+        """int8[num_frames, 3 * H / 2, W], in which the wanted frames are filled in, and their quality."""
         self._check(record, frames)
         room = self.coefficients and self.coefficients.of(record)
         if not room:
@@ -220,7 +220,7 @@ class Prepared:
 
     @functools.cached_property
     def coefficients_shape(self) -> tuple[int, int]:
-        """Of the image that holds the coefficients of any frame of the set; see data/store/dct.py."""
+        """The shape of the image that holds the coefficients of any frame of the set; see data/store/dct.py."""
         height, width = dct.padded_size(int(self.views["height"].max()), int(self.views["width"].max()))
         return 3 * height // 2, width
 
@@ -258,7 +258,7 @@ class Prepared:
             ) from error
 
     def of_protocol(self, protocol: str) -> "Prepared":
-        """As this, with the classes of a protocol alone: numbered from 0, and label -1 for records of the others."""
+        """The same set with only the classes of a protocol, numbered from 0; records of other classes get label -1."""
         labels = catalog.get(self.name).labels_of.get(protocol)
         if labels is None:
             return self
@@ -296,8 +296,8 @@ def open_prepared(directory: str | Path) -> Prepared:
       directory: the --output of `python -m data.prepare`.
 
     Raises:
-      ValueError: it is missing, not a prepared set, not complete, without a take, or its small files are not those that
-        were written (SHA256SUMS); the message says which command makes it so.
+      ValueError: it is missing, not a prepared set, not complete or without a take, or its small files differ from
+        those that were written (SHA256SUMS); the message names the command that prepares it.
     """
     directory = Path(directory)
     command = f"python -m data.prepare --dataset=... --input=... --output={directory}"
@@ -351,7 +351,7 @@ def open_prepared(directory: str | Path) -> Prepared:
 
 
 def _check_digests(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The digests in SHA256SUMS, and what is wrong with the small files that decide what the records mean, by name."""
+    """The digests in SHA256SUMS; and what is wrong, by name, with the small files that say what the records mean."""
     names = ["prepared.json", MANIFEST, frame_index.NAME]
     try:
         listed = digests.read(directory)
@@ -372,10 +372,10 @@ def _check_digests(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 class _Columns(Mapping):
-    """The columns of a manifest, each read when it is first asked for; to other processes goes the path alone."""
+    """The columns of a manifest. Each is read when it is first used; pickling copies only the path."""
 
     def __init__(self, path: Path, sha256: str | None = None):
-        """`sha256`: of the file, which may then be written anew, but not changed; None if that is not known."""
+        """`sha256` of the file, None if unknown. The file may be written anew, but must keep its content."""
         self._path, self._sha256 = path, sha256
         self._read, self._state = {}, _state(path)
         with pq.ParquetFile(path) as manifest:
@@ -404,7 +404,7 @@ class _Columns(Mapping):
 
 
 class _Relabelled(Mapping):
-    """Columns of a manifest, of which the labels are counted among some of the classes."""
+    """Columns of a manifest whose labels are renumbered to some of the classes."""
 
     def __init__(self, whole: Mapping[str, np.ndarray], labels: tuple[int, ...]):
         """`labels`: the old number of each new one; all others become -1."""
@@ -430,13 +430,13 @@ class _Relabelled(Mapping):
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Another one once the file has been written to."""
+    """A value that changes when the file is written to."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
 def _column(manifest: pq.ParquetFile, name: str) -> np.ndarray:
-    """In parts, and no Python object for a text: a manifest may have millions of rows."""
+    """Reads in parts and makes no Python object for a text, because a manifest may have millions of rows."""
     parts = [_values(batch[0]) for batch in manifest.iter_batches(2**16, columns=[name], use_threads=False)]
     column = np.concatenate(parts)
     pa.default_memory_pool().release_unused()

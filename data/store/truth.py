@@ -1,4 +1,4 @@
-"""What is known of a take beside its pictures: 3D joints of the person and calibrated cameras. Optional.
+"""What is known of a take besides its pictures: 3D joints of the person and calibrated cameras. Optional.
 
 A folder `truth/` beside the raw videos holds it, from `python -m data.synthetic` or from a motion-capture rig:
   skeleton.json     {"joint_names": [...], "edges": [[a, b], ...], "root": "pelvis"}
@@ -31,7 +31,7 @@ SKELETON, JOINTS, CAMERAS = "skeleton.json", "joints.parquet", "cameras.parquet"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truth:
-    """The truth of a prepared set. Tables are read when they are first asked for; picklable.
+    """The truth of a prepared set. Picklable. Tables are read when they are first used.
 
     Attributes:
       directory: holds the three files.
@@ -49,7 +49,7 @@ class Truth:
 
     @classmethod
     def open(cls, directory: Path, views: Mapping[str, np.ndarray]) -> "Truth | None":
-        """That of a prepared set in `directory`; None if it has none."""
+        """The truth of the prepared set in `directory`; None if it has none."""
         if not (directory / SKELETON).exists():
             return None
         names, edges, root = read_skeleton(directory / SKELETON)
@@ -113,7 +113,7 @@ class Truth:
 
     @functools.cached_property
     def _cameras(self) -> dict[str, np.ndarray]:
-        """By manifest row; a prepared set holds them in its order."""
+        """The cameras by manifest row; a prepared set holds them in the manifest's order."""
         table = pq.read_table(Path(self.directory, CAMERAS))
         columns = {name: column_of(table, name) for name in table.column_names if name not in ("take", "view")}
         return columns | {"rotation": columns["rotation"].reshape(-1, 3, 3)}
@@ -179,7 +179,7 @@ def cameras_table(columns: Mapping[str, Sequence]) -> pa.Table:
 
 
 def encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as (the different ones, sorted, the number of each row's); a table may have millions of rows."""
+    """Texts as (the distinct texts, sorted; for each row the number of its text). A table may have millions of rows."""
     coded = column.combine_chunks().dictionary_encode()
     names, number = np.unique(np.array(coded.dictionary.to_pylist(), np.str_), return_inverse=True)
     return names, number[coded.indices.to_numpy()]

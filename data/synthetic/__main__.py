@@ -19,8 +19,8 @@ python -m data.synthetic --output=raw --takes=160 --seed=0 --sheet
 python -m data.synthetic --output=raw --takes=160 --seed=0 --resolution=128x72 --workers=2
 python -m data.synthetic --output=plain --takes=640 --rooms=plain --actor_share=0.8 --resolution=40x40 --fps=10
 """
-MIN_SIDE = 32  # pixels; below, an actor is a few blobs
-MOST_WITH_SEAT = 12.0  # degrees; turned further, the actor would sit beside it
+MIN_SIDE = 32  # pixels; in smaller pictures an actor is a few blobs
+MOST_WITH_SEAT = 12.0  # degrees; an actor turned further would sit beside the seat
 
 
 def make_parser() -> Parser:

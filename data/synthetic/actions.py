@@ -31,7 +31,7 @@ class Action:
 
     Attributes:
       name: the class name.
-      path: (phase float[T], amplitude) -> degrees by joint angle name; what is left out is at rest.
+      path: (phase float[T], amplitude) -> degrees by joint angle name; angles that are left out stay at rest.
       seconds: time that phase needs from 0 to 1 at speed 1.
       repeats: whether the path closes at phase 1 and goes round again; otherwise the actor waits, acts once, and stays.
       reverse: travel the path backwards.
@@ -202,8 +202,8 @@ def pose(action: Action, phase: np.ndarray, amplitude: float = 1.0) -> np.ndarra
 def phases(action: Action, num_frames: int, fps: float, speed: float, rng: np.random.Generator) -> np.ndarray:
     """The action's phase in every frame, float64[T].
 
-    A repeated action starts anywhere in its cycle. One that happens once starts at a random time that leaves room for
-    all of it, so that the time of its beginning or end does not tell the class.
+    A repeated action starts anywhere in its cycle. An action that happens once starts at a random time that leaves room
+    for all of it, so that its beginning or end does not give away the class.
     """
     seconds = np.arange(num_frames) / fps
     if action.repeats:

@@ -1,4 +1,4 @@
-"""Who acts: subjects with their own proportions, clothes and manner, and the body that joint angles move.
+"""The people who act: their proportions, clothes and manner, and the body that joint angles move.
 
 A body is a set of round cones (two spheres of different radii and what a sphere sweeps between them), flattened
 across the bone where the body is flat. In body coordinates x points forwards, y to the left, z up.

@@ -39,7 +39,7 @@ def subjects_by_setup(
     pool about one and a half times that size and each setup takes the next ones in turn, so that subjects act in
     several setups and no two setups have the same people.
 
-    With `num_setups` given, subjects per setup are what is left for them: two setups of 25 subjects at 1,000 takes.
+    With `num_setups` given, the number of subjects per setup follows from it: two setups of 25 subjects at 1,000 takes.
     Fewer rooms are nearer to NTU RGB+D, which has over 1,000 takes per setup.
 
     With `num_subjects` given, all of them act in every setup.
@@ -51,7 +51,7 @@ def subjects_by_setup(
     per_setup = max(2, size if num_setups is None else round(cells / num_setups))
     shift = per_setup - 1
     pool = math.ceil(1.5 * per_setup)
-    while math.gcd(pool, shift) > 1:  # else a setup's people would come back before the pool is through
+    while math.gcd(pool, shift) > 1:  # otherwise a setup's people would repeat before all of the pool have acted
         pool += 1
     return {setup: sorted((setup * shift + k) % pool + 1 for k in range(per_setup)) for setup in range(1, size + 1)}
 
@@ -59,9 +59,9 @@ def subjects_by_setup(
 def plan_takes(num_takes: int, seed: int, num_setups: int | None = None, num_subjects: int | None = None) -> list[Take]:
     """The takes of a data set, in file-name order.
 
-    Cells (setup, subject, performance) are filled in turn; each gets the action that it does not have yet and that
-    its setup, its subject, its performance and the whole set have least of (ties by the seed). So the counts of the
-    actions differ by little within any of these.
+    Cells (setup, subject, performance) are filled in turn. Each gets an action that it does not have yet: the rarest so
+    far in its setup, its subject, its performance and the whole set (the seed decides ties). The counts of the actions
+    therefore differ by little within any of these.
 
     Raises:
       ValueError: num_takes, num_setups or num_subjects is not positive or more than the design can name.

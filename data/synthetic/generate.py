@@ -1,4 +1,4 @@
-"""Generates a data set: all takes, in parallel, going on where an earlier call stopped."""
+"""Generates a data set: all takes, in parallel, continuing where an earlier call stopped."""
 
 import collections
 import concurrent.futures
@@ -36,7 +36,7 @@ def generate(
     num_subjects: int | None = None,
     style: rooms.Style = rooms.STANDARD,
 ) -> None:
-    """Writes the data set, all of it or what is missing of it; `num_setups` and `num_subjects` as in design.py.
+    """Writes the data set, or the files that are missing from it; `num_setups` and `num_subjects` as in design.py.
 
     Raises:
       ValueError: the arguments make no sense, or the folder holds something else.
@@ -73,7 +73,7 @@ def _write_take(output: pathlib.Path, seed: int, width: int, height: int, style:
 def _write_truth(
     folder: pathlib.Path, takes: list[Take], seed: int, width: int, height: int, style: rooms.Style
 ) -> None:
-    """What the renderer is told, in the form of data/store/truth.py: joints, facing and cameras of every take."""
+    """Writes what the renderer uses, in the form of data/store/truth.py: joints, facing and cameras of every take."""
     if (folder / truth.SKELETON).exists():
         return
     names, numbers, facing, joints, cameras = [], [], [], [], collections.defaultdict(list)
@@ -114,7 +114,7 @@ def description(
     num_subjects: int | None = None,
     style: rooms.Style = rooms.STANDARD,
 ) -> dict:
-    """What synthetic.json says: the arguments and the ground truth of rooms and cameras."""
+    """The content of synthetic.json: the arguments and the ground truth of rooms and cameras."""
     setups = {}
     for setup, subjects in subjects_by_setup(num_takes, num_setups, num_subjects).items():
         room = rooms.make_room(seed, setup, style)
@@ -145,7 +145,7 @@ def description(
 
 
 def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
-    """Makes the folder and its synthetic.json; refuses a folder that holds anything else than this data set.
+    """Makes the folder and its synthetic.json. Refuses a folder that holds anything but this data set.
 
     Files that an earlier call left half-written are removed.
     """
@@ -153,7 +153,7 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
     path = output / DESCRIPTION
     if path.exists():
         there = json.loads(path.read_text())
-        defaults = {"num_subjects": None} | dataclasses.asdict(rooms.STANDARD)  # folders from before lack these
+        defaults = {"num_subjects": None} | dataclasses.asdict(rooms.STANDARD)  # folders of older versions lack these
         arguments = ("seed", "takes", "num_setups", "width", "height", "class_names", *defaults)
         found = defaults | there
         differences = [

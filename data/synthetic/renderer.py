@@ -154,7 +154,7 @@ def _light(
 def _bounding_boxes(
     camera: Camera, start: np.ndarray, bone: np.ndarray, length: float, radius: float, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Columns int[T, bw] and rows int[T, bh] of equal-sized boxes around a part; None if no picture shows it."""
+    """Columns int[T, bw] and rows int[T, bh] of equal-sized boxes around a part; None if it is outside all pictures."""
     ends = np.stack([start, start + length * bone], axis=1)  # (T, 2, 3)
     pixels, depth = camera.project(ends)
     margin = camera.intrinsics[0, 0] * radius / (depth - radius)[..., None] + 1
@@ -168,7 +168,7 @@ def _bounding_boxes(
 
 
 def _along(local: np.ndarray, length: float, r0: float, r1: float) -> np.ndarray:
-    """Where on the axis the sphere sits whose surface a point belongs to: 0 = first end, 1 = second."""
+    """The place on the axis of the sphere whose surface holds a point: 0 = first end, 1 = second."""
     slope = (r0 - r1) / length
     distance = np.sqrt(local[:, 0] ** 2 + local[:, 1] ** 2)
     tangent = slope / np.sqrt(1 - slope * slope)

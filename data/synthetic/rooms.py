@@ -25,7 +25,7 @@ class Style:
     Attributes:
       rooms: 'furnished', or 'plain': walls and floor of one colour each and nothing in the room, not even the seat.
       actor_share: how much of the frame height a person of 1.75 m takes up; None draws it for each room.
-      facing_spread: degrees; the actor faces up to so much to the left or right of the camera that it faces.
+      facing_spread: degrees; the actor turns up to this far to the left or right of the camera that it faces.
       fps: frames per second of the videos.
     """
 
@@ -62,7 +62,7 @@ class Room:
       lamp_colour, ambient_colour: float64[3].
       rig: camera number -> (azimuth in radians, distance, height, height looked at), of the camera.
       actor_share: how much of the frame height a person of 1.75 m takes up, if the frame is wide enough.
-      seen_width: metres that a frame shows at the actor's place at least, so that spread arms fit into narrow frames.
+      seen_width: metres; a frame shows at least this much at the actor's place, so that spread arms fit narrow frames.
     """
 
     low: np.ndarray
@@ -266,7 +266,7 @@ def _draw_box(
     image: np.ndarray,
     floor: np.ndarray,
 ) -> None:
-    """Draws a box into depth, image and floor where it is nearer than what is there."""
+    """Draws a box into depth, image and floor wherever it is nearer than what was drawn before."""
     o, d = _to_box(origin - box.centre, box), _to_box(rays, box)
     near = (-np.sign(d) * box.size / 2 - o) / d  # (H, W, 3)
     far = (np.sign(d) * box.size / 2 - o) / d
