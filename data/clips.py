@@ -31,7 +31,7 @@ class ClipSpec:
       view_pairs: allowed (target, source) view names; empty means all pairs of different views.
       repeats: crops taken from frames that are decoded once (repeated augmentation).
       motion_on: 'host' puts the motion energies of `video` into a batch if its pixels are known; 'device' leaves them
-        to mv2mae_jax/decode.py.
+        to mv2mae_jax/models/stored_frames.py.
     """
 
     num_frames: int

@@ -152,7 +152,8 @@ def read_clips(
       motion: float32[E * R, V, N], if wanted; receives the motion energies if the pixels are known.
 
     Returns:
-      uint8[E * R, V, T, H, W, 3]. If frames are stored as coefficients, a record for mv2mae_jax/decode.py instead:
+      uint8[E * R, V, T, H, W, 3]. If frames are stored as coefficients, instead a record for
+      mv2mae_jax/models/stored_frames.py:
       `coefficients` int8[E, V, T, *prepared.coefficients_shape], `steps` uint8[E, V, 2, 8, 8] and `box`
       int32[E, R, V, 4] (top, left, height, width in pixels).
 

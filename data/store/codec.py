@@ -6,7 +6,7 @@ decode_window(list of bytes, (top, left, height, width)) -> iterator of such win
 
 `jpeg`: JPEG files; decoded around the crops and cropped on the host.
 `dct`: JPEG's quantised coefficients, packed so that unpacking them takes hardly any time; decoded and cropped on the
-accelerator (mv2mae_jax/decode.py), or on the host if pixels are needed there.
+accelerator (mv2mae_jax/models/stored_frames.py), or on the host if pixels are needed there.
 """
 
 import types

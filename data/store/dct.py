@@ -3,7 +3,7 @@
 Most of the time for decoding JPEG goes into the Huffman code, which is read bit by bit. Here coefficients are whole
 bytes. They are ordered by frequency, so that the many zeros stand together, and packed by LZ4. The result is larger
 than JPEG, but unpacked ten times as fast. The rest of decoding is linear and small; an accelerator does it
-(mv2mae_jax/decode.py).
+(mv2mae_jax/models/stored_frames.py).
 
 The coefficients of a frame of (h, w) pixels form one image, int8[3 * H / 2, W], with (H, W) = `padded_size(h, w)`: the
 luma's, int8[H, W], above those of Cb and Cr, int8[H / 2, W / 2] each, side by side. A plane of n rows and m columns
