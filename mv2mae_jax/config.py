@@ -1,4 +1,4 @@
-"""Loading and describing a config; config_checks.py checks it. Imports no JAX, so that mistakes show at once."""
+"""Loading and describing a config; config_checks.py checks it. Imports no JAX, so mistakes are reported at once."""
 
 import ast
 import importlib.util
@@ -52,7 +52,7 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
 
 
 def find(path: str) -> str:
-    """A config file's path, seen from the current folder; 'configs/NAME.py' is also found where this package lies.
+    """A config file's path, relative to the current folder; 'configs/NAME.py' is also found beside this package.
 
     Raises:
       ValueError: it is in neither place; names near ones.
@@ -72,7 +72,7 @@ def known_keys() -> list[str]:
 
 
 def _near_files(path: str) -> str:
-    """Names config files like `path`, beside it and among this project's; else says where those are."""
+    """Names config files with names like `path`, in its folder or the project's; without any, says where to look."""
     beside = os.path.dirname(path) or "."
     known = {
         file.removesuffix(".py"): os.path.normpath(os.path.join(shown, file))
@@ -175,7 +175,7 @@ def origins(base_file: str) -> dict[str, str]:
 def documented_keys(base_file: str) -> dict[str, tuple[str, str]]:
     """As `origins`, with what the comments say: {'data.num_frames': ('paper', 'frames per clip'), ...}.
 
-    That is the comment behind the value, and before it the comment lines that stand directly above the key.
+    A key's text is made of the comment lines directly above the key, followed by the comment behind its value.
     """
     with tokenize.open(base_file) as file:
         source = file.read()
@@ -204,7 +204,7 @@ CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
-    """The block that a run starts with: what follows from the config, then every value with where it comes from."""
+    """The text that a run prints first: what follows from the config, then every value with its origin."""
     values, base = dict(flatten(config)), base_of(config)
     tags = {key: tag for key, (tag, _) in reasons_of(config).items()}
     changed = differences(config, base)
@@ -222,7 +222,7 @@ def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
 
 
 def reasons_of(config: config_dict.ConfigDict) -> dict[str, tuple[str, str]]:
-    """(tag, reason) of every key of a config, as its base says; for sections taken from another base, as that says."""
+    """(tag, reason) of every key of a config, from its base; sections taken from another base have that base's."""
     keys, found = {key for key, _ in flatten(config)}, {}
     for task in (*TASKS, config.task):
         said = documented_keys(os.path.join(CONFIGS, f"{task}_base.py"))
@@ -241,7 +241,7 @@ def differences(config: config_dict.ConfigDict, base: config_dict.ConfigDict) ->
     return {k: (v, base_values.get(k)) for k, v in flatten(config) if v != base_values.get(k)}
 
 
-# What people type for the words of key names.
+# Words that people type in place of those in key names.
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "batchsize": "batch_size"}
 
 
@@ -254,10 +254,10 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(error: Exception, file: str) -> str:
-    """What a config file has raised, shortened where it is understood: a message of ours, or a key that is not there.
+    """The message for an error that a config file raised: short for our own messages and for unknown keys.
 
-    A locked config refuses unknown keys with an AttributeError: 'Key "base_lr" does not exist ...'. The rest is shown
-    with its traceback from `file` on.
+    A locked config refuses unknown keys with an AttributeError: 'Key "base_lr" does not exist ...'. Other errors are
+    shown with their traceback from `file` on.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != file:

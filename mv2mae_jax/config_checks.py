@@ -1,4 +1,4 @@
-"""What a config must fulfil before anything is compiled. Imports no JAX, so that mistakes show at once."""
+"""Checks of a config before anything is compiled. Imports no JAX, so mistakes are reported at once."""
 
 import math
 import os
@@ -82,7 +82,7 @@ def validate(config: config_dict.ConfigDict) -> None:
     wrong += [
         f"{key} = {values[key]} must lie in [0, 1]." for key in _SHARES if key in values and not 0 <= values[key] <= 1
     ]
-    if not wrong:  # the rest divides by these numbers
+    if not wrong:  # the checks below divide by these numbers
         wrong += [problem for problem in _combinations(config) if problem]
     if wrong:
         raise UserError("The config cannot be run:\n  - " + "\n  - ".join(wrong))
@@ -117,7 +117,7 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
 
 
 def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
-    """Problems of clips and crops; returns the grid of tokens, None where there is none."""
+    """Finds problems of clips and crops; returns the grid of tokens, None if there is no valid one."""
     data, model = config.data, config.model
     if len(data.crop_size) != 2 or len(model.tubelet_size) != 3:
         yield (

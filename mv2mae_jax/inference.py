@@ -43,11 +43,11 @@ class Encoder:
     """The encoder of a run; call it with video. Pixels are normalised inside.
 
     Attributes:
-      workdir, step: where it comes from; the step of an exported folder is None.
+      workdir, step: where it comes from; step is None for an exported folder.
       model: has `clip_size` (frames, height, width), `grid` (tokens along these), `width` and so on.
       params: of the encoder.
-      frame_stride: distance of a clip's frames in the run's data, in stored frames; None where an export does not say.
-      config: the run's; None of an exported folder.
+      frame_stride: distance of a clip's frames in the run's data, in stored frames; None if an export does not say.
+      config: the run's; None for an exported folder.
     """
 
     workdir: str
@@ -81,7 +81,7 @@ class Encoder:
         return _encode(self.model, self.params, video)
 
     def _as_array(self, video: Any) -> np.ndarray | jax.Array:
-        """The video as uint8[B, T, H, W, 3] or uint8[T, H, W, 3]; what is on a device stays there."""
+        """The video as uint8[B, T, H, W, 3] or uint8[T, H, W, 3]; an array on a device stays there."""
         clip_shape = (*self.model.clip_size, 3)
         size = ", ".join(map(str, clip_shape))
         wanted = f"The encoder takes uint8 clips of shape (B, {size}) or ({size}), RGB, or a list of the latter"
@@ -130,10 +130,10 @@ _encode = jax.jit(_tokens, static_argnums=0)
 
 
 def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None) -> Encoder:
-    """The encoder of a pre-trained or fine-tuned run, with its averaged parameters where the run kept an average.
+    """The encoder of a pre-trained or fine-tuned run, with its averaged parameters if the run kept an average.
 
-    It computes in the dtype of the run's config; `auto`, and an exported folder, is float32 on CPUs and bfloat16
-    elsewhere.
+    It computes in the dtype of the run's config. For `auto`, and for an exported folder, this is float32 on CPUs and
+    bfloat16 elsewhere.
 
     Args:
       workdir: the folder that run.py wrote to; or one with the config.json and the weights of a VideoMAE, from
@@ -159,12 +159,12 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
 def restore(
     workdir: str, step: int, task: str, model: mv2mae.MV2MAE, mesh: jax.sharding.Mesh
 ) -> tuple[mv2mae.MV2MAE, Any]:
-    """(the model with the encoder that a run of this task has, the encoder's parameters) of a checkpoint.
+    """Restores from a checkpoint: (the model with the encoder that a run of this task has, the encoder's parameters).
 
     Raises:
       ValueError: names or shapes differ; lists them.
     """
-    model = model.clone(final_norm=task == "pretrain")  # a classifier norms the mean of the tokens instead
+    model = model.clone(final_norm=task == "pretrain")  # a classifier norms the mean instead
     shapes = jax.eval_shape(functools.partial(features.init_encoder, model), jax.random.key(0))
     params = checkpoint.load_encoder(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
     return model, params

@@ -60,8 +60,8 @@ class Schedule:
 def scheduled_at(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
     """The optimiser's state with `step` (int32[]) as the count of its learning-rate schedule.
 
-    optax counts updates for itself, and a skipped update would leave its schedule behind the steps of the run. Adam's
-    own count, for the correction of its moments, stays: it says how many gradients are in them.
+    optax counts updates itself, so after a skipped update its schedule would lag behind the run's steps. Adam's own
+    count stays: it corrects the moments and must be the number of gradients in them.
     """
 
     def is_schedule(node: Any) -> bool:
@@ -73,9 +73,9 @@ def scheduled_at(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
 
 
 def decayed(params: Any) -> Any:
-    """True for what weight decay acts on: kernels, not biases, norms and mask tokens (VideoMAE's rule).
+    """True for parameters with weight decay: kernels, not biases, norms and mask tokens (VideoMAE's rule).
 
-    By name, since with scanned layers a bias is a matrix (layers, width).
+    Decided by name, because with scanned layers a bias is a matrix (layers, width).
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
@@ -92,10 +92,11 @@ def _matrix_axes(params: Any) -> Any:
 
 
 def layer_scales(params: Any, layer_decay: float) -> Any:
-    """Layer-wise learning-rate decay: what each parameter's update is multiplied with (BEiT, VideoMAE).
+    """Layer-wise learning-rate decay: the factor of each parameter's update (BEiT, VideoMAE).
 
-    decay^(depth + 1 - id): id 0 is the patch embedding, i + 1 block i of the encoder, depth + 1 all that stands above
-    (norms, head). Scalars; float32[depth, 1, ...] for the stacked parameters of scanned blocks.
+    decay^(depth + 1 - id), where id is 0 for the patch embedding, i + 1 for block i of the encoder, and depth + 1 for
+    everything after the blocks (norms, head). Factors are scalars, or float32[depth, 1, ...] for the stacked parameters
+    of scanned blocks.
     """
     blocks = params["encoder"]["blocks"]
     scanned = "0" not in blocks
@@ -115,7 +116,7 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
 
 
 def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
-    """Scales updates by `layer_scales`; it comes last, so that learning rate and weight decay are scaled alike."""
+    """Scales updates by `layer_scales`. It comes last, so that learning rate and weight decay are scaled alike."""
 
     def update(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda u, s: u * s, updates, layer_scales(params, layer_decay))

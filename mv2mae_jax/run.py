@@ -60,8 +60,8 @@ def main(argv: list[str], prog: str = PROG) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # Mistakes show in a moment: what can be checked without JAX comes before its import, and the fit of the batch to
-    # the devices before the import of everything else.
+    # Mistakes are reported at once: checks that need no JAX come before its import, and the check that the batch fits
+    # the devices comes before the import of everything else.
     from mv2mae_jax import config as configs
     from mv2mae_jax import config_checks
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from mv2mae_jax.distributed import processes
 
-    # Probes, which run in one process, have no limits.
+    # Probes have no limits: they run in one process.
     heartbeat_timeout_seconds = config.get("limits", {}).get("heartbeat_timeout_seconds", 100)
     processes.start(
         distributed=arguments.distributed,
@@ -125,7 +125,7 @@ def open_dataset(config):
 
 
 def write_report(config, workdir: str) -> None:
-    """WORKDIR/report.html; a failure to write it is said and no more."""
+    """Writes WORKDIR/report.html; a failure is only reported."""
     import jax
 
     if config.log.report and jax.process_index() == 0:

@@ -13,7 +13,7 @@ from mv2mae_jax import optim
 @flax.struct.dataclass
 class TrainState:
     """Attributes:
-    step: int32[], steps taken, those whose update was skipped included. The learning rate is the schedule's at it.
+    step: int32[], steps taken, including those whose update was skipped. It decides the learning rate.
     params: parameters, float32.
     opt_state: optax state.
     ema_params: exponential moving average of the parameters, or None.
@@ -37,7 +37,7 @@ class TrainState:
     def apply_gradients(
         self, grads: Any, optimizer: optax.GradientTransformation, ema_decay: float | None, usable: jax.Array
     ) -> "TrainState":
-        """The next state; where not `usable` (bool[]) only the step has changed, and the update is skipped."""
+        """The next state. If not `usable` (bool[]), the update is skipped and only the step changes."""
         opt_state = optim.scheduled_at(self.opt_state, self.step)
         updates, opt_state = optimizer.update(grads, opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
@@ -50,5 +50,5 @@ class TrainState:
 
     @property
     def eval_params(self) -> Any:
-        """The parameters that evaluation and export use: the average where there is one."""
+        """The parameters for evaluation and export: the average if there is one."""
         return self.params if self.ema_params is None else self.ema_params

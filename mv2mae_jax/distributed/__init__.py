@@ -1,4 +1,4 @@
 """Devices and processes: the mesh and where arrays lie on it, starting several processes, what each chip can do.
 
-The one place that knows placement. Imports no other room.
+Only this room knows where arrays are placed. It imports no other room.
 """

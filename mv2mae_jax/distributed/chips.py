@@ -16,8 +16,8 @@ class Chip:
       hbm_bytes: capacity of the main memory.
       hbm_bytes_per_second: its bandwidth.
       ici_bytes_per_second: what a chip can send to its neighbours over all its links, one way.
-      clock_hz: of the matrix units; None where sources contradict each other.
-      source: where these numbers stand.
+      clock_hz: of the matrix units; None if sources contradict each other.
+      source: where these numbers are published.
     """
 
     flops_per_second: float
@@ -28,8 +28,8 @@ class Chip:
     source: str
 
 
-# Google states the interconnect of a chip in both directions together; half of it is what a chip can send.
-# Where a page was changed between two bandwidths of the main memory (v5e: 819 GB/s, then 800 GiB/s), the lower stands.
+# Google states a chip's interconnect as the sum of both directions; a chip can send half of it.
+# If a page has stated two bandwidths of the main memory (v5e: 819 GB/s, later 800 GiB/s), the lower one is used.
 # Clocks of v5e and v5p follow from the peak: 2 flops * 128 * 128 multiply-adds * MXUs per chip (4, 8) * clock.
 CHIPS: Final[dict[str, Chip]] = {
     "v4": Chip(
@@ -61,12 +61,12 @@ CHIPS: Final[dict[str, Chip]] = {
         hbm_bytes=32 * GIB,
         hbm_bytes_per_second=1638e9,
         ici_bytes_per_second=800e9 / 2,
-        clock_hz=None,  # its pages name two MXUs of 256x256 or four: the clock that follows differs by a factor of two
+        clock_hz=None,  # Google's pages name two MXUs of 256x256 or four, so the clock may be twice as high
         source="https://docs.cloud.google.com/tpu/docs/v6e",
     ),
 }
 
-# What JAX calls a TPU chip.
+# JAX's names of TPU chips.
 _TPU_KINDS: Final[dict[str, str]] = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -77,8 +77,8 @@ _TPU_KINDS: Final[dict[str, str]] = {
     "TPU v6e": "v6e",
 }
 
-# Dense bfloat16 products per second of NVIDIA's GPUs; their data sheets state twice as much, "with sparsity".
-# The first entry whose words are all in the name counts.
+# Dense bfloat16 operations per second of NVIDIA's GPUs. Data sheets state twice as much, "with sparsity".
+# A device gets the first entry whose words all occur in its name.
 _GPU_FLOPS_PER_SECOND: Final[tuple[tuple[str, float], ...]] = (
     ("H200", 989e12),  # https://www.nvidia.com/en-us/data-center/h200/ (SXM)
     ("H100 PCIe", 756e12),  # https://www.nvidia.com/en-us/data-center/h100/
@@ -90,7 +90,7 @@ _GPU_FLOPS_PER_SECOND: Final[tuple[tuple[str, float], ...]] = (
 
 
 def peak_flops_per_second(device_kind: str) -> float | None:
-    """Published peak of dense bfloat16 products of what JAX calls a device; None where it is not known here."""
+    """Published peak of dense bfloat16 products for a JAX device; None if it is not in the tables above."""
     if device_kind in _TPU_KINDS:
         return CHIPS[_TPU_KINDS[device_kind]].flops_per_second
     words = set(device_kind.replace("-", " ").split())
@@ -98,7 +98,7 @@ def peak_flops_per_second(device_kind: str) -> float | None:
 
 
 def has_fused_attention(device: Any) -> bool:
-    """Whether cuDNN's fused attention runs on it: NVIDIA's GPUs from Ampere on (compute capability 8.0).
+    """Whether cuDNN's fused attention runs on the device: NVIDIA's GPUs from Ampere on (compute capability 8.0).
 
     Source: https://docs.nvidia.com/deeplearning/cudnn (support matrix of scaled dot-product attention).
     """

@@ -15,18 +15,18 @@ def start(
     process_id: int | None = None,
     heartbeat_timeout_seconds: int = 100,
 ) -> None:
-    """Joins the other processes where there are any; otherwise does nothing. To be called before JAX is used.
+    """Joins the other processes of the run, if there are any. To be called before JAX is used.
 
     Args:
-      distributed: join even where nothing shows that there are others; JAX then asks the cluster who they are.
+      distributed: join even if nothing shows that there are others; JAX then asks the cluster who they are.
       coordinator_address: 'HOST:PORT' of process 0; with the next two, for clusters that JAX does not know.
       num_processes: of the whole run.
       process_id: of this one, from 0.
-      heartbeat_timeout_seconds: heartbeats.py ends the run when a process is silent for so long; JAX does it after
-        twice the time.
+      heartbeat_timeout_seconds: heartbeats.py ends the run if a process is silent for this long; JAX does after
+        twice this time.
 
     Raises:
-      ValueError: some of the three flags are missing, or nobody says who the other processes are.
+      ValueError: some of the three flags are missing, or neither flags nor launcher say who the other processes are.
     """
     flags = {
         "--coordinator_address": coordinator_address,
@@ -59,7 +59,7 @@ def _ask_cluster(heartbeat_timeout_seconds: int) -> None:
 
 
 def cluster() -> str | None:
-    """The launcher that started several processes, by the variables that it sets; None where there is none."""
+    """The launcher that started several processes, recognised by the variables that it sets; None without one."""
     variables = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
     for name, variable in variables.items():
         if int(os.environ.get(variable, 1)) > 1:
@@ -75,7 +75,7 @@ def is_first() -> bool:
 
 
 def check() -> None:
-    """Refuses a TPU pod whose processes have not joined: they would compute together and each save alone.
+    """Refuses a TPU pod whose processes have not joined: they would compute together, but each would save alone.
 
     Raises:
       ValueError: there are several processes, but `start` was not asked to join them.

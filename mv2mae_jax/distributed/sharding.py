@@ -1,7 +1,7 @@
 """Placement: the device mesh and where every array lives. Nothing else in the code base knows devices.
 
 The batch is cut along both mesh axes; parameters, optimiser state and EMA are replicated along `data` and cut along
-`fsdp`. jit inserts the collectives; `whole`, in the layers, says where the weights of `fsdp` are gathered.
+`fsdp`. jit inserts the collectives. Layers call `whole` where weights that `fsdp` cuts are to be gathered.
 """
 
 import functools
@@ -21,7 +21,7 @@ MIN_FSDP_ELEMENTS = 2**16
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp) mesh over all devices; -1 stands for the devices that are left.
+    """A (data, fsdp) mesh over all devices; -1 stands for all remaining devices.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
@@ -72,11 +72,11 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
 
 
 def whole(weights: jax.Array) -> jax.Array:
-    """Weights that `fsdp` cuts, gathered where they are used; in a function of `with_mesh`, elsewhere as they are.
+    """Gathers weights that `fsdp` cuts. Works inside a function of `with_mesh`; elsewhere returns them as they are.
 
-    Left to itself, the compiler follows the cut of the weights into the products, gathers the activations of all
-    devices instead, and sends 15 times as much for ViT-S (docs/tpu.md). Called in a layer, one layer at a time is
-    whole, and is gathered again for the backward pass; with `model.remat=none` all layers are kept whole for it.
+    Without it, the compiler keeps the weights cut in the products and gathers the activations of all devices instead,
+    which sends 15 times as much for ViT-S (benchmarks/results/NOTES_tpu.md). A layer calls it for its own weights, so
+    one layer at a time is whole, and gathered again for the backward pass. `model.remat=none` keeps all layers whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get("fsdp", 1) == 1:
@@ -85,7 +85,7 @@ def whole(weights: jax.Array) -> jax.Array:
 
 
 def with_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """The function, traced with the mesh at hand for `whole`."""
+    """The function, traced so that `whole` knows the mesh."""
 
     @functools.wraps(function)
     def traced(*args):

@@ -9,14 +9,14 @@ def summarize(scores: np.ndarray, label: np.ndarray, view: np.ndarray | None = N
     """Accuracies in [0, 1].
 
     Args:
-      scores: float[M, K], higher for likelier classes (logits, probabilities or votes); of equal scores the lower class
-        comes first.
+      scores: float[M, K], higher for likelier classes (logits, probabilities or votes). If scores are equal, the lower
+        class wins.
       label: int[M], 0 to K - 1.
-      view: str[M], what camera saw each row; None where that is of no interest.
+      view: str[M], the camera of each row; None if accuracies by camera are not wanted.
 
     Returns:
-      `top_1`; `top_5` where there are more than five classes; `mean_class`, the mean over the classes that occur in
-      `label` of the accuracy on their rows; and with `view`, `top_1/<view>` for every view.
+      `top_1`; `top_5` if there are more than five classes; `mean_class`, the accuracy within each class, averaged over
+      the classes that occur in `label`; and with `view`, `top_1/<view>` for every view.
 
     Raises:
       ValueError: no rows, scores that are not finite, or labels that are not among the classes.
@@ -46,7 +46,7 @@ def average_clips(scores: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.n
 
     Args:
       scores: float[R, K], logits of single clips.
-      row: int[R], the manifest row that each clip is of, in any order.
+      row: int[R], the manifest row of each clip, in any order.
 
     Returns:
       (float64[M, K], probabilities that sum to one; int[M], the rows, ascending).

@@ -31,11 +31,12 @@ def attentive_probe(
     validation_fraction: float = 0.2,
     seed: int = 0,
 ) -> probes.Probed:
-    """Learned queries pool the tokens by attention, one per head; a linear classifier reads what they find.
+    """Learned queries, one per head, pool the tokens by attention; a linear classifier reads the pooled tokens.
 
     The cross-attention of V-JEPA's attentive probe (`AttentivePooler`) without its MLP [ours]. A query is constant, so
-    the projection of the keys is folded into it and that of the values is applied after pooling: the same function
-    class at a fraction of the cost. Tokens are standardised per channel by statistics of the training tokens [ours].
+    the projection of the keys is folded into it, and the projection of the values is applied after pooling. This is the
+    same function class at a fraction of the cost. Tokens are standardised per channel by statistics of the training
+    tokens [ours].
 
     Args:
       train_tokens: float16 or float32[M, N, D], may be mapped from a file; test_tokens: the same of M' clips.
@@ -77,11 +78,11 @@ def attentive_regression(
     validation_fraction: float = 0.2,
     seed: int = 0,
 ) -> probes.Probed:
-    """As `attentive_probe`, but it tells quantities: float[M, K] in the place of labels, and one hidden layer.
+    """As `attentive_probe`, but predicts quantities, float[M, K], in place of labels, and has one hidden layer.
 
-    A velocity is no linear function of two pictures: the hidden layer [ours] lets the head form products of what it
-    has pooled. Targets are standardised, trained by the squared error, and predicted in their own units. The setting
-    with the highest R^2 on the validation rows is taken; `Probed.validation_score` holds R^2.
+    A velocity is not a linear function of two pictures. The hidden layer [ours] lets the head form products of pooled
+    values. Targets are standardised, trained by the squared error, and predicted in their own units. The setting
+    with the highest R^2 on the validation rows is chosen; `Probed.validation_score` holds R^2.
 
     Args:
       train_tokens: float16 or float32[M, N, D]; train_y: float[M, K]; test_tokens: the same of M' rows.
@@ -167,7 +168,7 @@ def _attend(params: Any, x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.A
 def _init_attentive(
     key, learning_rates, weight_decays, *, width: int, num_heads: int, num_outputs: int, hidden: int | None
 ) -> Any:
-    """(parameters, optimiser state) of every setting, stacked; all start alike, attending nearly evenly."""
+    """(parameters, optimiser state) of every setting, stacked. All start alike and attend nearly evenly."""
     query_key, value_key = jax.random.split(key)
     params = {
         "queries": 0.02 * jax.random.normal(query_key, (num_heads, width)),  # 0.02 as in V-JEPA
@@ -198,7 +199,7 @@ _attend_all = jax.jit(jax.vmap(_attend, in_axes=(0, None, None, None)))
 
 
 def _attentive_scores(params: Any, tokens: np.ndarray, mean: jax.Array, std: jax.Array, batch_size: int) -> np.ndarray:
-    """float32[G, M, K]; the last batch is filled up, so that one program serves all."""
+    """float32[G, M, K]. The last batch is padded, so that all batches use one compiled program."""
     scores = []
     for start in range(0, len(tokens), batch_size):
         x = tokens[start : start + batch_size]

@@ -1,8 +1,8 @@
-"""What frozen tokens tell of the actor's 3D pose and of its motion: read-outs of joints and of their velocities.
+"""How well frozen tokens predict the actor's 3D pose and motion: read-outs of joints and of their velocities.
 
-A prepared set that knows its joints and cameras (data/store/truth.py) is asked, for each temporal slice of a clip,
-where the joints are relative to the root and how fast they move. Raw pixels and a random encoder are asked in the same
-way.
+The set must know its joints and cameras (data/store/truth.py). For each temporal slice of a clip, read-outs predict
+where the joints are relative to the root and how fast they move. Raw pixels and a random encoder are measured in the
+same way.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from mv2mae_jax.evaluation import attentive, regression
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae
 
-MOST_CELLS = 4  # [ours] cells along each side of a slice that the ridge regression sees; more are averaged
+MOST_CELLS = 4  # [ours] cells along each side of a slice for the ridge regression; more tokens are averaged to these
 CENTIMETRES = 100.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What the truth says of M clips of nt temporal slices; the root is left out.
+    """The truth of M clips of nt temporal slices; the root is left out.
 
     Attributes:
       camera: float32[M, nt, 3 * J], joints relative to the root along the camera's axes, metres; mean of the slice.
@@ -82,7 +82,7 @@ def slice_tokens(features: Features, model: mv2mae.MV2MAE) -> np.ndarray:
 
 
 def cells(tokens: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """What ridge regression sees of a slice: its tokens one beside the other, averaged to at most 4 x 4 cells.
+    """The input of ridge regression for a slice: its tokens, averaged to at most 4 x 4 cells and concatenated.
 
     float[R, nh * nw, D] -> float32[R, cells * D]. Without averaging, the weights of a larger clip would not fit.
     """
@@ -109,22 +109,21 @@ def measure(
     attention: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The pose of every slice, told by ridge regression and, where its settings are given, by attention.
+    """Predicts the pose of every slice by ridge regression and, if its settings are given, by attention.
 
     Args:
-      model: tells the grid of the tokens.
+      model: has the grid of the tokens.
       train, test: features with tokens of M and M' clips.
       train_targets, test_targets: of the same clips.
-      group: [M], what must not be torn apart when validation rows are cut off: takes, or subjects.
+      group: [M], rows of one group stay together when validation rows are cut off: takes, or subjects.
       attention: `learning_rates`, `weight_decays`, `epochs`, `batch_size`; None leaves the attentive head out.
       seed: decides the cut, and the attentive head's initialisation and batches.
 
     Returns:
-      (metrics, float32[M', nt, 3 * J], the pose that ridge regression tells, metres in the camera's frame). Metrics are
+      (metrics, float32[M', nt, 3 * J], the pose by ridge regression, metres in the camera's frame). Metrics are
       `r2` and `error_cm` (mean distance of a joint) of ridge regression in the camera's frame, `actor_r2` and
-      `actor_error_cm` in the actor's own, `attentive_r2` and `attentive_error_cm`; `mean_error_cm` is that of telling
-      the training clips' mean pose; `penalty` is the chosen one, by
-      `validation_r2` on training rows.
+      `actor_error_cm` in the actor's own, `attentive_r2` and `attentive_error_cm`; `mean_error_cm` is the
+      error of always predicting the training clips' mean pose; `penalty` was chosen by `validation_r2`.
     """
     train_x, test_x = (cells(slice_tokens(part, model), model.grid) for part in (train, test))
     true, true_actor = _flat(test_targets.camera), _flat(test_targets.actor)
@@ -161,7 +160,7 @@ def measure_motion(
     attention: dict[str, Any],
     seed: int = 0,
 ) -> dict[str, float]:
-    """The joints' velocities in every slice, told by an attentive head; arguments as of `measure`.
+    """Predicts the joints' velocities in every slice by an attentive head; arguments as in `measure`.
 
     Returns:
       `r2`, and `error_cm_per_second`, the mean length of a joint's error.

@@ -1,4 +1,4 @@
-"""What is measured of the encoder while it is pre-trained: kNN, retrieval across cameras, and the 3D pose."""
+"""Measures the encoder during pre-training: kNN, retrieval across cameras, and the 3D pose."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def measure(
     pooling: str = "slices",
     knn_k: int = 20,
 ) -> dict[str, float]:
-    """How good the encoder's features are right now, one central clip of each view.
+    """Measures the encoder's present features on one central clip of each view.
 
     Args:
       model: the model that is pre-trained.
@@ -40,11 +40,11 @@ def measure(
       knn_k: neighbours; 20 as in DINO [ours].
 
     Returns:
-      `knn_top_1`, `knn_mean_class`: neighbours among the training takes; absent where either side has no labels.
-      `retrieval_*`: see retrieval.py, among the test takes; absent where no take has two views or views are not
+      `knn_top_1`, `knn_mean_class`: neighbours among the training takes; absent if either side has no labels.
+      `retrieval_*`: see retrieval.py, among the test takes; absent if no take has two views or views are not
       synchronised.
       `geometry_r2`, `geometry_error_cm`, `geometry_mean_error_cm` and so on: the 3D pose in the test takes by ridge
-      regression, see geometry.py; absent where the set does not know its joints. May be empty.
+      regression, see geometry.py; absent if the set does not know its joints. The result may be empty.
     """
     views, truth = prepared.views, prepared.truth
     take, view, label = (views[name][test_rows] for name in ("take", "view", "label"))

@@ -28,9 +28,10 @@ def run(
 ) -> dict[str, float]:
     """Measures the encoder `config.init_from` by each of `config.probe.kinds` and writes WORKDIR/metrics.json.
 
-    Probes train on `dataset.train` and are tested on `dataset.test`; takes held out are left alone. Retrieval searches
-    all views of the tested takes, also those that a cross-view protocol trains on: it trains nothing. Pooled features
-    of several clips of a view are averaged; the attentive probe trains on every clip and averages probabilities.
+    Probes train on `dataset.train` and are tested on `dataset.test`; held-out takes are not used. Retrieval trains
+    nothing, so it searches all views of the tested takes, even those that a cross-view protocol trains on. Pooled
+    features of several clips of a view are averaged; the attentive probe trains on every clip and averages
+    probabilities.
 
     Args:
       config: a validated config of a probe.
@@ -39,7 +40,7 @@ def run(
       workdir: features are kept in WORKDIR/features.
 
     Returns:
-      `<kind>/<metric>`: see accuracy.py and retrieval.py; of trained probes also the chosen setting.
+      `<kind>/<metric>`: see accuracy.py and retrieval.py; for trained probes also the chosen setting.
 
     Raises:
       ValueError: the encoder does not fit, the data cannot answer what is asked, or there are several processes.
@@ -97,9 +98,10 @@ def _facts(config: config_dict.ConfigDict, dataset: LabelledDataset, mesh: jax.s
 
 
 def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int]:
-    """(model, parameters of its encoder, the step of the run they are from) by `init_from`.
+    """(model, parameters of its encoder, the step of the run that they come from), as `init_from` says.
 
-    That is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, `random`, or `pixels`.
+    `init_from` is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, `random` or
+    `pixels`.
     """
     model = variants.from_config(config)
     if config.init_from == "pixels":
@@ -223,7 +225,7 @@ def _geometry(
     train: Features,
     test: Features,
 ) -> dict[str, float]:
-    """`geometry/*` and `motion/*`, where they are asked for."""
+    """`geometry/*` and `motion/*`, if they are asked for."""
     probe, results = config.probe, {}
     if not {"geometry", "motion"} & set(probe.kinds):
         return {}
@@ -253,11 +255,12 @@ def _geometry(
 
 
 def validation_groups(dataset: LabelledDataset) -> np.ndarray:
-    """What validation must not tear apart, one name per row of `dataset.train`.
+    """The groups that validation keeps together, one name per row of `dataset.train`.
 
-    Subjects where the test is on other subjects and three or more train, so that the settings are chosen for what is
-    tested; else takes. Where every subject does every action as often, a take that is cut off leaves its class the
-    rarest of its subject, and what recognises subjects scores below chance.
+    The groups are subjects if the test is on other subjects and three or more subjects train. Settings are then chosen
+    for the task that is tested. Otherwise the groups are takes. These can mislead where every subject performs every
+    action equally often: cutting off a take makes its class the rarest of its subject, so a probe that recognises
+    subjects avoids the right class and scores below chance.
     """
     views = dataset.prepared.views
     subject = views["subject"][dataset.train]

@@ -1,9 +1,9 @@
 """Probes of frozen features: nearest neighbours and linear, and how every probe chooses its setting.
 
-Pure functions of arrays. attentive.py holds the probes of all tokens, regression.py those that tell a quantity.
+Pure functions of arrays. attentive.py has the probes that read all tokens, regression.py those that predict quantities.
 
-No probe is given the labels of the rows that it is tested on: learning rate and weight decay are chosen on rows cut off
-the training rows, and what comes back are scores, to be measured by accuracy.py.
+No probe gets the labels of the rows that it is tested on. Learning rate and weight decay are chosen on rows cut off the
+training rows. Probes return scores, which accuracy.py measures.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class Probed:
     Attributes:
       scores: float32[M, K], logits (or quantities) of the test rows.
       learning_rate, weight_decay: the chosen setting.
-      validation_score: float64[num learning rates, num weight decays], accuracy (of quantities R^2) of training on the
-        other rows.
+      validation_score: float64[num learning rates, num weight decays], accuracy (R^2 for quantities) on the validation
+        rows after training on the others.
     """
 
     scores: np.ndarray
@@ -54,7 +54,7 @@ def knn_scores(
     Args:
       train_x: float[M, F]; train_y: int[M], 0 to num_classes - 1; test_x: float[M', F].
       num_classes: K.
-      k: neighbours; all training rows vote where there are fewer.
+      k: neighbours; if there are fewer training rows, all of them vote.
       temperature: None: votes count alike, as scikit-learn's `weights='uniform'`. Otherwise they count
         exp(similarity / temperature), as in DINO's `eval_knn.py` (0.07 there).
 
@@ -112,11 +112,12 @@ def linear_probe(
     Args:
       train_x: float[M, F]; train_y: int[M]; test_x: float[M', F].
       num_classes: K.
-      group: int or str[M], what must not be torn apart when validation rows are cut off: takes, or subjects.
+      group: int or str[M], rows of one group stay together when validation rows are cut off: takes, or subjects.
       learning_rates, weight_decays: the sweep is over all pairs; the decay is decoupled and spares the bias.
       epochs: passes over the training rows.
-      batch_size: rows per step; all rows where there are fewer.
-      validation_fraction: share of the groups that the setting is chosen on. It is then trained anew on all rows.
+      batch_size: rows per step; if there are fewer rows, all of them.
+      validation_fraction: share of the groups on which the setting is chosen. A probe with the chosen setting is then
+        trained on all rows.
       seed: decides the cut and the order of the rows.
 
     Raises:
@@ -188,7 +189,7 @@ def select_and_refit(
 ) -> Probed:
     """`fit(training rows, settings f32[G, 2], inputs [M', ...]) -> outputs f32[G, M', K]`.
 
-    Of settings that score alike the one with the lower loss is taken.
+    If settings score alike, the one with the lower loss wins.
     """
     shape = tuple(len(values) for values in sweep)
     if 0 in shape:
@@ -210,7 +211,7 @@ def select_and_refit(
 
 
 def minibatches(rows: np.ndarray, *, epochs: int, batch_size: int, seed: int):
-    """int[B] after int[B]; every epoch takes the rows in a fresh order and leaves out what fills no batch."""
+    """Yields int[B]. Every epoch takes the rows in a new order and drops those that do not fill a batch."""
     batch_size, rng = min(batch_size, len(rows)), np.random.default_rng(seed)
     for _ in range(epochs):
         order = rng.permutation(rows)
@@ -245,7 +246,7 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a probe is trained by, and what its setting is chosen by (higher is better)."""
+    """The loss that a probe is trained with, and the score that its setting is chosen by (higher is better)."""
 
     loss: Callable[[jax.Array, jax.Array], jax.Array]
     score: Callable[[np.ndarray, np.ndarray], float]

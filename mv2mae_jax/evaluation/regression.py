@@ -1,7 +1,7 @@
-"""Read-outs of frozen features that tell a quantity, not a class: ridge regression and what it is measured by. NumPy.
+"""Predicts quantities, not classes, from frozen features: ridge regression and its metrics. NumPy.
 
-No read-out is given the targets of the rows that it is tested on: the penalty is chosen on rows cut off the training
-rows. A read-out by attention is probes.attentive_regression.
+No read-out gets the targets of the rows that it is tested on: the penalty is chosen on rows cut off the training rows.
+`attentive.attentive_regression` predicts quantities by attention.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Regressed:
     Attributes:
       prediction: float32[M, K] of the test rows, in the units of the targets.
       penalty: the chosen one.
-      validation_r2: float64[num penalties], of training on the other rows.
+      validation_r2: float64[num penalties], on the validation rows after training on the others.
     """
 
     prediction: np.ndarray
@@ -48,9 +48,9 @@ def ridge(
 
     Args:
       train_x: float[M, F]; train_y: float[M, K]; test_x: float[M', F].
-      group: int or str[M], what must not be torn apart when validation rows are cut off: takes, or subjects.
-      penalties: the one with the highest R^2 on the validation rows is taken, and trained anew on all rows.
-      validation_fraction: share of the groups that the penalty is chosen on.
+      group: int or str[M], rows of one group stay together when validation rows are cut off: takes, or subjects.
+      penalties: the one with the highest R^2 on the validation rows is chosen; the fit is then repeated on all rows.
+      validation_fraction: share of the groups on which the penalty is chosen.
       seed: decides the cut.
 
     Raises:
@@ -77,7 +77,7 @@ def ridges(
     validation_fraction: float = 0.2,
     seed: int = 0,
 ) -> list[Regressed]:
-    """As `ridge` of each of several targets, whose equations are the same; each gets a penalty of its own."""
+    """As `ridge` for several targets at once. They share their equations, but each gets its own penalty."""
     if not len(penalties) or min(penalties) <= 0:
         raise UserError(f"penalties={tuple(penalties)}: give at least one, all greater than 0.")
     kept, held_out = probes.split_groups(group, validation_fraction, seed)
@@ -100,7 +100,7 @@ def ridges(
 
 
 class _Normal:
-    """The normal equations of some rows, which serve every penalty."""
+    """The normal equations of some rows. They are the same for every penalty."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray):
         self._mean, self._std = probes.statistics(x, rows)
@@ -129,7 +129,7 @@ class _Normal:
 def r2(prediction: np.ndarray, target: np.ndarray) -> float:
     """1 - squared error / squared deviation from the targets' mean, both summed over all outputs.
 
-    1 is perfect and 0 as good as the mean of the tested targets; float[M, K] each. The same as scikit-learn's
+    1 is perfect; 0 is as good as predicting the mean of the tested targets. Both are float[M, K]. Equals scikit-learn's
     r2_score(multioutput="variance_weighted").
     """
     target = np.asarray(target, np.float64)

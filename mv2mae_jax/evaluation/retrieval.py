@@ -1,4 +1,4 @@
-"""Retrieval across cameras: how much of what features say survives a change of viewpoint. NumPy, needs no training."""
+"""Retrieval across cameras: how well features survive a change of viewpoint. NumPy; needs no training."""
 
 import itertools
 
@@ -14,7 +14,7 @@ def measure(
 ) -> dict[str, float]:
     """Cosine retrieval from every camera a in the clips of every other camera b, averaged over the pairs (a, b).
 
-    Similarities that are equal to that of the right answer count against it, so constant features find nothing.
+    A wrong clip that is as similar as the right one is ranked before it, so constant features find nothing.
 
     Args:
       features: float[M, F], one row per take and view.
@@ -73,7 +73,7 @@ def measure(
 
 
 def camera_pairs(take: np.ndarray, view: np.ndarray) -> list[tuple]:
-    """Ordered pairs of different cameras that have seen a take in common."""
+    """Ordered pairs of different cameras that have seen the same take."""
     takes_of = {name: take[view == name] for name in np.unique(view).tolist()}
     return [(a, b) for a, b in itertools.permutations(takes_of, 2) if np.isin(takes_of[a], takes_of[b]).any()]
 
@@ -90,8 +90,8 @@ def _measure_queries(
 
     positive = (label[query][:, None] == label[gallery][None]) & (label[gallery] >= 0) & ~same_take  # (Q, G)
     answered = positive.any(axis=1)
-    similarity = np.where(same_take, -np.inf, similarity)[answered]  # the own take is no answer here: ranked last
-    # By falling similarity; of equal ones the wrong come first.
+    similarity = np.where(same_take, -np.inf, similarity)[answered]  # ranks the query's own take last
+    # By falling similarity. If similarities are equal, wrong clips come first.
     order = np.lexsort((positive[answered], -similarity), axis=1)
     hit = np.take_along_axis(positive[answered], order, axis=1)  # (number answered, G)
     precision = hit.cumsum(axis=1) / np.arange(1, len(gallery) + 1)

@@ -49,7 +49,7 @@ def write(pictures: dict[str, np.ndarray], directory: str, step: int, blur_sigma
 
 
 def path_of(directory: str, step: int, name: str) -> str:
-    """Of the picture of a sample, without its ending."""
+    """The path of the picture of a sample, without extension."""
     return os.path.join(directory, f"step_{step:07d}_{name}")
 
 
@@ -119,7 +119,7 @@ def _labelled(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def _write(path: str, is_encoded: bool, content: np.ndarray) -> None:
-    """By ourselves: OpenCV does not say why it could not, nor always that it could not."""
+    """Writes the file itself, because OpenCV does not say why a write failed, and not always that it failed."""
     if not is_encoded:
         raise UnusableFile(f"The picture {path} could not be encoded.")
     log_files.write_whole(path, content.tobytes())

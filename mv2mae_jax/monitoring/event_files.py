@@ -1,8 +1,8 @@
-"""What TensorBoard shows of a run beside its series: small event files of their own, written anew when a run goes on.
+"""What TensorBoard shows of a run besides its series: small event files, written again when a run is resumed.
 
 The HPARAMS tab compares configs. It takes the measures from the run's scalars, the last value of each. No list of
-columns is written (`_hparams_/experiment`): without one TensorBoard makes it from all the runs that it sees, those keys
-first whose values differ, whereas of several lists it would take one and ignore the others.
+columns (`_hparams_/experiment`) is written. Without one, TensorBoard makes the list from all runs that it sees and puts
+the keys whose values differ first. If there were several lists, it would take one and ignore the others.
 
 The CUSTOM SCALARS tab draws the losses in one chart with what painting every patch in its mean colour would cost.
 """
@@ -25,8 +25,8 @@ from mv2mae_jax.config import flatten
 from mv2mae_jax.monitoring import log_files
 from mv2mae_jax.runs.resume import MAY_CHANGE
 
-# TensorBoard reads the files of a folder in the order of their names and never goes back: these come before those that
-# are named by their time.
+# TensorBoard reads the files of a folder in the order of their names and never goes back. These names sort before those
+# that are made of the time.
 CONFIG_FILE = "events.out.tfevents.0.config"
 RESULTS_FILE = "events.out.tfevents.1.results"
 
@@ -36,10 +36,10 @@ CHARTS = {"losses": {title: ["Multiline", [f"{area}/{loss}" for loss in _LOSSES]
 
 
 def hparams(config: config_dict.ConfigDict) -> dict[str, bool | float | str]:
-    """What an experiment is told from others by: keys that a run cannot change when it goes on.
+    """The keys by which TensorBoard tells experiments apart: those that a resumed run must not change.
 
-    What is neither a number nor a truth value becomes text, None too: where a run lacks a key, TensorBoard would not
-    count it as different.
+    Every value that is neither a number nor a truth value becomes text, even None: if a run lacked a key, TensorBoard
+    would not count the key as different.
     """
     return {key: _plain(value) for key, value in flatten(config) if key not in MAY_CHANGE}
 
@@ -47,7 +47,7 @@ def hparams(config: config_dict.ConfigDict) -> dict[str, bool | float | str]:
 def _plain(value: object) -> bool | float | str:
     if isinstance(value, bool):
         return value
-    # JSON, in which TensorBoard answers its page, knows no infinity.
+    # TensorBoard sends values to its page as JSON, which has no infinity.
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else str(value)
 
 
@@ -65,10 +65,10 @@ def write_results(folder: str, step: int, results: Mapping[str, float]) -> None:
 
 
 def series_path(folder: str) -> str:
-    """Where the series of a start go: FOLDER/events.out.tfevents.TIME.HOST, which sorts after what is there.
+    """The file for the series of a start: FOLDER/events.out.tfevents.TIME.HOST, which sorts after the existing files.
 
-    TIME is in seconds. Where the clock was set back, or two starts fall in a second, it is one more than the last one:
-    read before it, this file would be taken for older, and lose its values to the start of the last one.
+    TIME is in seconds. If the clock was set back, or two starts fall in one second, TIME is one more than that of the
+    last file. Otherwise TensorBoard would read this file first, take it for the older one, and drop its values.
     """
     names = os.listdir(folder) if os.path.isdir(folder) else []
     found = [re.match(r"events\.out\.tfevents\.(\d{10})\.", name) for name in names]
@@ -77,7 +77,7 @@ def series_path(folder: str) -> str:
 
 
 def series_head(first_step: int) -> bytes:
-    """The records that a file of series begins with. Values of earlier files from that step on are done again."""
+    """The first records of a file of series. They make TensorBoard drop earlier files' values from `first_step` on."""
     start = Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START))
     return _head() + _record(start)
 

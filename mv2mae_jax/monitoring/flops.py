@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 
 
 def matmul_flops(function: Callable, *arguments: Any) -> float:
-    """Floating-point operations (2 per multiply-add) of all matrix products; those of a scan as often as it runs.
+    """Floating-point operations (2 per multiply-add) of all matrix products. Those in a scan count once per iteration.
 
     Args:
       function: traceable by JAX.
@@ -36,7 +36,7 @@ def training_flops(task: Any, params: Any, batch: Any) -> float:
 
 
 def _written_out(model: Any) -> Any:
-    """The model with every product in its jaxpr; the attention of cuDNN is one operation without a dot_general."""
+    """The model with every product in its jaxpr, where cuDNN's attention would be one operation without dot_general."""
     if any(field.name == "attention" for field in dataclasses.fields(model)):
         return model.clone(attention="xla")
     return model.clone(encoder=_written_out(model.encoder))  # a classifier

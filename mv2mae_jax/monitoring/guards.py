@@ -1,4 +1,4 @@
-"""What a run watches while it goes: updates that had to be skipped, spikes of the loss, samples that cannot be read."""
+"""What is watched during a run: updates that had to be skipped, spikes of the loss, samples that cannot be read."""
 
 import collections
 import json
@@ -18,15 +18,15 @@ from mv2mae_jax.monitoring import log_files
 from mv2mae_jax.monitoring.metrics import IN_FLIGHT, drop_rows_after
 from mv2mae_jax.runs import step_folders
 
-SPIKE = 3.0  # [ours] a spike is a loss of more than so many times the median of the losses before it
-SPIKE_BEFORE = 10  # [ours] steps at most that this median is of, and half as many at least
-FIRST_SAMPLES = 1000  # [ours] the share of damaged samples counts at least so many samples
+SPIKE = 3.0  # [ours] a loss of more than this many times the median of the losses before it is a spike
+SPIKE_BEFORE = 10  # [ours] the median is taken over at most this many steps, and at least half as many
+FIRST_SAMPLES = 1000  # [ours] the share of damaged samples is taken of at least this many samples
 
 Batch = dict[str, np.ndarray]
 
 
 class SkippedUpdates:
-    """Stops a run when one update after the other has to be skipped, because loss or gradients are not finite.
+    """Stops a run when too many updates in a row are skipped because loss or gradients are not finite.
 
     Attributes:
       in_a_row: updates skipped up to the step that was observed last.
@@ -35,10 +35,10 @@ class SkippedUpdates:
     def __init__(self, most_in_a_row: int, checkpoints: str, names: Callable[[Batch], list[str]], in_a_row: int = 0):
         """
         Args:
-          most_in_a_row: so many stop the run.
+          most_in_a_row: this many skipped updates in a row stop the run.
           checkpoints: directory, to name the newest good one.
           names: of the takes of a batch.
-          in_a_row: when going on from a checkpoint, what it says.
+          in_a_row: the checkpoint's value if the run was resumed.
         """
         self.in_a_row = in_a_row
         self._most, self._checkpoints, self._names = most_in_a_row, Path(checkpoints), names
@@ -76,7 +76,7 @@ def _shortened(names: Sequence[str], most: int = 8) -> str:
 
 
 def loss_spikes(last_step: int, window: Sequence[dict[str, Any]]) -> list[str]:
-    """One line for each step of a log interval whose loss jumps up; a function of the interval alone.
+    """One line for each step of a log interval whose loss jumps up. Depends on nothing but the interval.
 
     Args:
       last_step: of the interval.
@@ -95,8 +95,8 @@ def loss_spikes(last_step: int, window: Sequence[dict[str, Any]]) -> list[str]:
 class DamagedSamples:
     """Counts and logs the samples that could not be read and were replaced; too many stop the run.
 
-    Only the process that reads a sample knows of it: with several processes each looks at its own share, and writes a
-    log of its own.
+    Only the process that reads a sample knows of its damage. Of several processes, each watches its own share and
+    writes its own log.
 
     Attributes:
       count: damaged samples since the first step.
@@ -108,8 +108,8 @@ class DamagedSamples:
           workdir: `damaged_records.jsonl` is written there.
           prepared: the data set, to name takes and reasons.
           most: share of the samples, above which the run stops.
-          first_step: rows of the log after it belong to steps that are done again.
-          count: when going on from a checkpoint, what it says.
+          first_step: the log's rows after it belong to steps that are repeated.
+          count: the checkpoint's value if the run was resumed.
         """
         self.count = count
         self._prepared, self._most = prepared, most
@@ -122,7 +122,7 @@ class DamagedSamples:
         self._log.close()
 
     def take_out(self, step: int, batch: Batch) -> Batch:
-        """The batch without its column `damaged`, after what this says was logged.
+        """Logs the damage in a batch and returns the batch without its column `damaged`.
 
         Raises:
           DamagedRecord: more than the stated share of the samples is damaged.

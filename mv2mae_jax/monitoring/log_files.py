@@ -1,7 +1,7 @@
-"""Files that a run reports to. No disk holds up or ends a run by them, be it full, slow or gone.
+"""Files that a run reports to. A disk that is full, slow or gone neither delays nor ends the run.
 
-Records go through a bounded queue to a thread of the file. What cannot be written is kept and tried again with what
-comes next, so that nothing is missing once there is room; a sentence says that it cannot, and that it can again.
+Records go through a bounded queue to the file's own thread. Records that cannot be written are kept and tried again
+with the next ones, so that nothing is missing once there is room. A sentence reports the problem, another its end.
 """
 
 import collections
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 from console import progress
 
-MOST_BYTES = 2**26  # [ours] of records that wait to be written; what comes on top is lost
-SECONDS = 10.0  # [ours] that a flush waits for the disk
+MOST_BYTES = 2**26  # [ours] of records that wait to be written; records beyond this are lost
+SECONDS = 10.0  # [ours] a flush waits this long for the disk
 
 
 @contextlib.contextmanager
 def optional(what: str) -> Iterator[None]:
-    """A context that writes something that a run can do without: an OSError in it costs a sentence."""
+    """A context for writing something that a run can do without: an OSError in it is only reported."""
     try:
         yield
     except OSError as error:
@@ -26,7 +26,7 @@ def optional(what: str) -> Iterator[None]:
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file; it appears whole or not at all, and nothing is left of one that cannot be written."""
+    """Writes a file. It appears whole or not at all; a failed write leaves nothing behind."""
     temporary = f"{os.fspath(path)}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -39,23 +39,23 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
 
 
 class LogFile:
-    """Appends records to a file: whole ones, in order, in a thread of its own."""
+    """Appends whole records to a file, in order, in a thread of its own."""
 
     def __init__(self, path: str | os.PathLike):
-        """The file is made, or added to, with the first record."""
+        """The file is created or opened when the first record is written."""
         self._path = os.fspath(path)
-        self._changed = threading.Condition()  # guards all that follows
+        self._changed = threading.Condition()  # guards all attributes below
         self._waiting: collections.deque[bytes] = collections.deque()
-        self._num_bytes, self._num_lost = 0, 0  # bytes that wait; records that found no place to wait
-        self._asked, self._answered = 0, 0  # requests to write, counted; the last one that was tried, or done
-        self._problem: OSError | None = None  # why that one was not done
+        self._num_bytes, self._num_lost = 0, 0  # bytes that wait; records that were dropped
+        self._asked, self._answered = 0, 0  # number of requests to write, and of those that were tried
+        self._problem: OSError | None = None  # why the last one failed
         self._is_slow, self._ending = False, False
-        self._cut_at: int | None = None  # where a record begins that was written in part and could not be cut off
+        self._cut_at: int | None = None  # start of a partly written record that could not be removed
         self._told = ""  # what was said last; used by the caller alone
         threading.Thread(target=self._work, name=self._path, daemon=True).start()
 
     def add(self, record: bytes) -> None:
-        """Hands a record over; never waits for the disk."""
+        """Queues a record; never waits for the disk."""
         with self._changed:
             if self._num_bytes + len(record) > MOST_BYTES:
                 self._num_lost += 1
@@ -67,9 +67,9 @@ class LogFile:
         self._tell()
 
     def flush(self) -> None:
-        """Waits until all records are in the file, or cannot be written, SECONDS at most.
+        """Waits until all records are written or have failed, at most SECONDS.
 
-        A disk that has not answered in that time is not waited for again until it does.
+        If the disk does not answer in that time, later calls do not wait until it answers again.
         """
         with self._changed:
             self._asked += 1
@@ -81,7 +81,7 @@ class LogFile:
         self._tell()
 
     def close(self) -> None:
-        """As `flush`, and no more is written; says how many records are missing."""
+        """As `flush`, then ends the thread and says how many records are missing."""
         with self._changed:
             self._ending = True
         self.flush()
@@ -117,7 +117,7 @@ class LogFile:
                 self._changed.notify_all()
 
     def _append(self, records: list[bytes]) -> tuple[int, OSError | None]:
-        """(how many were written, why not all). Of a record that does not fit nothing stays in the file."""
+        """(number of records written, why not all). A record that does not fit leaves nothing in the file."""
         num_written = 0
         if not records:
             return 0, self._problem  # nothing was tried
@@ -135,7 +135,7 @@ class LogFile:
                     num_written += 1
                 self._cut_at = None
         except OSError as error:
-            with contextlib.suppress(OSError):  # is tried again with the next record
+            with contextlib.suppress(OSError):  # tried again with the next record
                 if self._cut_at is not None:
                     os.truncate(self._path, self._cut_at)
                     self._cut_at = None

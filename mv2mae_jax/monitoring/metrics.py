@@ -1,4 +1,4 @@
-"""What a run reports while it goes: progress lines, TensorBoard events, and history.jsonl."""
+"""The reports of a running run: progress lines, TensorBoard events, and history.jsonl."""
 
 import collections
 import json
@@ -16,7 +16,7 @@ from console import progress
 from mv2mae_jax.monitoring import event_files, log_files
 from mv2mae_jax.runs import side_files
 
-IN_FLIGHT = 2  # [ours] steps that the host is ahead at most, since a batch that waits occupies device memory
+IN_FLIGHT = 2  # [ours] the host is at most this many steps ahead, because waiting batches take device memory
 
 Window = list[dict[str, np.float32]]  # the metrics of steps, in order
 
@@ -31,7 +31,7 @@ class StepMetrics:
         """
         Args:
           observe: called with each step and its metrics, in order, once they are there (IN_FLIGHT steps later).
-          window: when going on from a checkpoint in the middle of an interval, what `unfinished` was.
+          window: the value of `unfinished` in the checkpoint, if the run was resumed within an interval.
         """
         self._observe = observe
         self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
@@ -94,7 +94,7 @@ class Clock:
 
 
 def say(text: str) -> None:
-    """Prints a line, in the first process alone."""
+    """Prints a line, in the first process only."""
     if jax.process_index() == 0:
         progress.say(text)
 
@@ -102,8 +102,8 @@ def say(text: str) -> None:
 class Reporter:
     """Writes metrics of one run. Only the first process writes; the others' calls do nothing.
 
-    Files in WORKDIR: `history.jsonl` (one JSON object per report) and `tensorboard/` (event files). None of them holds
-    up or ends a run, see log_files.py.
+    Files in WORKDIR: `history.jsonl` (one JSON object per report) and `tensorboard/` (event files). They neither delay
+    nor end a run, see log_files.py.
     """
 
     def __init__(self, workdir: str, *, first_step: int, total_steps: int, tensorboard: bool = True):
@@ -113,8 +113,8 @@ class Reporter:
         self._folder = os.path.join(workdir, "tensorboard")
         if jax.process_index() != 0:
             return
-        # What came after the step that is gone on from is done again, and so is its evaluation: a checkpoint is written
-        # before the evaluation of its step.
+        # A resumed run repeats everything after the checkpoint's step, and also that step's evaluation, because the
+        # checkpoint is written before it.
         path = os.path.join(workdir, "history.jsonl")
         rows = drop_rows_after(
             path, first_step, lambda row: any(key.startswith("train/") for key in row), side_files.is_numbers
@@ -126,7 +126,7 @@ class Reporter:
             self._events = log_files.LogFile(event_files.series_path(self._folder))
             self._events.add(event_files.series_head(first_step))
             for row in rows[-1:]:
-                if row["step"] == first_step:  # purged with the evaluation, but not written again
+                if row["step"] == first_step:  # purged with the evaluation, but not computed again
                     self._add_events(first_step, {key: value for key, value in row.items() if key != "step"})
 
     def say(self, text: str) -> None:
@@ -136,7 +136,7 @@ class Reporter:
         """Names by area: train/..., eval/..., perf/..., data/..."""
         if self._history:
             self._history.add(json.dumps({"step": step, **values}).encode() + b"\n")
-            self._history.flush()  # who reads the file finds what is said on the screen
+            self._history.flush()  # so that the file is as new as the screen
         self._add_events(step, values)
 
     def _add_events(self, step: int, values: dict[str, float]) -> None:
@@ -144,7 +144,7 @@ class Reporter:
             self._events.add(event_files.series_row(step, values))
 
     def flush(self) -> None:
-        """Puts into the files what was reported so far, so that a checkpoint is not ahead of them."""
+        """Writes what was reported so far, so that no checkpoint is ahead of the files."""
         for file in (self._history, self._events):
             if file:
                 file.flush()
@@ -161,7 +161,7 @@ class Reporter:
             self._events.add(event_files.series_picture(step, name, encoded, height=height, width=width))
 
     def config(self, config: config_dict.ConfigDict, *, finished: bool) -> None:
-        """The config for TensorBoard to compare; again with `finished` when the last evaluation is reported."""
+        """Writes the config that TensorBoard compares; again with `finished` after the last evaluation."""
         if self._events:
             with log_files.optional(os.path.join(self._folder, event_files.CONFIG_FILE)):
                 event_files.write_config(self._folder, config, finished=finished)
@@ -172,7 +172,7 @@ class Reporter:
             return
         rate, left = values["perf/steps_per_second"], self._total_steps - step
         parts = [f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", f"{step / self._total_steps:4.0%}"]
-        parts += [f"{duration(left / rate)} left"] if rate > 0 else []  # unknown while only the first step is done
+        parts += [f"{duration(left / rate)} left"] if rate > 0 else []  # unknown after the first step
         parts += [
             f"{label} {values[key]:.4f}"
             for label, key in (
@@ -215,16 +215,16 @@ def drop_rows_after(
     keep_at_step: Callable[[dict], bool] = lambda row: True,
     is_whole: Callable[[Any], bool] = side_files.is_row,
 ) -> list[dict]:
-    """Removes the rows of steps that will be done again, after a resume from an earlier checkpoint.
+    """Removes the rows of steps that will be repeated after resuming from a checkpoint.
 
     Args:
-      path: one JSON object with a `step` per line; need not be there.
-      step: that is gone on from.
+      path: a file with one JSON object with a `step` per line; it need not exist.
+      step: the checkpoint's step.
       keep_at_step: whether to keep a row of this very step.
       is_whole: whether a row is not damaged; see side_files.py.
 
     Returns:
-      The rows that are left.
+      The remaining rows.
     """
     rows = side_files.read_rows(path, is_whole, repair=True)
     kept = [row for row in rows if row["step"] < step or (row["step"] == step and keep_at_step(row))]

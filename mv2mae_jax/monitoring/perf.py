@@ -1,4 +1,4 @@
-"""How well a run uses its devices: rates against published peaks, memory, and traces of single steps."""
+"""How well a run uses its devices: rates relative to published peaks, memory, and traces of single steps."""
 
 import resource
 import sys
@@ -10,13 +10,13 @@ from mv2mae_jax.monitoring.metrics import Clock
 
 
 class StepCost:
-    """What one step costs, to turn a rate of steps into figures of the `perf` area.
+    """The cost of one step, which turns a rate of steps into metrics of the `perf` area.
 
     Attributes:
       clips: clips (one view of a sample) per step.
       flops: floating-point operations that the model needs per step, over all devices; see flops.training_flops.
-      num_devices: that share them.
-      peak: published bfloat16 rate of one device; None where unknown, as on a CPU.
+      num_devices: devices that share the operations.
+      peak: published bfloat16 rate of one device; None if unknown, as on a CPU.
     """
 
     def __init__(self, *, clips: int, flops: float, mesh: jax.sharding.Mesh):
@@ -39,7 +39,7 @@ class StepCost:
 
 
 def peak_memory_bytes(device: jax.Device) -> int:
-    """The most that was in use so far: of the device; where it keeps no count (CPU), of this process."""
+    """The peak memory so far: of the device, or of this process if the device keeps no count (CPU)."""
     stats = device.memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
@@ -52,7 +52,7 @@ class Profiler:
 
     Args:
       folder: the trace goes to FOLDER/plugins/profile/TIME, once per process.
-      steps: consecutive ones; steps before the first that a resumed run does are left out.
+      steps: consecutive steps; those before the first step of a resumed run are left out.
     """
 
     def __init__(self, folder: str, steps: range):
@@ -66,7 +66,7 @@ class Profiler:
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def finish(self, step: int, results: object) -> bool:
-        """Ends the trace after the last step of its range, when `results` are there; True where it did."""
+        """Ends the trace once `results` of the last step of its range are computed; returns whether it ended."""
         if not self._tracing or step + 1 in self._steps:
             return False
         jax.block_until_ready(results)
@@ -75,7 +75,7 @@ class Profiler:
         return True
 
     def close(self) -> None:
-        """Keeps what was traced where the run ends within the range."""
+        """Writes the trace if the run ends within the range."""
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False

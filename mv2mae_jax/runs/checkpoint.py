@@ -19,7 +19,7 @@ from mv2mae_jax.runs import step_folders
 
 
 class _RaisedAnyway(logging.Filter):
-    """Drops the tracebacks that Orbax logs in the background: hundreds for one failed save, which is raised anyway."""
+    """Drops the tracebacks that Orbax logs in the background: hundreds for a failed save, whose error is raised anyway."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         trace = record.exc_info[2] if record.exc_info else None
@@ -48,10 +48,10 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 temporary_path_class=step_folders.DigestedPath,
-                # Made in the background, a directory that cannot be made is waited for until a timeout.
+                # If directories were made in the background, Orbax would wait for a timeout when one cannot be made.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
-            # With handlers rather than names, so that shapes can be read before any array.
+            # Given as handlers, not names, so that shapes can be read before any array.
             item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
         self._filter, self._has_failed = _RaisedAnyway(), False
@@ -62,7 +62,7 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, run: dict[str, Any], *, force: bool = False) -> bool:
-        """Starts an asynchronous save if `step` is due (always with `force`). The state may be donated right after.
+        """Starts an asynchronous save if `step` is due (always with `force`). The state may be donated at once.
 
         Raises:
           OSError: this save, or the one before, has failed.
@@ -74,7 +74,7 @@ class Checkpointer:
             if not os.path.isdir(self.directory):  # Orbax would make another one
                 raise FileNotFoundError(f"{self.directory} has vanished")
             there = Path(self.directory, str(step))
-            if jax.process_index() == 0 and there.exists():  # put there while the run goes on; Orbax would delete it
+            if jax.process_index() == 0 and there.exists():  # put there during the run; Orbax would delete it
                 step_folders.rename(there)
             return self._manager.save(step, args=items, force=True)
 
@@ -82,7 +82,7 @@ class Checkpointer:
         return step % self._every_steps == 0
 
     def check(self) -> None:
-        """Raises OSError if a save has failed; does not wait for one under way."""
+        """Raises OSError if a save has failed; does not wait for a save in progress."""
         with self._failures_told():
             self._manager.check_for_errors()
 
@@ -120,7 +120,7 @@ class Checkpointer:
         step = self.latest_step() if step is None else step
         problems = _mismatches(self._manager.item_metadata(step)["state"].tree, state)
         if problems:
-            # What is kept per parameter (moments, averages) repeats the differences of the parameters.
+            # Only parameters are compared: their moments and averages would repeat the same differences.
             shown = [line for line in problems if line.startswith("params/")] or problems
             raise UserError(
                 f"{self.directory}, step {step}, cannot be gone on with, because this config makes another model or "
@@ -132,7 +132,7 @@ class Checkpointer:
         return restored["state"], restored["run"]
 
     def read_run(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON record of a step alone."""
+        """The JSON record of a step, without its arrays."""
         step = self.latest_step() if step is None else step
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
 
@@ -140,7 +140,7 @@ class Checkpointer:
         """Waits for saves under way. Raises OSError if one has failed."""
         with self._failures_told():
             self._manager.close()
-        if not self._has_failed:  # after a failure, what is left of the save is logged until the process ends
+        if not self._has_failed:  # after a failure Orbax logs about the rest of the save until the process ends
             for name in _LOGGERS:
                 logging.getLogger(name).removeFilter(self._filter)
 
@@ -151,9 +151,9 @@ def _shortened(error: Exception) -> str:
 
 
 def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
-    """Parameters of another run (its average, where it kept one), for `init_from`.
+    """Parameters of another run (its average, if it kept one), for `init_from`.
 
-    Scanned and unrolled layers are converted into each other where the runs differ in that.
+    Scanned and unrolled layers are converted into each other if the runs differ in this.
 
     Args:
       workdir: the other run's directory.
@@ -168,17 +168,17 @@ def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
 
 
 def load_encoder(workdir: str, encoder: Any, step: int | None = None) -> Any:
-    """The encoder's parameters alone, of a pre-trained or fine-tuned run; otherwise as `load_params`.
+    """As `load_params`, but only the encoder's parameters of a pre-trained or fine-tuned run.
 
-    The number of frames and the resolution may differ: positions are computed, not stored. What the run has and
-    `encoder` lacks is left out (a classifier has no last norm).
+    The number of frames and the resolution may differ, because positions are computed, not stored. Parameters that
+    `encoder` lacks are left out (a classifier has no last norm).
     """
     directory, step = _find(workdir, step)
     return _load(workdir, directory, step, encoder, lambda saved: {k: saved["encoder"].get(k, {}) for k in encoder})
 
 
 def taken(path: str, before: Any, after: Any) -> str:
-    """A line on what `init_from` gave: how many parameters come from `path`, and the names of those that do not.
+    """A line about `init_from`: how many parameters come from `path`, and the names of those that do not.
 
     Args:
       path: where they come from.
@@ -197,7 +197,7 @@ def taken(path: str, before: Any, after: Any) -> str:
         else:
             num_taken += count
             others[part] += 1
-    # A part of which nothing was taken is named as a whole.
+    # If nothing was taken of a part, the line names the part only.
     fresh = dict.fromkeys(name if others[name.partition("/")[0]] else name.partition("/")[0] for name in fresh)
     rest = f" Initialised afresh: {', '.join(fresh)}." if fresh else ""
     return f"{num_taken} of {num_all} parameters taken from {path}.{rest}"
@@ -212,7 +212,7 @@ def _find(workdir: str, step: int | None) -> tuple[str, int]:
         raise UserError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
     step = steps[-1] if step is None else step
     problem = step_folders.describe(Path(directory, str(step)), but="run")
-    if problem:  # another step would be another experiment, so that is left to the user
+    if problem:  # another step would be another experiment, so the user must choose it
         raise UserError(
             f"init_from = {workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move "
             f"{os.path.join(directory, str(step))} away to take an older step."
@@ -222,7 +222,7 @@ def _find(workdir: str, step: int | None) -> tuple[str, int]:
 
 def _load(workdir: str, directory: str, step: int, wanted: Any, select: Callable[[Any], Any]) -> Any:
     """Restores `select(saved parameters)` and gives it the structure and the shardings of `wanted`."""
-    # The metadata of an item is known only to a manager that was told the item's handler.
+    # A manager knows the metadata of an item only if it was given the item's handler.
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:
         saved = manager.item_metadata(step)["state"].tree

@@ -1,8 +1,8 @@
-"""The processes of a run tell each other that they live: when one is gone, the others say which, and end.
+"""Heartbeats between the processes of a run: if one is gone, the others say which one and end.
 
-JAX's coordination service notices too, but ends the process from C++ with a stack trace, long after the cause. So each
-process counts in the service's key-value store, and looks at the others' counts. Process 0 holds the service: when it
-is gone, there is no store to look into, and JAX ends the others at once, in C++; a small process adds the sentence.
+JAX's coordination service notices this too, but late, and ends the process from C++ with a stack trace. So each process
+counts upwards in the service's key-value store and watches the others' counts. Process 0 holds the service. If it is
+gone, so is the store, and JAX ends the others at once from C++; a small witness process then prints the sentence.
 """
 
 import contextlib
@@ -16,19 +16,19 @@ import time
 from collections.abc import Iterator, Mapping
 
 import jax
-from jax._src import distributed  # JAX shows no other way to its key-value store; Orbax takes the same
+from jax._src import distributed  # JAX has no public access to its key-value store; Orbax uses the same
 
 from console.command import ExitCode
 from mv2mae_jax.runs.preemption import Preempted
 
 _FOLDER = "mv2mae/heartbeats/"
 _ENDED = "ended"
-# In the messages of errors that a peer's death causes: in a collective, or in a barrier.
+# Words in the errors that a peer's death causes in a collective or a barrier.
 _LOST_CONNECTION = ("Gloo", "NCCL", "onnection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "oordination", "arrier")
 
 
 class Silence:
-    """How long each of the others has not been heard of, in seconds, by this process's clock.
+    """How long each of the other processes has been silent, in seconds by this process's clock.
 
     Args:
       peers: the numbers of the other processes.
@@ -39,7 +39,7 @@ class Silence:
         self._last = {peer: ("", now) for peer in peers}
 
     def over(self, limit: float, beats: Mapping[int, str], now: float) -> list[int]:
-        """Takes note of the newest beats and returns whose are older than `limit` seconds, but for those that ended."""
+        """Notes the newest beats. Returns processes silent for more than `limit` seconds, without those that ended."""
         for peer, (beat, _) in self._last.items():
             if beats.get(peer, beat) != beat:
                 self._last[peer] = (beats[peer], now)
@@ -47,7 +47,7 @@ class Silence:
 
 
 class _Watch(threading.Thread):
-    """Beats, and ends this process when another has been silent for too long."""
+    """Sends heartbeats, and ends this process when another has been silent for too long."""
 
     def __init__(self, timeout_seconds: float):
         super().__init__(daemon=True)
@@ -72,26 +72,26 @@ class _Watch(threading.Thread):
         try:
             self._client.key_value_set(f"{_FOLDER}{self._me}", f"{beat} {self._name}", allow_overwrite=True)
             found = self._client.key_value_dir_get(_FOLDER)
-        except jax.errors.JaxRuntimeError:  # process 0 is busy, or gone: then JAX ends this one
+        except jax.errors.JaxRuntimeError:  # process 0 is busy, or gone; in the latter case JAX ends this process
             return {}
         beats = {int(key.rpartition("/")[2]): value for key, value in found}
         self._hosts |= {index: value.partition(" ")[2] for index, value in beats.items()}
         return beats
 
     def stop(self) -> None:
-        """The work is done: silence means nothing from here on."""
+        """Stops watching, because the work is done and silence means nothing any more."""
         self._stopped.set()
         self.join()
         self._exchange(_ENDED)
 
     def dismiss_witness(self) -> None:
-        """This process ends by itself, and says why."""
+        """Ends the witness, because this process reports its own end."""
         if self._witness:
             self._witness.kill()
             self._witness.wait()
 
     def wait_for_verdict(self) -> None:
-        """Waits until a silence that has just begun would be noticed, which ends the process."""
+        """Waits long enough to notice a silence that has just begun; noticing it ends the process."""
         self.join(self._timeout + 10 * self._interval)
 
     def _end(self, gone: list[int], why: str) -> None:
@@ -99,14 +99,14 @@ class _Watch(threading.Thread):
         print(_sentence(f"{' and '.join(named)} {'is' if len(gone) == 1 else 'are'} gone, {why}"), file=sys.stderr)
         sys.stderr.flush()
         self.dismiss_witness()
-        if self._me == 0:  # the others need its service to find out for themselves
+        if self._me == 0:  # the others need this process's service to find out themselves
             time.sleep(3 * self._interval)
         for child in multiprocessing.active_children():
             child.kill()
-        os._exit(ExitCode.PREEMPTED)  # what ends Python in order would wait for who is gone
+        os._exit(ExitCode.PREEMPTED)  # an orderly end of Python would wait for the process that is gone
 
 
-# python -c _WITNESS HOST PORT SENTENCE: outlives the process that started it, and looks whether process 0 is there.
+# python -c _WITNESS HOST PORT SENTENCE: outlives the process that started it, and checks whether process 0 is there.
 _WITNESS = """
 import os, socket, sys, time
 parent = os.getppid()
@@ -135,9 +135,9 @@ def _sentence(what: str) -> str:
 
 @contextlib.contextmanager
 def watched(timeout_seconds: float) -> Iterator[None]:
-    """Ends this process, with a sentence and ExitCode.PREEMPTED, when another one of the run is gone.
+    """A context that ends this process, with a sentence and ExitCode.PREEMPTED, if another process of the run is gone.
 
-    Nothing happens where a process runs alone.
+    Does nothing in a run of one process.
 
     Args:
       timeout_seconds: how long a process may be silent.
@@ -163,7 +163,7 @@ def watched(timeout_seconds: float) -> Iterator[None]:
 
 
 def _is_lost_connection(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, may come from another process's end."""
+    """Whether an error, or its cause, may come from another process's end."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST_CONNECTION):
             return True

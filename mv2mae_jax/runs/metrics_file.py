@@ -1,4 +1,4 @@
-"""WORKDIR/metrics.json: what a run measured at its end, and what is needed to trace it."""
+"""WORKDIR/metrics.json: what a run measured at its end, and how it came about."""
 
 import json
 import os
@@ -16,7 +16,7 @@ RESULTS_FILE = "metrics.json"
 def write(
     workdir: str, config: config_dict.ConfigDict, step: int, results: dict[str, float], tables: dict[str, Any]
 ) -> None:
-    """WORKDIR/metrics.json: the final metrics, tables such as a confusion matrix, and what is needed to trace them."""
+    """Writes the final metrics, tables such as a confusion matrix, and how they came about."""
     if jax.process_index() != 0:
         return
     record = {
@@ -31,11 +31,11 @@ def write(
     path = os.path.join(workdir, RESULTS_FILE)
     with open(path + ".tmp", "w") as file:
         json.dump(record, file, indent=2)
-    os.replace(path + ".tmp", path)  # there is never half a file
+    os.replace(path + ".tmp", path)  # so that no reader sees half a file
 
 
 def read(workdir: str, step: int) -> dict[str, float] | None:
-    """The metrics of a finished run; None where it was stopped before its last evaluation was written.
+    """The metrics of a finished run; None if it stopped before its last evaluation was written.
 
     A damaged file is set aside.
     """
@@ -44,16 +44,16 @@ def read(workdir: str, step: int) -> dict[str, float] | None:
 
 
 def is_whole(record: Any) -> bool:
-    """Whether the content of a metrics.json is what `write` writes."""
+    """Whether the content of a metrics.json has the form that `write` gives it."""
     if not side_files.is_row(record) or not isinstance(record.get("config"), dict):
         return False
     return isinstance(record.get("metrics"), dict) and side_files.is_numbers(record["metrics"] | {"step": 0})
 
 
 def git_revision() -> str:
-    """The revision of this checkout, with `-dirty` where files were changed; `unknown` outside a git checkout.
+    """The revision of this checkout, with `-dirty` if files were changed; `unknown` outside a git checkout.
 
-    An installed package may lie in somebody's checkout of something else: this file must belong to it.
+    An installed package may lie in a checkout of something else, so this file must belong to the checkout.
     """
     folder, file = os.path.split(os.path.abspath(__file__))
 

@@ -1,11 +1,11 @@
-"""SIGTERM: schedulers announce with it that they take the machine away, and give some seconds of grace.
+"""SIGTERM: a scheduler sends it before it takes the machine away, and then waits some seconds.
 
-SIGHUP, by which a terminal that is closed ends what runs in it, is taken for the same, unless it is ignored (nohup).
+SIGHUP, which a closed terminal sends to its processes, is handled alike unless it is ignored (nohup).
 
-While steps are taken, the signal is noticed after the step at hand: the run saves, stops, and exits with EXIT_CODE.
-Where nothing would be lost (at start-up, while the first step is compiled, in an evaluation, before which the state was
-saved) one process ends at once, which no compilation can delay. Several processes must agree on the step; JAX's
-coordination service carries the news, and all of them stop after the same step.
+During training the signal is noticed after the present step: the run saves, stops, and exits with EXIT_CODE. Where
+nothing would be lost, a single process ends at once, which no compilation can delay. This is the case at start-up,
+during the compilation of the first step, and in an evaluation, because the state is saved before it. Several
+processes must agree on the step: JAX's coordination service carries the news, and all stop after the same step.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from jax.experimental import multihost_utils
 
 from console.command import ExitCode
 
-# 128 + SIGTERM: what a shell or a scheduler sees of a process that the signal ended. [ours] Schedulers that tell
-# failures by their codes (Kubeflow, for one) take 128 and above for those that are worth another start.
+# 128 + SIGTERM: the code that shells and schedulers report for a process that the signal ended. [ours] Schedulers that
+# distinguish failures by code (Kubeflow, for instance) restart processes that end with 128 or more.
 EXIT_CODE = ExitCode.PREEMPTED
 
 
 class Preempted(Exception):
-    """The run was told to stop, has saved, and goes on with the same command."""
+    """The run was told to stop and has saved its state. The same command resumes it."""
 
 
 class Watch:
     """Notices SIGTERM and SIGHUP while steps are taken.
 
     Attributes:
-      noticed: the name of the one that was noticed.
+      noticed: the name of the signal that was noticed.
     """
 
     def __init__(self):
@@ -41,8 +41,8 @@ class Watch:
         self._before: dict[signal.Signals, object] = {}
 
     def start(self) -> None:
-        """From here on the signals do not end the process; nothing happens where that is already so."""
-        if self._before or threading.current_thread() is not threading.main_thread():  # elsewhere Python allows none
+        """From here on the signals do not end the process. May be called again."""
+        if self._before or threading.current_thread() is not threading.main_thread():  # others cannot set handlers
             return
         # With several processes the handler of SIGTERM is JAX's: SIGHUP is passed on to it.
         if jax.process_count() == 1:
@@ -51,21 +51,21 @@ class Watch:
             self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._notice)
 
     def stop(self) -> None:
-        """Back to what the signals did before."""
+        """Restores the earlier handlers of the signals."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """A context in which there is nothing to lose; but none of several processes must end alone."""
+        """A context in which nothing can be lost, so a single process may end at once. One of several must not."""
         if jax.process_count() == 1:
             self.stop()
         yield
         self.start()
 
     def reached(self) -> bool:
-        """Whether to save and stop now; every process calls it after every step and all get the same answer."""
+        """Whether to save and stop now. Every process calls it after every step, and all get the same answer."""
         if jax.process_count() == 1:
             return self._requested
         self._calls += 1

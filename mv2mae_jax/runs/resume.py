@@ -1,4 +1,4 @@
-"""A workdir belongs to one run at a time, and to one experiment: a lock, and the keys that may change when going on."""
+"""A workdir belongs to one run at a time and to one experiment: a lock, and the keys that a resumed run may change."""
 
 import contextlib
 import datetime
@@ -24,16 +24,16 @@ from mv2mae_jax.runs import checkpoint
 
 LOCK = "run.lock"
 
-# What may be another value when a run goes on: where and how it is computed, not what. Everything else changes the
-# experiment and is refused, unless --allow_changes names it.
+# Keys that a resumed run may change: where and how it is computed, not what. Changes of other keys change the
+# experiment and are refused, unless --allow_changes names them.
 MAY_CHANGE = frozenset(
     {
         "checkpoint.every_steps",
         "checkpoint.keep",
         "data.cache",
         "data.cache_gb",
-        "data.dir",  # the same data set at another place; its manifest is compared
-        "data.motion_on",  # up to rounding, as the mesh and what of the model is named here
+        "data.dir",  # the same data set in another place; its manifest is compared
+        "data.motion_on",  # changes rounding only, as do the mesh and the model's keys below
         "data.num_workers",
         "eval.at_steps",
         "eval.batch_size",
@@ -60,13 +60,13 @@ MAY_CHANGE = frozenset(
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-    """Keeps other runs out of a workdir while this one is in it. The first process of a run holds the lock.
+    """Keeps other runs out of a workdir while this one uses it. The first process of a run holds the lock.
 
-    The lock belongs to the process and vanishes with it, so none is ever left behind; the text in the file is only to
-    name the holder.
+    The lock belongs to the process and vanishes with it, so it is never left behind. The text in the file only names
+    the holder.
 
     Raises:
-      ValueError: another run holds it; says which.
+      ValueError: another run holds the lock; says which run.
     """
     if jax.process_index() != 0:
         yield
@@ -81,7 +81,7 @@ def locked(workdir: str) -> Iterator[None]:
                 f"--workdir={workdir} is in use by another run ({lock.read().strip() or 'which has just started'}). "
                 "Wait for it, stop it, or choose another --workdir."
             ) from None
-        except OSError as error:  # some network file systems know no locks
+        except OSError as error:  # some network file systems have no locks
             logging.warning("%s cannot be locked (%s): see to it that no other run uses it.", workdir, error)
         lock.truncate(0)
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -96,10 +96,10 @@ def locked(workdir: str) -> Iterator[None]:
 def check_same_run(
     config: config_dict.ConfigDict, task: Any, checkpointer: checkpoint.Checkpointer, allow_changes: Sequence[str]
 ) -> list[str]:
-    """Refuses to go on with a run of another task, other classes, other data or another config.
+    """Refuses to resume a run of another task, other classes, other data or another config.
 
     Returns:
-      A line where `auto` means another way of computing here than before, one that changes rounding alone.
+      A line if `auto` now means another way of computing than before, one that changes rounding only.
     """
     saved = checkpointer.read_run()
     saved_config, advice = json.loads(saved["config"]), "Choose another --workdir; init_from takes its encoder."
@@ -115,7 +115,7 @@ def check_same_run(
             f"{len(prepared.class_names)} classes of {prepared.name} ({', '.join(prepared.class_names[:3])}, ...). "
             f"{advice}"
         )
-    # Checkpoints of older versions do not say what `auto` was: there the configs are compared as they were written.
+    # Checkpoints of older versions do not say what `auto` meant; their configs are compared as they were written.
     before = saved.get("settled", {})
     now = {key: value for key, value in variants.settled(config).items() if key in before}
     check_unchanged(config_dict.ConfigDict(saved_config), config, base_of(config), allow_changes, (before, now))
@@ -130,7 +130,7 @@ def check_same_run(
 
 
 def manifest_digest(dataset: Dataset | LabelledDataset) -> str:
-    """SHA-256 of the manifest, which holds a checksum of every record: the same data have the same one."""
+    """SHA-256 of the manifest. The manifest has a checksum of every record, so equal digests mean equal data."""
     return hashlib.sha256(Path(dataset.prepared.directory, "manifest.parquet").read_bytes()).hexdigest()
 
 
@@ -141,17 +141,17 @@ def check_unchanged(
     allowed: Sequence[str],
     settled: tuple[dict[str, str], dict[str, str]] = ({}, {}),
 ) -> None:
-    """Refuses to go on with a config that would silently change the experiment.
+    """Refuses to resume with a config that would silently change the experiment.
 
     Args:
       saved: the config in the newest checkpoint.
       config: of this run.
       base: defaults, for keys that did not exist when the checkpoint was written.
       allowed: further keys that may differ.
-      settled: what the values that may be `auto` meant when the checkpoint was written, and what they mean here.
+      settled: what values that may be `auto` meant when the checkpoint was written, and what they mean now.
 
     Raises:
-      ValueError: lists every key that differs, with both values; or `allowed` holds what is no key.
+      ValueError: lists every key that differs, with both values; or `allowed` has an unknown key.
     """
     written = [_plain(dict(flatten(base)) | dict(flatten(c))) for c in (saved, config)]
     before, now = (values | meant for values, meant in zip(written, settled, strict=True))
@@ -174,5 +174,5 @@ def check_unchanged(
 
 
 def _plain(values: dict[str, object]) -> dict[str, object]:
-    """As JSON gives them back: lists for tuples."""
+    """The value as it comes back from JSON: lists in place of tuples."""
     return json.loads(json.dumps(values))

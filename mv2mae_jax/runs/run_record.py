@@ -1,4 +1,4 @@
-"""What a finished or running run says about itself, for those who read its checkpoints."""
+"""The record that a run keeps beside its checkpoints, for commands that read them."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ from mv2mae_jax.runs import metrics_file, side_files, starts_file, step_folders
 def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, Any], config_dict.ConfigDict]:
     """(step, its JSON record, its config) of a checkpoint, the newest by default.
 
-    Where the record of that step is damaged, another of the run's stands in, which is said: the arrays beside it may be
-    intact, and whoever reads them checks that.
+    If the record of that step is damaged, another step's record is used, and a message says so. The step's arrays may
+    still be intact; whoever reads them checks this.
 
     Raises:
       ValueError: there is no such run or step, the directory holds another step, or no record is intact.
@@ -38,7 +38,7 @@ def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, A
 
 
 def _read(step: Path) -> dict[str, Any] | None:
-    """The record in the directory of a step; None where it is damaged."""
+    """The record in the directory of a step; None if it is damaged."""
     path = step / "run" / "metadata"
     if any(name.startswith("run/") for name in digests.check(step, "run")):
         return None
@@ -46,7 +46,7 @@ def _read(step: Path) -> dict[str, Any] | None:
 
 
 def _stand_in(workdir: str, step: int, steps: list[int]) -> dict[str, Any]:
-    """The record of another step of the same run, the newest intact one, or what the files beside them tell."""
+    """The newest intact record of the same run; if there is none, what the files beside the checkpoints tell."""
     folder = Path(workdir, "checkpoints")
     told = f"{folder / str(step) / 'run'} is damaged: "
     for other in reversed(steps):

@@ -1,7 +1,7 @@
-"""Small JSON files beside the checkpoints: damage in one of them costs what it says, and never the run.
+"""Small JSON files beside the checkpoints: damage in one of them loses its content, never the run.
 
-A command that writes to a workdir renames a damaged file (see step_folders.py) and goes on with what can be read of it.
-One that only reads, an export or a report, leaves the file as it is and passes over what cannot be read. Both say so.
+A command that writes to a workdir renames a damaged file (see step_folders.py) and continues with its readable part. A
+command that only reads, an export or a report, leaves the file as it is and skips what cannot be read. Both say so.
 """
 
 import json
@@ -15,7 +15,7 @@ from mv2mae_jax.runs import step_folders
 
 
 def read(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repair: bool = False) -> Any:
-    """The content of a JSON file; None where it is missing or damaged, which is said.
+    """The content of a JSON file; None if it is missing or damaged. Damage is reported.
 
     Args:
       path: the file.
@@ -37,13 +37,13 @@ def read(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repair: bo
 
 
 def read_rows(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repair: bool = False) -> list[dict]:
-    """The rows of a file of JSON objects, one per line; without those that are damaged, which is said.
+    """The intact rows of a file of JSON objects, one per line. Damaged rows are reported.
 
     Args:
-      path: the file; need not be there.
+      path: the file; it need not exist.
       is_whole: whether a row has the form that its readers need.
-      repair: rename a damaged file, and write its whole rows anew. A last line that was cut off in writing is damage
-        then; those who only read may see a run that is about to end it.
+      repair: rename a damaged file and write its intact rows again. With it a cut-off last line counts as damage;
+        without it, a running run may be about to complete the line.
     """
     path = Path(path)
     try:
@@ -80,10 +80,10 @@ def write_rows(path: str | os.PathLike, rows: Sequence[dict]) -> None:
 
 
 def is_row(row: Any) -> bool:
-    """Whether it is an object that says its step, as a row of history.jsonl and damaged_records.jsonl."""
+    """Whether `row` is an object with a step, as in history.jsonl and damaged_records.jsonl."""
     return isinstance(row, dict) and isinstance(row.get("step"), int)
 
 
 def is_numbers(row: Any) -> bool:
-    """Whether it is such a row of numbers alone, as in history.jsonl."""
+    """Whether `row` is such an object with numbers only, as in history.jsonl."""
     return is_row(row) and all(isinstance(value, int | float) for value in row.values())

@@ -1,4 +1,4 @@
-"""WORKDIR/starts.jsonl: one line per start of a run, with what is needed to know how its files came about."""
+"""WORKDIR/starts.jsonl: one line per start of a run, which says how the run's files came about."""
 
 import datetime
 import importlib.metadata
@@ -24,8 +24,8 @@ def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, 
     Args:
       workdir: of the run; only process 0 writes.
       config: of this start.
-      facts: what the start says beside the config, e.g. devices and numbers of parameters.
-      first_step: that is gone on from; 0 for a fresh run.
+      facts: what the start prints besides the config, e.g. devices and numbers of parameters.
+      first_step: the step that the run resumes from; 0 for a fresh run.
 
     Raises:
       OSError: the line cannot be written.
@@ -42,13 +42,13 @@ def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, 
         "facts": facts,
         "config": json.loads(config.to_json()),
     }
-    read_starts(workdir, repair=True)  # a line after one that was cut off would be lost with it
+    read_starts(workdir, repair=True)  # a line added after a cut-off one would be lost with it
     with open(os.path.join(workdir, STARTS_FILE), "a") as file:
         file.write(json.dumps(start) + "\n")
 
 
 def read_starts(workdir: str, *, repair: bool = False) -> list[dict]:
-    """The lines, oldest first; empty where none were written (runs of older revisions). See `side_files.read_rows`."""
+    """The lines, oldest first; empty for runs of older revisions, which wrote none. See `side_files.read_rows`."""
     return side_files.read_rows(os.path.join(workdir, STARTS_FILE), _is_whole, repair=repair)
 
 
@@ -60,7 +60,7 @@ def _is_whole(start: Any) -> bool:
 
 
 def _command() -> str:
-    """What was typed, as far as Python knows; with `-m`, sys.argv has the file in place of the module."""
+    """The command as typed, as far as Python knows it. With `-m`, sys.argv has the file in place of the module."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     typed = ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]] if spec else sys.argv
     return shlex.join([os.path.basename(sys.executable), *typed])

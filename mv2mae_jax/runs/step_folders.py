@@ -16,11 +16,11 @@ from console.errors import UserError
 from data.store import digests
 
 STEP_FILE = "STEP"  # the number of the step, under the digests like all files
-SET_ASIDE = "damaged"  # the end of the name of what was set aside: 1000.damaged
+SET_ASIDE = "damaged"  # ends the names of files and folders that were set aside: 1000.damaged
 
 
 class DigestedPath(atomicity.AtomicRenameTemporaryPath):
-    """A step that appears whole, with SHA256SUMS in it, or not at all."""
+    """The folder of a step. It appears whole, with SHA256SUMS in it, or not at all."""
 
     async def finalize(self) -> None:
         final_path = self._final_path
@@ -41,12 +41,12 @@ class DigestedPath(atomicity.AtomicRenameTemporaryPath):
 def describe(step: Path, *, but: str = "") -> str:
     """What is wrong with the directory of a step, in a few words; '' if it is intact.
 
-    Its files must have their digests, and it the number of the step that was saved: a copy under another number is
-    intact file by file.
+    Its files must have their digests, and its name must be the number of the saved step. The files alone do not show
+    that a folder was copied under another number.
 
     Args:
       step: the directory.
-      but: a folder in it, 'run', whose files are not looked at.
+      but: a folder in it, 'run', whose files are not checked.
     """
     wrong = digests.check(step)
     shown = [f"{name} {problem}" for name, problem in wrong.items() if not (but and name.startswith(f"{but}/"))]
@@ -56,23 +56,23 @@ def describe(step: Path, *, but: str = "") -> str:
 
 
 def misnamed(step: Path) -> str:
-    """'it holds step 16' of a directory that is named by another number; else ''."""
+    """'it holds step 16' if the directory is named by another number; else ''."""
     inside = _step_inside(step)
     return "" if inside is None or str(inside) == step.name else f"it holds step {inside}"
 
 
 def _step_inside(step: Path) -> int | None:
-    """The step that was saved in a directory; None where it does not say.
+    """The step that was saved in a directory; None if it cannot be told.
 
-    Older versions wrote no STEP_FILE. There the state says it, read without Orbax, for which all processes of a run
-    would have to come together.
+    Older versions wrote no STEP_FILE; their saved state has the step. It is read without Orbax, which would need all
+    processes of a run to take part.
     """
     store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{step.absolute()}/state/"}, "path": "step/"}
     try:
         if (step / STEP_FILE).exists():
             return int((step / STEP_FILE).read_text())
         return int(tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result().read().result())
-    except ValueError:  # no such array, or damage in what was not to be looked at
+    except ValueError:  # no such array, or damage in a folder that is not checked
         return None
 
 
@@ -80,17 +80,17 @@ def steps_in(directory: Path) -> list[int]:
     """The steps in a directory of checkpoints, ascending."""
     names = os.listdir(directory) if directory.is_dir() else []
     steps = [int(name) for name in names if name.isdecimal() and (directory / name).is_dir()]
-    return sorted(step for step in steps if str(step) in names)  # 016 is no step
+    return sorted(step for step in steps if str(step) in names)  # 016 is not a step
 
 
 def set_aside(directory: Path) -> list[str]:
-    """Renames the damaged steps that are newer than the newest intact one; removes only saves that never ended.
+    """Renames the damaged steps that are newer than the newest intact one. Removes nothing but unfinished saves.
 
     All processes of a run call this before the run looks for its newest step; the first one does the work. The workdir
     is locked, so that no other run is writing there.
 
     Args:
-      directory: WORKDIR/checkpoints; need not be there.
+      directory: WORKDIR/checkpoints; it need not exist.
 
     Returns:
       A line for each step that was set aside.
@@ -100,7 +100,7 @@ def set_aside(directory: Path) -> list[str]:
     """
     lines = []
     if jax.process_index() == 0:
-        for unfinished in directory.glob(f"*{atomicity.TMP_DIR_SUFFIX}*"):  # of a process that was killed
+        for unfinished in directory.glob(f"*{atomicity.TMP_DIR_SUFFIX}*"):  # left by a killed process
             shutil.rmtree(unfinished)
         for step in reversed(steps_in(directory)):
             problem = describe(directory / str(step))
@@ -125,7 +125,7 @@ def set_aside(directory: Path) -> list[str]:
 
 
 def rename(path: Path) -> Path:
-    """Renames a file or folder to NAME.damaged, or NAME.damaged-2 and so on where that is taken; returns where to."""
+    """Renames a file or folder to NAME.damaged (or NAME.damaged-2 and so on, if that exists); returns the new path."""
     number, aside = 1, path.with_name(f"{path.name}.{SET_ASIDE}")
     while aside.exists():
         number += 1
