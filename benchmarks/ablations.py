@@ -5,12 +5,11 @@
     python -m benchmarks.ablations --list               # what they are, without running anything
     python -m benchmarks.ablations --check              # what is measured and what is missing; exit 1 if something is
 
-Each ablation is a config in configs/ with its VARIANTS. All are pre-trained on the training people from every camera
+They are the variants of configs/ablations.py. All are pre-trained on the training people from every camera
 and measured on other people (`xsub`) with frozen features: what is compared is the direction, with two seeds per
 variant unless --seeds asks for more. Results: benchmarks/results/ablations/.
 """
 
-import importlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment, method
-from benchmarks.experiment import CONFIGS, OUTPUT, RESULTS, interval
+from benchmarks.experiment import OUTPUT, RESULTS, interval
+from configs.ablations import ABLATIONS
 from console.command import ExitCode, Parser, execute
 
-NAMES = tuple(sorted(path.stem.removeprefix("ablation_") for path in CONFIGS.glob("ablation_*.py")))
+NAMES = tuple(ABLATIONS)
 COLUMNS = {  # in a record's metrics, title, factor of the unit shown
     "geometry/r2": ("3D pose, R²", 1),
     "retrieval/recall_1": ("recall@1 (%)", 100),
@@ -31,17 +31,12 @@ Job = tuple[str, str, dict[str, Any], int, Path]  # ablation, variant, overrides
 DATA = method.PRESETS["cpu"]
 
 
-def variants(name: str) -> dict[str, dict[str, Any]]:
-    """{variant: overrides} of an ablation."""
-    return importlib.import_module(f"configs.ablation_{name}").VARIANTS
-
-
 def measure(job: Job) -> dict[str, Any]:
     """Pre-trains a variant and probes its encoder."""
     name, variant, overrides, seed, folder = job
     common = {"data.dir": folder / "prepared", "seed": seed}
     runs = folder / "ablations" / f"{name}_{variant}_seed{seed}"
-    pretrained = experiment.run(f"ablation_{name}", common | overrides, runs / "pretraining")
+    pretrained = experiment.run(f"ablations.py:{name}={variant}", common, runs / "pretraining")
     sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
     probing = method.PROBING | {
         "init_from": runs / "pretraining",
@@ -67,7 +62,7 @@ def result_file(results: Path, name: str, variant: str, seed: int) -> Path:
 
 def planned(names: list[str], seeds: int) -> Iterator[tuple[str, str, dict[str, Any], int]]:
     for name in names:
-        for variant, overrides in variants(name).items():
+        for variant, overrides in ABLATIONS[name].variants.items():
             for seed in range(seeds):
                 yield name, variant, overrides, seed
 
@@ -90,17 +85,16 @@ def write_table(results: Path) -> None:
         "pre-training, frozen features read out on other people; with the 95 % interval where there are several seeds.",
     ]
     for name in NAMES:
-        paper = importlib.import_module(f"configs.ablation_{name}").PAPER
         lines += [
             "",
             f"## {name}",
             "",
-            f"The paper: {paper}",
+            f"The paper: {ABLATIONS[name].paper}",
             "",
             "| | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
         ]
         lines += ["|---|" + "---|" * len(COLUMNS)]
-        for variant in variants(name):
+        for variant in ABLATIONS[name].variants:
             records = [json.loads(path.read_text()) for path in sorted(results.glob(f"{name}_{variant}_seed*.json"))]
             cells = []
             for column, (_, factor) in COLUMNS.items():

@@ -1,14 +1,17 @@
 """Loading and describing a config; config_checks.py checks it. Imports no JAX, so mistakes are reported at once."""
 
 import ast
+import contextlib
 import importlib.util
+import inspect
 import math
 import os
 import re
 import textwrap
 import tokenize
 import traceback
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator
 
 from ml_collections import config_dict
 
@@ -22,24 +25,26 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
     """Runs a config file and applies `key=value` overrides.
 
     Args:
-      path: a Python file with `get_config()`.
+      path: a Python file with `get_config()`; or FILE.py:VARIANT, for a file with `get_config(variant)`.
       overrides: e.g. `["data.dir=/data/ntu60", "optimizer.ema_decay=0.999"]`; values are Python literals or plain text.
 
     Raises:
-      ValueError: no such file, an unknown key (names near ones), a value of another type, or an error in the config
-        file; the message then ends with the part of its traceback from that file on.
+      ValueError: no such file, a variant where there are none (or none where there are), an unknown key (names near
+        ones), a value of another type, or an error in the config file; the message then ends with the part of its
+        traceback from that file on.
     """
+    path, variant = re.fullmatch(r"(.*?)(?:(?<=\.py):(.*))?", path, re.DOTALL).groups()
     path = find(path)
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     if spec is None:
         raise UserError(f"The config {path} is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _errors_told(path, module):
         spec.loader.exec_module(module)
-        make = getattr(module, "get_config", None)
-        config = None if make is None else make()
-    except Exception as error:
-        raise UserError(f"The config {path} could not be built: {_explain(error, module.__file__)}") from error
+    make = getattr(module, "get_config", None)
+    _check_variant(path, make, variant)
+    with _errors_told(path, module):
+        config = make and (make() if variant is None else make(variant))
     if not isinstance(config, config_dict.ConfigDict):
         found = "has no function get_config()" if make is None else f"returns {type(config).__name__} from get_config()"
         raise UserError(f"The config {path} {found}. A config file has get_config(), which returns a ConfigDict.")
@@ -49,6 +54,22 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
             raise UserError(f"The override {override!r} has no value: write --config.{key}=VALUE.")
         _set(config, key, value)
     return config
+
+
+@contextlib.contextmanager
+def _errors_told(path: str, module: types.ModuleType) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"The config {path} could not be built: {_explain(error, module.__file__)}") from error
+
+
+def _check_variant(path: str, make: Callable[..., object] | None, variant: str | None) -> None:
+    takes_one = make is not None and bool(inspect.signature(make).parameters)
+    if takes_one and variant is None:
+        raise UserError(f"{path} holds variants: choose one by --config={path}:VARIANT; its docstring shows how.")
+    if variant is not None and not takes_one:
+        raise UserError(f"{path} has no variants: leave out ':{variant}' after its name.")
 
 
 def find(path: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import ablations, experiment, method
+from configs.ablations import ABLATIONS
 from mv2mae_jax import config as configs
 from mv2mae_jax import config_checks
 
@@ -92,12 +93,13 @@ def test_rows_are_valid_configs_that_differ(tmp_path):
 @pytest.mark.parametrize("name", ablations.NAMES)
 def test_variants_of_an_ablation_are_valid_and_differ(name, tmp_path):
     (tmp_path / "prepared.json").write_text("{}")
-    path, seen = str(experiment.CONFIGS / f"ablation_{name}.py"), set()
-    for overrides in ablations.variants(name).values():
-        config = configs.load(path, [f"data.dir={tmp_path}", *(f"{k}={v}" for k, v in overrides.items())])
+    seen = set()
+    for variant, changes in ABLATIONS[name].variants.items():
+        config = configs.load(f"configs/ablations.py:{name}={variant}", [f"data.dir={tmp_path}"])
         config_checks.validate(config)
+        assert changes.items() <= dict(configs.flatten(config)).items()
         seen.add(config.to_json())
-    assert len(seen) == len(ablations.variants(name)) >= 2
+    assert len(seen) == len(ABLATIONS[name].variants) >= 2
 
 
 def test_a_failing_job_stops_those_that_have_not_begun(tmp_path):
@@ -116,7 +118,7 @@ def write_slowly(path):
 @pytest.mark.parametrize("name", ["train_step", "soak", "faults", "method", "ablations", "input_pipeline", "topology"])
 def test_committed_results_are_written_only_where_output_says_so(name):
     parser = importlib.import_module(
-        "mv2mae_jax.topology" if name == "topology" else f"benchmarks.{name}"
+        "mv2mae_jax.topology.__main__" if name == "topology" else f"benchmarks.{name}"
     ).make_parser()
     default = parser.get_default("output")
     assert default is None or pathlib.Path(default).parts[0] == "benchmark_output"

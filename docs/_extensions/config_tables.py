@@ -10,6 +10,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from configs.ablations import ABLATIONS
 from mv2mae_jax import config as configs
 
 CONFIGS = Path(configs.CONFIGS)
@@ -40,24 +41,28 @@ def origins_table(base: str, tag: str, sections: Iterable[str]) -> list[str]:
     return _table(("key", "value", "reason"), rows)
 
 
-def files_table(kind: str) -> list[str]:
-    """Markdown: the configs that can be run ('runs') or the ablations ('ablations'), by their docstrings."""
+def files_table() -> list[str]:
+    """Markdown: the configs that can be run, by their docstrings."""
     rows = []
     for path in sorted(CONFIGS.glob("*.py")):
         name = path.stem
-        if name == "__init__" or name.endswith("_base") or name.startswith("ablation_") != (kind == "ablations"):
+        if name == "__init__" or name.endswith("_base"):
             continue
-        module = importlib.import_module(f"configs.{name}")
-        link = f"[`configs/{path.name}`](../configs/{path.name})"
-        if kind == "ablations":
-            variants = "; ".join(
-                f"`{variant}`: " + (", ".join(f"`{k}={v}`" for k, v in overrides.items()) or "as it is")
-                for variant, overrides in module.VARIANTS.items()
-            )
-            rows.append((link, module.PAPER, variants))
-        else:
-            rows.append((link, module.__doc__.partition("\n\n")[0].replace("\n", " ")))
-    return _table(("config", "the paper", "variants") if kind == "ablations" else ("config", "what it is"), rows)
+        text = importlib.import_module(f"configs.{name}").__doc__.partition("\n\n")[0].replace("\n", " ")
+        rows.append((f"[`configs/{path.name}`](../configs/{path.name})", text))
+    return _table(("config", "what it is"), rows)
+
+
+def ablations_table() -> list[str]:
+    """Markdown: the variants of configs/ablations.py, with what the paper found."""
+    rows = []
+    for name, ablation in ABLATIONS.items():
+        variants = "; ".join(
+            f"`{name}={variant}`: " + ", ".join(f"`{key}={value}`" for key, value in changes.items())
+            for variant, changes in ablation.variants.items()
+        )
+        rows.append((ablation.paper, variants))
+    return _table(("the paper", "variants"), rows)
 
 
 def _table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -103,16 +108,22 @@ class ConfigOrigins(_MarkdownDirective):
 
 
 class ConfigFiles(_MarkdownDirective):
-    """```{config-files} runs``` or `ablations`: see `files_table`."""
-
-    required_arguments = 1
+    """```{config-files}```: see `files_table`."""
 
     def run(self) -> list[nodes.Node]:
-        return self.parse(files_table(self.arguments[0]))
+        return self.parse(files_table())
+
+
+class ConfigAblations(_MarkdownDirective):
+    """```{config-ablations}```: see `ablations_table`."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse(ablations_table())
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("config-keys", ConfigKeys)
     app.add_directive("config-origins", ConfigOrigins)
     app.add_directive("config-files", ConfigFiles)
+    app.add_directive("config-ablations", ConfigAblations)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -19,7 +19,7 @@ from mv2mae_jax.runs import step_folders
 
 
 class _RaisedAnyway(logging.Filter):
-    """Drops the tracebacks that Orbax logs in the background: hundreds for a failed save, whose error we raise anyway."""
+    """Drops the tracebacks that Orbax logs in the background: hundreds for a failed save, which we raise anyway."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         trace = record.exc_info[2] if record.exc_info else None
