@@ -31,15 +31,15 @@ POOLINGS = ("mean", "slices", "motion")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
-    """What an encoder makes of M clips.
+    """An encoder's features of M clips.
 
     Attributes:
-      row: int64[M], the manifest row that each clip is of.
+      row: int64[M], the manifest row of each clip.
       label: int32[M], -1 where unknown.
       slices: float32[M, nt, D], the mean token of each temporal slice.
-      motion: float32[M, nt, D], the same with tokens weighted by their motion energies (data/motion.py): where the
-        camera stands still, what moves is the actor, and the room stays out.
-      tokens: float16[M, N, D], or None where only pooled features were asked for. May be mapped from a file.
+      motion: float32[M, nt, D], the same with tokens weighted by their motion energies (data/motion.py). With a still
+        camera only the actor moves, so the room has little weight.
+      tokens: float16[M, N, D], or None if only pooled features were wanted. May be mapped from a file.
     """
 
     row: np.ndarray
@@ -86,8 +86,8 @@ def extract(
       model: its encoder is used.
       params: the encoder's parameters, replicated or sharded over `mesh`; neither changed nor donated.
       batches: `video` uint8[B, T, H, W, 3] or coefficients to decode, `label` int32[B], `row` int32[B], `valid`
-        bool[B]; rows that are not valid are dropped. Of several processes each brings its own rows, the first process
-        the first ones, and receives all features in that order.
+        bool[B]; rows that are not valid are dropped. With several processes each passes its own rows, in the order of
+        the processes, and all receive all features in this order.
       mesh: all devices.
       tokens: float16[M, N, D] that receives the tokens, M the number of valid rows to come; None if not wanted.
 
@@ -96,7 +96,7 @@ def extract(
     """
     collected, count = [], 0
     for batch in batches:
-        # A mesh may interleave the devices of several processes, and so the rows that they bring.
+        # A mesh may interleave the devices of several processes, and with them the rows of these processes.
         own = len(batch["row"])
         batch = batch | {"place": np.arange(own, dtype=np.int32) + jax.process_index() * own}
         output = jax.device_get(
@@ -149,7 +149,7 @@ def encode(model: mv2mae.MV2MAE, params: Any, video: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RawPixels:
-    """Stands in for a model: the tokens of a clip are its own pixels. What every encoder is held against.
+    """Replaces a model: the tokens of a clip are its own pixels. A baseline for every encoder.
 
     Attributes:
       clip_size: (frames, height, width).
@@ -176,19 +176,19 @@ class RawPixels:
 
 
 def init_encoder(model: mv2mae.MV2MAE, key: jax.Array) -> Any:
-    """Fresh parameters of the encoder alone, float32: what probes of a random initialisation start from."""
+    """Fresh float32 parameters of the encoder, for probes of a random initialisation."""
     video = jnp.zeros((1, *model.clip_size, 3), jnp.uint8)
     everything = jnp.arange(model.num_tokens)[None]
     return model.init(key, video, everything, method="encode")["params"]["encoder"]
 
 
 def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features]) -> Features:
-    """Features from `directory`, made first if they are not there or not whole.
+    """Features from `directory`; computed first if they are missing or incomplete.
 
     Args:
       directory: holds one folder per digest of `facts`.
-      facts: all that the features depend on, as JSON; see `facts_of`.
-      make: `make(folder) -> Features`. Tokens may be mapped from `folder` (see `map_tokens`); all else is written here.
+      facts: everything that the features depend on, as JSON; see `facts_of`.
+      make: `make(folder) -> Features`. It may map tokens from `folder` (see `map_tokens`); the rest is written here.
 
     Returns:
       The features; tokens are mapped from their file, not read.
@@ -237,7 +237,7 @@ def map_tokens(folder: str, num_clips: int, model: mv2mae.MV2MAE) -> np.ndarray:
     """`folder`/tokens.npy as a writable float16[num_clips, N, D] that need not fit into memory."""
     path, shape = os.path.join(folder, "tokens.npy"), (num_clips, model.num_tokens, model.width)
     tokens = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk is an error then, where writing to mapped memory kills
+    if hasattr(os, "posix_fallocate"):  # a full disk raises here; a write to mapped memory would be killed
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     return tokens
@@ -254,9 +254,9 @@ def digest_of(params: Any) -> str:
 def facts_of(
     model: mv2mae.MV2MAE, params: Any, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, **more: Any
 ) -> dict[str, Any]:
-    """What features depend on: the encoder and its parameters, the data set, the clips, and `more`.
+    """Everything that features depend on: the encoder and its parameters, the data set, the clips, and `more`.
 
-    Parameters enter by a digest of their values, so another step or another run at the same path is another entry.
+    Parameters are represented by a digest of their values, so another step or run at the same path has other facts.
     """
     data, _ = digests.sha256_of(Path(prepared.directory, "prepared.json"))
     encoder = {name: getattr(model, name) for name in ("clip_size", "tubelet_size", "width", "depth", "num_heads")}

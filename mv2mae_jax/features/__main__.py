@@ -23,9 +23,9 @@ from mv2mae_jax.distributed import sharding
 from mv2mae_jax.features import sources
 from mv2mae_jax.features.store import Store
 
-BATCHES_PER_PART = 8  # [ours] an interruption costs this much at most
+BATCHES_PER_PART = 8  # [ours] an interruption loses at most this much work
 POOLINGS = (*features.POOLINGS, "tokens")
-# Where in its video a clip lies: see `times`.
+# Columns that say where in its video a clip lies; see `times`.
 TIMES = {
     "start_seconds": np.float32,
     "end_seconds": np.float32,
@@ -111,8 +111,8 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
         "protocol": arguments.protocol or (encoder.config.data.protocol if encoder.config is not None else None),
     }
     facts = about | source.facts() | {"batch_size": batch_size, "parameters": features.digest_of(encoder.params)}
-    facts["columns"] = [*source.columns, *TIMES]  # parts of another version of this program have others
-    facts["dtype"] = jnp.dtype(encoder.model.dtype).name  # what `auto` is on other devices gives other numbers
+    facts["columns"] = [*source.columns, *TIMES]  # parts written by another version of this program have other columns
+    facts["dtype"] = jnp.dtype(encoder.model.dtype).name  # `auto` depends on the devices
     store = Store(output=Path(arguments.output), facts=facts)
     if (left_out := store.begin()) is not None:
         print(f"{arguments.output} is whole: an earlier start wrote it.")
@@ -153,7 +153,7 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
 
 
 def told(left_out: dict[str, str]) -> ExitCode:
-    """Names the videos that are left out; the exit code that follows from it."""
+    """Prints the videos that are left out, and returns the exit code."""
     for video, reason in left_out.items():
         print(f"left out: {video}: {reason}", file=sys.stderr)
     return ExitCode.PARTLY if left_out else ExitCode.DONE
@@ -162,7 +162,7 @@ def told(left_out: dict[str, str]) -> ExitCode:
 def open_source(
     arguments: argparse.Namespace, encoder: inference.Encoder
 ) -> sources.PreparedSource | sources.VideoSource:
-    """What --input is. Raises ValueError where it is nothing to extract features from."""
+    """Opens --input. Raises ValueError if features cannot be extracted from it."""
     model, frame_stride = encoder.model, arguments.frame_stride or encoder.frame_stride
     if frame_stride is None:
         raise UserError(f"{encoder.workdir} does not say the frame stride that it was trained at: pass --frame_stride.")

@@ -1,4 +1,4 @@
-"""What features are extracted from: a prepared set, or video files in a folder."""
+"""The sources of features: a prepared set, or video files in a folder."""
 
 import concurrent.futures
 import dataclasses
@@ -32,7 +32,7 @@ class PreparedSource:
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """What each row of the output says about its video: one entry per video."""
+        """Columns about the videos, with one entry per video."""
         columns = {name: self.prepared.views[name] for name in ("take", "view", "label", "subject")}
         names = np.array([*self.prepared.class_names, ""])  # the last one is that of label -1
         return columns | {"class_name": names[columns["label"]], "split": self.split}
@@ -43,7 +43,7 @@ class PreparedSource:
         return self.prepared.class_names
 
     def facts(self) -> dict[str, str]:
-        """Which videos these are."""
+        """Facts that identify the videos."""
         return {
             "input": os.path.abspath(self.prepared.directory),
             "data": digests.sha256_of(Path(self.prepared.directory, "prepared.json"))[0],
@@ -53,8 +53,8 @@ class PreparedSource:
         """Reads the videos of these rows.
 
         Returns:
-          The number of clips; batches as `features.extract` takes them; video -> why it cannot be read; row -> (frames
-          of the video, frames per second).
+          The number of clips; batches for `features.extract`; video -> why it cannot be read; row -> (frames of the
+          video, frames per second).
         """
         batches = pipeline.clip_batches(
             self.prepared, self.spec, rows, global_batch_size=batch_size, clips_per_view=self.clips_per_video
@@ -111,7 +111,7 @@ class VideoSource:
         return len(usable), _batches(usable, batch_size), unreadable, lengths
 
     def _clips_or_reason(self, row: int) -> tuple[list[np.ndarray], tuple[int, float]] | str:
-        """(uint8[T, H, W, 3], `clips_per_video` times; (frames, frames per second)), or why there are none."""
+        """(`clips_per_video` times uint8[T, H, W, 3]; (frames, frames per second)), or why there are none."""
         try:
             with archives.open_regular(os.path.join(self.root, self.paths[row])) as file:
                 fps, frames = raw_video.read(file, self.short_side)

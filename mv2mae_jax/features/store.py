@@ -1,4 +1,4 @@
-"""A table of features that is written in parts, so that an interrupted extraction goes on, and then as one file."""
+"""A table of features. It is written in parts, so that an interrupted extraction can continue, then as one file."""
 
 import dataclasses
 import json
@@ -38,11 +38,11 @@ class Store:
         return self.output.with_name(f"{self.output.name}.parts")
 
     def begin(self) -> dict[str, str] | None:
-        """Makes the folder of the parts, or checks that the one there is of this extraction.
+        """Makes the folder of the parts, or checks that an existing one belongs to this extraction.
 
         Returns:
-          None; or, where an earlier start was killed after it had made the output and before it had removed the parts,
-          which videos that leaves out, with the reasons: the parts are removed, and nothing is left to do.
+          None. If an earlier start was killed after it had made the output but before it had removed the parts, the
+          parts are removed and nothing is left to do: then the videos that the output leaves out, with the reasons.
 
         Raises:
           ValueError: another ending, a file that is there already, or parts of another extraction.
@@ -64,7 +64,7 @@ class Store:
                     "with the command that began it, delete that folder, or choose another --output."
                 )
             return None
-        if path.exists():  # without its facts nothing is known about it
+        if path.exists():  # a file of unknown content
             progress.say(
                 f"{self.folder} is renamed to {step_folders.rename(self.folder).name}, and all is extracted anew."
             )
@@ -74,7 +74,7 @@ class Store:
         return None
 
     def _left_out_of_output(self) -> dict[str, str] | None:
-        """What OUTPUT says of this, if it is of this extraction; else None."""
+        """The videos that OUTPUT leaves out, if OUTPUT belongs to this extraction; else None."""
         try:
             if self.output.suffix == ".npz":
                 with np.load(self.output) as arrays:
@@ -91,7 +91,7 @@ class Store:
         return self._path(part).exists() and self._left_out(part) is not None
 
     def add(self, part: int, columns: Columns, left_out: dict[str, str]) -> None:
-        """Writes one part, and which videos it lacks, with the reasons; it appears whole or not at all."""
+        """Writes one part, with the videos that it lacks and the reasons. It appears whole or not at all."""
         _write_whole(self._path(part).with_suffix(".json"), json.dumps(left_out).encode())
         temporary = self._path(part).with_suffix(".tmp")
         with open(temporary, "wb") as file:
@@ -99,7 +99,7 @@ class Store:
         os.replace(temporary, self._path(part))
 
     def count(self, num_parts: int, name: str, which: Callable[[np.ndarray], np.ndarray]) -> int:
-        """In how many rows of parts 0 to num_parts - 1 a column is as wanted."""
+        """Counts the rows of parts 0 to num_parts - 1 in which a column has a wanted value."""
         return sum(int(which(column).sum()) for column in _column([self._path(i) for i in range(num_parts)], name))
 
     def finish(self, num_parts: int, about: dict[str, Any]) -> tuple[int, dict[str, str]]:

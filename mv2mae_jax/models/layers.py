@@ -97,8 +97,8 @@ def product_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 class LayerNorm(nn.Module):
     """LayerNorm with eps 1e-6 over the last axis, [..., D] -> [..., D]; computed in float32, the output in `dtype`.
 
-    `folded` leaves scale and bias to the dense layer that follows: a step of ViT-B on a GPU is a tenth shorter for it
-    (docs/speed.md), a TPU's is longer by its compiler's estimate (docs/tpu.md).
+    `folded` leaves scale and bias to the dense layer that follows. This makes a step of ViT-B on a GPU a tenth shorter
+    (docs/speed.md), but a TPU's longer, by its compiler's estimate (benchmarks/results/NOTES_tpu.md).
     """
 
     dtype: Any = jnp.float32
@@ -162,7 +162,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 class ToHeads(Dense):
     """A dense layer that cuts its features into heads: [B, N, D_in] -> [B, heads, N, features / heads].
 
-    `attention='per_head'` writes this order by the product itself, where a TPU would spend longer on the transposition.
+    With `attention='per_head'` the product itself writes the heads apart, because a transposition takes a TPU longer.
     """
 
     num_heads: int = 1

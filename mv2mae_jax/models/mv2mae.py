@@ -154,7 +154,8 @@ class Decoder(nn.Module):
         x = layers.LayerNorm(self.dtype, self.folded_norms, name="norm")(x[:, visible.shape[1] :])
         x = layers.Dense(self.patch_dim, dtype=self.dtype, name="head")(x)
         if not self.cross:
-            # Where the cutting into views becomes a part of this product, libtpu 0.0.52 aborts for v6e (docs/tpu.md).
+            # Keeps XLA from fusing the split into views with this product: libtpu 0.0.52 aborts on that fusion for v6e
+            # (benchmarks/results/NOTES_tpu.md).
             x = jax.lax.optimization_barrier(x)
         return x.astype(jnp.float32)
 

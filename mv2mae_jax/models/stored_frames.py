@@ -5,9 +5,10 @@ separable: two matrix products, with matrices made for each box, give a plane's 
 to bytes, as a JPEG decoder does, and become colours. As on the host (`data.samples.crop_clip`), a box is interpolated
 linearly, within its borders, or averaged by area where it shrinks much.
 
-The products are of bfloat16, since what lies between them is written to memory and bounds the time on a GPU
-(docs/input.md). Its eight bits are enough: a stored coefficient has seven, so that its rounding is a quarter of a
-quantisation step at most; and pixels, around 0, err by up to a quarter of a grey level each time they are rounded.
+The products are in bfloat16, because the values between them are written to memory, which bounds the time on a GPU
+(benchmarks/results/NOTES_input.md). Its eight bits are enough. A stored coefficient has seven bits, so its rounding is
+at most a quarter of a quantisation step. Pixels lie around 0, so each rounding changes them by at most a quarter of a
+grey level.
 """
 
 import functools
@@ -48,8 +49,9 @@ def with_motion(batch: Arrays, tubelet_size: tuple[int, int, int]) -> Arrays:
         return batch
     video = batch["video"]
     tokens, motion = tubelets.patchify(video, tubelet_size), motion_energy(video, tubelet_size)
-    # Handed on together: where the rest of the step may begin with the energies alone, a TPU's compiler orders it
-    # otherwise and keeps less in the fast memory, 2 ms of 50 (docs/input.md).
+    # The barrier makes the rest of the step wait for tokens and energies together. If it may begin with the energies, a
+    # TPU's compiler orders the step differently and keeps less in fast memory: 2 ms of 50, by its estimate
+    # (benchmarks/results/NOTES_input.md).
     tokens, motion = jax.lax.optimization_barrier((tokens, motion))
     video = tubelets.unpatchify(tokens, video.shape[-4:-1], tubelet_size)  # the model's patchify undoes it
     return {**batch, "video": video, "motion": motion}

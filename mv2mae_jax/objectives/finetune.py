@@ -140,7 +140,7 @@ class Finetune:
     def measure_features(
         self, params: Any, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
     ) -> dict[str, float]:
-        """Nothing: the head is what is measured."""
+        """Nothing, because fine-tuning measures the head."""
         del params, config, mesh
         return {}
 

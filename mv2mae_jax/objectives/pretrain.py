@@ -140,7 +140,7 @@ class Pretrain:
     def _measure(self, reconstruction: mv2mae.Reconstruction, inputs: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
         """(sum, count) float32[B] of each loss; those over several views are averages over the views.
 
-        `loss_mean_prediction`, the loss of predicting every patch's mean colour, is what the losses are held against.
+        `loss_mean_prediction` is the loss of predicting every patch's mean colour, a baseline for the other losses.
         """
         per_sample, baseline = jax.vmap(losses.reconstruction_loss), jax.vmap(losses.mean_prediction_loss)
         patches = self._patchify(inputs["video"])

@@ -2,10 +2,9 @@
 
 The file needs nothing else: no network, no script, no fonts. Charts are Matplotlib's SVG, written inline with the
 page's own colours and fonts, so that they follow its dark mode and their text can be read aloud, searched and enlarged.
-Interactive libraries were weighed: the scripts alone of Plotly (7.1) are 4.8 MB, of Bokeh (3.9) 1.3 MB; they build the
-figures in the browser, so that nothing is there where scripts are forbidden (mails, viewers of build artifacts), and
-their colours come from themes that do not follow the page. What a reader chooses here (a token, to pause) are radio
-buttons and check boxes.
+Interactive libraries were considered. Their scripts are large: 4.8 MB for Plotly (7.1), 1.3 MB for Bokeh (3.9). They
+draw in the browser, so nothing shows where scripts are forbidden (mails, viewers of build artifacts), and their themes
+do not follow the page's colours. Here a reader chooses (a token, to pause) by radio buttons and check boxes.
 
     collect.py      the files of a run
     curves.py       history.jsonl -> charts
@@ -30,15 +29,15 @@ from pathlib import Path
 from console import progress
 
 REPORT_FILE = "report.html"
-_PARENT = "MV2MAE_REPORT_PARENT"  # environment variable; "stdin": that is a pipe which the parent holds open
+_PARENT = "MV2MAE_REPORT_PARENT"  # environment variable; "stdin" says that stdin is a pipe held open by the parent
 SECONDS_AT_END = 240  # [ours] the other processes of a run wait for process 0 when they end, by default 300 s
 
 
 def write_at_end(workdir: str) -> None:
-    """WORKDIR/report.html of a run that has just ended; says in a line how large it is, or why there is none.
+    """Writes WORKDIR/report.html of a run that has just ended; prints its size, or why there is none.
 
-    In a process of its own, on the CPU: whatever happens there, the run is done and its files are written. That process
-    ends with this one, however this one ends. To be called by process 0 alone.
+    A process of its own does this on the CPU, so a failure cannot harm the run, whose files are written by then. That
+    process ends with this one, however this one ends. Only process 0 may call this.
     """
     root = str(Path(__file__).parents[2])
     paths = [root] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
@@ -62,7 +61,7 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str, str
     """(exit code, stdout, stderr) of a process that holds the other end of its stdin as long as this one lives."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-        held, process.stdin = process.stdin, None  # else `communicate` would close it
+        held, process.stdin = process.stdin, None  # otherwise `communicate` would close it
         try:
             output, errors = process.communicate(timeout=SECONDS_AT_END)
         finally:
@@ -72,7 +71,7 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str, str
 
 
 def end_with_parent() -> None:
-    """In the process that `write_at_end` starts: ends it when the other one has ended, by SIGKILL for example."""
+    """Called in the process that `write_at_end` starts: ends it when its parent has ended, for example by SIGKILL."""
 
     def wait() -> None:
         os.read(0, 1)  # returns when nobody holds the other end

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
 
 def write(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Runs the command. Raises ValueError where a workdir is no run, OSError where the page cannot be written."""
-    # What reads the data set and the checkpoint computes on the CPU: a device may be at work for a run.
+    # Data set and checkpoint are read and computed on the CPU, because a run may be using the device.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from mv2mae_jax.report import REPORT_FILE, collect, examine, page, poses
 

@@ -1,6 +1,6 @@
 """Where the cross-view decoder looks: its attention from hidden target tokens to the visible tokens of the sources.
 
-Computed beside the model, from the queries and keys that it makes; the model itself never writes its attention down.
+Computed outside the model, from its queries and keys, because the model does not return its attention.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def cross_attention(
 
 
 def choose_tokens(motion: np.ndarray, hidden: np.ndarray, grid: tuple[int, int, int], count: int = 4) -> list[int]:
-    """Hidden tokens worth a look: those with the most motion, no two at neighbouring places, and last a still one.
+    """Hidden tokens to show: those with the most motion, no two of them neighbours, and finally one without motion.
 
     Args:
       motion: float[N], motion energies of a clip.

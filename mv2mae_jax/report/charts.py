@@ -1,4 +1,4 @@
-"""Matplotlib's figures as SVG that belongs to the page: its colours, its font, and words for those who cannot see."""
+"""Matplotlib's figures as SVG with the page's colours and font, and with a description for readers who cannot see."""
 
 import dataclasses
 import functools
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from mv2mae_jax.report.collect import MOST_RUNS
 
-# Colours that mean nothing but their name: `to_svg` puts the page's variables in their place, so that both colour
-# schemes are one file. style.css says what they are.
+# Placeholder colours: `to_svg` replaces them with the page's variables, so that one file serves both colour schemes.
+# style.css defines the variables.
 SERIES = tuple(f"#a000{index:02x}" for index in range(MOST_RUNS))
 INK, MUTED, GRID, PAGE = "#a000f0", "#a000f1", "#a000f2", "#a000f3"
 _VARIABLES = {colour: f"--series-{index}" for index, colour in enumerate(SERIES)} | {
@@ -99,7 +99,7 @@ def to_svg(figure: Figure, key: str, description: str) -> str:
             text = text.replace(colour, f"var({variable})")
         return text
 
-    svg = re.sub(r"<[^>]+>", adapted, svg)  # between the tags are names, which stay as they are
+    svg = re.sub(r"<[^>]+>", adapted, svg)  # only inside tags: the text between them is names, which stay as they are
     return opening + re.sub(r"\s*\n\s*", "\n", svg)
 
 

@@ -1,4 +1,4 @@
-"""The files of a run, as they lie in its workdir."""
+"""Reads the files of a run from its workdir."""
 
 import dataclasses
 import math
@@ -19,14 +19,14 @@ RESULTS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a workdir says about its run.
+    """The content of a run's workdir.
 
     Attributes:
       workdir: the folder that run.py wrote to.
       name: short, and different from those of the other runs of a report.
       config: of the newest start.
       history: rows of history.jsonl, in order; may be empty.
-      results: metrics.json, None while the run goes on (also after an earlier end) or where it was stopped.
+      results: metrics.json, None while the run goes on (also after an earlier end) or if it was stopped.
       starts: lines of starts.jsonl; empty for runs of revisions that did not write it.
     """
 
@@ -43,14 +43,14 @@ class Run:
 
     @property
     def step(self) -> int | None:
-        """The last step that the files speak of; None for a probe that has not ended."""
+        """The last step in the files; None for a probe that has not ended."""
         if self.history:
             return int(self.history[-1]["step"])
         return None if self.results is None else int(self.results["step"])
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was measured last: at the end, or so far."""
+        """The metrics at the end, or the latest ones of a run that has not ended."""
         if self.results is not None:
             return self.results["metrics"]
         evaluated = [row for row in self.history if any(key.startswith(("eval", "test/", "held_out/")) for key in row)]
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def class_names(self) -> list[str]:
-        """Of the labels; empty where the files do not tell."""
+        """The names of the classes; empty if the files do not have them."""
         return [] if self.results is None else self.results.get("class_names", [])
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +69,7 @@ class Run:
 
 
 def read(workdir: str, name: str | None = None) -> Run:
-    """Reads a run. What is damaged in its files is said and left out.
+    """Reads a run. Damaged parts of its files are reported and left out.
 
     Raises:
       ValueError: the folder holds no run, or nothing in it tells the config.
@@ -84,7 +84,7 @@ def read(workdir: str, name: str | None = None) -> Run:
     starts = starts_file.read_starts(workdir)
     config = _config(workdir, starts, results)
     if results is not None and history and history[-1]["step"] > results["step"]:
-        results = None  # of an earlier end: the run goes on
+        results = None  # these are from an earlier end; the run has gone on since
     return Run(
         workdir=workdir,
         name=name or path.resolve().name,
@@ -96,7 +96,7 @@ def read(workdir: str, name: str | None = None) -> Run:
 
 
 def read_all(workdirs: Sequence[str]) -> list[Run]:
-    """Reads runs, with names as short as possible that tell them apart.
+    """Reads runs, and gives them the shortest names that differ.
 
     Raises:
       ValueError: as `read`; or a run is named twice, or there are more runs than colours.

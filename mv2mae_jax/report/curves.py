@@ -27,7 +27,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A chart: its lines, and perhaps a line to hold them against, drawn dashed."""
+    """A chart: its lines, and perhaps a dashed line to compare them with."""
 
     key: str
     title: str
@@ -35,7 +35,7 @@ class Panel:
     lines: tuple[Line, ...]
     baseline: Line | None = None
     percent: bool = False
-    logarithmic: bool = False  # where values span more than a factor of 20
+    logarithmic: bool = False  # if values span more than a factor of 20
 
 
 PANELS = (
@@ -172,7 +172,7 @@ PANELS = (
 def draw(runs: Sequence[Run]) -> list[Chart]:
     """The charts that the histories have data for.
 
-    Of a single run the metrics of a panel share a chart; several runs are compared one metric at a time.
+    For a single run, the metrics of a panel share a chart. Several runs are compared one metric at a time.
     """
     if len(runs) == 1:
         return list(_charts_of_one(runs[0]))
@@ -180,7 +180,7 @@ def draw(runs: Sequence[Run]) -> list[Chart]:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` of the points int[n], float[n]: of each stretch the smallest and the largest, so spikes stay."""
+    """At most `most` of the points int[n], float[n]: the smallest and the largest of each stretch, so spikes stay."""
     if len(steps) <= most:
         return steps, values
     kept = []
@@ -218,7 +218,7 @@ def _charts_of_one(run: Run) -> Iterator[Chart]:
 
 
 def _charts_of_many(runs: Sequence[Run]) -> Iterator[Chart]:
-    """One chart for each metric; what is evaluated on other takes shares that of the training metric."""
+    """One chart for each metric. Its values on held-out takes share the chart with those in training."""
     for panel in PANELS:
         if panel.key == "incidents":
             continue
@@ -235,7 +235,7 @@ def _charts_of_many(runs: Sequence[Run]) -> Iterator[Chart]:
                     said.append(_in_words(f"{run.name}, {line.label}", steps, values, panel.percent))
                 if panel.baseline and not line.evaluated and len(_series(run, panel.baseline.name)[0]):
                     dashed.append((None, charts.SERIES[index], *_series(run, panel.baseline.name)))
-            if any(len(steps) > 1 for *_, steps, _, _ in drawn):  # single values stand in the table
+            if any(len(steps) > 1 for *_, steps, _, _ in drawn):  # single values are in the table
                 title = panel.title if len(metrics) == 1 else f"{panel.title}: {lines[0].label}"
                 yield _chart(panel, f"{panel.key}-{metric}", title, drawn, dashed, said)
 
@@ -276,7 +276,7 @@ def _chart(panel: Panel, key: str, title: str, drawn: list, dashed: list, said: 
 
 
 def _series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A metric of a run; where no take was held out, training takes stand in for the evaluation."""
+    """A metric of a run. If no take was held out, it was evaluated on training takes."""
     steps, values = run.series(name)
     if len(steps) == 0 and name.startswith("eval/"):
         return run.series(name.replace("eval/", "eval_on_training_takes/", 1))

@@ -1,4 +1,4 @@
-"""What needs the checkpoint and the data set. Whatever is missing is left out, with a sentence that says so."""
+"""The parts of a report that need the checkpoint and the data set. A sentence names each part that must be left out."""
 
 import dataclasses
 import os
@@ -18,13 +18,13 @@ MOST_CHARACTERS = 500  # [ours] of an error in the page
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examined:
-    """A run as its newest checkpoint sees the data.
+    """What the newest checkpoint of a run makes of the data.
 
     Attributes:
-      step: of that checkpoint; None where there are no samples.
+      step: of that checkpoint; None if there are no samples.
       samples: of pre-training; may be empty.
-      neighbours: None where features could not be computed.
-      poses: None where the data set does not know its joints.
+      neighbours: None if features could not be computed.
+      poses: None if the data set does not know its joints.
       left_out: a sentence for each part that is missing.
     """
 
@@ -36,7 +36,7 @@ class Examined:
 
 
 def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined:
-    """Looks at `num_samples` samples and at the features of `max_clips` clips; 0 leaves either out.
+    """Computes `num_samples` samples and the features of `max_clips` clips; 0 leaves either out.
 
     `key` makes the names of the charts different from those of other runs.
     """
@@ -44,7 +44,7 @@ def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined
     if run.task == "pretrain" and num_samples:
         try:
             step, found = samples.examine(run, count=num_samples)
-        except Exception as error:  # whatever it is, the rest of the report is worth having
+        except Exception as error:  # of any kind: the rest of the report is still useful
             left_out.append(f"Reconstructions, motion weights and attention are left out: {_said(error, run)}")
     if max_clips:
         try:

@@ -18,7 +18,7 @@ class Look:
     """Attention from one token.
 
     Attributes:
-      label: what the button that chooses it says.
+      label: the text of its button.
       targets: the target view and its masked input, the token marked.
       sources: the source views, one picture for each moment.
       note: a sentence with numbers.
@@ -38,7 +38,7 @@ def draw(
     masks: tuple[Any, Any],
     looked: np.ndarray,
 ) -> list[Look]:
-    """Where chosen hidden tokens look.
+    """Draws where chosen hidden tokens look.
 
     Args:
       grid: tokens along (time, height, width).

@@ -23,7 +23,7 @@ from mv2mae_jax.report.pictures import Image
 NEAREST = 5
 QUERIES = 4
 BATCH_SIZE = 16  # [ours] clips encoded at once
-POOLING = "slices"  # where the config names none; that of the kNN and retrieval metrics during pre-training
+POOLING = "slices"  # if the config names none; kNN and retrieval metrics during pre-training use it, too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Neighbours:
-    """What is shown of the features.
+    """The report's part on features.
 
     Attributes:
       about: which clips and features these are.
@@ -124,9 +124,9 @@ class Opened:
     Attributes:
       model, params: its encoder is looked at.
       prepared, spec: the data set, and what a clip is.
-      train: int[...], manifest rows that it was trained on; empty where those are the ones looked at.
+      train: int[...], manifest rows that it was trained on; empty if `rows` are training rows.
       rows: int[...], manifest rows to look at.
-      which: what those are.
+      which: `rows` in words.
     """
 
     model: Any
@@ -243,7 +243,7 @@ def _maps(pooled, take, view, label, class_names, key: str) -> list[Chart]:
             axes.tick_params(labelbottom=False, labelleft=False)
             if len(names) <= MOST_MARKS:
                 columns = 3 if len(names) > 3 else len(names)
-                axes.legend(  # with the names: as labels of points, those that begin with _ would be left out
+                axes.legend(  # names are passed here, because Matplotlib leaves out labels of points that begin with _
                     points,
                     [_short(name) for name in names],
                     loc="upper center",
@@ -262,7 +262,7 @@ def _maps(pooled, take, view, label, class_names, key: str) -> list[Chart]:
 
 
 def nearest_agree(pooled: np.ndarray, take: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """How often the nearest clip of another take is of the same group, and how often a random one would be.
+    """How often the nearest clip of another take is of the same group, and how often a random clip would be.
 
     Args:
       pooled: float[M, F]; compared by cosine.

@@ -31,8 +31,8 @@ def render(runs: Sequence[Run], seen: Sequence[Examined], command: str) -> str:
 
     Args:
       runs: one, or several to compare.
-      seen: what their checkpoints see, one for each run.
-      command: that the page is made by.
+      seen: what their checkpoints make of the data, one for each run.
+      command: the command that makes the page.
     """
     several = len(runs) > 1
     context = [_of_run(run, seen[index], index if several else None) for index, run in enumerate(runs)]
@@ -56,7 +56,7 @@ def render(runs: Sequence[Run], seen: Sequence[Examined], command: str) -> str:
 
 
 def write(path: str, text: str) -> None:
-    """Writes the page; there is never half a file."""
+    """Writes the page, whole or not at all."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(f"{path}.tmp", "w", encoding="utf-8") as file:
         file.write(text)
@@ -64,7 +64,7 @@ def write(path: str, text: str) -> None:
 
 
 def _of_run(run: Run, seen: Examined, index: int | None) -> dict[str, Any]:
-    """What the template shows of a run; `index` where there are several, so that their anchors differ."""
+    """The template's values for a run. `index` makes the anchors of several runs differ."""
     suffix = "" if index is None else f"-{index}"
     settings = tables.settings(run)
     return {

@@ -21,7 +21,7 @@ class Image:
     Attributes:
       uri: the image itself, as data:image/webp;base64,...
       alt: what it shows, in words.
-      label: what stands below it.
+      label: the text below it.
       frames, height, width: number and size of the frames, in pixels.
       mark: 'right' or 'wrong', or ''.
     """

@@ -1,4 +1,4 @@
-"""The 3D pose that ridge regression reads from an encoder's tokens, over the video; and what a random encoder tells."""
+"""The 3D pose that ridge regression predicts from an encoder's tokens, over the video, beside a random encoder's."""
 
 import dataclasses
 import os
@@ -21,20 +21,20 @@ from mv2mae_jax.report.pictures import Image
 
 PICTURE = os.path.join("pictures", "skeletons.png")  # in the workdir
 SHOWN = 4  # clips
-TRAINING_CLIPS = 4  # [ours] times as many clips train the read-out as are told
-SIDE = 192  # pixels that a clip is enlarged to at least, so that bones are thin beside limbs
+TRAINING_CLIPS = 4  # [ours] the read-out is trained on this many times the predicted clips
+SIDE = 192  # pixels; clips are enlarged to at least this, so that bones look thin compared with limbs
 TRUE, TOLD = (255, 255, 255), (255, 128, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Poses:
-    """What is shown of the 3D pose.
+    """The report's part on the 3D pose.
 
     Attributes:
       about: which clips these are.
       rows: (name of the encoder, R^2, mean joint error in cm), this run's first.
-      mean_error_cm: of telling the mean pose.
-      films: clips with the true and the told skeleton.
+      mean_error_cm: of always predicting the mean pose.
+      films: clips with the true and the predicted skeleton.
       sheet: uint8[h, w, 3], one moment of each.
     """
 
@@ -46,15 +46,15 @@ class Poses:
 
     @property
     def line(self) -> str:
-        """In a sentence."""
+        """The result in a sentence."""
         told = [f"{name} R² {r2:.2f}, {error:.1f} cm" for name, r2, error in self.rows]
         return f"3D pose read from frozen tokens: {'; '.join(told)}; the mean pose {self.mean_error_cm:.1f} cm."
 
 
 def examine(run: Run, *, max_clips: int, blur_sigma: float = 0.0) -> Poses | None:
-    """Reads the pose of some tested clips (held-out takes of pre-training), from one central clip of each view.
+    """Predicts the pose in some tested clips (held-out takes of pre-training), from one central clip of each view.
 
-    None where the data set does not know its joints, or nothing is left to train the read-out on.
+    None if the data set does not know its joints, or if no takes are left to train the read-out.
 
     Raises:
       ValueError: there is no checkpoint, it is damaged, or the data set is gone.
@@ -112,7 +112,7 @@ def write(found: Poses, workdir: str) -> str:
 def draw(
     prepared: takes.Prepared, spec: clips.ClipSpec, row: int, video: np.ndarray, told: np.ndarray, num_slices: int
 ) -> np.ndarray:
-    """A central clip with the true skeleton (white) and the told one (orange), from the true root.
+    """A central clip with the true skeleton (white) and the predicted one (orange), drawn from the true root.
 
     Args:
       prepared, spec: the clip's.

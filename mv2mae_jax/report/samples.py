@@ -1,4 +1,4 @@
-"""Samples of a pre-training run as its newest checkpoint sees them: reconstructions, motion weights, attention."""
+"""Samples of a pre-training run by its newest checkpoint: reconstructions, motion weights, attention."""
 
 import dataclasses
 import functools
@@ -58,7 +58,7 @@ def examine(run: Run, *, count: int) -> tuple[int, list[Sample]]:
     """
     step, _, config = run_record.read_record(run.workdir)
     config.data.dir = run.config.data.dir
-    config.model.attention = "xla"  # wherever the run computed
+    config.model.attention = "xla"  # whichever form the run used
     dataset = Dataset.from_config(config)
     task = Pretrain.from_config(config, dataset)
     params = load_params(run.workdir, step, task)
@@ -101,7 +101,7 @@ def temperature_of(motion: np.ndarray, weights: np.ndarray) -> float:
     """The t by which motion energies float[N] became weights float[N] ~ exp(motion / t); inf if all are alike."""
     motion, weights = np.asarray(motion, np.float64), np.asarray(weights, np.float64)
     top = int(np.argmax(motion))
-    low = int(np.argmin(np.where(weights > 1e-30, motion, np.inf)))  # smaller ones have lost their digits
+    low = int(np.argmin(np.where(weights > 1e-30, motion, np.inf)))  # smaller weights have lost their precision
     ratio = math.log(weights[top] / weights[low])
     return (motion[top] - motion[low]) / ratio if ratio > 0 else math.inf
 

@@ -10,8 +10,8 @@ class Trial:
 
     Attributes:
       fits: the program was compiled.
-      used_bytes: of memory that it needs, also where that is too much; None where the compiler did not say.
-      available_bytes: what the compiler grants a program, where it said so (it does when it refuses one).
+      used_bytes: memory that it needs, even if it is too much; None if the compiler did not say.
+      available_bytes: memory that the compiler grants a program; known only if it said so, as it does in a refusal.
     """
 
     fits: bool
@@ -30,15 +30,15 @@ def largest_batch(
 ) -> dict[int, Trial]:
     """Brackets the largest batch per chip that fits, to `multiple` samples or as near as the limits allow [ours].
 
-    Unless a batch is close to the limit, a compiler refuses it in a small part of the time that a program takes it, so
-    the search comes from above. Far from the limit memory is nearly linear in the batch. Near it, the compiler
-    recomputes values of its own accord, and what programs need hardly grows. What refused ones would need still does:
-    two of them say where to look next.
+    The search comes from above, because a compiler refuses a batch in a small part of the time of a compilation, unless
+    the batch is close to the limit. Far from the limit memory is nearly linear in the batch. Near it, the compiler
+    recomputes values of its own accord, and programs' memory hardly grows. The memory that refused programs would need
+    still grows, so two of them show where to look next.
 
     Args:
       compile_at: compiles the step with so many samples per chip.
       first: where to begin; if that fits, the second trial is twice as large, else half.
-      memory_bytes: of a chip; taken for what is available until a trial says how much really is.
+      memory_bytes: of a chip; taken as the available memory until a trial says how much is really available.
       max_programs: trials that fit; max_trials: those and refused ones.
 
     Returns:
@@ -60,7 +60,7 @@ def bracket(trials: dict[int, Trial]) -> tuple[int, int | None]:
 
 
 def next_batch(trials: dict[int, Trial], *, first: int, memory_bytes: float, multiple: int) -> int | None:
-    """What to try next; None where no multiple lies between what fits and what does not."""
+    """The next batch to try; None if no multiple lies between the batches that fit and those that do not."""
     if not trials:
         return first
     fits, fails = bracket(trials)
@@ -73,19 +73,19 @@ def next_batch(trials: dict[int, Trial], *, first: int, memory_bytes: float, mul
     if fails is None:
         guess = _where_line_crosses(trials, *sorted(trials), available) if len(trials) == 2 else 2 * fits
     else:
-        guess = fits + (fails - fits) * 3 // 4  # rather refused than fitting
+        guess = fits + (fails - fits) * 3 // 4  # a refusal is cheaper than a batch that fits
         if len(refused) == 1 and fits:
             guess = max(guess, _where_line_crosses(trials, fits, refused[0], available))
         elif len(refused) > 1:
             line = _where_line_crosses(trials, *refused[:2], available)
-            agrees = fits <= line < lowest  # with what fits; else it points too low, if anything
+            agrees = fits <= line < lowest  # with the batches that fit; otherwise it points too low
             guess = line if agrees else max(line, (fits + fails) // 2)
     guess = max(guess // multiple * multiple, lowest)
     return guess if highest is None else min(guess, highest)
 
 
 def available_bytes(trials: dict[int, Trial], memory_bytes: float) -> float:
-    """What the compiler grants a program, as far as a trial said it."""
+    """The memory that the compiler grants a program, if a trial has told it."""
     return min((t.available_bytes for t in trials.values() if t.available_bytes), default=memory_bytes)
 
 

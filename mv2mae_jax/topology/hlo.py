@@ -1,4 +1,4 @@
-"""Parses an optimised XLA program from its text, as far as its costs need it (mv2mae_jax/topology/hlo_cost.py).
+"""Parses as much of an optimised XLA program's text as its costs need (mv2mae_jax/topology/hlo_cost.py).
 
 The grammar is that of `HloModule::ToString` (openxla/xla `xla/hlo/parser`).
 """
@@ -128,7 +128,7 @@ class Module:
         yield from walk(self.entry, 1)
 
     def trip_count(self, loop: Instruction) -> int:
-        """Times a loop runs: as the compiler states it, else from a condition `counter < constant`.
+        """The number of times a loop runs: the compiler's statement, else from a condition `counter < constant`.
 
         A counter starts at 0 and grows by 1, as those of `jax.lax.scan` and `fori_loop` do.
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from mv2mae_jax.topology.hlo import Array, Computation, Instruction, Module
 
-# Raised whenever a count changes: reports that were counted otherwise are made again.
+# To be raised whenever the way of counting changes, so that older reports are made again.
 COUNTED_AS = 2
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
-# Instructions that name or group buffers and move nothing. The second half of an asynchronous pair waits, no more.
+# Instructions that only name or group buffers. The second half of an asynchronous pair only waits.
 _FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all")
 _FREE += ("partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "copy-done")
 _FREE += ("slice-done", "all-reduce-done", "all-gather-done", "collective-permute-done")
@@ -73,9 +73,9 @@ def _fused_flops(module: Module, name: str) -> float:
 def bytes_moved(module: Module, size: Callable[[Array], float], *, count_loops: bool = True) -> collections.Counter:
     """What all instructions read and write by the operation they came from; `.total()` is the sum.
 
-    An operand of which a fusion reads slices counts as those slices; a result into which a fusion writes a slice
-    counts as the slice. What passes between two instructions counts twice: written, and read. A collective counts where
-    it starts, as its operand and its result; the fusions that go on with it beside other work hand its buffers on.
+    If a fusion reads slices of an operand, or writes a slice of a result, only these slices count. A value that passes
+    between two instructions counts twice: as written and as read. A collective counts once, where it starts, as its
+    operand and its result; the later fusions that continue it only pass its buffers along.
 
     Args:
       size: bytes that an array counts, e.g. `lambda array: array.bytes`, or `hbm_bytes`.
@@ -201,9 +201,9 @@ def _written_by_fusion(
 def collectives(module: Module) -> list[Collective]:
     """All communication of a step, in the order of the program.
 
-    An asynchronous collective on a TPU is a row of fusions, each of which names it again beside other work: it counts
-    once per channel. A sum of which each chip keeps its slice (a fusion called all-reduce-scatter) is a reduce-scatter,
-    and always a whole one: those that the compiler has joined share a channel.
+    An asynchronous collective on a TPU is a row of fusions that do other work, too. Each of them names the collective
+    again, so it counts once per channel. A sum of which each chip keeps a slice (a fusion called all-reduce-scatter)
+    is a reduce-scatter. Each of these counts, because joined ones share a channel.
     """
     found, continued = [], _continued_collectives(module)
     for instruction, _, runs in module.executed():

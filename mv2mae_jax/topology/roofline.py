@@ -1,4 +1,4 @@
-"""What a compiled program costs on a chip of published rates, and the table of such reports."""
+"""The cost of a compiled program on a chip with published rates, and the table of such reports."""
 
 import collections
 from typing import Any
@@ -33,7 +33,7 @@ def read_program(text: str) -> dict[str, Any]:
 
 
 def bounds(program: dict[str, Any], chip: Chip, *, flops_needed: float) -> dict[str, float | str | None]:
-    """Times below which no chip of this kind can run the program, in seconds, and what follows.
+    """Lower bounds of the program's time on a chip of this kind, in seconds, and what follows from them.
 
     Args:
       program: from `read_program`.
@@ -66,7 +66,7 @@ def bounds(program: dict[str, Any], chip: Chip, *, flops_needed: float) -> dict[
 def used_and_available(record: dict[str, Any]) -> tuple[float | None, float | None]:
     """Bytes of a chip's memory that a program needs, and what there is.
 
-    The second is published, or what the compiler said when it refused; None where it did not say.
+    The second is the published memory, or what the compiler stated in a refusal; None if it did not state it.
     """
     if record["fits"]:
         return record["memory_per_device"]["total"], record["chip_memory_bytes"]
