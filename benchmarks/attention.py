@@ -1,4 +1,4 @@
-"""mv2mae_jax.models.attention.attend, 'xla' and 'chunked', against jax.nn.dot_product_attention, with gradients.
+"""Attention of models/kernels, 'xla' and 'chunked', against jax.nn.dot_product_attention, with gradients.
 
     python -m benchmarks.attention
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.dense_2d import milliseconds
 from console.command import Parser, execute
-from mv2mae_jax.models.attention import attend
+from mv2mae_jax.models.kernels.attention import attend
 
 # name: (batch, tokens, width, heads)
 SHAPES = {

@@ -1,4 +1,4 @@
-"""An MLP with mv2mae_jax.models.layers.gelu against one with jax.nn.gelu(approximate=False), with all gradients.
+"""An MLP with mv2mae_jax.models.kernels.gelu against one with jax.nn.gelu(approximate=False), with all gradients.
 
     python -m benchmarks.gelu
 
@@ -19,15 +19,15 @@ import jax.numpy as jnp
 
 from benchmarks import attention
 from console.command import Parser, execute
-from mv2mae_jax.models import layers
+from mv2mae_jax.models.kernels.gelu import gelu
 
 # name: (tokens of 8 clips, width)
 SHAPES = {"ViT-S encoder": (8 * 154, 384), "ViT-S decoder": (8 * 512, 192), "demo decoder": (8 * 76, 96)}
 
 
-def gradients(gelu: Callable) -> Callable:
+def gradients(activation: Callable) -> Callable:
     def loss(x: jax.Array, fc1: jax.Array, fc2: jax.Array) -> jax.Array:
-        return jnp.square((gelu(x @ fc1) @ fc2).astype(jnp.float32)).sum()
+        return jnp.square((activation(x @ fc1) @ fc2).astype(jnp.float32)).sum()
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
 
@@ -39,7 +39,7 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     repeats = make_parser().parse_args(arguments).repeats
     attention.print_header(repeats)
-    theirs, ours = gradients(functools.partial(jax.nn.gelu, approximate=False)), gradients(layers.gelu)
+    theirs, ours = gradients(functools.partial(jax.nn.gelu, approximate=False)), gradients(gelu)
     for dtype in (jnp.float32, jnp.bfloat16):
         for name, (num_tokens, width) in SHAPES.items():
             keys, shapes = jax.random.split(jax.random.key(0), 3), ((num_tokens, width), (width, 4 * width))

@@ -111,7 +111,7 @@ class Encoder:
 
         To run it: `jax.export.deserialize(bytearray(open(path, "rb").read())).call(video)`.
         """
-        model, params = self.model.clone(dtype=jnp.float32, attention="xla"), jax.device_get(self.params)
+        model, params = self.model.with_compute(dtype=jnp.float32, attention="xla"), jax.device_get(self.params)
         (batch,) = jax.export.symbolic_shape("batch")
         video = jax.ShapeDtypeStruct((batch, *model.clip_size, 3), np.uint8)
         run = jax.jit(functools.partial(_tokens, model, params))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mv2mae_jax.distributed import chips
-from mv2mae_jax.models import attention
+from mv2mae_jax.models.kernels import attention
 
 
 def attention_and_gradients(implementation, num_queries, num_keys, dtype):

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from mv2mae_jax.config import base_of, flatten
-from mv2mae_jax.models import variants
+from mv2mae_jax.models import compute, variants
 from mv2mae_jax.runs import resume
 from tests import tiny
 
@@ -26,7 +26,7 @@ def go_on(monkeypatch):
 
 
 def settled_on(backend: str, config=None) -> dict[str, str]:
-    return variants.settle_auto(config or tiny.make_config(), backend, fused_attention=backend == "gpu")
+    return compute.settle(config or tiny.make_config(), backend, fused_attention=backend == "gpu").settled()
 
 
 def test_auto_that_would_be_another_dtype_is_refused(go_on):

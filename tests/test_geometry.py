@@ -14,6 +14,7 @@ from mv2mae_jax import features
 from mv2mae_jax.evaluation import geometry
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import variants
+from mv2mae_jax.models.compute import Compute
 from mv2mae_jax.report import poses
 
 SPEC = clips.ClipSpec(num_frames=8, frame_stride=2, crop_size=(32, 32), tubelet_size=(2, 8, 8))
@@ -33,7 +34,13 @@ def prepared(tmp_path_factory) -> takes.Prepared:
 @pytest.fixture(scope="module")
 def model():
     return variants.build(
-        "Ti", clip_size=(8, 32, 32), tubelet_size=(2, 8, 8), width=24, depth=1, num_heads=2, scan_layers=False
+        "Ti",
+        clip_size=(8, 32, 32),
+        tubelet_size=(2, 8, 8),
+        width=24,
+        depth=1,
+        num_heads=2,
+        compute=Compute(scan_layers=False),
     )
 
 

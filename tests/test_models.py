@@ -1,5 +1,6 @@
 """The model: what may influence what, and the numbers against independent computations."""
 
+import dataclasses
 import functools
 import math
 
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 from mv2mae_jax.models import layers, mv2mae, tubelets, variants
+from mv2mae_jax.models.compute import Compute
+from mv2mae_jax.models.kernels import norms
+from mv2mae_jax.models.kernels.gelu import gelu
 from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.masking import Mask, choose_decoded
 from tests import tiny
@@ -19,7 +23,11 @@ TINY = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 16, "decoder_d
 
 
 def build(**overrides) -> mv2mae.MV2MAE:
-    return variants.build("S", **({"clip_size": CLIP, "tubelet_size": TUBELET} | TINY | overrides))
+    """The tiny model; `overrides` are fields of it or of its Compute."""
+    how = {field.name: overrides.pop(field.name) for field in dataclasses.fields(Compute) if field.name in overrides}
+    return variants.build(
+        "S", **({"clip_size": CLIP, "tubelet_size": TUBELET} | TINY | overrides), compute=Compute(**how)
+    )
 
 
 def random_video(*batch: int, seed: int = 0, clip_size: tuple[int, int, int] = CLIP) -> np.ndarray:
@@ -274,8 +282,8 @@ def numpy_block(x, params, num_heads, source=None):
         x = x + numpy_dense(numpy_attention(query, key, value, num_heads), cross["proj"])
     y = numpy_layer_norm(x, params["norm2" if source is None else "norm3"])
     y = numpy_dense(y, params["mlp"]["fc1"])
-    gelu = y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
-    return x + numpy_dense(gelu, params["mlp"]["fc2"])
+    activated = y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
+    return x + numpy_dense(activated, params["mlp"]["fc2"])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-7), ("bfloat16", 2**-8)])
@@ -285,19 +293,19 @@ def test_gelu_and_its_slope_in_both_tails(dtype, tolerance):
     exact = np.float64(x)
     cdf = 0.5 * (1 + np.vectorize(math.erf)(exact / math.sqrt(2)))
     slope = cdf + exact * np.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)
-    np.testing.assert_allclose(np.float64(layers.gelu(x)), exact * cdf, rtol=tolerance, atol=6 * 3e-7)
-    computed = jax.vmap(jax.grad(lambda y: layers.gelu(y).astype(jnp.float32)))(x)
+    np.testing.assert_allclose(np.float64(gelu(x)), exact * cdf, rtol=tolerance, atol=6 * 3e-7)
+    computed = jax.vmap(jax.grad(lambda y: gelu(y).astype(jnp.float32)))(x)
     np.testing.assert_allclose(np.float64(computed), slope, rtol=tolerance, atol=3e-6)
 
 
-@pytest.mark.parametrize("folded_norms", [False, True])
+@pytest.mark.parametrize("norm_affine", ["applied", "folded"])
 @pytest.mark.parametrize("cross", [False, True])
-def test_a_block_against_numpy(cross, folded_norms):
+def test_a_block_against_numpy(cross, norm_affine):
     params = layers.unstack_blocks(random_params(build()))["cross_decoder" if cross else "decoder"]["blocks"]["0"]
     rng = np.random.default_rng(0)
     x, source = rng.normal(size=(2, 5, 16)), rng.normal(size=(2, 7, 16))
     # Outside jit, as the tests of the whole model run inside.
-    block = layers.Block(num_heads=2, cross=cross, folded_norms=folded_norms)
+    block = layers.Block(num_heads=2, cross=cross, compute=Compute(norm_affine=norm_affine))
     output = block.apply({"params": params}, jnp.float32(x), jnp.float32(source), None)
     expected = numpy_block(x, params, 2, source if cross else None)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
@@ -410,21 +418,21 @@ def assert_trees_close(actual, expected, **tolerance):
 
 
 @pytest.mark.parametrize(
-    ("scan_layers", "unroll", "remat"),
+    ("scan_layers", "layer_loop", "remat"),
     [
-        (True, False, "block"),
-        (True, True, "none"),
-        (False, False, "none"),
-        pytest.param(True, False, "dots", marks=pytest.mark.slow),
-        pytest.param(True, True, "block", marks=pytest.mark.slow),
-        pytest.param(False, False, "block", marks=pytest.mark.slow),
-        pytest.param(False, False, "dots", marks=pytest.mark.slow),
+        (True, "rolled", "block"),
+        (True, "unrolled", "none"),
+        (False, "rolled", "none"),
+        pytest.param(True, "rolled", "dots", marks=pytest.mark.slow),
+        pytest.param(True, "unrolled", "block", marks=pytest.mark.slow),
+        pytest.param(False, "rolled", "block", marks=pytest.mark.slow),
+        pytest.param(False, "rolled", "dots", marks=pytest.mark.slow),
     ],
 )
-def test_scan_and_remat_change_no_number(scan_layers, unroll, remat):
+def test_scan_and_remat_change_no_number(scan_layers, layer_loop, remat):
     (expected_loss, expected_gradient), video, masks = reference()
     params = random_params(build())
-    model = build(scan_layers=scan_layers, unroll=unroll, remat=remat)
+    model = build(scan_layers=scan_layers, layer_loop=layer_loop, remat=remat)
     if scan_layers:
         loss, gradient = loss_and_gradient(model, params, video, masks)
     else:
@@ -438,8 +446,8 @@ def test_scan_and_remat_change_no_number(scan_layers, unroll, remat):
     "form",
     [
         {"attention": "per_head"},
-        {"folded_norms": True},
-        pytest.param({"attention": "per_head", "folded_norms": True, "remat": "dots"}, marks=pytest.mark.slow),
+        {"norm_affine": "folded"},
+        pytest.param({"attention": "per_head", "norm_affine": "folded", "remat": "dots"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_form_of_projections_and_norms_changes_no_number(form):
@@ -493,7 +501,7 @@ def test_a_dense_layer_takes_scale_and_bias_of_a_norm_into_its_weights():
     params = {"kernel": rng.normal(size=(5, 7)).astype(np.float32), "bias": rng.normal(size=7).astype(np.float32)}
     norm = {"scale": rng.normal(size=5).astype(np.float32), "bias": rng.normal(size=5).astype(np.float32)}
     x = rng.normal(3, 2, (2, 4, 5)).astype(np.float32)
-    normed = layers.LayerNorm(folded=True).apply({"params": norm}, x)
+    normed = layers.LayerNorm(Compute(norm_affine="folded"), before_dense=True).apply({"params": norm}, x)
     np.testing.assert_allclose(normed.tokens, numpy_layer_norm(x, {"scale": 1, "bias": 0}), atol=1e-5)
     for use_bias in (True, False):
         own = params if use_bias else {"kernel": params["kernel"]}
@@ -532,7 +540,7 @@ def test_drop_path_grows_with_depth_and_is_off_when_deterministic(scan_layers):
     first_block = params | {"blocks": {"0": params["blocks"]["0"]}}
     if scan_layers:
         params, first_block = layers.stack_blocks(params), layers.stack_blocks(first_block)
-    sizes = {"num_tokens": 18, "width": 32, "num_heads": 2, "scan_layers": scan_layers}
+    sizes = {"num_tokens": 18, "width": 32, "num_heads": 2, "compute": Compute(scan_layers=scan_layers)}
     inputs = np.asarray(tubelets.patchify(random_video(8), TUBELET)), np.broadcast_to(np.arange(18), (8, 18))
     plain = mv2mae.Encoder(depth=2, **sizes)
     dropping = mv2mae.Encoder(depth=2, drop_path=0.999999, **sizes)
@@ -554,7 +562,7 @@ def test_the_gradients_of_the_norm_are_those_that_autodiff_derives(dtype, tolera
     x = jnp.asarray(3 + 2 * rng.standard_normal((3, 5, 16)), dtype)
     scale, bias = (jnp.asarray(rng.standard_normal(16), jnp.float32) for _ in range(2))
     cotangent = jnp.asarray(rng.standard_normal(x.shape), dtype)
-    actual, pullback = jax.vjp(lambda *a: layers.layer_norm(*a, dtype), x, scale, bias)
+    actual, pullback = jax.vjp(lambda *a: norms.layer_norm(*a, dtype), x, scale, bias)
     expected, expected_pullback = jax.vjp(derived, x, scale, bias)
     for ours, theirs in zip((actual, *pullback(cotangent)), (expected, *expected_pullback(cotangent)), strict=True):
         assert ours.dtype == theirs.dtype

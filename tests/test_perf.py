@@ -72,7 +72,7 @@ def test_flops_do_not_depend_on_how_attention_is_computed():
     batch, counts = tiny.make_batch(config_, 0), []
     for config_.model.attention in ("xla", "chunked", "per_head", "cudnn"):  # the last can only be counted here
         task = Pretrain.from_config(config_)
-        plain = dataclasses.replace(task, model=task.model.clone(attention="xla"))
+        plain = dataclasses.replace(task, model=task.model.with_compute(attention="xla"))
         params = jax.eval_shape(plain.init, jax.random.key(0))
         counts.append(flops.training_flops(task, params, batch))
     assert len(set(counts)) == 1

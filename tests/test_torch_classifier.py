@@ -189,7 +189,7 @@ def make_run(variant: str, depth: int | None = None) -> trained_run.Run:
 
 
 def scanned(run):
-    return run.model.clone(encoder=run.model.encoder.clone(scan_layers=True))  # compiles faster
+    return run.model.with_compute(scan_layers=True)  # compiles faster
 
 
 def hugging_face(folder):

@@ -45,7 +45,7 @@ def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None)
         config=config,
         git_revision="none",
         metrics={"eval/loss_self": 0.5},
-        model=task.model.clone(scan_layers=False),
+        model=task.model.with_compute(scan_layers=False),
         params=layers.unstack_blocks(params),
         class_names=(),
     )
@@ -73,7 +73,7 @@ def jax_reconstruction(model, params, video):
     def run(module, video):
         return module.encode(video, everything), module.decode_self(module.encode(video, VISIBLE), VISIBLE, HIDDEN)
 
-    scanned = model.clone(scan_layers=True)  # compiles faster
+    scanned = model.with_compute(scan_layers=True)  # compiles faster
     return scanned.apply({"params": params}, video, method=run)
 
 
@@ -117,7 +117,7 @@ def test_features_and_predictions_agree_with_transformers_both_ways(variant, tmp
             parameter.add_(0.1 * torch.randn_like(parameter) * parameter.abs().mean())
     theirs.save_pretrained(tmp_path / "theirs")
     fresh = jax.tree.map(jnp.zeros_like, params)
-    imported = importer.load_videomae(str(tmp_path / "theirs"), fresh, run.model.clone(scan_layers=True))
+    imported = importer.load_videomae(str(tmp_path / "theirs"), fresh, run.model.with_compute(scan_layers=True))
     for found, earlier, ours in zip(
         transformers_reconstruction(theirs, video), before, compute(imported, video), strict=True
     ):

@@ -25,6 +25,7 @@ from data import clips
 from data.store import digests, takes
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import mv2mae, stored_frames, tubelets
+from mv2mae_jax.models.compute import Compute
 
 POOLINGS = ("mean", "slices", "motion")
 
@@ -160,7 +161,7 @@ class RawPixels:
     tubelet_size: tuple[int, int, int]
     depth: int = 0
     num_heads: int = 0
-    dtype: Any = jnp.float32
+    compute: Compute = dataclasses.field(default_factory=Compute)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -262,7 +263,7 @@ def facts_of(
     encoder = {name: getattr(model, name) for name in ("clip_size", "tubelet_size", "width", "depth", "num_heads")}
     return {
         "parameters": digest_of(params),
-        "encoder": {**encoder, "dtype": jnp.dtype(model.dtype).name},
+        "encoder": {**encoder, "dtype": model.compute.dtype.name},
         "data": data,
         "rows": hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest(),
         "num_frames": spec.num_frames,

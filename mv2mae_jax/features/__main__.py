@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from console import progress
@@ -112,7 +111,7 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     }
     facts = about | source.facts() | {"batch_size": batch_size, "parameters": features.digest_of(encoder.params)}
     facts["columns"] = [*source.columns, *TIMES]  # parts written by another version of this program have other columns
-    facts["dtype"] = jnp.dtype(encoder.model.dtype).name  # `auto` depends on the devices
+    facts["dtype"] = encoder.model.compute.dtype.name  # `auto` depends on the devices
     store = Store(output=Path(arguments.output), facts=facts)
     if (left_out := store.begin()) is not None:
         print(f"{arguments.output} is whole: an earlier start wrote it.")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from mv2mae_jax.models import layers, mv2mae, tubelets, variants
+from mv2mae_jax.models.compute import Compute
 
 
 def scaled_normal(scale: float) -> Callable:
@@ -29,7 +30,6 @@ class Classifier(nn.Module):
       clip_size: (frames, height, width) in pixels.
       tubelet_size: (frames, height, width) of one token.
       head_init_scale: multiplies the initial weights of the head [ours: VideoMAE's 0.001].
-      dtype: of the computation.
     """
 
     encoder: mv2mae.Encoder
@@ -37,7 +37,6 @@ class Classifier(nn.Module):
     clip_size: tuple[int, int, int]
     tubelet_size: tuple[int, int, int]
     head_init_scale: float = 0.001
-    dtype: Any = jnp.float32
 
     @property
     def num_heads(self) -> int:
@@ -50,9 +49,13 @@ class Classifier(nn.Module):
         return self.encoder.num_tokens
 
     @property
-    def scan_layers(self) -> bool:
-        """Whether the encoder's blocks are stacked."""
-        return self.encoder.scan_layers
+    def compute(self) -> Compute:
+        """How the encoder is computed; the head is in float32."""
+        return self.encoder.compute
+
+    def with_compute(self, **changes: Any) -> "Classifier":
+        """See `Computed.with_compute`."""
+        return self.clone(encoder=self.encoder.with_compute(**changes))
 
     @nn.compact
     def __call__(self, video: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -78,12 +81,7 @@ def from_config(config: config_dict.ConfigDict, num_classes: int) -> Classifier:
         mlp_ratio=sizes.mlp_ratio,
         drop_path=config.model.drop_path,
         final_norm=False,
-        dtype=sizes.dtype,
-        scan_layers=sizes.scan_layers,
-        unroll=sizes.unroll,
-        remat=sizes.remat,
-        attention=sizes.attention,
-        folded_norms=sizes.folded_norms,
+        compute=sizes.compute,
     )
     return Classifier(
         encoder=encoder,
@@ -91,5 +89,4 @@ def from_config(config: config_dict.ConfigDict, num_classes: int) -> Classifier:
         clip_size=sizes.clip_size,
         tubelet_size=sizes.tubelet_size,
         head_init_scale=config.model.head_init_scale,
-        dtype=sizes.dtype,
     )

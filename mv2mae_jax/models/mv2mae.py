@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from console.errors import UserError
 from mv2mae_jax.models import layers, tubelets
+from mv2mae_jax.models.compute import Compute, Computed
 from mv2mae_jax.objectives.masking import Mask
 
 
@@ -29,7 +30,7 @@ class Reconstruction:
     joint_source: jax.Array | None = None  # float32[B, S, Md', P]: each source from all views, by a joint decoder
 
 
-class Encoder(nn.Module):
+class Encoder(Computed, nn.Module):
     """ViT over the given tokens of a clip: pixels uint8[B, K, P] and flat positions int32[B, K] -> [B, K, width].
 
     `final_norm=False` leaves the last norm to whoever pools the tokens, as in VideoMAE's classifier.
@@ -42,42 +43,28 @@ class Encoder(nn.Module):
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
     final_norm: bool = True
-    dtype: Any = jnp.float32
-    scan_layers: bool = True
-    unroll: bool = False
-    remat: str = "none"
-    attention: str = "xla"
-    folded_norms: bool = False
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, patches: jax.Array, positions: jax.Array, *, deterministic: bool = True) -> jax.Array:
         x = tubelets.normalize_pixels(patches)
-        x = PatchEmbed(self.width, self.dtype, name="patch_embed")(x)
-        x += position_embedding(self.num_tokens, self.width, positions).astype(self.dtype)
+        x = PatchEmbed(self.width, self.compute, name="patch_embed")(x)
+        x += position_embedding(self.num_tokens, self.width, positions).astype(self.compute.dtype)
         x = layers.run_blocks(
             x,
-            block=lambda name: layers.Block(
-                self.num_heads,
-                self.mlp_ratio,
-                dtype=self.dtype,
-                attention=self.attention,
-                folded_norms=self.folded_norms,
-                name=name,
-            ),
+            block=lambda name: layers.Block(self.num_heads, self.mlp_ratio, compute=self.compute, name=name),
             depth=self.depth,
-            scan_layers=self.scan_layers,
-            unroll=self.unroll,
-            remat=self.remat,
+            compute=self.compute,
             drop_path=0.0 if deterministic else self.drop_path,
         )
-        return layers.LayerNorm(self.dtype, name="norm")(x) if self.final_norm else x
+        return layers.LayerNorm(self.compute, name="norm")(x) if self.final_norm else x
 
 
 class PatchEmbed(nn.Module):
     """Linear projection of flattened tubelets [B, K, P] -> [B, K, width]; VideoMAE's Conv3d of stride = kernel."""
 
     width: int
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
@@ -87,7 +74,7 @@ class PatchEmbed(nn.Module):
             return jax.random.uniform(key, shape, dtype, -limit, limit)
 
         return layers.Dense(
-            self.width, dtype=self.dtype, kernel_init=layers.torch_default, bias_init=bias_init, name="proj"
+            self.width, compute=self.compute, kernel_init=layers.torch_default, bias_init=bias_init, name="proj"
         )(patches)
 
 
@@ -105,12 +92,7 @@ class Decoder(nn.Module):
     num_heads: int
     cross: bool = False
     mlp_ratio: float = 4.0
-    dtype: Any = jnp.float32
-    scan_layers: bool = True
-    unroll: bool = False
-    remat: str = "none"
-    attention: str = "xla"
-    folded_norms: bool = False
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -125,11 +107,11 @@ class Decoder(nn.Module):
         project = layers.Dense(
             self.width,
             use_bias=False,
-            dtype=self.dtype,
+            compute=self.compute,
             kernel_init=layers.torch_default,
             name="encoder_to_decoder",
         )
-        mask_token = self.param("mask_token", layers.mask_token_init, (1, 1, self.width)).astype(self.dtype)
+        mask_token = self.param("mask_token", layers.mask_token_init, (1, 1, self.width)).astype(self.compute.dtype)
 
         x_visible = project(latents) + self._positions(visible)  # (B, Nv, Dd)
         x_masked = mask_token + self._positions(decoded)  # (B, Md, Dd)
@@ -137,22 +119,12 @@ class Decoder(nn.Module):
         x = layers.run_blocks(
             jnp.concatenate([x_visible, x_masked], axis=1),
             source,
-            block=lambda name: layers.Block(
-                self.num_heads,
-                self.mlp_ratio,
-                self.cross,
-                dtype=self.dtype,
-                attention=self.attention,
-                folded_norms=self.folded_norms,
-                name=name,
-            ),
+            block=lambda name: layers.Block(self.num_heads, self.mlp_ratio, self.cross, self.compute, name=name),
             depth=self.depth,
-            scan_layers=self.scan_layers,
-            unroll=self.unroll,
-            remat=self.remat,
+            compute=self.compute,
         )
-        x = layers.LayerNorm(self.dtype, self.folded_norms, name="norm")(x[:, visible.shape[1] :])
-        x = layers.Dense(self.patch_dim, dtype=self.dtype, name="head")(x)
+        x = layers.LayerNorm(self.compute, before_dense=True, name="norm")(x[:, visible.shape[1] :])
+        x = layers.Dense(self.patch_dim, compute=self.compute, name="head")(x)
         if not self.cross:
             # Keeps XLA from fusing the split into views with this product: libtpu 0.0.52 aborts on that fusion for v6e
             # (benchmarks/results/NOTES_tpu.md).
@@ -160,10 +132,10 @@ class Decoder(nn.Module):
         return x.astype(jnp.float32)
 
     def _positions(self, positions: jax.Array) -> jax.Array:
-        return position_embedding(self.num_tokens, self.width, positions).astype(self.dtype)
+        return position_embedding(self.num_tokens, self.width, positions).astype(self.compute.dtype)
 
 
-class MV2MAE(nn.Module):
+class MV2MAE(Computed, nn.Module):
     """The pre-training model. `variants.build` makes one from a variant's name and checks its sizes.
 
     Attributes:
@@ -173,13 +145,7 @@ class MV2MAE(nn.Module):
       decoder_width, decoder_depth, decoder_heads: of each of the two decoders.
       final_norm: False leaves the encoder's last norm out, as fine-tuning does.
       cross_view: False leaves the cross-view decoder and its parameters out (the single-view baseline, VideoMAE).
-      dtype: of the computation; parameters are always float32.
-      scan_layers: the blocks' parameters are stacked, and one block is compiled for all; the numbers are the same.
-      unroll: with scan_layers, each block is compiled by itself all the same; see layers.run_blocks.
-      remat: what the backward pass recomputes: 'none'; 'block': all inside a block; 'dots': all but dense products.
-      attention: 'xla'; 'chunked', the same for a CPU; 'cudnn' (NVIDIA GPUs, 16-bit dtypes); or 'per_head', see
-        layers.ToHeads.
-      folded_norms: norms leave scale and bias to the dense layers that follow, see layers.Normed.
+      compute: how all of it is computed.
     """
 
     clip_size: tuple[int, int, int]
@@ -193,12 +159,7 @@ class MV2MAE(nn.Module):
     mlp_ratio: float = 4.0
     final_norm: bool = True
     cross_view: bool = True
-    dtype: Any = jnp.float32
-    scan_layers: bool = True
-    unroll: bool = False
-    remat: str = "none"
-    attention: str = "xla"
-    folded_norms: bool = False
+    compute: Compute = Compute()
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -239,8 +200,7 @@ class MV2MAE(nn.Module):
         return Decoder(**{"patch_dim": self.patch_dim, **sizes, **self._shared_fields(), **fields})
 
     def _shared_fields(self) -> dict[str, Any]:
-        names = ("num_tokens", "mlp_ratio", "dtype", "scan_layers", "unroll", "remat", "attention", "folded_norms")
-        return {name: getattr(self, name) for name in names}
+        return {"num_tokens": self.num_tokens, "mlp_ratio": self.mlp_ratio, "compute": self.compute}
 
     def __call__(
         self,

@@ -1,16 +1,13 @@
-"""Models by name or from a config: sizes, what `auto` means on the devices at hand, and checks."""
+"""Models by name or from a config: their sizes, and whether these go together."""
 
 import dataclasses
 import difflib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import config_dict
 
 from console.errors import UserError
-from mv2mae_jax.distributed import chips
-from mv2mae_jax.models import layers, tubelets
+from mv2mae_jax.models import compute, tubelets
 from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.models.mv2mae import MV2MAE
 
@@ -39,7 +36,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 DECODERS = {"mv2mae": MV2MAE, "joint": JointMAE}
-ATTENTION = ("xla", "chunked", "cudnn", "per_head")  # attention.attend, layers.ToHeads
 
 
 def build(
@@ -69,92 +65,37 @@ def build(
     sizes = dataclasses.asdict(VARIANTS[variant]) | overrides
     model = kind(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
     _check_sizes(model)
+    _check_attention(model)
     return model
 
 
 def from_config(config: config_dict.ConfigDict) -> MV2MAE:
-    """The model of a config's `model` and `data` sections, with `auto` settled for the backend at hand."""
-    fused = chips.has_fused_attention(jax.devices()[0])
-    settled = settle_auto(config, jax.default_backend(), fused_attention=fused, one_device=jax.device_count() == 1)
+    """The model of a config's `model` and `data` sections, computed as suits the devices at hand."""
     sizes = [field.name for field in dataclasses.fields(Variant)]
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
     decoder = config.model.get("decoder", "mv2mae")  # older runs, fine-tuning and probes have no such key
     if decoder == "joint":
         overrides["num_views"] = 1 + config.data.num_source_views
-    attention = settled["model.attention"]
-    if_it_fits = config.model.attention == "auto" and attention == "cudnn"
     model = build(
         config.model.variant,
         clip_size=(config.data.num_frames, *config.data.crop_size),
         tubelet_size=tuple(config.model.tubelet_size),
         decoder=decoder,
         cross_view=config.model.get("cross_view", False),
-        dtype=jnp.dtype(settled["compute_dtype"]),
-        scan_layers=config.model.scan_layers,
-        unroll=settled["model.layer_loop"] == "unrolled",
-        remat=settled["model.remat"],
-        attention="xla" if if_it_fits else attention,
-        folded_norms=settled["model.norm_affine"] == "folded",
         **overrides,
     )
-    return model.clone(attention="cudnn") if if_it_fits and _cudnn_takes(model) else model
+    model = model.clone(compute=compute.from_config(config, _head_dims(model)))
+    _check_attention(model)
+    return model
 
 
 def settled(config: config_dict.ConfigDict) -> dict[str, str]:
     """What `from_config` builds: the values of the keys that may be `auto`, by their full names."""
-    model = from_config(config)
-    return {
-        "compute_dtype": jnp.dtype(model.dtype).name,
-        "model.remat": model.remat,
-        "model.attention": model.attention,
-        "model.layer_loop": "unrolled" if model.unroll else "rolled",
-        "model.norm_affine": "folded" if model.folded_norms else "applied",
-    }
-
-
-def settle_auto(
-    config: config_dict.ConfigDict, backend: str, *, fused_attention: bool = False, one_device: bool = True
-) -> dict[str, str]:
-    """The config's values of the keys that may be `auto`, by their full names, for 'cpu', 'gpu' or 'tpu'.
-
-    `auto` is bfloat16 and 'unrolled' except on CPU. On TPU it is 'per_head', and 'dots' for fine-tuning, whose encoder
-    keeps three times the tokens of pre-training's, and where `fsdp` cuts the weights, which 'none' would keep whole for
-    the backward pass. On a GPU it is 'folded' unless `fsdp` cuts the weights, which would take more collectives, and
-    with `fused_attention` (chips.has_fused_attention) and heads of a size that allows it, 'cudnn'; on one CPU
-    'chunked', whose loop goes over the heads that several devices would share.
-    """
-    model = config.model
-    dtype, remat, attention = config.compute_dtype, model.remat, model.attention
-    layer_loop, norm_affine = (model.get(key, "auto") for key in ("layer_loop", "norm_affine"))  # older runs have none
-    dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    cut = config.mesh.fsdp != 1  # -1 is what is left
-    if remat == "auto":
-        remat = "dots" if backend == "tpu" and (config.task == "finetune" or cut) else "none"
-    if attention == "auto" and backend == "tpu":
-        attention = "per_head"
-    elif attention == "auto" and fused_attention and dtype == "bfloat16":
-        attention = "cudnn"
-    elif attention == "auto":
-        attention = "chunked" if backend == "cpu" and one_device else "xla"
-    if layer_loop == "auto":
-        layer_loop = "rolled" if backend == "cpu" else "unrolled"
-    if norm_affine == "auto":
-        norm_affine = "folded" if backend == "gpu" and not cut else "applied"
-    return {
-        "compute_dtype": dtype,
-        "model.remat": remat,
-        "model.attention": attention,
-        "model.layer_loop": layer_loop,
-        "model.norm_affine": norm_affine,
-    }
+    return from_config(config).compute.settled()
 
 
 def _head_dims(model: MV2MAE) -> tuple[int, int]:
     return model.width // model.num_heads, model.decoder_width // model.decoder_heads
-
-
-def _cudnn_takes(model: MV2MAE) -> bool:
-    return all(head_dim % 8 == 0 and head_dim <= 128 for head_dim in _head_dims(model))
 
 
 def _check_sizes(model: MV2MAE) -> None:
@@ -167,16 +108,10 @@ def _check_sizes(model: MV2MAE) -> None:
             raise UserError(
                 f"{part % (width, num_heads)} do not go together: the width must be a multiple of the heads."
             )
-    if model.remat not in layers.REMAT_POLICIES:
-        raise UserError(f"Unknown remat {model.remat!r}. Choose one of {', '.join(layers.REMAT_POLICIES)}.")
-    if model.attention not in ATTENTION:
-        raise UserError(f"Unknown attention {model.attention!r}. Choose one of {', '.join(ATTENTION)}.")
-    if model.attention == "cudnn" and jnp.dtype(model.dtype).itemsize != 2:
-        raise UserError(
-            f"attention='cudnn' computes in 16 bits, the model's dtype is {jnp.dtype(model.dtype)}. "
-            "Set dtype='bfloat16' or attention='xla'."
-        )
-    if model.attention == "cudnn" and not _cudnn_takes(model):
+
+
+def _check_attention(model: MV2MAE) -> None:
+    if model.compute.attention == "cudnn" and not compute.cudnn_takes(_head_dims(model)):
         encoder, decoder = _head_dims(model)
         raise UserError(
             f"attention='cudnn' takes heads of 8, 16, ... 128 channels, the encoder's have {encoder} and the decoders' "

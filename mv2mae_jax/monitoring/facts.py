@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import config_dict
 
 
@@ -24,7 +23,7 @@ def run_facts(
         "devices": f"{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items()) + ")",
-        "compute": f"{jnp.dtype(task.model.dtype).name}, parameters float32",
+        "compute": f"{task.model.compute.dtype.name}, parameters float32",
         **task.describe(),
         "a step": f"{config.global_batch_size} samples x {views} view(s) = {config.global_batch_size * views} clips",
         "length": f"{schedule.total_steps} steps = {seen / epoch:.1f} epochs of {epoch} samples",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2mae_jax.models import layers, mv2mae
+from mv2mae_jax.models.compute import Compute
 
 
 def cross_attention(
@@ -31,8 +32,8 @@ def cross_attention(
       float32[B, depth, heads, Md, S * Ns], from each decoded token to the sources' visible tokens; sums to 1 over the
       last axis.
     """
-    plain = model.clone(dtype=jnp.float32, scan_layers=False, remat="none", attention="xla", folded_norms=False)
-    params = layers.unstack_blocks(params) if model.scan_layers else params
+    plain = model.clone(compute=Compute(scan_layers=False))
+    params = layers.unstack_blocks(params) if model.compute.scan_layers else params
     _, captured = plain.apply(
         {"params": params},
         *(target_latents, target_visible, decoded, source_latents, source_visible),

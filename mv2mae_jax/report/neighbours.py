@@ -58,7 +58,7 @@ def examine(run: Run, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> N
     """
     opened = open_run(run)
     params, prepared, spec, which = opened.params, opened.prepared, opened.spec, opened.which
-    model = opened.model if isinstance(opened.model, features.RawPixels) else opened.model.clone(attention="xla")
+    model = opened.model if isinstance(opened.model, features.RawPixels) else opened.model.with_compute(attention="xla")
     rows = choose_rows(prepared, opened.rows, max_clips, seed=run.config.seed)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     found = features.extract(

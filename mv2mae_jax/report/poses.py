@@ -69,7 +69,7 @@ def examine(run: Run, *, max_clips: int, blur_sigma: float = 0.0) -> Poses | Non
     true = [geometry.targets(prepared, spec, rows) for rows in (train, test)]
     encoders: dict[str, Any] = {"this run": opened.params}
     if not isinstance(model, features.RawPixels):
-        model = model.clone(attention="xla")
+        model = model.with_compute(attention="xla")
         encoders["a random encoder"] = features.init_encoder(model, jax.random.key(seed))
     rows, told = [], None
     for name, params in encoders.items():

@@ -32,7 +32,7 @@ from mv2mae_jax import config as configs
 from mv2mae_jax import optim
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.distributed.chips import CHIPS, Chip
-from mv2mae_jax.models.variants import settle_auto
+from mv2mae_jax.models import compute
 from mv2mae_jax.monitoring.flops import training_flops
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.state import TrainState
@@ -337,7 +337,7 @@ def compile_all(arguments: argparse.Namespace) -> None:
     for name in arguments.topology.split(","):
         where = find_slice(name)
         config = configs.load(arguments.config, overrides)
-        config.update_from_flattened_dict(settle_auto(config, "tpu"))
+        config.update_from_flattened_dict(compute.settle(config, "tpu").settled())
         if arguments.batch_per_chip:
             config.global_batch_size = arguments.batch_per_chip * where.num_chips
         if arguments.largest_batch:

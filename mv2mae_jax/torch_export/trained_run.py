@@ -6,13 +6,13 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import classifier, layers, mv2mae
 from mv2mae_jax.models.classifier import Classifier
+from mv2mae_jax.models.compute import Compute
 from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.runs import checkpoint, run_record, side_files
@@ -97,7 +97,7 @@ def read_run(workdir: str, step: int | None = None) -> Run:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     abstract = sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
     params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
-    if model.scan_layers:
+    if model.compute.scan_layers:
         params = layers.unstack_blocks(params)
     if isinstance(model, JointMAE):
         params = {"encoder": params["encoder"]}
@@ -115,10 +115,7 @@ def read_run(workdir: str, step: int | None = None) -> Run:
 
 def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classifier:
     """The same model in float32, with blocks that can be told apart."""
-    plain = {"dtype": jnp.float32, "scan_layers": False, "remat": "none", "attention": "xla", "folded_norms": False}
-    if isinstance(model, Classifier):
-        return model.clone(dtype=jnp.float32, encoder=model.encoder.clone(**plain))
-    return model.clone(**plain)
+    return model.with_compute(**dataclasses.asdict(Compute(scan_layers=False)))
 
 
 def _metrics_at(workdir: str, step: int) -> dict[str, float]:

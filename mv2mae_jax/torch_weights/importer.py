@@ -33,7 +33,7 @@ def load_videomae(path: str, params: Any, model: Any, *, target: str | None = No
     Args:
       path: see `files.read`.
       params: the model's initialised parameters, jax.Array; the result has their shapes and placement.
-      model: says what weights do not: `tubelet_size`, `num_heads`, `scan_layers`.
+      model: says what weights do not: `tubelet_size`, `num_heads`, whether layers are stacked.
       target: what the decoders are to predict; if those of the checkpoint predict something else, this is told.
 
     Raises:
@@ -42,7 +42,7 @@ def load_videomae(path: str, params: Any, model: Any, *, target: str | None = No
     checkpoint = files.read(pathlib.Path(path))
     state, config = checkpoint.state, checkpoint.config
     tell_other_target(path, checkpoint.target, target)
-    template = jax.eval_shape(layers.unstack_blocks, params) if model.scan_layers else params
+    template = jax.eval_shape(layers.unstack_blocks, params) if model.compute.scan_layers else params
     wanted = {name: tuple(leaf.shape) for name, leaf in names.flatten(template).items()}
     _check_architecture(path, state, config, model, {name.partition("/")[0] for name in wanted})
 
@@ -60,7 +60,7 @@ def load_videomae(path: str, params: Any, model: Any, *, target: str | None = No
     partial = {name.partition("/")[0] for name in problems} - {"encoder"}
     loaded = {name: array for name, array in found.items() if name.partition("/")[0] not in partial}
     _report(wanted, loaded, problems, state)
-    return _place(params, loaded, model.scan_layers)
+    return _place(params, loaded, model.compute.scan_layers)
 
 
 def tell_other_target(path: str, theirs: str | None, ours: str | None) -> None:

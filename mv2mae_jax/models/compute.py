@@ -1,0 +1,131 @@
+"""How a model is computed, as one value: none of it changes what is computed, but for rounding."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from console.errors import UserError
+from mv2mae_jax.distributed import chips
+
+CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "attention": ("xla", "chunked", "cudnn", "per_head"),
+    "norm_affine": ("applied", "folded"),
+    "layer_loop": ("rolled", "unrolled"),
+    "remat": ("none", "block", "dots"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Attribute `compute` of every module; `from_config` makes it. The fast forms that it names are in `kernels/`.
+
+    Attributes:
+      dtype: of the computation; parameters are always float32.
+      attention: 'xla', written out; 'chunked', the same in parts that fit a CPU's cache; 'cudnn', NVIDIA's kernel for
+        16 bits; 'per_head', for which the projections of a TPU write the heads apart.
+      norm_affine: scale and bias of a norm are 'applied' to the tokens, or 'folded' into the dense layers that follow.
+      scan_layers: the parameters of the blocks are stacked along a leading axis.
+      layer_loop: of stacked blocks one is compiled and 'rolled' into a loop, or each is, 'unrolled'.
+      remat: what is kept of a block for the backward pass: all ('none'), its input ('block'), or this and the outputs
+        of its dense layers ('dots').
+
+    Raises:
+      ValueError: an unknown value, or cuDNN's attention in 32 bits.
+    """
+
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+    norm_affine: str = "applied"
+    scan_layers: bool = True
+    layer_loop: str = "rolled"
+    remat: str = "none"
+
+    def __post_init__(self):
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"Unknown {name} {value!r}. Choose one of {', '.join(choices)}.")
+        if self.attention == "cudnn" and self.dtype.itemsize != 2:
+            raise UserError(
+                f"attention='cudnn' computes in 16 bits, the model's dtype is {self.dtype}. "
+                "Set dtype='bfloat16' or attention='xla'."
+            )
+
+    def settled(self) -> dict[str, str]:
+        """Its values of the config's keys that may be `auto`, by their full names."""
+        keys = ("remat", "attention", "layer_loop", "norm_affine")
+        return {"compute_dtype": self.dtype.name} | {f"model.{key}": getattr(self, key) for key in keys}
+
+
+class Computed:
+    """A module that has a `compute`."""
+
+    def with_compute(self, **changes: Any) -> Any:
+        """The same model, computed otherwise; `changes` are fields of Compute."""
+        return self.clone(compute=dataclasses.replace(self.compute, **changes))
+
+
+def from_config(config: config_dict.ConfigDict, head_dims: Sequence[int]) -> Compute:
+    """How the model of a config is computed on the devices at hand; `head_dims` as in `settle`."""
+    fused = chips.has_fused_attention(jax.devices()[0])
+    one_device = jax.device_count() == 1
+    return settle(config, jax.default_backend(), head_dims, fused_attention=fused, one_device=one_device)
+
+
+def settle(
+    config: config_dict.ConfigDict,
+    backend: str,
+    head_dims: Sequence[int] = (),
+    *,
+    fused_attention: bool = False,
+    one_device: bool = True,
+) -> Compute:
+    """The values of a config, with `auto` settled for 'cpu', 'gpu' or 'tpu'.
+
+    `auto` is bfloat16 and 'unrolled' except on CPU. On TPU it is 'per_head', and 'dots' for fine-tuning, whose encoder
+    keeps three times the tokens of pre-training's, and where `fsdp` cuts the weights, which 'none' would keep whole for
+    the backward pass. On a GPU it is 'folded' unless `fsdp` cuts the weights, which would take more collectives, and
+    'cudnn' with `fused_attention` (chips.has_fused_attention) and heads of a size that allows it; on one CPU
+    'chunked', whose loop goes over the heads that several devices would share.
+
+    Args:
+      config: of any task.
+      backend: what JAX calls it.
+      head_dims: channels of the heads of encoder and decoders.
+      fused_attention: whether cuDNN's attention runs there.
+      one_device: whether there is no other.
+    """
+    model, dtype = config.model, config.compute_dtype
+    attention, remat = model.attention, model.remat
+    layer_loop, norm_affine = (model.get(key, "auto") for key in ("layer_loop", "norm_affine"))  # older runs have none
+    dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    cut = config.mesh.fsdp != 1  # -1 is what is left
+    if remat == "auto":
+        remat = "dots" if backend == "tpu" and (config.task == "finetune" or cut) else "none"
+    if attention == "auto" and backend == "tpu":
+        attention = "per_head"
+    elif attention == "auto" and fused_attention and dtype == "bfloat16":
+        attention = "cudnn" if cudnn_takes(head_dims) else "xla"
+    elif attention == "auto":
+        attention = "chunked" if backend == "cpu" and one_device else "xla"
+    if layer_loop == "auto":
+        layer_loop = "rolled" if backend == "cpu" else "unrolled"
+    if norm_affine == "auto":
+        norm_affine = "folded" if backend == "gpu" and not cut else "applied"
+    return Compute(
+        dtype=dtype,
+        attention=attention,
+        norm_affine=norm_affine,
+        scan_layers=model.scan_layers,
+        layer_loop=layer_loop,
+        remat=remat,
+    )
+
+
+def cudnn_takes(head_dims: Sequence[int]) -> bool:
+    """Whether cuDNN's attention has kernels for heads of these numbers of channels."""
+    return all(head_dim % 8 == 0 and head_dim <= 128 for head_dim in head_dims)
