@@ -23,6 +23,7 @@ from ml_collections import config_dict
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
+from data.store.whole_files import write_whole
 from mv2mae_jax import features
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import mv2mae, variants
@@ -117,9 +118,7 @@ class Encoder:
         run = jax.jit(functools.partial(_tokens, model, params))
         serialized = jax.export.export(run, platforms=PLATFORMS)(video).serialize()
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(f"{path}.tmp", "wb") as file:
-            file.write(serialized)
-        os.replace(f"{path}.tmp", path)
+        write_whole(path, serialized)
 
 
 def _tokens(model: mv2mae.MV2MAE, params: Any, video: jax.Array) -> jax.Array:

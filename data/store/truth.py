@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from console.errors import UserError
+from data.store.whole_files import write_whole
 
 FOLDER = "truth"
 SKELETON, JOINTS, CAMERAS = "skeleton.json", "joints.parquet", "cameras.parquet"
@@ -261,6 +261,4 @@ def write_tables(folder: Path, skeleton: bytes, joints: pa.Table, cameras: pa.Ta
     """Writes a `truth/` folder; each file as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in ((JOINTS, parquet(joints)), (CAMERAS, parquet(cameras)), (SKELETON, skeleton)):
-        partial = folder / f".{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
+        write_whole(folder / name, content)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from console.errors import UnusableFile
-from mv2mae_jax.monitoring import log_files
+from data.store.whole_files import write_whole
 
 ROWS = (
     ("target", "target view"),
@@ -122,4 +122,4 @@ def _write(path: str, is_encoded: bool, content: np.ndarray) -> None:
     """Writes the file itself, because OpenCV does not say why a write failed, and not always that it failed."""
     if not is_encoded:
         raise UnusableFile(f"The picture {path} could not be encoded.")
-    log_files.write_whole(path, content.tobytes())
+    write_whole(path, content.tobytes())

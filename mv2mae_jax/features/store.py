@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from console import progress
 from console.errors import UserError
+from data.store.whole_files import whole_file, write_whole
 from mv2mae_jax.runs import side_files, step_folders
 
 Columns = dict[str, np.ndarray]  # the same number of rows in each
@@ -70,7 +70,7 @@ class Store:
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        _write_whole(path, json.dumps(facts).encode())
+        write_whole(path, json.dumps(facts))
         return None
 
     def _left_out_of_output(self) -> dict[str, str] | None:
@@ -92,11 +92,9 @@ class Store:
 
     def add(self, part: int, columns: Columns, left_out: dict[str, str]) -> None:
         """Writes one part, with the videos that it lacks and the reasons. It appears whole or not at all."""
-        _write_whole(self._path(part).with_suffix(".json"), json.dumps(left_out).encode())
-        temporary = self._path(part).with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        write_whole(self._path(part).with_suffix(".json"), json.dumps(left_out))
+        with whole_file(self._path(part)) as temporary, open(temporary, "wb") as file:
             np.savez(file, **columns)
-        os.replace(temporary, self._path(part))
 
     def count(self, num_parts: int, name: str, which: Callable[[np.ndarray], np.ndarray]) -> int:
         """Counts the rows of parts 0 to num_parts - 1 in which a column has a wanted value."""
@@ -116,10 +114,9 @@ class Store:
         left_out = {}
         for part in range(num_parts):
             left_out |= self._left_out(part) or {}
-        temporary = self.output.with_name(f"{self.output.name}.tmp")
         write = _write_npz if self.output.suffix == ".npz" else _write_parquet
-        num_rows = write(temporary, parts, json.dumps(about | {"left_out": left_out}))
-        os.replace(temporary, self.output)
+        with whole_file(self.output) as temporary:
+            num_rows = write(temporary, parts, json.dumps(about | {"left_out": left_out}))
         shutil.rmtree(self.folder)
         return num_rows, left_out
 
@@ -132,12 +129,6 @@ class Store:
 
 def _is_table(content: Any) -> bool:
     return isinstance(content, dict)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _column(parts: list[Path], name: str) -> Iterator[np.ndarray]:

@@ -21,8 +21,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
+from data.store.whole_files import write_whole
 from mv2mae_jax.config import flatten
-from mv2mae_jax.monitoring import log_files
 from mv2mae_jax.runs.resume import MAY_CHANGE
 
 # TensorBoard reads the files of a folder in the order of their names and never goes back. These names sort before those
@@ -99,7 +99,7 @@ def _write(path: str, summaries: list[Summary], step: int = 0) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     now = time.time()
     content = _head() + b"".join(_record(Event(wall_time=now, step=step, summary=each)) for each in summaries)
-    log_files.write_whole(path, content)
+    write_whole(path, content)
 
 
 def _head() -> bytes:

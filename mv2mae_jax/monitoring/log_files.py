@@ -25,19 +25,6 @@ def optional(what: str) -> Iterator[None]:
         progress.say(f"{what} could not be written: {error}. The run goes on without it.")
 
 
-def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file. It appears whole or not at all; a failed write leaves nothing behind."""
-    temporary = f"{os.fspath(path)}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-
-
 class LogFile:
     """Appends whole records to a file, in order, in a thread of its own."""
 

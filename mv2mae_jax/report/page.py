@@ -10,6 +10,7 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from data.store.whole_files import write_whole
 from mv2mae_jax.report import charts, curves, tables
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.examine import Examined
@@ -58,9 +59,7 @@ def render(runs: Sequence[Run], seen: Sequence[Examined], command: str) -> str:
 def write(path: str, text: str) -> None:
     """Writes the page, whole or not at all."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f"{path}.tmp", path)
+    write_whole(path, text)
 
 
 def _of_run(run: Run, seen: Examined, index: int | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from data.store.whole_files import write_whole
 from mv2mae_jax.runs import side_files
 
 RESULTS_FILE = "metrics.json"
@@ -28,10 +29,7 @@ def write(
         "git_revision": git_revision(),
         "config": json.loads(config.to_json()),
     }
-    path = os.path.join(workdir, RESULTS_FILE)
-    with open(path + ".tmp", "w") as file:
-        json.dump(record, file, indent=2)
-    os.replace(path + ".tmp", path)  # so that no reader sees half a file
+    write_whole(os.path.join(workdir, RESULTS_FILE), json.dumps(record, indent=2))
 
 
 def read(workdir: str, step: int) -> dict[str, float] | None:

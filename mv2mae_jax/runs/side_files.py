@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from console import progress
+from data.store.whole_files import write_whole
 from mv2mae_jax.runs import step_folders
 
 
@@ -74,9 +75,7 @@ def read_rows(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repai
 
 def write_rows(path: str | os.PathLike, rows: Sequence[dict]) -> None:
     """Writes a file of JSON objects, one per line, whole or not at all."""
-    with open(f"{path}.tmp", "w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(f"{path}.tmp", path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def is_row(row: Any) -> bool:

@@ -1,0 +1,46 @@
+"""Files that appear whole or not at all, whatever ends the process that writes them."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write to; then the file appears at `path`.
+
+    A write that fails leaves nothing behind. Several processes may write the same file: one of them is last.
+
+    Args:
+      path: of the file, in a folder that exists.
+      durable: whether it is there for certain afterwards, also when the power fails; costs a wait for the disk.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if durable:
+            _wait_for_disk(temporary, os.O_RDWR)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        _wait_for_disk(path.parent, os.O_RDONLY)
+
+
+def write_whole(path: str | os.PathLike, content: bytes | str, *, durable: bool = False) -> None:
+    """Writes bytes, or text as UTF-8, by `whole_file`."""
+    with whole_file(path, durable=durable) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _wait_for_disk(path: Path, how: int) -> None:
+    descriptor = os.open(path, how)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
