@@ -31,8 +31,9 @@ def get_config() -> config_dict.ConfigDict:
 
     config.data = config_dict.ConfigDict(
         dict(
-            dir="",  # [ours] a directory made by `python -m data.prepare`
+            dir="",  # [ours] a directory made by `python -m data.prepare`; several, as a,b, are used as one set
             protocol="all",  # [ours] the catalogue's protocol whose training split is used; `all` uses every take
+            classes=(),  # [ours] names or numbers of those used, e.g. ("run", "walk"); empty = everything
             holdout_fraction=0.02,  # [ours] share of those takes kept for the reconstruction metrics
             num_frames=16,  # [paper] frames per clip
             frame_stride=4,  # [paper] in stored frames; 30 fps in NTU, so a clip spans 2 s

@@ -27,8 +27,9 @@ def get_config() -> config_dict.ConfigDict:
 
     config.data = config_dict.ConfigDict(
         dict(
-            dir="",  # [ours] a directory made by `python -m data.prepare`
+            dir="",  # [ours] a directory made by `python -m data.prepare`; several, as a,b, are used as one set
             protocol="xsub",  # [ours] the catalogue's protocol; its training split trains, its test split tests
+            classes=(),  # [ours] names or numbers of those used, e.g. ("run", "walk"); empty = everything
             train_views=(),  # [ours] e.g. ("C002", "C003"); empty = all views of the training split
             labels_per_class=config_dict.placeholder(int),  # [ours] takes per class; none = the full training split
             label_seed=0,  # [ours] which takes those are

@@ -9,6 +9,7 @@ from ml_collections import config_dict
 from console.errors import UserError
 from data import clips
 from data.store import buffers, takes
+from data.store.joined import open_sets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,16 +49,18 @@ class Dataset:
             repeats=data.repeats,
             motion_on=data.get("motion_on", "host"),  # runs from before have no such key
         )
-        prepared = takes.open_prepared(data.dir).of_protocol(data.protocol)
+        prepared = open_sets(data.dir).of_protocol(data.protocol).of_classes(data.get("classes", ()))
         if spec.num_source_views and prepared.not_synchronised:
             raise UserError(
                 f"The views of {prepared.name} cannot be trained on as pairs: {prepared.not_synchronised}. Use it for "
                 "transfer, or pre-train on single views with data.num_source_views=0 and model.cross_view=False."
             )
-        if data.protocol == "all":
-            rows = np.ones(len(prepared.views["take"]), bool)
-        else:
-            rows = prepared.splits(data.protocol) == "train"
+        rows = prepared.split_of(data.protocol) == "train"
+        if prepared.some_classes and not rows.any():
+            raise UserError(
+                f"data.classes = {', '.join(prepared.class_names)}: no video of these is in the training split of "
+                f"data.protocol={data.protocol!r} in {prepared.directory}."
+            )
         train_rows, held_out_rows = hold_out(prepared, rows, data.holdout_fraction)
         held_out = None
         if held_out_rows.any():

@@ -11,6 +11,7 @@ from console.errors import UserError
 from data import augment, catalog, clips
 from data.dataset import hold_out, keep_frames
 from data.store import takes
+from data.store.joined import open_sets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class LabelledDataset:
             repeats=data.get("repeats", 1),
         )
         augmentation = augment.Augmentation(**config.get("augment", {}))
-        prepared = takes.open_prepared(data.dir).of_protocol(data.protocol)
+        prepared = open_sets(data.dir).of_protocol(data.protocol).of_classes(data.get("classes", ()))
         mirrored = augment.has_left_right(prepared.class_names)
         if augmentation.flip > 0 and mirrored:
             raise UserError(
@@ -76,6 +77,9 @@ class LabelledDataset:
                 f"{len(prepared.class_names)} classes of {prepared.name}, e.g. {', '.join(map(repr, mirrored[:3]))}. "
                 "Set augment.flip=0."
             )
+        classifies = config.task != "probe" or bool(set(config.probe.kinds) & {"knn", "linear", "attentive"})
+        if classifies:
+            _check_classes(prepared, np.flatnonzero(prepared.views["label"] >= 0), "there")
         train, held_out, test = split_rows(
             prepared,
             data.protocol,
@@ -87,8 +91,8 @@ class LabelledDataset:
             train = choose_labels(
                 prepared.views, train, data.labels_per_class, seed=data.label_seed, class_names=prepared.class_names
             )
-        if config.task == "finetune":
-            _check_classes(prepared, train)
+        if classifies:
+            _check_classes(prepared, train, "to train on")
         used = np.concatenate([train, held_out, test])
         return cls(
             # Augmentations need pixels.
@@ -137,7 +141,7 @@ def split_rows(
     Raises:
       ValueError: an unknown protocol, one without a test split, no labels, or views that the training split lacks.
     """
-    split = np.full(len(prepared.views["take"]), "train") if protocol == "all" else prepared.splits(protocol)
+    split = prepared.split_of(protocol)
     if not (split == "test").any():
         raise UserError(
             f"data.protocol={protocol!r} leaves nothing of {prepared.directory} to test on: of {len(split)} views "
@@ -165,14 +169,15 @@ def split_rows(
     return train_rows, np.flatnonzero(held_out & seen), np.flatnonzero((split == "test") & labelled)
 
 
-def _check_classes(prepared: takes.Prepared, rows: np.ndarray) -> None:
-    """Raises ValueError if there are fewer than two classes to tell apart."""
+def _check_classes(prepared: takes.Prepared, rows: np.ndarray, which: str) -> None:
+    """Raises ValueError if these rows have one class only, which leaves nothing to tell apart."""
     found = np.unique(prepared.views["label"][rows]).tolist()
-    if len(found) < 2:
+    if len(found) == 1:
         name, num_classes = prepared.class_names[found[0]], len(prepared.class_names)
         raise UserError(
-            f"Nothing to tell apart: all {len(rows)} views of {prepared.directory} to train on are of one class, "
-            f"{name!r} ({num_classes} in the set). Fine-tune on a set, a protocol or views with two classes at least."
+            f"Nothing to tell apart: all {len(rows)} views of {prepared.directory} {which} are of one class, "
+            f"{name!r} ({num_classes} in the set). A classifier needs two classes at least: choose another set, "
+            "data.protocol, data.classes or data.train_views."
         )
 
 

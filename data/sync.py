@@ -264,7 +264,8 @@ def _take(videos: Sequence[Video], options: argparse.Namespace) -> tuple[list[li
     """Rows of the table, and remarks for the user."""
     rows, said, files = [], [], {}
     cv2.setNumThreads(1)
-    with archives.Reader(options.input, [video.path for video in videos]) as reader:
+    paths = [video.path for video in videos]
+    with archives.Reader(options.input, paths, frames_fps=options.frames_fps) as reader:
         for video in videos:
             try:
                 files[video.view] = reader.open(video.path)
@@ -330,6 +331,12 @@ def make_parser() -> Parser:
         metavar="C",
         help=f"0 to 1; below, nothing is guessed ({MIN_CONFIDENCE:g})",
     )
+    parser.add_argument(
+        "--frames_fps",
+        type=float,
+        metavar="RATE",
+        help="of folders of numbered images, as for `python -m data.prepare`",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (all CPUs)")
     parser.add_progress()
     return parser
@@ -347,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     names = catalog.get("folder", pattern=options.pattern, num_classes=None)
-    _, listing = list_videos(names, options.input)
+    _, listing = list_videos(names, options.input, options.frames_fps)
     takes = [list(videos) for _, videos in itertools.groupby(listing.videos, key=lambda video: video.take)]
     rows, said = [], []
     one_take = functools.partial(_take, options=options)

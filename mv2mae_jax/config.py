@@ -124,6 +124,8 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
         value = text
     if isinstance(value, list):
         value = tuple(value)
+    if key in LISTS_OF_NAMES and not isinstance(value, tuple):  # `walk,run` is no literal, and 3 is no tuple
+        value = tuple(name.strip() for name in text.split(",")) if isinstance(value, str) else (value,)
     if not (isinstance(value, expected) and isinstance(value, bool) <= (expected is bool)) and not (
         value is None and key in OPTIONAL_KEYS
     ):
@@ -148,6 +150,9 @@ def flatten(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[
         else:
             yield prefix + key, value
 
+
+# Keys that hold names, which may be written with commas between.
+LISTS_OF_NAMES = frozenset({"data.classes", "data.train_views"})
 
 # Keys that may be None ("not set").
 OPTIONAL_KEYS = frozenset(

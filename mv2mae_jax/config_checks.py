@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ml_collections import config_dict
 
 from console.errors import UserError
+from data.store.directories import directories
 from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
 
 _CHOICES = {
@@ -102,18 +103,21 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
         yield from _optimization(config)
     if 0 in (config.mesh.data, config.mesh.fsdp) or (config.mesh.data, config.mesh.fsdp) == (-1, -1):
         yield f"mesh = {config.mesh.to_dict()}: axes are positive, and at most one is -1 (the devices that are left)."
-    directory = config.data.dir
-    if not directory:
+    if not config.data.dir:
         yield (
             "data.dir is not set. Prepare a data set (`python -m data.prepare --help`) and pass "
             "--config.data.dir=DIR; `make demo` makes one to try."
         )
-    elif not os.path.isfile(os.path.join(directory, "prepared.json")):
-        state = "is not a finished prepared data set" if os.path.isdir(directory) else "does not exist"
-        yield (
-            f"data.dir = {directory} {state} (no prepared.json in it). Make it with "
-            f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={directory}`."
-        )
+        return
+    folders = directories(config.data.dir)
+    for directory in folders:
+        if not os.path.isfile(os.path.join(directory, "prepared.json")):
+            state = "is not a finished prepared data set" if os.path.isdir(directory) else "does not exist"
+            several = f" (one of the {len(folders)} that data.dir names)" if len(folders) > 1 else ""
+            yield (
+                f"data.dir = {directory}{several} {state} (no prepared.json in it). Make it with "
+                f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={directory}`."
+            )
 
 
 def _clip(config: config_dict.ConfigDict) -> Iterator[str]:

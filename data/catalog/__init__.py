@@ -4,9 +4,9 @@ import importlib
 
 from console.command import did_you_mean, nearest
 from console.errors import UserError
-from data.catalog.base import Catalog, Count, Cut, Row, Split, Video
+from data.catalog.base import EXTENSIONS, Catalog, Count, Cut, Row, Split, Video, composed
 
-__all__ = ["NAMES", "OPTIONS", "Catalog", "Count", "Cut", "Row", "Split", "Video", "get"]
+__all__ = ["EXTENSIONS", "NAMES", "OPTIONS", "Catalog", "Count", "Cut", "Row", "Split", "Video", "composed", "get"]
 
 # name -> module and class; imported on demand
 _CATALOGS = {
@@ -14,6 +14,7 @@ _CATALOGS = {
     "ntu60": ("data.catalog.ntu", "NTU60"),
     "ntu120": ("data.catalog.ntu", "NTU120"),
     "etri": ("data.catalog.etri", "ETRI"),
+    "etri_livinglab": ("data.catalog.etri", "LivingLab"),
     "nucla": ("data.catalog.nucla", "NUCLA"),
     "pkummd": ("data.catalog.pkummd", "PKUMMD"),
     "rocog": ("data.catalog.rocog", "RoCoG"),

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, Protocol
@@ -64,6 +65,11 @@ class Cut:
     changed: tuple[str, ...] = ()  # remarks on labels that are used in another form than they are written
 
 
+def composed(text: str) -> str:
+    """A name in Unicode's composed form, NFC: some systems write 'é' as two characters, and it is the same name."""
+    return unicodedata.normalize("NFC", text)
+
+
 def random_takes(row: Row) -> Split:
     """One take in ten is for testing, by a checksum of its name. [ours]: for data without an official split."""
     return "test" if zlib.crc32(row.take.encode()) % 10 == 0 else "train"
@@ -77,6 +83,7 @@ class Catalog(abc.ABC):
       class_names: in the order of the labels.
       extensions: of the raw files, lower case, with the dot; files have them in any case.
       whole_paths: whether `parse` reads the whole path below the input and not only its end.
+      classes_from_files: whether file names give the classes' names. Then only classes with a prepared video are used.
       not_synchronised: why the views of a take must not be paired frame by frame; '' if they may be. If they may be, a
         take with a single view is of no use and goes to the quarantine.
       sync: the default of --sync. 'frames' pairs frame i of one view with frame i of another, for sets whose files were
@@ -91,6 +98,7 @@ class Catalog(abc.ABC):
     class_names: tuple[str, ...] = ()
     extensions: tuple[str, ...] = EXTENSIONS
     whole_paths: bool = False
+    classes_from_files: bool = False
     not_synchronised: str = ""
     sync: str = "frames"
     protocols: Mapping[str, Callable[[Row], Split | None]] = {"random": random_takes}

@@ -75,7 +75,7 @@ NUM_PERSONS = 100
 LAST_ELDERLY = 50
 NUM_GROUPS = 6  # computed from a public list of all 112,620 names
 NUM_CAMERAS = 8
-FIRST_LIVING_LAB_PERSON = 201  # of another data set, whose files have the same names (one user's account)
+FIRST_LIVING_LAB_PERSON = 201  # of ETRI-Activity3D-LivingLab, whose files have the same names (one user's account)
 
 _NAME = re.compile(rf"A(\d{{3}})_P(\d{{3}})_G(\d{{3}})_C(\d{{3}}){CONTAINER}", re.ASCII | re.IGNORECASE)
 
@@ -100,6 +100,25 @@ def _across_ages(train_elderly: bool, test_elderly: bool) -> Callable[[Row], Spl
         return "train" if elderly == train_elderly else None
 
     return split
+
+
+def _parse_name(path: str) -> Video:
+    """The video of a path that ends in a name of this form. Raises ValueError; looks at no number but the action's."""
+    matched = _NAME.fullmatch(path.rpartition("/")[2])
+    if not matched:
+        raise UserError(f"{path!r} is not of the form Aaaa_Pppp_Gggg_Cccc.mp4, as A001_P001_G001_C001.mp4 is")
+    action, person, group, camera = map(int, matched.groups())
+    if not 1 <= action <= len(CLASS_NAMES):
+        raise UserError(f"{path!r}: actions are 1 to {len(CLASS_NAMES)}, not {action}")
+    return Video(
+        path=path,
+        take=f"A{action:03}_P{person:03}_G{group:03}",
+        view=f"C{camera:03}",
+        label=action - 1,
+        subject=person,
+        camera=camera,
+        performance=group,
+    )
 
 
 class ETRI(Catalog):
@@ -133,30 +152,47 @@ class ETRI(Catalog):
 
     def parse(self, path: str) -> Video:
         """See `Catalog.parse`. The folders of persons above the file are ignored."""
-        matched = _NAME.fullmatch(path.rpartition("/")[2])
-        if not matched:
-            raise UserError(f"{path!r} is not of the form Aaaa_Pppp_Gggg_Cccc.mp4, as A001_P001_G001_C001.mp4 is")
-        action, person, group, camera = numbers = tuple(map(int, matched.groups()))
-        if person >= FIRST_LIVING_LAB_PERSON:
+        video = _parse_name(path)
+        if video.subject >= FIRST_LIVING_LAB_PERSON:
             raise UserError(
                 f"{path!r}: persons from {FIRST_LIVING_LAB_PERSON} on are those of ETRI-Activity3D-LivingLab, another "
-                f"data set; those of ETRI-Activity3D are 1 to {NUM_PERSONS}"
+                f"data set (--dataset=etri_livinglab); those of ETRI-Activity3D are 1 to {NUM_PERSONS}"
             )
-        most = (len(CLASS_NAMES), NUM_PERSONS, NUM_GROUPS, NUM_CAMERAS)
-        for what, number, last in zip(("actions", "persons", "groups", "cameras"), numbers, most, strict=True):
+        for what, number, last in (
+            ("persons", video.subject, NUM_PERSONS),
+            ("groups", video.performance, NUM_GROUPS),
+            ("cameras", video.camera, NUM_CAMERAS),
+        ):
             if not 1 <= number <= last:
                 raise UserError(f"{path!r}: {what} are 1 to {last}, not {number}")
-        return Video(
-            path=path,
-            take=f"A{action:03}_P{person:03}_G{group:03}",
-            view=f"C{camera:03}",
-            label=action - 1,
-            subject=person,
-            camera=camera,
-            performance=group,
-        )
+        return video
 
     def format(self, video: Video) -> str:
         """See `Catalog.format`."""
         numbers = f"A{video.label + 1:03}_P{video.subject:03}_G{video.performance:03}"
         return f"{numbers}_C{video.camera:03}.mp4"
+
+
+class LivingLab(ETRI):
+    """ETRI-Activity3D-LivingLab: people at home, in files that are called as ETRI-Activity3D's."""
+
+    name = "etri_livinglab"
+    protocols: ClassVar = {"random": random_takes}
+    published = ()
+    remarks = (
+        f"that its persons are {FIRST_LIVING_LAB_PERSON} and up rests on one user's account, and that its actions are "
+        "those of ETRI-Activity3D is inferred from the names; how many groups and cameras there are is not known, so "
+        "any number is taken",
+    )
+
+    def parse(self, path: str) -> Video:
+        """See `Catalog.parse`. The folders above the file are of no account."""
+        video = _parse_name(path)
+        if video.subject < FIRST_LIVING_LAB_PERSON:
+            raise UserError(
+                f"{path!r}: persons below {FIRST_LIVING_LAB_PERSON} are those of ETRI-Activity3D, another data set "
+                "(--dataset=etri)"
+            )
+        if 0 in (video.performance, video.camera):
+            raise UserError(f"{path!r}: groups and cameras count from 1")
+        return video

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from console.command import did_you_mean, nearest
 from console.errors import UserError
-from data.catalog.base import CONTAINER, EXTENSIONS, Catalog, Video
+from data.catalog.base import CONTAINER, EXTENSIONS, Catalog, Video, composed
 
 FIELDS = ("take", "view", "label", "subject")
 DEFAULT_PATTERN = "{take}_cam{view}"
@@ -22,6 +22,7 @@ class Folder(Catalog):
     name = "folder"
     sync = "alike"  # clocks.IF_ALIKE
     whole_paths = True
+    classes_from_files = True
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class Folder(Catalog):
         self.subject_names = subject_names
         extension = re.search(r"\.[A-Za-z0-9]+$", pattern)
         self.extensions = (extension.group().lower(),) if extension else EXTENSIONS
-        self._fields, self._regex = _compile(pattern, with_extension=extension is not None)
+        self._fields, self._regex = _compile(pattern, extension.group() if extension else "")
 
     def parse(self, path: str) -> Video:
         """See `Catalog.parse`."""
@@ -74,10 +75,13 @@ class Folder(Catalog):
         return matched.groupdict()
 
 
-def _compile(pattern: str, with_extension: bool) -> tuple[list[str], re.Pattern]:
-    """The pattern's fields in order, and the regular expression that reads them. Raises ValueError."""
+def _compile(pattern: str, extension: str) -> tuple[list[str], re.Pattern]:
+    """The pattern's fields in order, and the regular expression that reads them in composed paths. Raises ValueError.
+
+    `extension` is the pattern's end, '' where it takes every video; files have it in any case.
+    """
     fields, regex = [], ""
-    for literal, field in re.findall(r"([^{}]+)|(\{\w*\}|.)", pattern):
+    for literal, field in re.findall(r"([^{}]+)|(\{\w*\}|.)", composed(pattern.removesuffix(extension))):
         name = field.strip("{}")
         if literal:
             regex += re.escape(literal)
@@ -97,8 +101,7 @@ def _compile(pattern: str, with_extension: bool) -> tuple[list[str], re.Pattern]
             f"pattern {pattern!r} lacks {' and '.join(f'{{{name}}}' for name in missing)}: it must say which files are "
             f"views of one take, as '{{take}}_cam{{view}}.mp4' does"
         )
-    if not with_extension:
-        regex += f"(?i:{CONTAINER})"
+    regex += f"(?i:{re.escape(extension) or CONTAINER})"
     return fields, re.compile(regex)
 
 

@@ -1,4 +1,4 @@
-"""Northwestern-UCLA Multiview Action 3D (Wang et al., CVPR 2014): `a01/v01_s01_e00.avi`.
+"""Northwestern-UCLA Multiview Action 3D (Wang et al., CVPR 2014): `a01/v01_s01_e00.avi`, `view_1/a01_s01_e00/*.jpg`.
 
 a is the action, v the view, s the subject, e the performance. The views of a performance are not aligned frame by frame
 (of 433 performances with three skeleton files, 3 have equal lengths; the median difference is 18 frames), so this is
@@ -32,6 +32,10 @@ NUM_SUBJECTS = 10
 TEST_SUBJECT = 10  # of xsub, as in DVANet's lists
 
 _NAME = re.compile(rf"(?:.*/)?a(\d{{2}})/v(\d{{2}})_s(\d{{2}})_e(\d{{2}}){CONTAINER}", re.ASCII | re.IGNORECASE)
+# Of the release as frames, a folder of images for each video.
+_OF_FRAMES = re.compile(
+    rf"(?:.*/)?view_(\d{{1,2}})/a(\d{{2}})_s(\d{{2}})_e(\d{{2}}){CONTAINER}", re.ASCII | re.IGNORECASE
+)
 
 
 def _xview(test_view: int) -> Callable[[Row], Split]:
@@ -80,10 +84,15 @@ class NUCLA(Catalog):
 
     def parse(self, path: str) -> Video:
         """See `Catalog.parse`. The folder of the action belongs to the name; what lies above it does not."""
-        matched = _NAME.fullmatch(path)
-        if not matched:
-            raise UserError(f"{path!r} is not of the form aAA/vVV_sSS_eEE.avi, as a01/v01_s01_e00.avi is")
-        code, view, subject, performance = map(int, matched.groups())
+        if matched := _NAME.fullmatch(path):
+            code, view, subject, performance = map(int, matched.groups())
+        elif matched := _OF_FRAMES.fullmatch(path):
+            view, code, subject, performance = map(int, matched.groups())
+        else:
+            raise UserError(
+                f"{path!r} is not of the form aAA/vVV_sSS_eEE.avi, as a01/v01_s01_e00.avi is, nor a folder of frames, "
+                "as view_1/a01_s01_e00 is"
+            )
         if code not in CLASS_OF_CODE:
             raise UserError(f"{path!r}: actions are {', '.join(map(str, CODES))}, not {code}")
         if not 1 <= view <= NUM_VIEWS:

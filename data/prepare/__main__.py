@@ -8,14 +8,13 @@
   quarantine.csv                 the videos and labels left out: path, take, reason
   unmatched.csv                  files that do not belong to the data set, and duplicates: path, reason
   SHA256SUMS                     digests of all files, as `sha256sum --check` and --verify read them
-  plan.json, parts/              what an interrupted preparation continues from
+  plan.json, inputs.json, parts/ what an interrupted preparation and --add continue from (parts.py)
 """
 
 import argparse
 import contextlib
 import fcntl
 import functools
-import json
 import math
 import os
 import shlex
@@ -44,6 +43,8 @@ from data.prepare import (
     encoding,
     metadata,
     offsets,
+    pairing,
+    parts,
     preparation_report,
     raw_video,
     shards,
@@ -65,6 +66,7 @@ python -m data.prepare --dataset=folder --pattern='{take}_cam{view}.mp4' --input
 python -m data.prepare --dataset=folder --pattern='{label}/{take}/{view}' --input=videos --output=prepared/mine
 python -m data.prepare --dataset=pkummd --num_classes=51 --input=PKUMMDv2 --output=prepared/pkummd51
 python -m data.prepare --dataset=ntu120 --input=/nfs/ntu --output=/nfs/prepared --beam='--runner=FlinkRunner ...'
+python -m data.prepare --dataset=ntu120 --input=nturgbd_rgb_s018.zip --output=prepared/ntu120 --add  # setup by setup
 python -m data.prepare --verify --output=prepared/ntu60  # is every byte as it was written?
 """
 
@@ -89,6 +91,9 @@ def prepare(
     skeletons: Path | None = None,
     sheet: bool = False,
     truth_dir: Path | None = None,
+    min_frames: int = pairing.MIN_FRAMES,
+    frames_fps: float | None = None,
+    add: bool = False,
     announce: Callable[[str], None] = lambda line: None,
     write_shards: Callable[..., None] = workers.write_shards,
 ) -> dict:
@@ -113,49 +118,72 @@ def prepare(
       skeletons: the folder of NTU's .skeleton files.
       sheet: also writes the contact sheet of data/prepare/contact_sheet.py.
       truth_dir: 3D joints and cameras that the set carries, see data/store/truth.py; None for none.
+      min_frames: of a view; shorter ones are set aside. [ours]
+      frames_fps: frames per second of folders of numbered images, which are used as videos then.
+      add: puts the takes that the set in `output_dir` does not hold into it, beside those that it holds; begins a set
+        where there is none.
       announce: called with the size and time to expect, if there is something to do.
       write_shards: makes the shards; see `workers.write_shards`.
 
     Returns:
-      What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.
+      What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason) and
+      `static` (takes in which nothing moves) added.
 
     Raises:
       PreparationError: the input or the output does not let it go on.
     """
     clock, seconds = _clock(names, sync, fps, max_gap_share, max_gap_seconds)
-    names, listing = list_videos(names, inputs)
+    names, listing = list_videos(names, inputs, frames_fps)
     encode = functools.partial(codec.get(codec_name).encode, quality=quality)
-    settings = shards.Settings(
-        dataset=names.name,
-        pattern=getattr(names, "pattern", ""),
-        class_names=names.class_names,
-        codec=codec_name,
-        short_side=short_side,
-        quality=quality,
-        max_length_difference=max_length_difference,
-        synchronised=names.synchronised,
-        clock=clock,
-        crop=boxes.make_crop(crop, crop_margin, crop_aspect),
-    )
-    given, told = _boxes(crop, skeletons, listing)
-    jobs = shards.plan(listing, seconds, given)
     wrong = preparation_report.found_wrong(listing)
-    for line in [*wrong, *offsets.unused(seconds or {}, listing.videos), *told]:
+    for line in [*wrong, *offsets.unused(seconds or {}, listing.videos)]:
         announce(line)
     with _locked(output_dir):
-        for line in _check_truth(truth_dir, listing, output_dir):
+        split, listing = _chosen(output_dir, listing, announce) if add else (shards.SPLIT, listing)
+        names, listing = parts.with_own_names(names, listing) if add else (names, listing)
+        settings = shards.Settings(
+            dataset=names.name,
+            pattern=getattr(names, "pattern", ""),
+            class_names=names.class_names,
+            codec=codec_name,
+            short_side=short_side,
+            quality=quality,
+            max_length_difference=max_length_difference,
+            synchronised=names.synchronised,
+            clock=clock,
+            crop=boxes.make_crop(crop, crop_margin, crop_aspect),
+            min_frames=min_frames,
+            frames_fps=frames_fps,
+        )
+        given, told = _boxes(crop, skeletons, listing)
+        for line in [*told, *_check_truth(truth_dir, listing, output_dir, split)]:
             announce(line)
-        _begin(settings, jobs, output_dir)
-        missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
-        if missing:
-            (output_dir / "prepared.json").unlink(missing_ok=True)  # the set must not look finished meanwhile
-            for line in _expected(missing, listing.root, output_dir, short_side, encode, num_workers, settings.crop):
-                announce(line)
-            write_shards(missing, len(listing.num_bytes), settings, listing.root, output_dir, num_workers)
+        jobs = shards.plan(listing, seconds, given, split)
+        _begin(parts.Part.of(split, settings, listing.videos, names), output_dir)
+        if not (add and parts.is_finished(output_dir, split)):
+            missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
+            if missing:
+                if split == shards.SPLIT:
+                    (output_dir / "prepared.json").unlink(missing_ok=True)  # the set must not look finished meanwhile
+                how = (output_dir, short_side, encode, num_workers, settings.crop, frames_fps)
+                for line in _expected(missing, listing.root, *how):
+                    announce(line)
+                write_shards(missing, len(listing.num_bytes), settings, listing.root, output_dir, num_workers)
+            parts.finish(output_dir, split, [job.file_name(names.name) for job in jobs], parts.found(listing))
         if sheet:
-            accounts = [shards.account_of(job, settings, output_dir) for job in jobs]
-            announce(f"sheet: {contact_sheet.write(accounts, listing.videos, listing.root, output_dir)}")
-        return metadata.write(settings, listing, jobs, output_dir, truth_dir)
+            accounts = parts.accounts(output_dir, split)
+            announce(f"sheet: {contact_sheet.write(accounts, listing.videos, listing.root, output_dir, frames_fps)}")
+        return metadata.write(settings, jobs, output_dir, truth_dir)
+
+
+def _chosen(output_dir: Path, listing: Listing, announce: Callable[[str], None]) -> tuple[str, Listing]:
+    """As `parts.choose`; tells what is left out."""
+    parts.note_inputs_of_older_set(output_dir)
+    split, chosen = parts.choose(output_dir, listing)
+    num_left = len({video.take for video in listing.videos}) - len({video.take for video in chosen.videos})
+    if num_left:
+        announce(f"left out, as the set holds them: {count(num_left, 'take')}")
+    return split, chosen
 
 
 def _boxes(
@@ -210,9 +238,17 @@ def _locked(output_dir: Path) -> Iterator[None]:
         yield
 
 
-def _check_truth(truth_dir: Path | None, listing: Listing, output_dir: Path) -> list[str]:
+def _check_truth(truth_dir: Path | None, listing: Listing, output_dir: Path, split: str) -> list[str]:
     """Describes a truth, before hours of decoding; PreparationError if it cannot be carried."""
     carried = output_dir / truth.FOLDER
+    if truth_dir is not None and split != shards.SPLIT:
+        if not (carried / truth.SKELETON).exists():
+            raise PreparationError(
+                f"{output_dir} has no 3D joints and cameras, so those in {truth_dir} cannot be added: --truth=none "
+                "leaves them out"
+            )
+        if truth.read_skeleton(carried / truth.SKELETON) != truth.read_skeleton(truth_dir / truth.SKELETON):
+            raise PreparationError(f"{truth_dir} has other joints than the set in {output_dir}: make them the same")
     if truth_dir is None:
         if (carried / truth.SKELETON).exists():
             raise PreparationError(
@@ -232,42 +268,17 @@ def _describe_truth(truth_dir: Path, listing: Listing) -> list[str]:
         raise PreparationError(str(error)) from error
 
 
-def _begin(settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Path) -> None:
-    """Writes the plan, or checks that the one in the output folder is this one."""
-    takes = sorted({video.take for job in jobs for video in job.videos})
-    plan = {"format_version": metadata.FORMAT_VERSION, "settings": settings.as_dict(), "takes": takes}
-    plan = json.loads(json.dumps(plan))
-    path = output_dir / "plan.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_bytes())
-            before = {key: type(value)(before[key]) for key, value in plan.items()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise PreparationError(f"{path} is damaged ({error}): delete it and give the command again") from error
-        _check_same_plan(before, plan, output_dir)
+def _begin(part: parts.Part, output_dir: Path) -> None:
+    """Writes the plan of a part, or checks that the one in the output folder is this one."""
+    plans = {before.split: before for before in parts.read_plans(output_dir)}
+    if part.split in plans:
+        parts.check_same(plans[part.split], part, output_dir, same_takes=True)
     else:
-        shards.write_atomically(path, json.dumps(plan, indent=1).encode())
+        if plans:
+            parts.check_same(plans[shards.SPLIT], part, output_dir, same_takes=False)
+        part.write(output_dir)
     for leftover in [*output_dir.glob(".*.tmp"), *(output_dir / shards.PARTS).glob(".*.tmp")]:
         leftover.unlink()  # left by a killed process: the lock excludes one that is still at work
-
-
-def _check_same_plan(before: dict, now: dict, output_dir: Path) -> None:
-    advice = f"Choose another --output, or delete {output_dir} if it is no longer wanted"
-    if before["format_version"] != now["format_version"]:
-        raise PreparationError(f"{output_dir} was prepared by another version of this program. {advice}")
-    differences = [
-        f"{key} was {before['settings'].get(key)!r}, now {now['settings'].get(key)!r}"
-        for key in {**now["settings"], **before["settings"]}
-        if before["settings"].get(key) != now["settings"].get(key)
-    ]
-    if differences:
-        raise PreparationError(f"{output_dir} was prepared with other settings: {'; '.join(differences)}. {advice}")
-    new, gone = sorted(set(now["takes"]) - set(before["takes"])), sorted(set(before["takes"]) - set(now["takes"]))
-    if new or gone:
-        examples = ", ".join((new + gone)[: preparation_report.SHOWN])
-        raise PreparationError(
-            f"{output_dir} was prepared from other takes: {len(new)} are new, {len(gone)} gone ({examples}). {advice}"
-        )
 
 
 def dry_run(
@@ -282,9 +293,10 @@ def dry_run(
     crop_margin: float | None = None,
     crop_aspect: float | None = None,
     skeletons: Path | None = None,
+    frames_fps: float | None = None,
 ) -> str:
     """What `prepare` would do, with the size and time to expect from a few of the videos; writes nothing."""
-    names, listing = list_videos(names, inputs)
+    names, listing = list_videos(names, inputs, frames_fps)
     views_of_take = Counter(video.take for video in listing.videos)
     takes_with = Counter(views_of_take.values())
     given, told = _boxes(crop, skeletons, listing)
@@ -301,7 +313,7 @@ def dry_run(
         *preparation_report.left(len(listing.files.duplicates), listing.files.passed_over),
         *(_describe_truth(truth_dir, listing) if truth_dir else []),
         *told,
-        *_expected(jobs, listing.root, output_dir, short_side, encode, num_workers, cut),
+        *_expected(jobs, listing.root, output_dir, short_side, encode, num_workers, cut, frames_fps),
     ]
     return "\n".join(lines)
 
@@ -314,6 +326,7 @@ def _expected(
     encode: Callable[[np.ndarray], bytes],
     num_workers: int,
     crop: Crop | None,
+    frames_fps: float | None,
 ) -> list[str]:
     """Size and time, from a few files; grows with their bytes."""
     cv2.setNumThreads(1)  # as in a worker
@@ -322,7 +335,7 @@ def _expected(
     given = {video: box for job in jobs for video, box in job.boxes_given.items()}
     videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
     bytes_in, bytes_out, seconds, bad = 0, 0, 0.0, []
-    with archives.Reader(input_dir, sample) as files:
+    with archives.Reader(input_dir, sample, frames_fps=frames_fps) as files:
         for path in sample:
             began = time.monotonic()
             try:
@@ -369,7 +382,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         encode = functools.partial(codec.get(options.codec).encode, quality=options.quality)
         how = (options.short_side, encode, options.workers, _truth(options))
-        how += (options.crop, options.crop_margin, options.crop_aspect, options.skeletons)
+        how += (options.crop, options.crop_margin, options.crop_aspect, options.skeletons, options.frames_fps)
         print(dry_run(options.names, options.input, options.output or Path(), *how))
         return ExitCode.DONE
     prepared = prepare(
@@ -391,6 +404,9 @@ def _run(options: argparse.Namespace) -> int:
         skeletons=options.skeletons,
         sheet=options.sheet,
         truth_dir=_truth(options),
+        min_frames=options.min_frames,
+        frames_fps=options.frames_fps,
+        add=options.add,
         announce=functools.partial(print, flush=True),
         write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
     )
@@ -498,6 +514,14 @@ An interrupted preparation goes on when the same command is given again; what is
         "is not given (20; NTU's largest is 18)",
     )
     parser.add_argument(
+        "--min_frames",
+        type=_integer(1),
+        default=pairing.MIN_FRAMES,
+        metavar="N",
+        help=f"shorter views go to the quarantine ({pairing.MIN_FRAMES}: one frame shows no motion; 16 for "
+        "the paper's clips without repeated frames)",
+    )
+    parser.add_argument(
         "--sync",
         metavar="HOW",
         help="what the clocks of a take's views have in common. start: the recordings begin together, and first frames "
@@ -510,6 +534,13 @@ An interrupted preparation goes on when the same command is given again; what is
         type=_number("above 0", lambda fps: 0 < fps <= 1000),
         metavar="RATE",
         help="frames per second of the prepared views (the rate most views of the take have)",
+    )
+    parser.add_argument(
+        "--frames_fps",
+        type=_number("above 0", lambda fps: 0 < fps <= 1000),
+        metavar="RATE",
+        help="use folders of numbered images (.jpg, .png) as videos, with so many frames per second; a folder's path "
+        "is read as a video's without its ending",
     )
     parser.add_argument(
         "--max_gap_share",
@@ -566,6 +597,12 @@ An interrupted preparation goes on when the same command is given again; what is
         metavar="OPTIONS",
         help="make the shards on an Apache Beam runner with these options, in place of --workers processes; --input "
         "and --output must be the same folders on all its machines",
+    )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="put the takes that the set in --output does not hold yet into it, with its settings; what it holds stays "
+        "as it is, and its raw videos may be gone (begins a set where there is none)",
     )
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and the size and time")
     parser.add_argument("--verify", action="store_true", help="check the digests of --output, and nothing else")

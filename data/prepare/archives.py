@@ -10,8 +10,10 @@ import copy
 import errno
 import lzma
 import os
+import re
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -21,12 +23,15 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from console.errors import UnusableFile, UserError
+from data.prepare import series
 
 EXTENSIONS = (".zip", ".tar", ".tar.gz", ".tgz")
 # [ours] At most this much of one file in an archive is read, whatever the archive claims.
 MAX_MEMBER_BYTES = 2**30
 # [ours] A tar archive has no index and must be read from its start, so all files of a shard are read in one pass.
 MAX_TAR_BYTES_PER_SHARD = 16 * 2**30
+# [ours] Of images of series, which are kept in memory: those of a shard of NUCLA's frames have 0.2 GB.
+MAX_TAR_SERIES_BYTES = 2 * 2**30
 # [ours] More than this of an archive is kept in unnamed temporary files, not in memory. Ten times NTU's longest video.
 MAX_BYTES_IN_MEMORY = 64 * 2**20
 # [ours] The archive decides how much of its output LZMA's decoder keeps in memory; xz's highest preset asks for 64 MiB.
@@ -51,17 +56,24 @@ def files(folder: Path) -> Iterator[tuple[str, int | str]]:
     """(path, bytes, or the reason why it cannot be read) of every file below a folder, those in archives included.
 
     Links to folders are followed, each folder once. Paths are relative, with forward slashes. The path of a folder that
-    cannot be listed ends with one. Bytes of a name that is not UTF-8 are escaped as \\x...
+    cannot be listed ends with one. Bytes of a name that is not UTF-8 are escaped as \\x... Hidden files and folders are
+    named with 0 bytes, and nothing in them is looked at.
     """
     seen, unlisted = set(), []
     for directory, subdirectories, names in os.walk(folder, followlinks=True, onerror=unlisted.append):
         seen.add(os.path.realpath(directory))
+        names += [name for name in subdirectories if is_hidden(name)]
         subdirectories[:] = [
-            name for name in subdirectories if os.path.realpath(os.path.join(directory, name)) not in seen
+            name
+            for name in subdirectories
+            if not is_hidden(name) and os.path.realpath(os.path.join(directory, name)) not in seen
         ]
         for name in names:
             path = Path(directory, name)
             relative = path.relative_to(folder).as_posix()
+            if is_hidden(name):
+                yield _escaped(relative), 0
+                continue
             if _escaped(relative) != relative:
                 yield _escaped(relative), "its name is not UTF-8: rename it"
                 continue
@@ -69,6 +81,11 @@ def files(folder: Path) -> Iterator[tuple[str, int | str]]:
     for error in unlisted:
         relative = Path(error.filename).relative_to(folder).as_posix()
         yield f"{_escaped(relative)}/", f"the folder cannot be listed: {error.strerror}"
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder above it, is one that file managers hide: what systems and programs keep there."""
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 def files_in(path: Path) -> Iterator[tuple[str, int | str]]:
@@ -127,24 +144,29 @@ class Reader(contextlib.ExitStack):
     Archives stay open. Of a tar archive, the files wanted are read in one pass when the first is opened.
     """
 
-    def __init__(self, folder: Path, wanted: Sequence[str], max_member_bytes: int | None = None):
+    def __init__(
+        self, folder: Path, wanted: Sequence[str], max_member_bytes: int | None = None, frames_fps: float | None = None
+    ):
         """Opens nothing.
 
         Args:
           folder: where paths start.
           wanted: the paths that will be opened, each once, as `files` gives them.
           max_member_bytes: of a file in an archive (default: MAX_MEMBER_BYTES).
+          frames_fps: frames per second of series of images, see data/prepare/series.py.
         """
         super().__init__()
         self._folder = folder
         self._wanted = wanted
         self._max_member_bytes = MAX_MEMBER_BYTES if max_member_bytes is None else max_member_bytes
+        self._frames_fps = frames_fps
         self._zips: dict[Path, zipfile.ZipFile] = {}
+        self._folders: dict[Path, dict[str, list[str]]] = {}  # of zip archives: folder -> names of files in it
         self._from_tar: dict[str, BinaryIO | BadArchive] = {}
         self._memory_left = MAX_BYTES_IN_MEMORY  # for the files of tar archives, which wait until they are opened
 
     def open(self, path: str) -> BinaryIO:
-        """The file, seekable; the caller closes it.
+        """The file, or the video of a series of images, seekable; the caller closes it.
 
         Raises:
           BadArchive: the file is damaged, larger than the bound, or none; a tar archive holds too much for one pass.
@@ -152,7 +174,7 @@ class Reader(contextlib.ExitStack):
         """
         archive, member = _split(self._folder, path)
         if archive is None:
-            return open_regular(self._folder / path)
+            return self._read_series(path) if series.is_series(path) else open_regular(self._folder / path)
         if archive.name.lower().endswith(".zip"):
             return self._read_zip(archive, member)
         if path not in self._from_tar:
@@ -164,13 +186,50 @@ class Reader(contextlib.ExitStack):
 
     def _read_zip(self, archive: Path, member: str) -> BinaryIO:
         with _reasons(archive):
-            if archive not in self._zips:
-                self._zips[archive] = self.enter_context(zipfile.ZipFile(self.enter_context(open_regular(archive))))
-            entry = self._zips[archive].getinfo(member)
+            if series.is_series(member):
+                return self._series_in_zip(archive, member)
+            entry = self._opened(archive).getinfo(member)
             if entry.file_size > self._max_member_bytes:  # zipfile never reads more than the claimed size
                 raise self._too_large(archive)
-            with _open_zipped(self._zips[archive], entry) as file:
+            with _open_zipped(self._opened(archive), entry) as file:
                 return _copied(file, MAX_BYTES_IN_MEMORY)
+
+    def _read_series(self, path: str) -> BinaryIO:
+        folder, matches = (self._folder / path).parent, series.regex(path)
+        images = {}
+        for name in filter(matches.fullmatch, os.listdir(folder)):
+            with open_regular(folder / name) as file:
+                images[name] = file.read()
+        return self._as_video(path, images)
+
+    def _series_in_zip(self, archive: Path, member: str) -> BinaryIO:
+        opened = self._opened(archive)
+        if archive not in self._folders:
+            self._folders[archive] = {}
+            for name in opened.namelist():
+                folder, _, image = name.rpartition("/")
+                self._folders[archive].setdefault(folder, []).append(image)
+        folder, matches = member.rpartition("/")[0], series.regex(member)
+        images, left = {}, self._max_member_bytes
+        for name in filter(matches.fullmatch, self._folders[archive].get(folder, ())):
+            entry = opened.getinfo(f"{folder}/{name}")
+            left -= entry.file_size
+            if left < 0:
+                raise self._too_large(archive)
+            with _open_zipped(opened, entry) as file:
+                images[name] = file.read(entry.file_size)
+        return self._as_video(member, images)
+
+    def _as_video(self, path: str, images: dict[str, bytes]) -> BinaryIO:
+        try:
+            return series.as_video(path, images, self._frames_fps or 1.0)
+        except UserError as error:
+            raise BadArchive(str(error)) from error
+
+    def _opened(self, archive: Path) -> zipfile.ZipFile:
+        if archive not in self._zips:
+            self._zips[archive] = self.enter_context(_open_zip(self.enter_context(open_regular(archive)))[0])
+        return self._zips[archive]
 
     def _too_large(self, archive: Path) -> BadArchive:
         return BadArchive(f"larger than {self._max_member_bytes} bytes, in an archive: unpack {archive}")
@@ -179,9 +238,22 @@ class Reader(contextlib.ExitStack):
         prefix = archive.relative_to(self._folder).as_posix() + "/"
         members = {path.removeprefix(prefix) for path in self._wanted if path.startswith(prefix)}
         num_bytes, wanted = 0, set(members)
+        of_series = {(path.rpartition("/")[0], series.regex(path)): path for path in members if series.is_series(path)}
+        folders = {folder for folder, _ in of_series}
+        images: dict[str, dict[str, bytes]] = {path: {} for path in of_series.values()}
+        members -= images.keys()
         with _reasons(archive), open_regular(archive) as file, tarfile.open(fileobj=file, tarinfo=_TarEntry) as tar:
             for entry in tar:
-                if not (entry.isfile() and entry.name in members):
+                if not entry.isfile():
+                    continue
+                folder, _, name = entry.name.rpartition("/")
+                if folder in folders and (found := _series_of(folder, name, of_series)):
+                    num_bytes += entry.size
+                    if num_bytes > MAX_TAR_SERIES_BYTES:
+                        raise BadArchive("it holds more images than are read in one pass: unpack it")
+                    images[found][name] = tar.extractfile(entry).read()
+                    continue
+                if entry.name not in members:
                     continue
                 members.discard(entry.name)
                 if entry.size > self._max_member_bytes:
@@ -194,9 +266,20 @@ class Reader(contextlib.ExitStack):
                     num_bytes += entry.size
                     self._from_tar[prefix + entry.name] = _copied(tar.extractfile(entry), self._memory_left)
                     self._memory_left -= entry.size
-                if not members:
+                if not (members or images):
                     return
+        for path, found in images.items():
+            try:
+                self._from_tar[prefix + path] = self._as_video(path, found)
+            except BadArchive as error:
+                self._from_tar[prefix + path] = error
+        if not members:
+            return
         raise UnusableFile(f"{archive} has changed since it was listed: {min(members)} is missing")
+
+
+def _series_of(folder: str, name: str, of_series: dict[tuple[str, re.Pattern], str]) -> str | None:
+    return next((path for (of, matches), path in of_series.items() if of == folder and matches.fullmatch(name)), None)
 
 
 def _copied(file: BinaryIO, max_bytes_in_memory: int) -> BinaryIO:
@@ -224,13 +307,51 @@ def _members(archive: Path) -> list[tuple[str, int | str]]:
     """(path in it, bytes, or the reason why it cannot be read)."""
     with _reasons(archive), open_regular(archive) as file:
         if archive.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(file) as opened:
-                found = [(entry.filename, entry.file_size) for entry in opened.infolist() if not entry.is_dir()]
+            opened, names = _open_zip(file)
+            with opened:
+                entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+                found = [(names.get(entry.filename, entry.filename), entry.file_size) for entry in entries]
         else:
             with tarfile.open(fileobj=file, tarinfo=_TarEntry) as opened:
                 found = [(entry.name, entry.size) for entry in opened if entry.isfile()]
     unreadable = "its name in the archive is not UTF-8: unpack this"
     return [(name, size) if _escaped(name) == name else (_escaped(name), unreadable) for name, size in found]
+
+
+def _open_zip(file: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, str]]:
+    """A zip archive, and the names in it that are not UTF-8 though it says so, which zipfile would refuse it for."""
+    try:
+        return zipfile.ZipFile(file), {}
+    except UnicodeDecodeError:
+        lenient = _LenientNames(file)
+        return zipfile.ZipFile(lenient), lenient.names
+
+
+class _LenientNames:
+    """A zip file whose directory does not say of names that they are UTF-8 where they are not.
+
+    `names` receives these: as zipfile then reads them -> as `files` escapes them.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+        self._read, self.names = file.read, {}
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        found = bytearray(self._read(num_bytes))
+        at = 0
+        while found[at : at + 4] == b"PK\1\2" and at + 46 <= len(found):  # APPNOTE.TXT, 4.3.12
+            lengths = struct.unpack_from("<HHH", found, at + 28)  # of name, extra field and comment
+            name = bytes(found[at + 46 : at + 46 + lengths[0]])
+            escaped = name.decode(errors="surrogateescape")
+            if escaped.encode(errors="replace") != name and found[at + 9] & 8:
+                found[at + 9] &= ~8  # bit 11 of the flags
+                self.names[name.decode("cp437")] = escaped
+            at += 46 + sum(lengths)
+        return bytes(found)
 
 
 def _open_zipped(opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:

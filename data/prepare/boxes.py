@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from console.errors import UserError
-from data.catalog import Video
+from data.catalog import Video, composed, ntu
 
 COLUMNS = ("take", "view", "left", "top", "right", "bottom")
 MANIFEST_COLUMNS = ("crop_left", "crop_top", "crop_right", "crop_bottom", "raw_width", "raw_height")
@@ -226,6 +226,7 @@ def read_table(path: Path) -> dict[tuple[str, str], Box]:
         )
     boxes: dict[tuple[str, str], Box] = {}
     for number, (take, view, *edges) in enumerate(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)):
+        take, view = composed(str(take)), composed(str(view))
         where = f"{called}, row {number + 1}, view {view} of take {take}"
         try:
             box = Box(*map(float, edges))
@@ -233,9 +234,9 @@ def read_table(path: Path) -> dict[tuple[str, str], Box]:
             raise UserError(f"{where}: {edges} are to be four numbers of pixels") from None
         if not all(map(math.isfinite, box)) or box.right <= box.left or box.bottom <= box.top:
             raise UserError(f"{where}: the box {box} is empty: left < right and top < bottom are needed")
-        if (str(take), str(view)) in boxes:
+        if (take, view) in boxes:
             raise UserError(f"{where} is there twice: a view of a take has one box")
-        boxes[str(take), str(view)] = box
+        boxes[take, view] = box
     return boxes
 
 
@@ -243,7 +244,7 @@ def skeleton_files(folder: Path) -> dict[str, Path]:
     """The .skeleton files below a folder by name. Raises ValueError where there are none."""
     if not folder.is_dir():
         raise UserError(f"--skeletons={folder}: there is no such folder")
-    files = {path.name: path for path in sorted(folder.rglob("*.skeleton"), reverse=True)}
+    files = {path.name: path for path in sorted(folder.rglob("*.skeleton"), reverse=True) if path.name[0] != "."}
     if not files:
         raise UserError(f"--skeletons={folder}: there is no .skeleton file in it; unpack the official archives there")
     return files
@@ -251,7 +252,7 @@ def skeleton_files(folder: Path) -> dict[str, Path]:
 
 def skeleton_name(video: Video) -> str:
     """Of the .skeleton file that belongs to a video named as NTU's are."""
-    return f"{video.path.rpartition('/')[2].removesuffix('_rgb.avi')}.skeleton"
+    return f"{ntu.format_name(video).removesuffix('_rgb.avi')}.skeleton"
 
 
 def read_skeleton(path: Path) -> Box:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from console.errors import UserError
 from data.catalog import Video
@@ -36,7 +38,7 @@ def check(source: Path, videos: Sequence[Video]) -> list[str]:
     Raises:
       ValueError: a file does not have its form.
     """
-    (names, _, _), joints, cameras = truth.read_tables(source)
+    (names, _, _), joints, cameras = _read_tables(source)
     there = f"truth: {len(names)} joints in {len(joints)} frames, {len(cameras)} cameras: {source}"
     takes, views = set(joints["take"].unique().to_pylist()), set(_pairs(cameras))
     lacking = [(v.take, v.view) for v in videos if _key(v) not in takes or (_key(v), v.view) not in views]
@@ -67,7 +69,7 @@ def carry(
     """
     if not videos:
         return  # all are in quarantine
-    (names, edges, root), joints, cameras = truth.read_tables(source)
+    (names, edges, root), joints, cameras = _read_tables(source)
     known, code = truth.encoded(joints["take"])
     frame = joints["frame"].to_numpy()
     order = np.lexsort((frame, code))
@@ -122,6 +124,38 @@ def carry(
     write(output / truth.JOINTS, truth.parquet(joints))
     write(output / truth.CAMERAS, truth.parquet(cameras))
     write(output / truth.SKELETON, truth.skeleton_json(names, edges, names[root]))  # last: this file makes it a truth
+
+
+def join(sources: Sequence[Path], output: Path, write: Callable[[Path, bytes], None]) -> None:
+    """Puts carried truths one behind the other; arguments as of `carry`. Raises ValueError where joints are others."""
+    skeleton, joints, cameras, num_frames = (sources[0] / truth.SKELETON).read_bytes(), [], [], 0
+    for source in sources:
+        if truth.read_skeleton(source / truth.SKELETON) != truth.read_skeleton(sources[0] / truth.SKELETON):
+            raise UserError(f"{source} has other joints than {sources[0]}")
+        table = pq.read_table(source / truth.CAMERAS)
+        if "first" in table.column_names:
+            index = table.column_names.index("first")
+            table = table.set_column(index, "first", pc.add(table["first"], num_frames))
+        cameras.append(table)
+        joints.append(pq.read_table(source / truth.JOINTS))
+        num_frames += len(joints[-1])
+    output.mkdir(exist_ok=True)
+    write(output / truth.JOINTS, truth.parquet(pa.concat_tables(joints)))
+    write(output / truth.CAMERAS, truth.parquet(pa.concat_tables(cameras)))
+    write(output / truth.SKELETON, skeleton)
+
+
+def _read_tables(source: Path) -> tuple[tuple, pa.Table, pa.Table]:
+    """As `truth.read_tables`, with names as the manifest has them."""
+    skeleton, joints, cameras = truth.read_tables(source)
+    return skeleton, _composed(joints, "take"), _composed(cameras, "take", "view")
+
+
+def _composed(table: pa.Table, *names: str) -> pa.Table:
+    for name in names:
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, pc.utf8_normalize(table[name], form="NFC"))
+    return table
 
 
 def _check_numbers(source: Path, views: pa.Table) -> None:

@@ -79,11 +79,11 @@ def disorder(stamps: np.ndarray) -> str:
     return f"its time goes backwards: frame {at} is stamped {stamps[at]:.3f} s, and the next one {stamps[at + 1]:.3f} s"
 
 
-def ticks(stamps: Sequence[np.ndarray], rates: Sequence[float], fps: float) -> np.ndarray:
+def ticks(stamps: Sequence[Sequence[float]], rates: Sequence[float], fps: float) -> np.ndarray:
     """The ticks that all views span: from the last to begin to the first to end.
 
     Args:
-      stamps: of each view, on the take's clock.
+      stamps: of each view, on the take's clock; the first and the last are looked at.
       rates: frames per second of each; a view ends half a frame after its last stamp.
       fps: ticks per second.
 
@@ -121,6 +121,21 @@ def shown(stamps: np.ndarray, rate: float, ticks: np.ndarray) -> tuple[np.ndarra
     gap = np.abs(stamps[nearest] - ticks) > 0.5 / rate + ROUNDING_SECONDS
     held = np.maximum(np.searchsorted(stamps, ticks, side="right") - 1, 0)
     return np.where(gap, held, nearest), gap
+
+
+def shown_by_period(stamps: np.ndarray, rate: float, num_after: int = 0) -> np.ndarray:
+    """The frame that a player shows in each frame period of a file without times: the last that there was.
+
+    Args:
+      stamps: float[N], seconds.
+      rate: periods per second.
+      num_after: periods after the last frame.
+
+    Returns:
+      int[T], numbers of frames.
+    """
+    periods = np.round((stamps - stamps[0]) * rate).astype(int)
+    return np.searchsorted(periods, np.arange(periods[-1] + 1 + num_after), side="right") - 1
 
 
 def gap_problem(gap: np.ndarray, ticks: np.ndarray, fps: float, clock: Clock) -> str:

@@ -20,7 +20,13 @@ SHORT_SIDE, LABEL_HEIGHT, GAP = 120, 16, 4  # pixels
 COLOUR = (255, 220, 0)  # of the boxes, RGB
 
 
-def write(accounts: Sequence[dict], videos: Sequence[Video], input_dir: Path, output_dir: Path) -> Path:
+def write(
+    accounts: Sequence[dict],
+    videos: Sequence[Video],
+    input_dir: Path,
+    output_dir: Path,
+    frames_fps: float | None = None,
+) -> Path:
     """Writes OUTPUT/contact_sheet.png, one row per camera; returns its path.
 
     Args:
@@ -28,6 +34,7 @@ def write(accounts: Sequence[dict], videos: Sequence[Video], input_dir: Path, ou
       videos: that were prepared.
       input_dir: with the raw videos.
       output_dir: of the prepared set.
+      frames_fps: frames per second of series of images.
 
     Raises:
       ValueError: the picture cannot be written.
@@ -41,7 +48,7 @@ def write(accounts: Sequence[dict], videos: Sequence[Video], input_dir: Path, ou
         numbers = np.unique(np.linspace(0, len(rows) - 1, TAKES).round().astype(int))
         picked.append([rows[number] for number in numbers])
     paths = [video[row["take"], row["view"]].path for rows in picked for row in rows]
-    with archives.Reader(input_dir, paths) as files:
+    with archives.Reader(input_dir, paths, frames_fps=frames_fps) as files:
         lines = [[_cell(video[row["take"], row["view"]], row, files) for row in rows] for rows in picked]
     path = output_dir / NAME
     if not cv2.imwrite(str(path), _joined(lines)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9]):

@@ -5,11 +5,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 
 from data.catalog import Video
 from data.prepare import boxes, cutting, raw_video
 from data.prepare.boxes import Box
+
+# [ours] How much smoothed frames of a still picture differ at most: codecs change it a little from one to the next.
+STILL_SIGMA = 1.5  # pixels
+STILL_GREY_LEVELS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,24 @@ def encode_file(
     found = _of_motion(videos, file) if crop.by == "motion" else {video: _given(video, given or {}) for video in videos}
     source = raw_video.open_source(file)
     return source, _encode_cut(source, short_side, encode, crop, found)
+
+
+def is_still(stored: Sequence[bytes], decode: Callable[[bytes], np.ndarray]) -> bool:
+    """Whether nothing moves in a view, beyond what codecs change.
+
+    Args:
+      stored: its frames.
+      decode: their pixels, uint8[h, w, 3].
+    """
+    first = None
+    # The middle and the end first: where something moves, two or three frames tell.
+    for number in dict.fromkeys((0, len(stored) // 2, len(stored) - 1, *range(len(stored)))):
+        grey = cv2.cvtColor(decode(stored[number]), cv2.COLOR_RGB2GRAY)
+        smooth = cv2.GaussianBlur(grey, (0, 0), STILL_SIGMA)
+        first = smooth if first is None else first
+        if cv2.absdiff(smooth, first).max() > STILL_GREY_LEVELS:
+            return False
+    return True
 
 
 def _interval(video: Video) -> tuple[int, int]:

@@ -4,18 +4,28 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from console import progress
 from console.errors import UserError
 from data import catalog
-from data.prepare import archives
+from data.catalog import composed
+from data.prepare import archives, series
 from data.store import truth
 
 # [ours] The longest of RoCoG's lists, the longest annotation files known here, has 3 MB.
 MAX_ANNOTATION_BYTES = 32 * 2**20
 _COMPARED_TOGETHER = 200  # [ours] files; those in a tar archive are read in one pass over it
+# Endings of videos that are not read, and of files that are not all there. Told where the rest of the name fits.
+# fmt: off
+_OTHER_VIDEOS = (
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".av1", ".avs", ".divx", ".dv", ".f4v", ".flv", ".gif",
+    ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".mjpeg", ".mjpg", ".mk3d",
+    ".mod", ".mp4v", ".mpe", ".mpv", ".mxf", ".nut", ".ogg", ".ogm", ".ogv", ".qt", ".rm", ".rmvb",
+    ".tod", ".vob", ".wtv", ".xvid", ".y4m", ".yuv", ".crdownload", ".download", ".part", ".partial",
+)
+# fmt: on
 # Archives that are not read, and archives in archives.
 _PACKED = re.compile(r"\.(7z|rar|zip|tar|tgz|gz|bz2|tbz2?|xz|txz|zst|z\d\d|\d\d\d)$")
 
@@ -33,7 +43,7 @@ class Files:
     unmatched: tuple[tuple[str, str], ...]  # (path, reason): videos, archives and labels that are not used
     duplicates: tuple[tuple[str, str], ...]  # (path, path of the file with the same bytes, which is used)
     unreadable: tuple[tuple[str, str, str], ...]  # (path, take or '', reason): files, archives, folders
-    passed_over: Mapping[str, int]  # ending -> files that are neither videos nor labels
+    passed_over: Mapping[str, int]  # ending, or 'hidden' -> files that are neither videos nor labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,7 @@ class Listing:
     refused: tuple[tuple[str, str, str], ...]  # (path, take, reason): labels that cannot be used
     changed: tuple[str, ...]  # labels that are used, but not as they are written
     unmatched: tuple[tuple[str, str], ...]  # as of `files`, and labels without a video
+    frames_fps: float | None = None  # frames per second of series of images
 
     @property
     def root(self) -> Path:
@@ -58,14 +69,21 @@ class Listing:
         return self.files.unreadable
 
 
-def list_videos(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[catalog.Catalog, Listing]:
+def list_videos(
+    names: catalog.Catalog, inputs: Path | Sequence[Path], frames_fps: float | None = None
+) -> tuple[catalog.Catalog, Listing]:
     """The videos below folders and in archives, and the catalogue completed with what only the listed files tell.
+
+    Args:
+      names: of the data set.
+      inputs: the folders and archives.
+      frames_fps: frames per second of folders of numbered images (data/prepare/series.py), where they are to be used.
 
     Raises:
       PreparationError: no such folder, nothing in it, a damaged list, or two different files that are the same view of
         the same take.
     """
-    names, files = matching_files(names, inputs)
+    names, files = matching_files(names, inputs, frames_fps)
     packed = [path for path, _ in files.unmatched if _PACKED.search(path.lower())]
     videos, refused, changed = [], [], []
     for video in files.videos:
@@ -90,18 +108,21 @@ def list_videos(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[
         refused=tuple(refused),
         changed=tuple(changed),
         unmatched=(*files.unmatched, *names.unused_annotations(files.videos)),
+        frames_fps=frames_fps,
     )
 
 
-def matching_files(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[catalog.Catalog, Files]:
-    """The completed catalogue, and the files that it knows by their names.
+def matching_files(
+    names: catalog.Catalog, inputs: Path | Sequence[Path], frames_fps: float | None = None
+) -> tuple[catalog.Catalog, Files]:
+    """The completed catalogue, and the files that it knows by their names; arguments as of `list_videos`.
 
     Raises:
       PreparationError: as `list_videos`, but for a folder without videos.
     """
-    root, found, called = _found(inputs)
+    root, found, called, num_hidden = _found(inputs)
     if not names.whole_paths:
-        called = {path: path for path in found}
+        called = {path: composed(path) for path in found}
     sizes = {path: size for path, size in found.items() if not isinstance(size, str)}
     wanted = (*names.extensions, *archives.EXTENSIONS, "/")  # other unreadable files do not matter
     unreadable = {
@@ -115,10 +136,18 @@ def matching_files(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tup
     except UserError as error:
         raise PreparationError(str(error)) from error
     paths = sorted((path for path in sizes if path.lower().endswith(names.extensions)), key=_unpacked_first)
+    of_series, several = _series(sizes, called, names.extensions[0])
+    if frames_fps is not None:
+        paths += of_series
+        sizes |= {path: sum(sizes[image] for image in images) for path, images in of_series.items()}
     names = names.with_names_from([called[path] for path in paths])
-    others = sizes.keys() - set(paths) - set(annotations)
+    images = {image for images in of_series.values() for image in images} if frames_fps is not None else set()
+    others = sizes.keys() - set(paths) - set(annotations) - images
     packed = sorted(path for path in others if _PACKED.search(path.lower()))
     unmatched = [(path, f"{path!r} is an archive that is not read: unpack it") for path in packed]
+    unread = _unread(names, sorted(others - set(packed)), called)
+    unread |= _unread(names, [] if frames_fps is not None else of_series, called) | several
+    unmatched += unread.items()
     videos: dict[tuple[str, str], catalog.Video] = {}
     again: list[tuple[catalog.Video, catalog.Video]] = []
     for path in paths:
@@ -141,7 +170,7 @@ def matching_files(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tup
         unmatched=tuple(unmatched),
         duplicates=tuple((video.path, first.path) for first, video in again if video.path not in unreadable),
         unreadable=tuple((path, _take(names, called.get(path, path)), why) for path, why in sorted(unreadable.items())),
-        passed_over=_endings(others - set(packed)),
+        passed_over=_endings(others - set(packed) - unread.keys()) | ({"hidden": num_hidden} if num_hidden else {}),
     )
 
 
@@ -156,10 +185,11 @@ def _listed(inputs: Path | Sequence[Path]) -> str:
     return ", ".join(map(str, [inputs] if isinstance(inputs, Path) else inputs))
 
 
-def _found(inputs: Path | Sequence[Path]) -> tuple[Path, dict[str, int | str], dict[str, str]]:
-    """Where paths start; path -> bytes, or why it cannot be read; path -> path below its own input.
+def _found(inputs: Path | Sequence[Path]) -> tuple[Path, dict[str, int | str], dict[str, str], int]:
+    """Where paths start; path -> bytes, or why it cannot be read; path -> `composed` path below its own input.
 
-    Paths start in the folder itself where there is one, else in the folder that holds all folders and archives.
+    Paths start in the folder itself where there is one, else in the folder that holds all folders and archives. Hidden
+    files and folders are left out; the last is their number.
     """
     inputs = [inputs] if isinstance(inputs, Path) else list(inputs)
     for path in inputs:
@@ -168,8 +198,8 @@ def _found(inputs: Path | Sequence[Path]) -> tuple[Path, dict[str, int | str], d
             hint = ": unpack it" if is_packed else f", and no archive ({', '.join(archives.EXTENSIONS)})"
             raise PreparationError(f"--input={path} is not a folder{hint}")
     if len(inputs) == 1 and inputs[0].is_dir():
-        found = dict(sorted(archives.files(inputs[0])))
-        return inputs[0], found, {path: path for path in found}
+        root, found = inputs[0], dict(archives.files(inputs[0]))
+        return root, *_without_hidden(found, {path: path for path in found})
     places = [Path(os.path.abspath(path)) for path in inputs]
     for place in places:
         if places.count(place) > 1 or set(place.parents) & set(places):
@@ -181,7 +211,58 @@ def _found(inputs: Path | Sequence[Path]) -> tuple[Path, dict[str, int | str], d
         inside = archives.files_in(place) if place.is_file() else ((f"/{path}", size) for path, size in below)
         for path, size in inside:
             found[prefix + path], called[prefix + path] = size, path.removeprefix("/")
-    return root, dict(sorted(found.items())), called
+    return root, *_without_hidden(found, called)
+
+
+def _without_hidden(
+    found: dict[str, int | str], called: dict[str, str]
+) -> tuple[dict[str, int | str], dict[str, str], int]:
+    shown = sorted(path for path, name in called.items() if not archives.is_hidden(name))
+    names = {path: composed(called[path]) for path in shown}
+    return {path: found[path] for path in shown}, names, len(found) - len(shown)
+
+
+def _series(
+    paths: Iterable[str], called: dict[str, str], extension: str
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Path of a series -> its images; and of folders with several, path -> reason. `called` receives their names."""
+    found, several = {}, {}
+    for folder, of_folder in series.in_folders(path for path in paths if path.lower().endswith(series.IMAGES)).items():
+        for path, images in of_folder.items():
+            called[path] = called[images[0]].rpartition("/")[0] + extension
+        if len(of_folder) == 1:
+            found |= of_folder
+        else:
+            listed = ", ".join(path.rpartition("/")[2] for path in of_folder)
+            several[next(iter(of_folder))] = f"{folder!r} holds several series of images, {listed}: keep one of them"
+    return {path: images for path, images in sorted(found.items()) if called[path] != extension}, several
+
+
+def _unread(names: catalog.Catalog, paths: Sequence[str], called: Mapping[str, str]) -> dict[str, str]:
+    """Path -> reason, of files that would be videos of the data set if their endings were others."""
+    renamed = {}
+    for path in paths:
+        stem, ending = os.path.splitext(called[path])
+        if series.is_series(path):
+            renamed[path] = called[path]
+        elif ending.lower() in (*catalog.EXTENSIONS, *_OTHER_VIDEOS):
+            renamed[path] = stem + names.extensions[0]
+    names, reasons = names.with_names_from(renamed.values()), {}
+    for path, name in renamed.items():
+        try:
+            video = names.parse(name)
+        except ValueError:  # what `Catalog.parse` promises
+            continue
+        ending = os.path.splitext(path)[1]
+        if series.is_series(path):
+            why = "a folder of images does not say how many are shown in a second: --frames_fps=RATE does"
+        elif ending.lower() in catalog.EXTENSIONS:
+            why = f"the pattern asks for {names.extensions[0]}: leave the ending out of it to take every video"
+        else:
+            known = ", ".join(catalog.EXTENSIONS)
+            why = f"{ending} is none of the endings that are read ({known}): convert it, or finish its download"
+        reasons[path] = f"{path!r} would be view {video.view} of take {video.take}, but {why}"
+    return reasons
 
 
 def _unpacked_first(path: str) -> tuple[bool, str]:
@@ -204,7 +285,7 @@ def _texts(root: Path, paths: Sequence[str], unreadable: dict[str, str]) -> dict
             if len(content) > MAX_ANNOTATION_BYTES:
                 unreadable[path] = f"larger than {MAX_ANNOTATION_BYTES} bytes: no list of this data set"
                 continue
-            texts[path] = content.decode("utf-8-sig", errors="replace")
+            texts[path] = composed(content.decode("utf-8-sig", errors="replace"))
     return texts
 
 

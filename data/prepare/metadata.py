@@ -1,10 +1,14 @@
 """The files of a prepared set beside its shards."""
 
+import contextlib
 import importlib.metadata
 import io
 import json
+import os
+import re
+import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +20,9 @@ from array_record.python import array_record_module
 
 from console.errors import UserError
 from data import catalog
-from data.prepare import carry_truth, shards, tables
+from data.prepare import carry_truth, parts, shards, tables
 from data.prepare.boxes import MANIFEST_COLUMNS
-from data.prepare.listing import Listing, PreparationError
+from data.prepare.listing import PreparationError
 from data.store import digests, frame_index, truth
 from data.store.takes import FORMAT_VERSION
 
@@ -48,80 +52,157 @@ _SCHEMA = pa.schema(
 # Only in sets with boxes: the box that the frames show, and the size of the upright raw picture in which it lies.
 _CROP_SCHEMA = pa.schema([(name, pa.int32()) for name in MANIFEST_COLUMNS])
 
+NEW_FILES = ".new"  # the folder of files that are not all there yet
+
 
 def write(
-    settings: shards.Settings,
-    listing: Listing,
-    jobs: Sequence[shards.Job],
-    output_dir: Path,
-    truth_dir: Path | None = None,
+    settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Path, truth_dir: Path | None = None
 ) -> dict:
-    """Writes all files beside the shards. prepared.json marks the set as finished; only the digests are written later.
+    """Writes everything beside the shards, of all finished parts of the set; see data/prepare/parts.py.
+
+    All files are made before the first of them appears, SHA256SUMS last.
 
     Args:
-      settings, listing, jobs: what was prepared.
+      settings, jobs: what was prepared.
       output_dir: of the prepared set.
       truth_dir: 3D joints and cameras (data/store/truth.py) that go with it; None for none.
 
     Returns:
-      What prepared.json says, with the lists `quarantined` (path, take, reason) and `unmatched` (path, reason) added.
+      What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason) and
+      `static` (takes) added.
     """
+    every = [part for part in parts.read_plans(output_dir) if parts.is_finished(output_dir, part.split)]
+    accounts = {part.split: parts.accounts(output_dir, part.split) for part in every}
+    inputs = [parts.inputs(output_dir, part.split) for part in every]
     schema = _SCHEMA if settings.crop is None else pa.unify_schemas([_SCHEMA, _CROP_SCHEMA])
-    tables, sha256, shard_list = [], {}, []
-    aside = (*listing.unreadable, *listing.refused)
-    quarantined = [dict(path=path, take=take, reason=reason) for path, take, reason in aside]
-    for job in jobs:
-        account = shards.account_of(job, settings, output_dir)
-        assert account is not None, job.part_name
-        rows = account["records"]
-        tables.append(pa.table({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema))
-        quarantined += account["quarantined"]
-        sha256[account["file"]] = account["sha256"]  # computed when the shard was written
-        shard_list.append({"file": account["file"], "records": len(rows), "bytes": account["bytes"]})
-    views = pa.concat_tables(tables)
-    _write_manifest(views, output_dir)
-    if truth_dir is not None:
-        try:
-            videos = {(video.take, video.view): video for job in jobs for video in job.videos}
-            shown = [videos[key] for key in zip(*(views[name].to_pylist() for name in ("take", "view")), strict=True)]
-            carry_truth.carry(truth_dir, views, shown, output_dir / truth.FOLDER, shards.write_atomically)
-        except UserError as error:
-            raise PreparationError(str(error)) from error
-    _write_frame_index(jobs, pc.sum(views["num_frames"]).as_py() or 0, output_dir)
-    _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, output_dir)
-    same = [(path, f"the same bytes as {used}, which is used") for path, used in listing.files.duplicates]
-    unmatched = [{"path": path, "reason": reason} for path, reason in (*listing.unmatched, *same)]
-    _write_table("unmatched.csv", ("path", "reason"), unmatched, output_dir)
-    _write_tfds_metadata(settings, shard_list, output_dir)
+    rows = {of: [row for account in found for row in account["records"]] for of, found in accounts.items()}
+    tables = {
+        of: pa.table({n: [row.get(n) for row in some] for n in schema.names}, schema=schema)
+        for of, some in rows.items()
+    }
+    names = {"class_names": settings.class_names}
+    if catalog.get(settings.dataset).classes_from_files:
+        names, tables = _numbered(every, tables)
+    views = pa.concat_tables(tables.values())
+    every_account = [account for found in accounts.values() for account in found]
+    quarantined = [
+        dict(zip(("path", "take", "reason"), entry, strict=True)) for facts in inputs for entry in facts["aside"]
+    ]
+    num_aside = len(quarantined)
+    quarantined += [entry for account in every_account for entry in account["quarantined"]]
+    static = [take for account in every_account for take in account.get("static_takes", ())]
+    unmatched = [{"path": path, "reason": reason} for facts in inputs for path, reason in facts["unmatched"]]
+    shard_list = [
+        {"file": account["file"], "records": len(account["records"]), "bytes": account["bytes"]}
+        for account in every_account
+    ]
+    counts, passed_over = parts.total(inputs)
+    counts |= {
+        "videos": len(views),
+        "takes": len(views["take"].unique()),
+        "frames": pc.sum(views["num_frames"]).as_py() or 0,
+        "bytes": sum(shard["bytes"] for shard in shard_list),
+        "quarantined": len(quarantined) - num_aside,
+        "passed_over": passed_over,
+        "several_tracks": pc.sum(pc.greater(views["video_tracks"], 1)).as_py() or 0,
+        "gap_frames": pc.sum(views["gap_frames"]).as_py() or 0,
+        "static_takes": len(static),
+    }
     prepared = {
         "format_version": FORMAT_VERSION,
         **settings.as_dict(),
+        **names,
         "not_synchronised": catalog.get(settings.dataset).not_synchronised,
         "versions": {name: importlib.metadata.version(name) for name in ("av", "opencv-python-headless")},
-        "counts": {
-            "videos_in": len(listing.videos),
-            "files_in": len(listing.num_bytes),
-            "takes_in": len({video.take for video in listing.videos}),
-            "bytes_in": sum(listing.num_bytes.values()),
-            "videos": len(views),
-            "takes": len(views["take"].unique()),
-            "frames": pc.sum(views["num_frames"]).as_py() or 0,
-            "bytes": sum(shard["bytes"] for shard in shard_list),
-            "quarantined": len(quarantined) - len(aside),
-            "unreadable": len(listing.unreadable),
-            "labels_refused": len(listing.refused),
-            "labels_changed": len(listing.changed),
-            "unmatched": len(listing.unmatched),
-            "duplicates": len(listing.files.duplicates),
-            "passed_over": dict(sorted(listing.files.passed_over.items())),
-            "several_tracks": pc.sum(pc.greater(views["video_tracks"], 1)).as_py() or 0,
-            "gap_frames": pc.sum(views["gap_frames"]).as_py() or 0,
-        },
+        "counts": counts,
         "shards": shard_list,
     }
-    shards.write_atomically(output_dir / "prepared.json", json.dumps(prepared, indent=1).encode())
-    shards.write_atomically(output_dir / digests.NAME, digests.table(output_dir, known=sha256).encode())
-    return prepared | {"quarantined": quarantined, "unmatched": listing.unmatched}
+    with _all_at_once(output_dir, {account["file"]: account["sha256"] for account in every_account}) as new:
+        _write_manifest(views, new)
+        if truth_dir is not None:
+            _carry_truth(truth_dir, jobs, tables, output_dir, new)
+        index = [shards.ShardFile(shard["file"]) for shard in shard_list]
+        _write_frame_index(index, counts["frames"], output_dir, new)
+        _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, new)
+        _write_table("unmatched.csv", ("path", "reason"), unmatched, new)
+        _write_tfds_metadata(settings, shard_list, new)
+        shards.write_atomically(new / "prepared.json", json.dumps(prepared, indent=1).encode())
+    reasons = [(entry["path"], entry["reason"]) for entry in unmatched]
+    return prepared | {"quarantined": quarantined, "unmatched": reasons, "static": static}
+
+
+@contextlib.contextmanager
+def _all_at_once(output_dir: Path, known: Mapping[str, str]) -> Iterator[Path]:
+    """A folder for new files, which then appear in the output folder, and SHA256SUMS after them.
+
+    `known` are digests that need not be computed. Who is interrupted between two of these files has a set that is
+    refused when it is opened; the same command makes it whole.
+    """
+    new = output_dir / NEW_FILES
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    yield new
+    files = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
+    of_new = {path.as_posix(): digests.sha256_of(new / path)[0] for path in files}
+    table = digests.table(output_dir, known={**known, **of_new})
+    for path in files:
+        (output_dir / path).parent.mkdir(exist_ok=True)
+        os.replace(new / path, output_dir / path)
+    shards.write_atomically(output_dir / digests.NAME, table.encode())
+    shutil.rmtree(new)
+
+
+def _numbered(every: Sequence[parts.Part], tables: Mapping[str, pa.Table]) -> tuple[dict, dict[str, pa.Table]]:
+    """Classes and subjects that file names tell, numbered in alphabetical order; classes where a record has one.
+
+    Returns:
+      `class_names` and, where there are subjects, `subject_names`; and the tables with these numbers.
+    """
+    named = {part.split: part.settings["class_names"] for part in every}
+    used = {
+        named[split][label]
+        for split, table in tables.items()
+        for label in table["label"].unique().to_pylist()
+        if label >= 0
+    }
+    names = {"class_names": sorted(used)}
+    subjects = {part.split: part.subject_names for part in every}
+    if any(subjects.values()):
+        names["subject_names"] = sorted(set().union(*subjects.values()))
+    numbered = {}
+    for split, table in tables.items():
+        for column, before, now in (
+            ("label", named[split], names["class_names"]),
+            ("subject", subjects[split], names.get("subject_names")),
+        ):
+            if now is not None:
+                number = {index: now.index(name) for index, name in enumerate(before) if name in now} | {-1: -1}
+                values = pa.array([number[value] for value in table[column].to_pylist()], pa.int32())
+                table = table.set_column(table.column_names.index(column), column, values)
+        numbered[split] = table
+    return names, numbered
+
+
+def _carry_truth(
+    truth_dir: Path, jobs: Sequence[shards.Job], tables: Mapping[str, pa.Table], output_dir: Path, new: Path
+) -> None:
+    """Writes the truth of all parts into the folder of new files: that of `jobs` anew, the others' as it was."""
+    split, of_parts = jobs[0].split, output_dir / shards.PARTS
+    videos = {(video.take, video.view): video for job in jobs for video in job.videos}
+    views = tables[split]
+    shown = [videos[key] for key in zip(*(views[name].to_pylist() for name in ("take", "view")), strict=True)]
+    kept = {of: of_parts / f"{of}-{truth.FOLDER}" for of in tables}
+    try:
+        if len(tables) == 1:
+            carry_truth.carry(truth_dir, views, shown, new / truth.FOLDER, shards.write_atomically)
+            return
+        if not kept[shards.SPLIT].exists():  # before it is the truth of all parts
+            shutil.copytree(output_dir / truth.FOLDER, new / truth.FOLDER)
+            os.replace(new / truth.FOLDER, kept[shards.SPLIT])
+        carry_truth.carry(truth_dir, views, shown, kept[split], shards.write_atomically)
+        carry_truth.join([path for path in kept.values() if path.exists()], new / truth.FOLDER, shards.write_atomically)
+    except UserError as error:
+        raise PreparationError(str(error)) from error
 
 
 def _write_manifest(views: pa.Table, output_dir: Path) -> None:
@@ -131,13 +212,15 @@ def _write_manifest(views: pa.Table, output_dir: Path) -> None:
     shards.write_atomically(output_dir / "manifest.parquet", manifest.getvalue())
 
 
-def _write_frame_index(jobs: Sequence[shards.Job], num_frames: int, output_dir: Path) -> None:
-    """Joins the shards' tables, which need not fit into memory together."""
-    parts = [output_dir / shards.PARTS / job.index_name for job in jobs]
+def _write_frame_index(
+    files: Sequence[shards.ShardFile], num_frames: int, output_dir: Path, folder: Path | None = None
+) -> None:
+    """Joins the shards' tables, which need not fit into memory together, into `folder` (default: `output_dir`)."""
+    of_shards = [output_dir / shards.PARTS / file.index_name for file in files]
     header = {"descr": np.lib.format.dtype_to_descr(frame_index.ENTRY), "fortran_order": False, "shape": (num_frames,)}
-    with shards.atomic_file(output_dir / frame_index.NAME) as temporary, open(temporary, "wb") as file:
+    with shards.atomic_file((folder or output_dir) / frame_index.NAME) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for part in parts:
+        for part in of_shards:
             file.write(np.load(part).tobytes())
 
 
@@ -148,19 +231,30 @@ def _write_table(name: str, columns: Sequence[str], rows: Sequence[dict], output
 
 
 def _write_tfds_metadata(settings: shards.Settings, shard_list: Sequence[dict], output_dir: Path) -> None:
-    split = tfds.core.SplitInfo(
-        name=shards.SPLIT,
-        shard_lengths=[shard["records"] for shard in shard_list],
-        num_bytes=sum(shard["bytes"] for shard in shard_list),
-    )
+    of_split: dict[str, list[dict]] = {}
+    for shard in shard_list:
+        of_split.setdefault(shards.ShardFile(shard["file"]).split, []).append(shard)
+    splits = [
+        tfds.core.SplitInfo(
+            name=name,
+            shard_lengths=[shard["records"] for shard in found],
+            num_bytes=sum(shard["bytes"] for shard in found),
+        )
+        for name, found in of_split.items()
+    ]
+    named = [output_dir / shard["file"] for shard in shard_list if not (output_dir / shard["file"]).exists()]
+    for path in named:
+        path.touch()  # the data set's name is read from those of its shards
     tfds.folder_dataset.write_metadata(
         data_dir=output_dir,
         features=shards.FEATURES,
-        split_infos=[split],
+        split_infos=splits,
         version="1.0.0",
         check_data=False,  # the check needs TensorFlow
         description=f"{settings.dataset}: one record per view, frames as {settings.codec}.",
     )
+    for path in named:
+        path.unlink()
 
 
 def verify(directory: Path) -> list[str]:
@@ -174,17 +268,30 @@ def verify(directory: Path) -> list[str]:
     """
     if not (directory / digests.NAME).is_file():
         raise PreparationError(f"no finished preparation in {directory}: {directory / digests.NAME} is missing")
-    damage = []
+    damage, unfinished = [], _unfinished(directory)
     for name, problem in digests.check(directory, show_progress=True).items():
+        if unfinished and unfinished.search(name):
+            continue  # an addition that goes on when its command is given again
         in_shard = problem == "damaged" and ".array_record-" in name
         takes = f"; takes {', '.join(_damaged_takes(directory / name))}" if in_shard else ""
         damage.append(f"{name}: {problem}{takes}")
     return damage
 
 
+def _unfinished(directory: Path) -> re.Pattern | None:
+    """What the names of files of an addition match that was interrupted."""
+    try:
+        splits = [part.split for part in parts.read_plans(directory) if not parts.is_finished(directory, part.split)]
+    except PreparationError:
+        return None  # a plan is damaged, which its digest tells
+    if not splits or shards.SPLIT in splits:
+        return None
+    return re.compile(rf"(?:^plan-|^parts/|-)(?:{'|'.join(splits)})(?:\.json$|-|\.array_record-)")
+
+
 def _damaged_takes(shard: Path) -> list[str]:
-    """The takes with a changed record; all takes of the shard if the damage lies outside the records."""
-    part = shard.parent / shards.PARTS / f"{shard.name.partition('.array_record-')[2]}.json"
+    """The takes with a record that has changed; all of the shard's when the damage is outside of the records."""
+    part = shard.parent / shards.PARTS / shards.ShardFile(shard.name).part_name
     try:
         rows = json.loads(part.read_bytes())["records"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from console.errors import UserError
-from data.catalog import Video
+from data.catalog import Video, composed
 
 COLUMNS = ("take", "view", "seconds")
 SHOWN = 5  # entries of a list that a message names
@@ -33,7 +33,7 @@ def read(path: Path) -> dict[tuple[str, str], float]:
         if not any(cell.strip() for cell in row):
             continue
         cells = dict(zip(header, row, strict=False))
-        take, view, text = (cells.get(name, "") for name in COLUMNS)
+        take, view, text = (composed(cells.get(name, "")) for name in COLUMNS)
         where = f"--sync={path}, line {table.line_num}"
         if not text.strip():
             continue  # `data.sync` leaves the seconds empty if it is not sure

@@ -13,6 +13,8 @@ from data.prepare import clocks
 from data.prepare.boxes import Box
 from data.prepare.clocks import Clock
 
+MIN_FRAMES = 2  # [ours] of a view: a clip of one frame, repeated, shows no motion
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedVideo:
@@ -27,12 +29,19 @@ class EncodedVideo:
     begin: float  # stamp of the file's first frame, seconds
     stamps: np.ndarray  # float[T], seconds, of the file's frames in `frames`
     repeats: bool  # as of `raw_video.Source`
+    num_empty_at_end: int = 0  # as of `raw_video.Source`
     num_tracks: int  # video tracks in the file
     box: Box | None = None  # as of `encoding.EncodedFrames`
     raw_size: tuple[int, int] | None = None
     offset: float = 0.0  # seconds that were added to the stamps
     num_gaps: int = 0  # frames repeated in place of frames that the file lacks
     resampled: bool = False  # frame k is not the k-th of the file (or of the interval that was cut)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """When its first frame is due, and the last that it has or lacks: seconds on the take's clock."""
+        begin, end = float(self.stamps[0]), float(self.stamps[-1]) + self.num_empty_at_end / self.source_fps
+        return begin + self.offset, end + self.offset
 
 
 def choose_views(
@@ -42,6 +51,7 @@ def choose_views(
     clock: Clock | None,
     synchronised: bool,
     max_length_difference: int,
+    min_frames: int = MIN_FRAMES,
 ) -> tuple[list[EncodedVideo], list[dict]]:
     """The views of a take that go in, and the quarantine entries of those that do not.
 
@@ -51,9 +61,11 @@ def choose_views(
       clock: that the views are put on; None pairs frames by number.
       synchronised: the views must agree, and a single one is of no use.
       max_length_difference: frames by which the views' lengths may differ, unless the clock allows more.
+      min_frames: that a view must have, in its file and in what all views span.
     """
     views = [view for view in take.values() if isinstance(view, EncodedVideo)]
     reasons = {video: reason for video, reason in take.items() if isinstance(reason, str)}
+    views = _keep_long(views, reasons, min_frames, "")
     if clock is None:
         views = [_with_repeats(view) for view in views]
         if synchronised:
@@ -63,6 +75,7 @@ def choose_views(
             views = _keep_alike_in_length(views, reasons, max_length_difference, lambda view: len(view.frames))
     else:
         views = _on_one_clock(views, reasons, offset, clock, max_length_difference)
+        views = _keep_long(views, reasons, min_frames, " in common with its take")
     if synchronised and len(views) == 1:
         found = f"{len(take)} file{'s' * (len(take) > 1)} found"
         reasons[views[0].video] = f"the only view of its take ({found}); a pair needs two"
@@ -71,12 +84,19 @@ def choose_views(
     return views, aside
 
 
+def _keep_long(views: list[EncodedVideo], reasons: dict[Video, str], min_frames: int, which: str) -> list[EncodedVideo]:
+    """The views that are not too short; the others get their reason."""
+    for view in (view for view in views if len(view.frames) < min_frames):
+        num_frames = f"{len(view.frames)} frame{'s' * (len(view.frames) != 1)}"
+        reasons[view.video] = f"too short: {num_frames}{which}, fewer than --min_frames={min_frames}"
+    return [view for view in views if view.video not in reasons]
+
+
 def _with_repeats(view: EncodedVideo) -> EncodedVideo:
     """The view as players show it: an entry without a picture repeats the frame before."""
     if not view.repeats or view.video.interval is not None:  # an interval counts only frames that exist
         return view
-    numbers = np.round((view.stamps - view.stamps[0]) * view.source_fps).astype(int)
-    shown = np.searchsorted(numbers, np.arange(numbers[-1] + 1), side="right") - 1
+    shown = clocks.shown_by_period(view.stamps, view.source_fps, view.num_empty_at_end)
     if len(shown) == len(view.frames):
         return view
     return _resampled(view, shown, np.concatenate([[False], np.diff(shown) == 0]))
@@ -130,7 +150,7 @@ def _on_one_clock(
             continue
         times = [view.stamps + view.offset for view in placed]
         try:
-            ticks = clocks.ticks(times, rates, fps)
+            ticks = clocks.ticks([view.span for view in placed], rates, fps)
         except UserError as error:
             reasons |= {view.video: str(error) for view in placed}
             return []
@@ -148,12 +168,13 @@ def _on_one_clock(
 
 
 def _num_ticks(view: EncodedVideo, fps: float) -> int:
-    return round((view.stamps[-1] - view.stamps[0] + 1 / view.source_fps) * fps)
+    begin, end = view.span
+    return round((end - begin + 1 / view.source_fps) * fps)
 
 
 def _keep_meeting(views: list[EncodedVideo], reasons: dict[Video, str]) -> list[EncodedVideo]:
     """The largest group of views with a time in common; empty if no two views have one."""
-    spans = [(view.stamps[0] + view.offset, view.stamps[-1] + view.offset) for view in views]
+    spans = [view.span for view in views]
     groups = [
         [view for view, (begin, end) in zip(views, spans, strict=True) if begin <= time <= end] for time, _ in spans
     ]

@@ -23,6 +23,7 @@ def report(prepared: dict, output_dir: Path) -> str:
         f"aside: {count(counts['quarantined'], 'video')}{labels}{unreadable}{where}",
         *_shortened(quarantined),
         *_tracks(counts["several_tracks"]),
+        *_static(prepared["static"]),
         *[f"labels used, but not as they are written: {counts['labels_changed']}"] * bool(counts["labels_changed"]),
         *unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
         *left(counts["duplicates"], counts["passed_over"]),
@@ -32,6 +33,10 @@ def report(prepared: dict, output_dir: Path) -> str:
 
 def _tracks(several: int) -> list[str]:
     return [f"told:  {count(several, 'file')} with several video tracks: the longest was taken"] if several else []
+
+
+def _static(takes: Sequence[str]) -> list[str]:
+    return [f"told:  {count(len(takes), 'take')} in which nothing moves:", *_shortened(takes)] if takes else []
 
 
 def found_wrong(listing: Listing) -> list[str]:

@@ -6,6 +6,7 @@ bytes then become changed pictures.
 """
 
 import dataclasses
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -24,6 +25,7 @@ MAX_CPU_SECONDS = 1800
 # Wall time for one video, so that a file system that hardly answers cannot hold a worker for ever. It is long enough
 # not to decide which videos are used.
 MAX_SECONDS = 2 * MAX_CPU_SECONDS
+MAX_INDEX_ENTRIES = 8 * MAX_FRAMES  # of an AVI file, whose sound has entries too
 # FFmpeg's names of the containers that are read: those in which a video is one file. Playlists and descriptions of
 # sessions are left out, because they make FFmpeg open other files and sockets.
 CONTAINERS = (
@@ -58,23 +60,27 @@ class BadVideo(Exception):
     """A video that cannot be used; the message is the reason."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class Source:
     """An open video, and what is learnt of it while its frames are read.
 
     Attributes:
+      file: what the container is read from.
       container: closed when the last frame was read.
       stream: the video track that is read.
       num_tracks: number of video tracks; cover pictures do not count.
       fps: frames per second, as the header says.
       seconds: receives the presentation time of every frame.
+      num_empty_at_end: entries without a picture after the last frame, known once that was read.
     """
 
+    file: BinaryIO
     container: av.container.InputContainer
     stream: av.VideoStream
     num_tracks: int
     fps: float
     seconds: list[float] = dataclasses.field(default_factory=list)
+    num_empty_at_end: int = 0
 
     @property
     def repeats(self) -> bool:
@@ -126,7 +132,7 @@ def open_source(file: BinaryIO) -> Source:
         container.close()
         raise
     fps = float(stream.average_rate or stream.guessed_rate)
-    return Source(container=container, stream=stream, num_tracks=len(tracks), fps=fps)
+    return Source(file=file, container=container, stream=stream, num_tracks=len(tracks), fps=fps)
 
 
 def _open(file: BinaryIO) -> av.container.InputContainer:
@@ -265,6 +271,9 @@ def _check_end(source: Source, num_frames: int) -> None:
         found = num_frames
         if source.repeats and claimed > num_frames:
             found = round(end / stream.time_base)
+            if claimed > found:
+                source.num_empty_at_end = min(_num_empty_at_end(source.file, stream.index), claimed - found)
+                found += source.num_empty_at_end
         elif source.repeats:  # no entry is empty: a step of two only shows that the decoder has begun to reorder
             source.seconds[:] = (source.seconds[0] + np.arange(num_frames) * float(stream.time_base)).tolist()
         if claimed - found > MISSING_FRAMES_TOLERANCE:
@@ -275,6 +284,26 @@ def _check_end(source: Source, num_frames: int) -> None:
             claimed_end += (container.start_time or 0) / av.time_base
         if claimed_end - end > min(MISSING_SECONDS_TOLERANCE, MISSING_FRACTION_TOLERANCE * claimed_end):
             raise BadVideo(f"truncated: ends after {end:.2f} s of the {claimed_end:.2f} s that the container claims")
+
+
+def _num_empty_at_end(file: BinaryIO, stream: int) -> int:
+    """Entries of a stream without a picture after its last one, by the index at the end of an AVI file; 0 without one.
+
+    A camera that has stopped early may leave them; FFmpeg does not show them. A file that was cut has no index there.
+    """
+    end = file.seek(0, 2)
+    file.seek(12)  # 'RIFF', its size, 'AVI '
+    while file.tell() + 8 <= end:
+        name, num_bytes = struct.unpack("<4sI", file.read(8))
+        if name != b"idx1":
+            file.seek(num_bytes + num_bytes % 2, 1)
+            continue
+        index = file.read(min(num_bytes, 16 * MAX_INDEX_ENTRIES))
+        entries = np.frombuffer(index[: len(index) // 16 * 16], "S4, <u4, <u4, <u4")
+        of_stream = np.char.startswith(entries["f0"], b"%02d" % stream)
+        filled = np.flatnonzero(entries["f3"][of_stream])
+        return int(of_stream.sum()) - 1 - int(filled[-1]) if len(filled) else 0
+    return 0
 
 
 def frames(source: Source, short_side: int) -> Iterator[np.ndarray]:

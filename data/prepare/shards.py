@@ -64,10 +64,13 @@ class Settings:
     synchronised: bool  # the views of a take must agree in length; a take with one view is set aside
     clock: Clock | None = None  # of the views of a take; None pairs their frames by number
     crop: Crop | None = None  # how boxes are cut out of them; None keeps the whole picture
+    min_frames: int = pairing.MIN_FRAMES  # of a view; shorter ones are set aside
+    frames_fps: float | None = None  # frames per second of series of images
 
     def as_dict(self) -> dict:
-        """The form that is stored. Without a crop it is the form of sets from before crops existed."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("crop", None)}
+        """The form that is stored. Settings that are newer than the first sets are left out where they change nothing."""
+        newer = {"crop": None, "min_frames": pairing.MIN_FRAMES, "frames_fps": None}
+        return {name: value for name, value in dataclasses.asdict(self).items() if newer.get(name, ...) != value}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ class Job:
     num_bytes: tuple[int, ...]  # of the raw files, in the same order
     offsets: tuple[float | None, ...] = ()  # seconds to add to their stamps, if a table gives them; in the same order
     boxes: tuple[Box | Path | None, ...] = ()  # to cut out, or .skeleton files to take them from; in the same order
+    split: str = SPLIT
 
     @property
     def boxes_given(self) -> dict[Video, Box | Path | None]:
@@ -91,19 +95,9 @@ class Job:
         """Raw files to be read."""
         return len({video.path for video in self.videos})
 
-    @property
-    def part_name(self) -> str:
-        """Of the account of this shard, in PARTS."""
-        return f"{self.shard:05}-of-{self.num_shards:05}.json"
-
-    @property
-    def index_name(self) -> str:
-        """Of the file that says where the frames lie in this shard, in PARTS."""
-        return f"{self.shard:05}-of-{self.num_shards:05}.frames.npy"
-
     def file_name(self, dataset: str) -> str:
         """Of the shard, as TFDS names it."""
-        return f"{dataset}-{SPLIT}.array_record-{self.shard:05}-of-{self.num_shards:05}"
+        return f"{dataset}-{self.split}.array_record-{self.shard:05}-of-{self.num_shards:05}"
 
     def digest(self, settings: Settings) -> str:
         """A digest that changes with the settings, the list of videos and the videos' sizes."""
@@ -118,6 +112,33 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class ShardFile:
+    """A shard by the name of its file."""
+
+    name: str
+
+    @property
+    def part_name(self) -> str:
+        """Of the account of this shard, in PARTS."""
+        return f"{self._stem}.json"
+
+    @property
+    def index_name(self) -> str:
+        """Of the file that says where the frames lie in this shard, in PARTS."""
+        return f"{self._stem}.frames.npy"
+
+    @property
+    def split(self) -> str:
+        """Of TFDS."""
+        return self.name.partition(".array_record-")[0].rpartition("-")[2]
+
+    @property
+    def _stem(self) -> str:
+        number = self.name.partition(".array_record-")[2]
+        return number if self.split == SPLIT else f"{self.split}-{number}"
+
+
 def _size(path: Path) -> int:
     """The size in bytes; -1 if the file cannot be read, which `boxes.read_skeleton` reports."""
     try:
@@ -130,11 +151,13 @@ def plan(
     listing: Listing,
     offsets: Mapping[tuple[str, str], float] | None = None,
     boxes: Mapping[tuple[str, str], Box | Path] | None = None,
+    split: str = SPLIT,
 ) -> list[Job]:
     """Cuts the recordings, in order of their names, into shards.
 
     Args:
       listing: of the videos.
+      split: the TFDS split that they become.
       offsets: seconds to add to the stamps of a (take, view), where a table gives them.
       boxes: of a (take, view), or the .skeleton file to take it from, if they are given.
     """
@@ -150,6 +173,7 @@ def plan(
             num_bytes=tuple(listing.num_bytes[video.path] for video in videos),
             offsets=() if offsets is None else tuple(offsets.get((video.take, video.view)) for video in videos),
             boxes=() if boxes is None else tuple(boxes.get((video.take, video.view)) for video in videos),
+            split=split,
         )
         for shard, videos in enumerate(tuple(itertools.chain.from_iterable(group)) for group in groups)
     ]
@@ -172,11 +196,14 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
     """
     file_name = job.file_name(settings.dataset)
     temporary = output_dir / f".{file_name}.{platform.node()}-{os.getpid()}.tmp"
-    rows, quarantined = [], []
+    rows, quarantined, static = [], [], []
+    decode = codec.get(settings.codec).decode
     try:
         writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         for views, aside in _encode_takes(job, settings, input_dir, starting):
             quarantined += aside
+            if views and all(encoding.is_still(view.frames, decode) for view in views):
+                static.append(views[0].video.take)
             for view in views:
                 record = _serialize(view)
                 writer.write(record)
@@ -188,7 +215,8 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
     sha256, num_bytes = digests.sha256_of(temporary)
     index = io.BytesIO()
     np.save(index, frame_index.of_shard(temporary))
-    write_atomically(output_dir / PARTS / job.index_name, index.getvalue())
+    shard = ShardFile(file_name)
+    write_atomically(output_dir / PARTS / shard.index_name, index.getvalue())
     _commit(temporary, output_dir / file_name)
     account = {
         "file": file_name,
@@ -198,26 +226,37 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
         "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
         "records": rows,
         "quarantined": quarantined,
+        "static_takes": static,
     }
     account["account_sha256"] = _digest(account)
-    write_atomically(output_dir / PARTS / job.part_name, json.dumps(account, indent=1).encode())
+    write_atomically(output_dir / PARTS / shard.part_name, json.dumps(account, indent=1).encode())
 
 
 def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
     """The account of a finished shard, None if it has to be made (anew, when the inputs have changed).
 
     Returns:
-      file, inputs (a digest), bytes, sha256, records (rows of the manifest), quarantined (path, take, reason).
+      As `read_account`.
     """
-    shard, index = output_dir / job.file_name(settings.dataset), output_dir / PARTS / job.index_name
+    account = read_account(ShardFile(job.file_name(settings.dataset)), output_dir)
+    return account if account is not None and account["inputs"] == job.digest(settings) else None
+
+
+def read_account(shard: ShardFile, output_dir: Path) -> dict | None:
+    """The account of a shard; None if that is not finished, or either is damaged.
+
+    Returns:
+      file, inputs (a digest), bytes, sha256, records (rows of the manifest), quarantined (path, take, reason),
+      static_takes (names; not in accounts of older versions).
+    """
     try:
-        account = json.loads((output_dir / PARTS / job.part_name).read_bytes())
-        finished = account["inputs"] == job.digest(settings) and account["bytes"] == shard.stat().st_size
+        account = json.loads((output_dir / PARTS / shard.part_name).read_bytes())
+        finished = account["bytes"] == (output_dir / shard.name).stat().st_size and "inputs" in account
         # None in accounts from before these digests existed.
         finished &= account.pop("account_sha256", None) in (None, _digest(account))
-        finished &= account.get("index_sha256") in (None, digests.sha256_of(index)[0])
+        finished &= account.get("index_sha256") in (None, digests.sha256_of(output_dir / PARTS / shard.index_name)[0])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # not made, not finished, or the account is damaged
+        return None
     return account if finished else None
 
 
@@ -268,7 +307,8 @@ def _encode_takes(
     from its frames.
     """
     offset = dict(zip(job.videos, job.offsets, strict=True)) if job.offsets else {}
-    with archives.Reader(input_dir, [video.path for video in job.videos]) as files:
+    paths = [video.path for video in job.videos]
+    with archives.Reader(input_dir, paths, frames_fps=settings.frames_fps) as files:
         for recording in _group(job.videos, _recording):
             encoded = {}
             for videos in _group(recording, lambda video: video.path):
@@ -281,6 +321,7 @@ def _encode_takes(
                     clock=settings.clock,
                     synchronised=settings.synchronised,
                     max_length_difference=settings.max_length_difference,
+                    min_frames=settings.min_frames,
                 )
 
 
@@ -330,6 +371,7 @@ def _encode_file(
             begin=source.seconds[0],
             stamps=np.array(source.seconds[start:end]),
             repeats=source.repeats,
+            num_empty_at_end=0 if video.interval else source.num_empty_at_end,
             num_tracks=source.num_tracks,
         )
     return cut

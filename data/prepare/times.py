@@ -23,7 +23,7 @@ def table(listing: Listing, input_dir: Path) -> list[str]:
     sampled = set(takes[:: math.ceil(len(takes) / SAMPLED_TAKES)])
     videos = [video for video in listing.videos if video.take in sampled]
     of_path: dict[str, tuple[float, float, float]] = {}
-    with archives.Reader(input_dir, [video.path for video in videos]) as files:
+    with archives.Reader(input_dir, [video.path for video in videos], frames_fps=listing.frames_fps) as files:
         for path in dict.fromkeys(video.path for video in videos):
             try:
                 with files.open(path) as file:

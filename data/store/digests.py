@@ -89,7 +89,8 @@ def read(folder: Path) -> dict[str, str]:
 
 def _files(folder: Path) -> set[str]:
     found = set()
-    for directory, _, names in os.walk(folder):
+    for directory, subdirectories, names in os.walk(folder):
+        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
         found |= {Path(directory, name).relative_to(folder).as_posix() for name in names if not name.startswith(".")}
     return found - {NAME}
 

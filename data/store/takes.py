@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from console.command import did_you_mean, nearest
 from console.errors import UserError
 from data import catalog
 from data.store import codec, dct, digests, frame_index, truth
@@ -24,6 +26,9 @@ from data.store.truth import Truth
 
 MANIFEST = "manifest.parquet"
 FORMAT_VERSION = 3  # of a prepared set
+# Of the manifest, without which a set cannot be used. Sets that lack newer ones are used without them.
+COLUMNS = ("take", "view", "record", "num_frames", "fps", "height", "width")
+COLUMNS += ("label", "subject", "setup", "camera", "performance", "listed_split", "checksum")
 # [ours] Up to this size a file is compared with its digest on opening, which takes up to a quarter of a second. A
 # frames.npy of this size has 16 million frames; NTU-120 has ten. In a longer one only frames' checksums show changes.
 MAX_CHECKED_BYTES = 2**28
@@ -57,7 +62,10 @@ class Prepared:
       stored: the shards.
       truth: 3D joints and cameras, or None where they are not known.
       pixels: decoded frames that are kept in memory, or None; see `in_memory`.
-      coefficients: the same for unpacked coefficients; the mark of a frame is its quality.
+      coefficients: the same of frames stored as coefficients, unpacked; the mark of a frame is its quality.
+      subject_names: in the order of the subjects' numbers, where file names tell them.
+      parts: of several sets that are used as one, (directory, first record) of each; see data/store/joined.py.
+      some_classes: the records of the other classes, and those without a label, are not to be used.
     """
 
     directory: str
@@ -70,6 +78,9 @@ class Prepared:
     truth: Truth | None = None
     pixels: FrameCache | None = None
     coefficients: FrameCache | None = None
+    subject_names: tuple[str, ...] = ()
+    parts: tuple[tuple[str, int], ...] = ()
+    some_classes: bool = False
 
     def in_memory(self, rows: np.ndarray, largest_gb: float, *, required: bool, also_pixels: bool) -> "Prepared":
         """The same set, but every frame of some rows is decoded once and kept in memory. Reads return the same values.
@@ -253,7 +264,7 @@ class Prepared:
         except (ValueError, OSError, IndexError) as error:
             raise DamagedRecord(
                 f"{self._called(record)} is damaged ({error}); `python -m data.prepare --verify "
-                f"--output={self.directory}` tells what else is",
+                f"--output={self.place_of(record)[0]}` tells what else is",
                 record,
             ) from error
 
@@ -265,17 +276,74 @@ class Prepared:
         names = tuple(self.class_names[label] for label in labels)
         return dataclasses.replace(self, class_names=names, views=_Relabelled(self.views, labels))
 
+    def of_classes(self, wanted: Sequence[str | int]) -> "Prepared":
+        """As this, with some classes alone: numbered from 0 in the set's order, and label -1 for all other records.
+
+        Args:
+          wanted: names or numbers; none for all classes.
+
+        Raises:
+          ValueError: there is no such class (names near ones).
+        """
+        if not wanted:
+            return self
+        labels = tuple(sorted({self._label(name) for name in wanted}))
+        names, views = tuple(self.class_names[label] for label in labels), _Relabelled(self.views, labels)
+        return dataclasses.replace(self, class_names=names, views=views, some_classes=True)
+
+    def _label(self, wanted: str | int) -> int:
+        called = [catalog.composed(name) for name in self.class_names]
+        text = catalog.composed(str(wanted).strip())
+        number = int(text) if text.isascii() and text.isdecimal() else None
+        if text in called:
+            if isinstance(wanted, int) and called.index(text) != wanted < len(called):
+                raise UserError(
+                    f"data.classes = {wanted}: class {text!r} of {self.directory} has another number, "
+                    f"{called.index(text)}. Write the name in quotes if it is meant, else the name of class {wanted}, "
+                    f"{called[wanted]!r}."
+                )
+            return called.index(text)
+        if number is not None and number < len(called):
+            return number
+        if not called:
+            raise UserError(f"data.classes = {wanted!r}: {self.directory} has no classes.")
+        near = did_you_mean([repr(name) for name in nearest(text, called)])
+        raise UserError(
+            f"data.classes: there is no class {wanted!r} in {self.directory}; it has {len(called)}, numbered from 0 to "
+            f"{len(called) - 1} ({', '.join(called[:5])}, ...).{near}"
+        )
+
+    def split_of(self, protocol: str) -> np.ndarray:
+        """As `splits`, where 'all' puts every record into 'train', and records of classes that are not used in none."""
+        split = np.full(len(self.views["take"]), "train") if protocol == "all" else self.splits(protocol)
+        return np.where(self.views["label"] >= 0, split, "") if self.some_classes else split
+
     def splits(self, protocol: str) -> np.ndarray:
         """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""
         names = catalog.get(self.name)
         columns = ("take", "label", "subject", "setup", "camera", "performance", "listed_split")
-        views = self.views.whole if isinstance(self.views, _Relabelled) else self.views
+        views = self.views
+        while isinstance(views, _Relabelled):
+            views = views.whole
         rows = zip(*(views[column].tolist() for column in columns), strict=True)
         return np.array([names.split(protocol, _Row(*row)) or "" for row in rows], dtype="U5")
 
+    def place_of(self, record: int) -> tuple[str, int]:
+        """The folder that a record lies in, and its number there."""
+        return max(
+            ((folder, record - first) for folder, first in self.parts or ((self.directory, 0),) if first <= record),
+            key=lambda place: -place[1],
+        )
+
+    def digest_of(self, name: str) -> str:
+        """SHA-256 of a file of the set, in hexadecimal; of several sets' files together."""
+        found = [digests.sha256_of(Path(folder, name))[0] for folder, _ in self.parts or ((self.directory, 0),)]
+        return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
     def _called(self, record: int) -> str:
         take, view = self.views["take"][record], self.views["view"][record]
-        return f"record {record} of {self.directory} (take {take}, view {view})"
+        folder, number = self.place_of(record)
+        return f"record {number} of {folder} (take {take}, view {view})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +399,11 @@ def open_prepared(directory: str | Path) -> Prepared:
         if not path.exists() or path.stat().st_size != shard["bytes"]:
             raise UserError(f"{path} is missing or has lost its end: make it anew with `{command}`")
     views = _Columns(directory / MANIFEST, listed.get(MANIFEST))
+    if missing := [name for name in COLUMNS if name not in list(views)]:
+        raise UserError(
+            f"{directory} was prepared by an older version of this program: {MANIFEST} lacks {', '.join(missing)}. "
+            f"Delete the folder and run `{command}`"
+        )
     if not any(shard["records"] for shard in prepared["shards"]):
         raise UserError(
             f"{directory} holds no takes: all videos were left out when it was prepared. "
@@ -347,6 +420,7 @@ def open_prepared(directory: str | Path) -> Prepared:
             directory, [(shard["file"], shard["records"]) for shard in prepared["shards"]], views["num_frames"]
         ),
         truth=Truth.open(directory / truth.FOLDER, views),
+        subject_names=tuple(prepared.get("subject_names", ())),
     )
 
 

@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from absl import logging
 
 from console.errors import UserError
 from data import clips
-from data.store import digests, takes
+from data.store import takes
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import mv2mae, stored_frames, tubelets
 from mv2mae_jax.models.compute import Compute
@@ -259,12 +258,11 @@ def facts_of(
 
     Parameters are represented by a digest of their values, so another step or run at the same path has other facts.
     """
-    data, _ = digests.sha256_of(Path(prepared.directory, "prepared.json"))
     encoder = {name: getattr(model, name) for name in ("clip_size", "tubelet_size", "width", "depth", "num_heads")}
     return {
         "parameters": digest_of(params),
         "encoder": {**encoder, "dtype": model.compute.dtype.name},
-        "data": data,
+        "data": prepared.digest_of("prepared.json"),
         "rows": hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest(),
         "num_frames": spec.num_frames,
         "frame_stride": spec.frame_stride,

@@ -199,7 +199,12 @@ def split_of(prepared: takes.Prepared, arguments: argparse.Namespace, encoder: i
     if data.protocol not in ("all", *catalog.get(prepared.name).protocols):
         print(f"`split` is empty: {prepared.name} has no protocol {data.protocol!r}; see --protocol.", file=sys.stderr)
         return none
-    split = none + "train" if data.protocol == "all" else prepared.splits(data.protocol).astype("U8")
+    try:
+        used = prepared.of_protocol(data.protocol).of_classes(data.get("classes", ()))
+    except UserError as error:
+        print(f"`split` is empty: {error}", file=sys.stderr)
+        return none
+    split = used.split_of(data.protocol).astype("U8")
     split[hold_out(prepared, split == "train", data.get("holdout_fraction", 0.0))[1]] = "held_out"
     return split
 

@@ -13,8 +13,8 @@ import numpy as np
 from console.errors import UserError
 from data import clips, pipeline, samples
 from data.catalog import folder
-from data.prepare import archives, raw_video
-from data.store import digests, jpeg, takes
+from data.prepare import archives, clocks, raw_video
+from data.store import jpeg, takes
 
 Batch = dict[str, np.ndarray]
 Part = tuple[int, Iterator[Batch], dict[str, str], dict[int, tuple[int, float]]]  # see PreparedSource.read
@@ -46,7 +46,7 @@ class PreparedSource:
         """Facts that identify the videos."""
         return {
             "input": os.path.abspath(self.prepared.directory),
-            "data": digests.sha256_of(Path(self.prepared.directory, "prepared.json"))[0],
+            "data": self.prepared.digest_of("prepared.json"),
         }
 
     def read(self, rows: np.ndarray, batch_size: int) -> Part:
@@ -83,6 +83,7 @@ class VideoSource:
             return cls(root=os.path.dirname(root), paths=(os.path.basename(root),), **settings)
         files = (path for path in Path(root).rglob("*") if path.suffix.lower() in folder.EXTENSIONS)
         paths = sorted(path.relative_to(root).as_posix() for path in files if path.is_file())
+        paths = [path for path in paths if not archives.is_hidden(path)]
         if not paths:
             raise UserError(
                 f"--input={root} is no prepared set (it has no prepared.json), and no video is below it: nothing ends "
@@ -114,16 +115,20 @@ class VideoSource:
         """(`clips_per_video` times uint8[T, H, W, 3]; (frames, frames per second)), or why there are none."""
         try:
             with archives.open_regular(os.path.join(self.root, self.paths[row])) as file:
-                fps, frames = raw_video.read(file, self.short_side)
-                stored = [jpeg.encode(frame, JPEG_QUALITY) for frame in frames]
+                source = raw_video.open_source(file)
+                stored = [jpeg.encode(frame, JPEG_QUALITY) for frame in raw_video.frames(source, self.short_side)]
         except (raw_video.BadVideo, OSError) as error:
             return str(error)
+        if source.repeats:  # as in preparation, what an entry without a picture shows is the frame before
+            stamps = np.array(source.seconds)
+            shown = clocks.shown_by_period(stamps, clocks.rate(stamps, source.fps), source.num_empty_at_end)
+            stored = [stored[i] for i in shown.tolist()]
         found = []
         for position in clips.spread_positions(self.clips_per_video):
             indices = clips.frame_indices(len(stored), self.spec.num_frames, self.spec.frame_stride, position)
             clip = np.stack([jpeg.decode(stored[i]) for i in indices.tolist()])  # (T, h, w, 3)
             found.append(samples.crop_clip(clip, clips.CropDraw(), self.spec.crop_size))
-        return found, (len(stored), fps)
+        return found, (len(stored), source.fps)
 
 
 def _batches(usable: list[tuple[int, np.ndarray]], batch_size: int) -> Iterator[Batch]:

@@ -141,7 +141,7 @@ class DamagedSamples:
                 raise DamagedRecord(
                     f"{self.count} samples could not be read up to step {step}, more than limits.damaged_samples = "
                     f"{self._most:g} of {samples}; {self._path} lists them. `python -m data.prepare --verify "
-                    f"--output={self._prepared.directory}` names what is damaged.",
+                    f"--output={self._prepared.place_of(records[-1])[0]}` names what is damaged.",
                     records[-1],
                 )
         return {key: value for key, value in batch.items() if key != "damaged"}

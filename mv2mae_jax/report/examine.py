@@ -6,6 +6,7 @@ import textwrap
 
 from ml_collections import config_dict
 
+from data.store.directories import directories
 from mv2mae_jax.report import neighbours, poses, samples
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.neighbours import Neighbours
@@ -59,10 +60,10 @@ def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined
 
 
 def _said(error: Exception, run: Run) -> str:
-    directory = run.config.data.dir
-    if not os.path.isdir(directory):
+    missing = [folder for folder in directories(run.config.data.dir) if not os.path.isdir(folder)]
+    if missing:
         return (
-            f"the data set {directory} is not there. Start the command where the run was started, or name the folder "
+            f"the data set {missing[0]} is not there. Start the command where the run was started, or name the folder "
             "that holds the set now: --data_dir=DIR."
         )
     if isinstance(error, ValueError):

@@ -3,12 +3,10 @@
 import contextlib
 import datetime
 import fcntl
-import hashlib
 import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -131,7 +129,7 @@ def check_same_run(
 
 def manifest_digest(dataset: Dataset | LabelledDataset) -> str:
     """SHA-256 of the manifest. The manifest has a checksum of every record, so equal digests mean equal data."""
-    return hashlib.sha256(Path(dataset.prepared.directory, "manifest.parquet").read_bytes()).hexdigest()
+    return dataset.prepared.digest_of("manifest.parquet")
 
 
 def check_unchanged(

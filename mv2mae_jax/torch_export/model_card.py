@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from data.store.directories import directories
 from mv2mae_jax.config import flatten
 from mv2mae_jax.models import variants
 
@@ -325,7 +326,7 @@ def _front_matter(run: Any, layout: str) -> str:
 
 def _data_name(run: Any) -> str:
     """The data set's name where the prepared set can still be read, else that of its folder."""
-    folder = run.config.data.dir
+    folder = directories(run.config.data.dir)[0]  # several sets are of one name
     try:
         prepared = json.loads(pathlib.Path(folder, "prepared.json").read_bytes())
     except (OSError, ValueError):

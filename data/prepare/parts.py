@@ -1,0 +1,276 @@
+"""The parts that a prepared set has grown by: one for each command that has put files into it, a TFDS split each.
+
+Of a part lies in the output folder
+  plan.json, plan-takes_2.json, ...      what it is made of, and how; written first
+  inputs.json, inputs-takes_2.json, ...  its shards, and what was found in its input; written when it is finished
+A part's shards are never touched when another is added, so its raw videos may be gone by then.
+"""
+
+import csv
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data import catalog
+from data.catalog import Video
+from data.prepare import preparation_report, shards
+from data.prepare.listing import Listing, PreparationError
+from data.store.takes import FORMAT_VERSION
+
+# Of `found`.
+_COUNTS = ("videos_in", "files_in", "takes_in", "bytes_in", "unreadable", "labels_refused", "labels_changed")
+_COUNTS += ("unmatched", "duplicates")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Attributes:
+    split: of TFDS.
+    settings: as of `shards.Settings.as_dict`.
+    takes: sorted.
+    subject_names: in the order of the subjects' numbers, where file names tell these.
+    """
+
+    split: str
+    settings: Mapping
+    takes: Sequence[str]
+    subject_names: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, split: str, settings: shards.Settings, videos: Sequence[Video], names: catalog.Catalog) -> "Part":
+        """That of a preparation."""
+        takes = sorted({video.take for video in videos})
+        plain = json.loads(json.dumps(settings.as_dict()))
+        return cls(split=split, settings=plain, takes=takes, subject_names=getattr(names, "subject_names", ()))
+
+    def write(self, output_dir: Path) -> None:
+        """Writes its plan."""
+        plan = {"format_version": FORMAT_VERSION, "settings": self.settings, "takes": self.takes}
+        plan |= {"subject_names": self.subject_names} if self.subject_names else {}
+        shards.write_atomically(_plan_path(output_dir, self.split), json.dumps(plan, indent=1).encode())
+
+
+def _plan_path(output_dir: Path, split: str) -> Path:
+    return output_dir / ("plan.json" if split == shards.SPLIT else f"plan-{split}.json")
+
+
+def _inputs_path(output_dir: Path, split: str) -> Path:
+    return output_dir / ("inputs.json" if split == shards.SPLIT else f"inputs-{split}.json")
+
+
+def _split(number: int) -> str:
+    """Of a part, counted from 1."""
+    return shards.SPLIT if number == 1 else f"{shards.SPLIT}_{number}"
+
+
+def read_plans(output_dir: Path) -> list[Part]:
+    """The parts of a set in their order, the last of which may not be finished.
+
+    Raises:
+      PreparationError: a plan is damaged, or of another version.
+    """
+    found = []
+    while (path := _plan_path(output_dir, split := _split(len(found) + 1))).exists():
+        try:
+            plan = json.loads(path.read_bytes())
+            version, settings, takes = int(plan["format_version"]), dict(plan["settings"]), list(plan["takes"])
+            subject_names = tuple(plan.get("subject_names", ()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PreparationError(f"{path} is damaged ({error}): delete it and give the command again") from error
+        if version != FORMAT_VERSION:
+            raise PreparationError(
+                f"{output_dir} was prepared by another version of this program. {_advice(output_dir)}"
+            )
+        found.append(Part(split=split, settings=settings, takes=takes, subject_names=subject_names))
+    return found
+
+
+def is_finished(output_dir: Path, split: str) -> bool:
+    """Whether the set holds the part."""
+    return _inputs_path(output_dir, split).exists()
+
+
+def check_same(before: Part, now: Part, output_dir: Path, *, same_takes: bool) -> None:
+    """Raises PreparationError where a part was, or another one is, to be made in another way.
+
+    Args:
+      before: as its plan says.
+      now: as it is to be made.
+      output_dir: of the set.
+      same_takes: that they are one part; else the second is to be added to the first.
+    """
+    other_takes = set(now.takes) != set(before.takes)
+    named_by_files = catalog.get(now.settings["dataset"]).classes_from_files and other_takes
+    differences = [
+        f"{key} was {before.settings.get(key)!r}, now {now.settings.get(key)!r}"
+        for key in {**now.settings, **before.settings}
+        if before.settings.get(key) != now.settings.get(key) and not (key == "class_names" and named_by_files)
+    ]
+    if differences:
+        listed = "; ".join(differences)
+        raise PreparationError(f"{output_dir} was prepared with other settings: {listed}. {_advice(output_dir)}")
+    if not same_takes and bool(before.subject_names) != bool(now.subject_names):
+        raise PreparationError(
+            f"{output_dir} does not say the names of its subjects, as it was prepared by an older version of this "
+            f"program: prepare it anew to let it grow. {_advice(output_dir)}"
+        )
+    new, gone = sorted(set(now.takes) - set(before.takes)), sorted(set(before.takes) - set(now.takes))
+    if same_takes and (new or gone):
+        examples = ", ".join((new + gone)[: preparation_report.SHOWN])
+        add = "--add puts further takes into it. " if new else ""
+        raise PreparationError(
+            f"{output_dir} was prepared from other takes: {len(new)} are new, {len(gone)} gone ({examples}). {add}"
+            f"{_advice(output_dir)}"
+        )
+
+
+def _advice(output_dir: Path) -> str:
+    return f"Choose another --output, or delete {output_dir} if it is no longer wanted"
+
+
+def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
+    """The split that files become which are added to a set, and the listing without the takes that it holds.
+
+    The same files go on with the part that they began.
+
+    Raises:
+      PreparationError: the set is not finished, holds a take without one of its views, or all takes, or another
+        addition was interrupted.
+    """
+    plans = read_plans(output_dir)
+    there = {video.take for video in listing.videos}
+    new = there - {take for part in plans for take in part.takes}
+    unfinished = [part for part in plans if not is_finished(output_dir, part.split)]
+    going_on = [part for part in reversed(unfinished or plans) if there >= set(part.takes) and not new]
+    if unfinished and not going_on:
+        part = unfinished[-1]
+        files = f"{_plan_path(output_dir, part.split)}, parts/{part.split}-* and *-{part.split}.array_record-*"
+        leave = f", or delete {files} to leave it" if part.split != shards.SPLIT else ""
+        raise PreparationError(
+            f"{output_dir} was interrupted while {preparation_report.count(len(part.takes), 'take')} "
+            f"({', '.join(part.takes[:3])}, ...) were prepared: give that command again first{leave}"
+        )
+    if going_on:
+        return going_on[0].split, _restricted(listing, set(going_on[0].takes))
+    if not new:
+        raise PreparationError(f"nothing to add: all {len(there)} takes are in {output_dir}")
+    _check_views(output_dir, plans, listing)
+    return _split(len(plans) + 1), _restricted(listing, new)
+
+
+def _check_views(output_dir: Path, plans: Sequence[Part], listing: Listing) -> None:
+    known, aside = set(), set()
+    for part in plans:
+        for account in accounts(output_dir, part.split):
+            known |= {(row["take"], row["view"]) for row in account["records"]}
+            aside |= {entry["take"] for entry in account["quarantined"]}
+    takes = {take for take, _ in known} - aside
+    more = [video for video in listing.videos if video.take in takes and (video.take, video.view) not in known]
+    if more:
+        raise PreparationError(
+            f"{output_dir} holds take {more[0].take} without its view {more[0].view}, which cannot be added: the views "
+            f"of a take are prepared together. Prepare another set, or leave {more[0].path} out"
+        )
+
+
+def _restricted(listing: Listing, takes: set[str]) -> Listing:
+    videos = tuple(video for video in listing.videos if video.take in takes)
+    paths = {video.path for video in videos}
+    sizes = {path: size for path, size in listing.num_bytes.items() if path in paths}
+    return dataclasses.replace(listing, videos=videos, num_bytes=sizes)
+
+
+def with_own_names(names: catalog.Catalog, listing: Listing) -> tuple[catalog.Catalog, Listing]:
+    """As given, but classes and subjects that file names tell are numbered among those of the listing alone."""
+    if not names.classes_from_files:
+        return names, listing
+    labels, subjects = (sorted({getattr(video, of) for video in listing.videos} - {-1}) for of in ("label", "subject"))
+    videos = tuple(
+        dataclasses.replace(
+            video,
+            label=labels.index(video.label) if video.label >= 0 else -1,
+            subject=subjects.index(video.subject) if video.subject >= 0 else -1,
+        )
+        for video in listing.videos
+    )
+    class_names = tuple(names.class_names[label] for label in labels)
+    subject_names = tuple(names.subject_names[subject] for subject in subjects)
+    return type(names)(names.pattern, class_names, subject_names), dataclasses.replace(listing, videos=videos)
+
+
+def found(listing: Listing) -> dict:
+    """What of a listing is told of a finished part."""
+    same = [(path, f"the same bytes as {used}, which is used") for path, used in listing.files.duplicates]
+    counts = [len(listing.videos), len(listing.num_bytes), len({video.take for video in listing.videos})]
+    counts += [sum(listing.num_bytes.values()), len(listing.unreadable), len(listing.refused), len(listing.changed)]
+    counts += [len(listing.unmatched), len(listing.files.duplicates)]
+    return {
+        "aside": [[*entry] for entry in (*listing.unreadable, *listing.refused)],
+        "unmatched": [[*entry] for entry in (*listing.unmatched, *same)],
+        "passed_over": dict(sorted(listing.files.passed_over.items())),
+        "counts": dict(zip(_COUNTS, counts, strict=True)),
+    }
+
+
+def finish(output_dir: Path, split: str, files: Sequence[str], facts: dict) -> None:
+    """Writes which shards a part has, and what was found in its input."""
+    text = json.dumps({"shards": list(files), **facts}, indent=1)
+    shards.write_atomically(_inputs_path(output_dir, split), text.encode())
+
+
+def inputs(output_dir: Path, split: str) -> dict:
+    """As written by `finish`. Raises PreparationError where it is damaged."""
+    path = _inputs_path(output_dir, split)
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise PreparationError(f"{path} cannot be read ({error}): the set cannot grow without it") from error
+
+
+def accounts(output_dir: Path, split: str) -> list[dict]:
+    """Those of the shards of a finished part. Raises PreparationError where one is missing or damaged."""
+    found = []
+    for shard in inputs(output_dir, split)["shards"]:
+        account = shards.read_account(shards.ShardFile(shard), output_dir)
+        if account is None:
+            raise PreparationError(
+                f"{output_dir / shard}, or what parts/ says of it, is damaged: give the command again that made it"
+            )
+        found.append(account)
+    return found
+
+
+def total(every: Sequence[dict]) -> tuple[dict[str, int], dict[str, int]]:
+    """The sums of `counts` and of `passed_over` of several parts."""
+    counts, endings = Counter(), Counter()
+    for facts in every:
+        counts.update(facts["counts"])
+        endings.update(facts["passed_over"])
+    return dict(counts), dict(sorted(endings.items()))
+
+
+def note_inputs_of_older_set(output_dir: Path) -> None:
+    """Writes `inputs.json` of a finished set that was prepared before sets could grow, from what it says elsewhere."""
+    if is_finished(output_dir, shards.SPLIT) or not (output_dir / "prepared.json").exists():
+        return
+    prepared = json.loads((output_dir / "prepared.json").read_bytes())
+    files = [shard["file"] for shard in prepared["shards"]]
+    of_videos = Counter()
+    for account in filter(None, (shards.read_account(shards.ShardFile(shard), output_dir) for shard in files)):
+        of_videos.update((entry["path"], entry["take"], entry["reason"]) for entry in account["quarantined"])
+    aside = Counter((row["path"], row["take"], row["reason"]) for row in _rows(output_dir / "quarantine.csv"))
+    counts = prepared["counts"]
+    facts = {
+        "aside": [[*entry] for entry in (aside - of_videos).elements()],
+        "unmatched": [[row["path"], row["reason"]] for row in _rows(output_dir / "unmatched.csv")],
+        "passed_over": counts.get("passed_over", {}),
+        "counts": {name: counts.get(name, 0) for name in _COUNTS},
+    }
+    finish(output_dir, shards.SPLIT, files, facts)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{name: cell.removeprefix("'") for name, cell in row.items()} for row in csv.DictReader(file)]

@@ -1,0 +1,299 @@
+"""Sets that grow, part by part, and several sets that are used as one: nothing but the order of the records differs."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import finetune_base, pretrain_base
+from data import catalog, pipeline
+from data.dataset import Dataset
+from data.labelled import LabelledDataset
+from data.prepare import __main__ as prepare
+from data.prepare import metadata, shards
+from data.prepare.listing import PreparationError
+from data.store import joined, takes
+from data.synthetic import __main__ as synthetic
+from tests import video_files
+
+PATTERN = "{label}/{subject}_{take}_cam{view}"
+FIRST = {"walk/anna_t1": 0, "run/bob_t2": 5, "walk/bob_t4": 3, "run/anna_t5": 21}
+SECOND = {"jump/carl_t1": 7, "run/anna_t9": 11, "walk/carl_t2": 13, "walk/carl_t3": 15}
+
+
+def write(folder: Path, named: dict[str, int], num_frames: int = 12) -> Path:
+    for name, seed in named.items():
+        for view in (1, 2):
+            frames = video_files.moving_square(num_frames, 48, 64, seed=seed + view)
+            video_files.write_video(folder / f"{name}_cam{view}.mp4", frames)
+    return folder
+
+
+def write_here(jobs, num_files, settings, input_dir, output_dir, num_workers):
+    for job in jobs:
+        shards.write(job, settings, input_dir, output_dir, starting=lambda path: None)
+
+
+def run(inputs, output: Path, **options) -> dict:
+    names = catalog.get("folder", pattern=options.pop("pattern", PATTERN))
+    return prepare.prepare(names, inputs, output, **{"short_side": 32, "write_shards": write_here} | options)
+
+
+def shards_of(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.glob("*.array_record-*")}
+
+
+def contents(directory: Path) -> dict[tuple[str, str], tuple]:
+    """Everything of each record but its place, by take and view."""
+    prepared = takes.open_prepared(directory)
+    views, found = prepared.views, {}
+    for record, key in enumerate(zip(views["take"].tolist(), views["view"].tolist(), strict=True)):
+        frames = prepared.read(record, np.arange(views["num_frames"][record])).tobytes()
+        label, subject = (int(views[name][record]) for name in ("label", "subject"))
+        found[key] = (prepared.class_names[label], prepared.subject_names[subject], frames)
+    return found
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    write(folder / "first", FIRST)
+    write(folder / "second", SECOND)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grown(raw, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("grown") / "set"
+    run(raw / "first", output, add=True)
+    run(raw / "second", output, add=True)
+    return output
+
+
+def test_a_grown_set_holds_what_one_preparation_gives(raw, grown, tmp_path):
+    run(raw / "first", tmp_path / "first")
+    first = shards_of(tmp_path / "first")
+    assert first.items() < shards_of(grown).items()  # old bytes are untouched
+    run([raw / "first", raw / "second"], tmp_path / "whole")
+    whole, both = takes.open_prepared(tmp_path / "whole"), takes.open_prepared(grown)
+    assert both.class_names == whole.class_names == ("jump", "run", "walk")
+    assert both.subject_names == whole.subject_names == ("anna", "bob", "carl")
+    assert contents(grown) == contents(tmp_path / "whole")
+    counts, expected = (json.loads((f / "prepared.json").read_text())["counts"] for f in (grown, tmp_path / "whole"))
+    del counts["bytes"], expected["bytes"]  # of the shards, which there are more of
+    assert counts == expected
+    assert metadata.verify(grown) == []
+
+
+def test_what_a_set_holds_is_not_made_again(raw, grown):
+    before, told = shards_of(grown), []
+    times = {path: path.stat().st_mtime_ns for path in grown.glob("*.array_record-*")}
+    run(raw / "second", grown, add=True, announce=told.append)
+    run([raw / "first", raw / "second"], grown, add=True, announce=told.append)
+    assert "left out, as the set holds them: 4 takes" in told and not any("expected" in line for line in told)
+    run(raw / "first", grown)  # the first command, given again
+    assert shards_of(grown) == before and len(takes.open_prepared(grown).views["take"]) == 16
+    assert {path: path.stat().st_mtime_ns for path in grown.glob("*.array_record-*")} == times
+
+
+def test_an_interrupted_addition_leaves_the_set_as_it_was_and_goes_on(raw, tmp_path):
+    output = tmp_path / "set"
+    run(raw / "first", output)
+
+    def interrupted(jobs, *arguments):
+        write_here(jobs[:1], *arguments)
+        raise KeyboardInterrupt
+
+    before = contents(output)
+    with pytest.raises(KeyboardInterrupt):
+        run(raw / "second", output, add=True, write_shards=interrupted)
+    assert contents(output) == before and metadata.verify(output) == []
+    write(tmp_path / "third", {"walk/dora_t1": 30})
+    with pytest.raises(PreparationError, match=r"interrupted while 4 takes .* give that command again first"):
+        run(tmp_path / "third", output, add=True)
+    made = {name: (output / name).stat().st_mtime_ns for name in shards_of(output)}
+    run(raw / "second", output, add=True)
+    assert made.items() <= {name: (output / name).stat().st_mtime_ns for name in shards_of(output)}.items()
+    run(tmp_path / "third", output, add=True)
+    assert len(contents(output)) == 18 and metadata.verify(output) == []
+
+
+def test_what_does_not_fit_a_set_is_not_added(raw, grown, tmp_path):
+    with pytest.raises(PreparationError, match="other settings: quality was 90, now 50"):
+        run(write(tmp_path / "a", {"walk/dora_t1": 30}), grown, add=True, quality=50)
+    with pytest.raises(PreparationError, match=r"other takes: 4 are new, 4 gone .*--add puts further takes into it"):
+        run(raw / "second", grown)
+    more = write(tmp_path / "b", {"walk/anna_t1": 0})
+    (more / "walk" / "anna_t1_cam2.mp4").rename(more / "walk" / "anna_t1_cam3.mp4")
+    write(tmp_path / "b", {"walk/dora_t1": 30})
+    with pytest.raises(PreparationError, match="holds take walk/anna/t1 without its view 3"):
+        run(more, grown, add=True)
+    assert metadata.verify(grown) == []
+
+
+def test_a_set_of_an_older_version_grows(raw, tmp_path):
+    run(raw / "first", tmp_path / "set", pattern="{label}/{take}_cam{view}")
+    (tmp_path / "set" / "inputs.json").unlink()
+    before = json.loads((tmp_path / "set" / "prepared.json").read_text())["counts"]
+    run(raw / "second", tmp_path / "set", pattern="{label}/{take}_cam{view}", add=True)
+    counts = json.loads((tmp_path / "set" / "prepared.json").read_text())["counts"]
+    assert counts["videos_in"] == 2 * before["videos_in"] and counts["takes"] == 8
+
+
+def test_joints_and_cameras_grow_along(tmp_path):
+    raw, half = tmp_path / "raw", tmp_path / "half"
+    assert synthetic.main([f"--output={raw}", "--takes=4", "--fps=10", "--resolution=48x48", "--progress=none"]) == 0
+    names, options = (
+        catalog.get("synthetic"),
+        {"short_side": 32, "write_shards": write_here, "truth_dir": raw / "truth"},
+    )
+    prepare.prepare(names, raw, tmp_path / "whole", **options)
+    whole = takes.open_prepared(tmp_path / "whole")
+    last = np.unique(whole.views["take"])[2:]
+    half.mkdir()
+    for path in list(raw.rglob("*")):
+        if path.suffix in names.extensions and names.parse(path.name).take in last:
+            path.rename(half / path.name)
+    prepare.prepare(names, raw, tmp_path / "grown", **options)
+    for _ in range(2):
+        prepare.prepare(names, half, tmp_path / "grown", add=True, **options)
+    prepare.prepare(names, half, tmp_path / "second", **options)
+    prepare.prepare(names, raw, tmp_path / "first", **options)
+    assert metadata.verify(tmp_path / "grown") == []
+    rows, frames = np.arange(12), np.tile(np.arange(3), (12, 1))
+    for found in (takes.open_prepared(tmp_path / "grown"), joined.open_sets((tmp_path / "first", tmp_path / "second"))):
+        order = [list(zip(p.views["take"], p.views["view"], strict=True)) for p in (found, whole)]
+        assert order[0] == order[1]
+        for seen in ("in_world", "in_camera", "in_actor", "in_pixels"):
+            of_found, of_whole = (getattr(p.truth, seen)(rows, frames) for p in (found, whole))
+            np.testing.assert_array_equal(of_found, of_whole)
+    with pytest.raises(PreparationError, match="give --truth=DIR again"):
+        prepare.prepare(names, half, tmp_path / "grown", add=True, **options | {"truth_dir": None})
+
+
+def test_a_class_counts_when_a_video_of_it_was_prepared(tmp_path):
+    write(tmp_path / "raw", FIRST)
+    write(tmp_path / "raw", {"climb/bob_t3": 9}, num_frames=1)
+    told = run(tmp_path / "raw", tmp_path / "out")
+    assert {entry["reason"] for entry in told["quarantined"]} == {"too short: 1 frame, fewer than --min_frames=2"}
+    prepared = takes.open_prepared(tmp_path / "out")
+    assert prepared.class_names == ("run", "walk") and set(prepared.views["label"].tolist()) == {0, 1}
+
+
+# --- several sets as one
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[Path, Path]:
+    """Two sets of the same classes and different takes."""
+    folder = tmp_path_factory.mktemp("two")
+    write(folder / "a", FIRST)
+    write(folder / "b", {"walk/anna_t11": 31, "run/carl_t12": 33, "walk/carl_t14": 35, "run/anna_t15": 37})
+    for name in ("a", "b"):
+        run(folder / name, folder / f"set_{name}")
+    run([folder / "a", folder / "b"], folder / "whole")
+    return folder / "set_a", folder / "set_b"
+
+
+def make_config(base, directory, **data):
+    config = base.get_config()
+    config.model.tubelet_size = (2, 8, 8)
+    small = dict(dir=directory, protocol="random", num_frames=4, frame_stride=2, crop_size=(32, 32), num_workers=0)
+    config.data.update(small | data)
+    return config
+
+
+def batches(directory, steps: int = 2, **data) -> list[pipeline.Batch]:
+    dataset = Dataset.from_config(make_config(pretrain_base, directory, **{"protocol": "all"} | data))
+    stream = pipeline.train_batches(dataset, seed=1, start_step=2, global_batch_size=4)
+    return [next(stream) for _ in range(steps)]
+
+
+def assert_equal(one: list[pipeline.Batch], other: list[pipeline.Batch]) -> None:
+    for a, b in zip(one, other, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_several_sets_are_one(two):
+    both, whole = joined.open_sets(f"{two[0]},{two[1]}"), takes.open_prepared(two[0].parent / "whole")
+    assert both.views["record"].tolist() == list(range(16)) and both.class_names == whole.class_names
+    at = {(t, v): i for i, (t, v) in enumerate(zip(whole.views["take"], whole.views["view"], strict=True))}
+    copy = pickle.loads(pickle.dumps(both))
+    for record, key in enumerate(zip(both.views["take"], both.views["view"], strict=True)):
+        frames = np.arange(both.views["num_frames"][record])
+        np.testing.assert_array_equal(both.read(record, frames), whole.read(at[key], frames))
+        np.testing.assert_array_equal(copy.read(record, frames), whole.read(at[key], frames))
+        for column in ("label", "num_frames", "height", "checksum"):
+            assert both.views[column][record] == whole.views[column][at[key]]
+        assert both.subject_names[both.views["subject"][record]] == whole.subject_names[whole.views["subject"][at[key]]]
+    assert both.place_of(9) == (str(two[1]), 1)
+    with pytest.raises(ValueError, match=r"record 1 of .*set_b \(take .*has frames 0 to 11"):
+        both.read(9, np.array([12]))
+
+
+@pytest.mark.parametrize("form", ["{},{}", "{}, {}", "('{}', '{}')", "['{}','{}']"])
+def test_batches_of_several_sets_are_a_function_of_seed_and_step(two, form):
+    named = form.format(*two)
+    found = batches(named)
+    dataset = Dataset.from_config(make_config(pretrain_base, named, protocol="all"))
+    assert_equal(found[1:], [next(pipeline.train_batches(dataset, seed=1, start_step=3, global_batch_size=4))])
+    assert {int(t) for batch in found for t in batch["take"]} <= set(range(8))
+
+
+def test_one_directory_gives_what_it_gave(two):
+    prepared = joined.open_sets(str(two[0]))
+    assert prepared.directory == str(two[0]) and not prepared.parts
+    assert_equal(batches(str(two[0])), batches(f"('{two[0]}',)"))
+
+
+def test_sets_that_do_not_agree_are_refused(two, grown, raw, tmp_path):
+    run(raw / "first", tmp_path / "dct", codec_name="dct")
+    run(raw / "first", tmp_path / "again")
+    for other, reason in {
+        grown: "their classes differ, 1 only in .*set.*jump",
+        two[0]: "names a set twice",
+        tmp_path / "dct": "stored as jpeg and as dct",
+        tmp_path / "again": "4 takes are in .*set_a and in .*again.*Leave one",
+        tmp_path / "nowhere": "there is no such folder",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            Dataset.from_config(make_config(pretrain_base, f"{two[0]},{other}"))
+
+
+# --- some of the classes
+
+
+def labelled(directory, **data) -> LabelledDataset:
+    return LabelledDataset.from_config(make_config(finetune_base, str(directory), **data))
+
+
+@pytest.mark.parametrize("wanted", [("walk", "jump"), (2, 0), ("jump", 2), (" walk", "0")])
+def test_some_classes_are_numbered_from_zero(grown, wanted):
+    prepared = takes.open_prepared(grown)
+    chosen = prepared.of_classes(wanted)
+    assert chosen.class_names == ("jump", "walk")
+    before = [prepared.class_names[label] for label in prepared.views["label"]]
+    now = [chosen.class_names[label] if label >= 0 else "run" for label in chosen.views["label"]]
+    assert before == now
+    assert (chosen.split_of("all") == "train").tolist() == [name != "run" for name in before]
+    dataset = Dataset.from_config(make_config(pretrain_base, str(grown), classes=wanted, protocol="all"))
+    assert len(dataset.train.take_names) + len(dataset.held_out.take_names) == 5
+
+
+def test_unknown_classes_are_refused_with_near_ones(grown, tmp_path):
+    for wanted, reason in {
+        ("wlak",): "no class 'wlak' .*it has 3, numbered from 0 to 2 .*Did you mean 'walk'",
+        (3,): "no class 3 ",
+        (-1,): "no class -1 ",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            takes.open_prepared(grown).of_classes(wanted)
+    with pytest.raises(ValueError, match=r"all 8 views of .* are of one class, 'walk' .*needs two classes at least"):
+        labelled(grown, classes=("walk",), protocol="random")
+    write(tmp_path / "raw", {"2/anna_t1": 0, "10/anna_t1": 3})
+    run(tmp_path / "raw", tmp_path / "out")
+    numbered = takes.open_prepared(tmp_path / "out")
+    assert numbered.class_names == ("10", "2") and numbered.of_classes(("2",)).class_names == ("2",)

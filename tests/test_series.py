@@ -1,0 +1,131 @@
+"""Folders of numbered images as videos: NUCLA's frame release, NTU's frames, one's own."""
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from console.command import ExitCode
+from data import catalog
+from data.catalog import __main__ as catalog_command
+from data.prepare import __main__ as prepare
+from data.prepare import series
+from data.prepare.listing import list_videos
+from data.store import takes
+from tests.video_files import time_shown, timed_frame
+
+
+def images(folder: Path, numbers, name: str = "{:04}.jpg", also: str = "") -> Path:
+    """Images that show their numbers, and perhaps grey ones beside them."""
+    folder.mkdir(parents=True)
+    for number in numbers:
+        cv2.imwrite(str(folder / name.format(number)), timed_frame(number)[..., ::-1])
+        if also:
+            cv2.imwrite(str(folder / also.format(number)), np.full((96, 128), number, np.uint8))
+    return folder
+
+
+def run(dataset: str, folder: Path, output: Path, *more: str) -> int:
+    arguments = [f"--dataset={dataset}", f"--input={folder}", f"--output={output}", "--workers=1", "--short_side=96"]
+    return prepare.main([*arguments, *more])
+
+
+def shown(output: Path) -> dict[tuple[str, str], list[int]]:
+    prepared = takes.open_prepared(output)
+    keys = zip(prepared.views["take"].tolist(), prepared.views["view"].tolist(), strict=True)
+    return {
+        key: [time_shown(frame) for frame in prepared.read(i, np.arange(prepared.views["num_frames"][i]))]
+        for i, key in enumerate(keys)
+    }
+
+
+@pytest.fixture(scope="module")
+def nucla(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("nucla")
+    for view in (1, 3):
+        at = folder / "multiview_action" / f"view_{view}" / "a08_s10_e02"
+        images(at, range(7, 7 + 9 * view), "frame_{}_tc_551_rgb.jpg", "frame_{}_tc_551_depth.png")
+        (at / "fileList.txt").write_text("x")
+    return folder
+
+
+def packed(folder: Path, archive: Path) -> Path:
+    archive.parent.mkdir(exist_ok=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in folder.rglob("*"):
+                file.write(path, path.relative_to(folder).as_posix())
+    else:
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(folder / "multiview_action", "multiview_action")
+    return archive
+
+
+@pytest.mark.parametrize("form", ["folder", "x.zip", "multiview_action.tgz"])
+def test_the_frame_release_of_nucla(nucla, tmp_path, form, capsys):
+    folder = nucla if form == "folder" else packed(nucla, tmp_path / "in" / form)
+    assert run("nucla", folder, tmp_path / "out", "--frames_fps=15", "--sheet") == 0
+    take = "a08_s10_e02"
+    assert shown(tmp_path / "out") == {(take, "v01"): [*range(7, 16)], (take, "v03"): [*range(7, 34)]}
+    views = takes.open_prepared(tmp_path / "out").views
+    assert views["fps"].tolist() == [15.0, 15.0] and views["label"].tolist() == [6, 6]
+    assert (tmp_path / "out" / "contact_sheet.png").exists()
+    assert "36 .png, 2 .txt" in capsys.readouterr().out
+    assert catalog_command.main(["nucla", f"--input={folder}"]) == ExitCode.DONE
+    assert "found: 2 videos of 1 takes" in capsys.readouterr().out
+
+
+def test_a_rate_is_asked_for(nucla):
+    with pytest.raises(ValueError, match=r"frame_\*_tc_\*_rgb\.jpg' would be view v01 .* --frames_fps=RATE does"):
+        list_videos(catalog.get("nucla"), nucla)
+
+
+def test_ntu_frames_and_own_ones_go_through_clocks_and_patterns(tmp_path):
+    for camera in (1, 2):
+        images(tmp_path / "ntu" / f"S001C{camera:03}P001R001A001_rgb", range(1, 13))
+    assert run("ntu60", tmp_path / "ntu", tmp_path / "out", "--frames_fps=30") == 0
+    assert set(map(tuple, shown(tmp_path / "out").values())) == {tuple(range(1, 13))}
+    for view, numbers in {"left": range(20), "right": [*range(10), *range(13, 20)]}.items():
+        images(tmp_path / "own" / "walk" / view, numbers, "img_{}.png")
+    assert run("folder", tmp_path / "own", tmp_path / "two", "--frames_fps=30", "--pattern={take}/{view}") == 0
+    assert shown(tmp_path / "two")["walk", "right"] == [*range(10), 9, 9, 9, *range(13, 20)]
+    assert takes.open_prepared(tmp_path / "two").views["gap_frames"].tolist() == [0, 3]
+    assert run("folder", tmp_path / "own", tmp_path / "two", "--frames_fps=25", "--pattern={take}/{view}") == 2
+
+
+def test_what_is_no_series_is_set_aside_with_its_reason(tmp_path):
+    good = {f"{number}.jpg": cv2.imencode(".jpg", timed_frame(number))[1].tobytes() for number in range(0, 40, 2)}
+    assert len(series.as_video("a/*.jpg", good, 30).getvalue()) > sum(map(len, good.values()))
+    for reason, change in {
+        "no whole JPEG": {"4.jpg": good["4.jpg"][:-9]},
+        "0.jpg is not a readable image": {"0.jpg": b"x"},
+        "two of its images have the same number": {"04.jpg": good["4.jpg"]},
+        "missing, more than the part 0.25: after 38 comes 90": {"90.jpg": good["4.jpg"]},
+        "above the limit of 18000": {"90000.jpg": good["4.jpg"]},
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            series.as_video("a/*.jpg", good | change, 30)
+    for view, name in (("1", "{:03}.jpg"), ("2", "a{:03}.jpg")):
+        images(tmp_path / "in" / "t" / view, range(8), name, also="b{:03}.png" if view == "2" else "")
+    _, listing = list_videos(catalog.get("folder", pattern="{take}/{view}"), tmp_path / "in", 30.0)
+    assert [video.path for video in listing.videos] == ["t/1/*.jpg"]
+    assert [reason for _, reason in listing.unmatched] == [
+        "'t/2' holds several series of images, a*.jpg, b*.png: keep one of them"
+    ]
+
+
+def test_livinglab_is_etri_in_other_persons():
+    names = catalog.get("etri_livinglab")
+    video = names.parse("P201-P210/P203/A010_P203_G002_C004.mp4")
+    assert (video.take, video.view, names.class_names[video.label]) == ("A010_P203_G002", "C004", "brushing teeth")
+    assert names.format(video) == "A010_P203_G002_C004.mp4" and names.sync == "frames"
+    for path, reason in {
+        "A010_P003_G002_C004.mp4": "another data set .--dataset=etri.",
+        "A056_P203_G002_C004.mp4": "actions are 1 to 55",
+        "A001_P203_G000_C004.mp4": "count from 1",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            names.parse(path)
