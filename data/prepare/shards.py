@@ -68,7 +68,7 @@ class Settings:
     frames_fps: float | None = None  # frames per second of series of images
 
     def as_dict(self) -> dict:
-        """The form that is stored. Settings that are newer than the first sets are left out where they change nothing."""
+        """The form that is stored. Newer settings than the first sets had are left out if they change nothing."""
         newer = {"crop": None, "min_frames": pairing.MIN_FRAMES, "frames_fps": None}
         return {name: value for name, value in dataclasses.asdict(self).items() if newer.get(name, ...) != value}
 
