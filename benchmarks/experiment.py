@@ -1,7 +1,7 @@
-"""What method.py and ablations.py share: the data, pre-training runs, what is measured of them, and intervals.
+"""What method.py and ablations.py share: the data, pre-training runs, their measurements, and intervals.
 
-Every part of an experiment is a run of the project itself in a directory of its own, with its `metrics.json`; a part
-whose file is there is not done again, so a stopped benchmark goes on where it was.
+Every part of an experiment is a run of the project itself, in a directory of its own with its `metrics.json`. A part
+whose file exists is not repeated, so a stopped benchmark can be continued.
 """
 
 import concurrent.futures
@@ -75,7 +75,7 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     start = time.perf_counter()
     with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
         program.run(program.make_parser().parse_args(arguments))
-    jax.clear_caches()  # a process does many runs; the programs of this one are not used again
+    jax.clear_caches()  # a process does many runs, and this run's programs are not used again
     record = json.loads(path.read_text()) | {"seconds": round(time.perf_counter() - start, 1), "hardware": hardware()}
     shutil.rmtree(workdir / "features", ignore_errors=True)
     path.write_text(json.dumps(record, indent=2))
@@ -146,7 +146,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def compare(lower: Sequence[float], upper: Sequence[float]) -> str:
     """'holds' if the interval of the differences upper - lower, paired by seed, lies above 0, 'reversed' if below.
 
-    'null' if it holds 0; so it is with a single seed.
+    'null' if it holds 0, and always with a single seed.
     """
     mean, half = interval([up - low for low, up in zip(lower, upper, strict=True)])
     if mean - half > 0:

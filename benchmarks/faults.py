@@ -1,13 +1,13 @@
-"""Kills a run again and again, wherever it happens to be, and compares its end with that of an undisturbed one.
+"""Kills a run many times at random moments, and compares its end with that of an undisturbed run.
 
     python -m benchmarks.faults --kills=50 --workdir=/tmp/faults
     python -m benchmarks.faults --kills=0 --fuzz=2000 --workdir=/tmp/faults
 
-The tiny model is trained once without and once with disturbance. The disturbed one is started by the same command until
-it is done, and struck by SIGKILL (or SIGTERM, for every fourth) after a random time, so that the strikes fall into
-start-up, compilation, steps, saves and evaluations; likewise a preparation of videos. Then parameters, optimiser state,
-average, metrics history, results and the files of the prepared set must be equal bit for bit. With --fuzz, thousands of
-mutated videos, sets, checkpoints and configs follow. Writes faults.json and fuzz.json; the committed ones are in
+The tiny model is trained once without and once with disturbance. The disturbed run is started by the same command until
+it is done, and each time killed by SIGKILL (every fourth time by SIGTERM) after a random time. The signals thus fall
+into start-up, compilation, steps, saves and evaluations. A preparation of videos is treated alike. Then parameters,
+optimiser state, average, metrics history, results and the files of the prepared set must be equal bit for bit. With
+--fuzz, thousands of mutated videos, sets, checkpoints and configs follow. Writes faults.json and fuzz.json; the committed ones are in
 benchmarks/results/faults/.
 """
 

@@ -6,9 +6,10 @@
     python -m benchmarks.input_pipeline --manifest    # opens a set of a million takes, and nothing else
 
 A view-clip is 16 frames at stride 4 of one view, cropped to 128x128 pixels: configs/pretrain_base.py. Rates are per
-second of *processor time*, of all threads and worker processes, so that other work on the machine shows little; what
-still shows (caches, the memory, a core's second thread) strikes all variants, which take turns within each round. Given
-are medians over the rounds and their range; ratios are taken within a round. Files lie in the page cache.
+second of *processor time* of all threads and worker processes, so that other work on the machine has little influence.
+Its remaining influence (caches, memory, a core's second thread) is the same for all variants, because they take turns
+within each round. The figures are medians over the rounds, with their range; ratios are taken within a round. Files lie
+in the page cache.
 """
 
 import concurrent.futures
@@ -76,7 +77,8 @@ def open_dataset(directory: Path, repeats: int = 1, motion_on: str = "host") -> 
     config = pretrain_base.get_config()
     config.data.update(dict(dir=str(directory), holdout_fraction=0.0, repeats=repeats, motion_on=motion_on))
     dataset = Dataset.from_config(config)
-    # grain's shuffle walks 5 ms to find the next of four elements, and 0.03 ms of a thousand: few videos count as many.
+    # grain's shuffle takes 5 ms to find the next of four elements, but 0.03 ms for one of a thousand. So a few videos
+    # are listed many times.
     elements = np.tile(dataset.train.elements, (-(-ELEMENTS // len(dataset.train.elements)), 1))
     return dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, elements=elements))
 
@@ -123,7 +125,7 @@ def stages(dataset: Dataset) -> dict[str, float]:
         boxes = [box for one in drawn for (box,) in samples._boxes(prepared, spec, one["video"])]
         windows = zip(stored, boxes, strict=True)
         decoded = timed("decode", lambda: [list(jpeg.decode_window(frames, box)) for frames, box in windows])
-        batch = np.ones((len(wanted), spec.num_frames, *spec.crop_size, 3), np.uint8)  # in memory that is not fresh
+        batch = np.ones((len(wanted), spec.num_frames, *spec.crop_size, 3), np.uint8)  # in memory already written to
 
         def crop() -> None:
             for frames, (_, _, *size), into in zip(decoded, boxes, batch, strict=True):
@@ -148,7 +150,7 @@ def whole_pipeline(directory: Path, repeats: int, num_workers: int, num_batches:
         dataset, seed=0, start_step=0, global_batch_size=BATCH * repeats, num_workers=num_workers
     )
     next(batches)
-    settle()  # what is read ahead before counts as much as what is read ahead after
+    settle()  # so that reading ahead counts the same before and after
     began = cpu_seconds()
     for _ in range(num_batches):
         next(batches)
@@ -160,7 +162,7 @@ def whole_pipeline(directory: Path, repeats: int, num_workers: int, num_batches:
 
 
 def memory(directory: Path, num_workers: int, num_batches: int = 25, num_readings: int = 9) -> list[float]:
-    """Megabytes of this process and the grain workers that it has started, read every `num_batches`, from the start."""
+    """Megabytes of this process and its grain workers, from the start and after every `num_batches` batches."""
     batches = pipeline.train_batches(
         open_dataset(directory), seed=0, start_step=0, global_batch_size=BATCH, num_workers=num_workers
     )
@@ -174,7 +176,7 @@ def memory(directory: Path, num_workers: int, num_batches: int = 25, num_reading
 
 
 def megabytes() -> float:
-    """Of this process and of the grain workers that it has started; what they share counts once."""
+    """Megabytes of this process and its grain workers. Shared memory counts once."""
     pids = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
     return sum(int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1]) for rollup in rollups) * 1024 / 1e6

@@ -51,7 +51,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "random": None,  # the encoder as initialised; fine-tuning it is training from scratch
     "single_view_75": SINGLE_VIEW | {"masking.target_mask_ratio": 0.75},
     "single_view_90": SINGLE_VIEW | {"masking.target_mask_ratio": 0.9},
-    # The batches, the masks and the encoder of `cross_view`, without its decoder: what differs is that decoder alone.
+    # The batches, masks and encoder of `cross_view`, so that the only difference is the cross-view decoder.
     "two_views": SELF,
     "two_views_motion": SELF | {"loss.ess_fraction": 0.5},
     "cross_view": {},

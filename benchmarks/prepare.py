@@ -6,8 +6,8 @@
 Prepares copies of a few 1080p videos under the names of NTU-60 (written here, of NTU's median length of 76 frames, or,
 with --input, videos of yours, as `--dataset=folder`), at sizes that differ by a factor of four, with the command line's
 defaults. Memory is that of the largest process; if it does not grow with the set, the videos stream through. The
-listing is measured by itself, with all 114,480 names of NTU-120 in an archive. Processor time counts all processes, and
-is what tells most on a machine with other work. Results: docs/data_sets.md.
+listing is measured by itself, with all 114,480 names of NTU-120 in an archive. Processor time counts all processes; on
+a machine with other work it is the most reliable figure. Results: docs/data_sets.md.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Trains for half an hour and watches what a leak would fill: memory, open files, threads and processes.
+"""Trains for half an hour and looks for leaks of memory, open files, threads and processes.
 
     python -m benchmarks.soak --minutes=30 --workdir=/tmp/soak --data=demo_output/prepared
 
@@ -32,7 +32,7 @@ OVERRIDES = (
     "eval.clips_per_element=1",
     "data.num_workers=1",
 )
-# By which the mean of the last third may exceed that of the second: memory (MB), open files, threads, processes.
+# The mean of the last third may exceed that of the second by so much: memory (MB), open files, threads, processes.
 ALLOWED = {"memory_mb": 0.05, "open_files": 0.05, "threads": 0.05, "processes": 0.05}
 
 

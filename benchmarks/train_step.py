@@ -106,7 +106,7 @@ def our_config(case: Case, *, whole: bool, overrides: Sequence[str] = ()):
         "data.num_frames": frames,
         "data.crop_size": tuple(crop),
         "compute_dtype": case.precision,
-        "model.layer_loop": "unrolled",  # as the peer; what a loop saves is the compilation
+        "model.layer_loop": "unrolled",  # as the peer's layers are; a loop would only save compilation
         "global_batch_size": case.batch // 2 if whole else case.batch,
     }
     if not whole:
@@ -268,7 +268,7 @@ def started(
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(connections, facts or errors) of one process per implementation, all ready, by name.
 
-    `in_turn`: each of ours is ready before the next one starts. It is said when one is ready.
+    `in_turn`: each of ours is ready before the next one starts. Prints a line when one is ready.
     """
     context, began = multiprocessing.get_context("spawn"), time.perf_counter()
     processes, connections, facts, peer_sizes = [], {}, {}, model_sizes(case)
@@ -296,7 +296,7 @@ def started(
 
 
 def answer(connection: Any) -> Any:
-    """What the process says next, or a text where it died without a word, as at an unknown flag of XLA."""
+    """The process's next message, or a text if it died without one, as with an unknown flag of XLA."""
     try:
         return connection.recv()
     except EOFError:
@@ -428,10 +428,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = chosen(parser, options.models, ("Ti", "S", "B", "L", "H"))
     precisions = chosen(parser, options.precisions, ("float32", "bfloat16"))
     implementations = chosen_implementations(options)
-    # The processes share one accelerator, of which one would take all that it can.
+    # The processes share one accelerator; by default one would take all of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / len(implementations):.2f}")
-    # Read by the C library as a process starts: what a step frees is kept for the next one, for all alike.
+    # The C library reads these when a process starts. All processes then keep memory that a step frees for the next.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
     versions = {package: installed_version(package) for package in VERSIONS}

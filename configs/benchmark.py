@@ -1,4 +1,4 @@
-"""The pre-training that benchmarks/method.py and the ablations compare variants of, on a generated data set.
+"""The pre-training whose variants benchmarks/method.py and the ablations compare, on a generated data set.
 
 Command: python -m benchmarks.method --preset=cpu; a single run of it, once the data are there (--data_only):
     python run.py --config=configs/benchmark.py --workdir=runs/benchmark
