@@ -7,8 +7,8 @@ The tiny model is trained once without and once with disturbance. The disturbed 
 it is done, and each time killed by SIGKILL (every fourth time by SIGTERM) after a random time. The signals thus fall
 into start-up, compilation, steps, saves and evaluations. A preparation of videos is treated alike. Then parameters,
 optimiser state, average, metrics history, results and the files of the prepared set must be equal bit for bit. With
---fuzz, thousands of mutated videos, sets, checkpoints and configs follow. Writes faults.json and fuzz.json; the committed ones are in
-benchmarks/results/faults/.
+--fuzz, thousands of mutated videos, sets, checkpoints and configs follow. Writes faults.json and fuzz.json; the
+committed ones are in benchmarks/results/faults/.
 """
 
 import datetime

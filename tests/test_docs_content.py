@@ -75,6 +75,22 @@ def test_the_demos_numbers_are_those_of_its_history():
         assert f"{name} {measured[name]:.1f}" in docstring
 
 
+def test_the_effect_of_a_changed_loss_is_that_of_the_histories():
+    rows = re.findall(r"^\| (\d+) \| ([\d. |]+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert len(rows) == 3
+    logged = [
+        {row["step"]: row for row in draw_curves.history(name) if "train/loss_self" in row}
+        for name in ("demo_seed0", "centred_first_steps")
+    ]
+    for step, cells in rows:
+        demo, centred = (
+            [f"{run[int(step)][f'train/loss_{name}']:.3f}" for name in ("mean_prediction", "self", "cross")]
+            for run in logged
+        )
+        assert demo[0] == centred[0], "the mean prediction does not depend on the patches' mean colours"
+        assert cells.split(" | ") == [demo[0], demo[1], centred[1], demo[2], centred[2]]
+
+
 def test_the_demos_commands_are_the_makefiles():
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(DEMO)", "demo_output")
     recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.M)[1].replace("\t", "")
