@@ -29,8 +29,9 @@ from console import progress
 from console.command import ExitCode, Parser, execute
 from data import catalog
 from data.catalog import Video, folder
-from data.prepare import archives, clocks, offsets, raw_video, shards
+from data.prepare import archives, clocks, offsets, raw_video
 from data.prepare.listing import list_videos
+from data.store.whole_files import write_whole
 
 PROG = "python -m data.sync"
 EXAMPLES = """
@@ -366,7 +367,7 @@ def _run(options: argparse.Namespace) -> int:
             rows += of_take
             said += remarks
             bar.advance_to(number)
-    shards.write_atomically(options.output, offsets.text(rows, ("confidence", "method")).encode())
+    write_whole(options.output, offsets.text(rows, ("confidence", "method")).encode(), durable=True)
     print(f"{len(takes)} takes of {len(rows)} views: {options.output}, plots to look at: {plots_of(options.output)}")
     for line in said:
         print(f"  {line}")

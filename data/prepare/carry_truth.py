@@ -3,7 +3,7 @@
 What does not fit the videos, or cannot be in the units and conventions of the form, is refused with a reason.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from console.errors import UserError
 from data.catalog import Video
 from data.prepare.boxes import MANIFEST_COLUMNS
 from data.store import truth
+from data.store.whole_files import write_whole
 
 SHOWN = 5  # entries of a list that a message names
 # Limits [ours] beyond which numbers are taken for a wrong unit or convention.
@@ -51,9 +52,7 @@ def check(source: Path, videos: Sequence[Video]) -> list[str]:
     ]
 
 
-def carry(
-    source: Path, views: pa.Table, videos: Sequence[Video], output: Path, write: Callable[[Path, bytes], None]
-) -> None:
+def carry(source: Path, views: pa.Table, videos: Sequence[Video], output: Path) -> None:
     """Copies the truth of the takes that were prepared.
 
     Args:
@@ -61,7 +60,6 @@ def carry(
       views: the manifest.
       videos: that its rows show, in its order.
       output: the folder to make.
-      write: writes a file as a whole or not at all.
 
     Raises:
       ValueError: a file does not have its form, lacks a prepared take, view or frame, or has numbers of another unit or
@@ -121,12 +119,14 @@ def carry(
     _check_sense(source, joints, cameras, root, begins + starts, np.array(stored[0]))
     output.mkdir(exist_ok=True)
     (output / truth.SKELETON).unlink(missing_ok=True)  # of an earlier truth
-    write(output / truth.JOINTS, truth.parquet(joints))
-    write(output / truth.CAMERAS, truth.parquet(cameras))
-    write(output / truth.SKELETON, truth.skeleton_json(names, edges, names[root]))  # last: this file makes it a truth
+    write_whole(output / truth.JOINTS, truth.parquet(joints), durable=True)
+    write_whole(output / truth.CAMERAS, truth.parquet(cameras), durable=True)
+    write_whole(
+        output / truth.SKELETON, truth.skeleton_json(names, edges, names[root]), durable=True
+    )  # last: this file makes it a truth
 
 
-def join(sources: Sequence[Path], output: Path, write: Callable[[Path, bytes], None]) -> None:
+def join(sources: Sequence[Path], output: Path) -> None:
     """Puts carried truths one behind the other; arguments as of `carry`. Raises ValueError where joints are others."""
     skeleton, joints, cameras, num_frames = (sources[0] / truth.SKELETON).read_bytes(), [], [], 0
     for source in sources:
@@ -140,9 +140,9 @@ def join(sources: Sequence[Path], output: Path, write: Callable[[Path, bytes], N
         joints.append(pq.read_table(source / truth.JOINTS))
         num_frames += len(joints[-1])
     output.mkdir(exist_ok=True)
-    write(output / truth.JOINTS, truth.parquet(pa.concat_tables(joints)))
-    write(output / truth.CAMERAS, truth.parquet(pa.concat_tables(cameras)))
-    write(output / truth.SKELETON, skeleton)
+    write_whole(output / truth.JOINTS, truth.parquet(pa.concat_tables(joints)), durable=True)
+    write_whole(output / truth.CAMERAS, truth.parquet(pa.concat_tables(cameras)), durable=True)
+    write_whole(output / truth.SKELETON, skeleton, durable=True)
 
 
 def _read_tables(source: Path) -> tuple[tuple, pa.Table, pa.Table]:

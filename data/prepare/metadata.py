@@ -25,6 +25,7 @@ from data.prepare.boxes import MANIFEST_COLUMNS
 from data.prepare.listing import PreparationError
 from data.store import digests, frame_index, truth
 from data.store.takes import FORMAT_VERSION
+from data.store.whole_files import whole_file, write_whole
 
 # The manifest without the column `record`, which numbers the rows.
 _SCHEMA = pa.schema(
@@ -126,7 +127,7 @@ def write(
         _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, new)
         _write_table("unmatched.csv", ("path", "reason"), unmatched, new)
         _write_tfds_metadata(settings, shard_list, new)
-        shards.write_atomically(new / "prepared.json", json.dumps(prepared, indent=1).encode())
+        write_whole(new / "prepared.json", json.dumps(prepared, indent=1).encode(), durable=True)
     reasons = [(entry["path"], entry["reason"]) for entry in unmatched]
     return prepared | {"quarantined": quarantined, "unmatched": reasons, "static": static}
 
@@ -148,7 +149,7 @@ def _all_at_once(output_dir: Path, known: Mapping[str, str]) -> Iterator[Path]:
     for path in files:
         (output_dir / path).parent.mkdir(exist_ok=True)
         os.replace(new / path, output_dir / path)
-    shards.write_atomically(output_dir / digests.NAME, table.encode())
+    write_whole(output_dir / digests.NAME, table.encode(), durable=True)
     shutil.rmtree(new)
 
 
@@ -194,13 +195,13 @@ def _carry_truth(
     kept = {of: of_parts / f"{of}-{truth.FOLDER}" for of in tables}
     try:
         if len(tables) == 1:
-            carry_truth.carry(truth_dir, views, shown, new / truth.FOLDER, shards.write_atomically)
+            carry_truth.carry(truth_dir, views, shown, new / truth.FOLDER)
             return
         if not kept[shards.SPLIT].exists():  # before it is the truth of all parts
             shutil.copytree(output_dir / truth.FOLDER, new / truth.FOLDER)
             os.replace(new / truth.FOLDER, kept[shards.SPLIT])
-        carry_truth.carry(truth_dir, views, shown, kept[split], shards.write_atomically)
-        carry_truth.join([path for path in kept.values() if path.exists()], new / truth.FOLDER, shards.write_atomically)
+        carry_truth.carry(truth_dir, views, shown, kept[split])
+        carry_truth.join([path for path in kept.values() if path.exists()], new / truth.FOLDER)
     except UserError as error:
         raise PreparationError(str(error)) from error
 
@@ -209,7 +210,7 @@ def _write_manifest(views: pa.Table, output_dir: Path) -> None:
     views = views.add_column(2, "record", pa.array(range(len(views)), pa.int64()))
     manifest = io.BytesIO()
     pq.write_table(views, manifest)
-    shards.write_atomically(output_dir / "manifest.parquet", manifest.getvalue())
+    write_whole(output_dir / "manifest.parquet", manifest.getvalue(), durable=True)
 
 
 def _write_frame_index(
@@ -218,7 +219,10 @@ def _write_frame_index(
     """Joins the shards' tables, which need not fit into memory together, into `folder` (default: `output_dir`)."""
     of_shards = [output_dir / shards.PARTS / file.index_name for file in files]
     header = {"descr": np.lib.format.dtype_to_descr(frame_index.ENTRY), "fortran_order": False, "shape": (num_frames,)}
-    with shards.atomic_file((folder or output_dir) / frame_index.NAME) as temporary, open(temporary, "wb") as file:
+    with (
+        whole_file((folder or output_dir) / frame_index.NAME, durable=True) as temporary,
+        open(temporary, "wb") as file,
+    ):
         np.lib.format.write_array_header_1_0(file, header)
         for part in of_shards:
             file.write(np.load(part).tobytes())
@@ -227,7 +231,7 @@ def _write_frame_index(
 def _write_table(name: str, columns: Sequence[str], rows: Sequence[dict], output_dir: Path) -> None:
     table = io.StringIO()
     tables.write(table, columns, rows)
-    shards.write_atomically(output_dir / name, table.getvalue().encode(errors="backslashreplace"))
+    write_whole(output_dir / name, table.getvalue().encode(errors="backslashreplace"), durable=True)
 
 
 def _write_tfds_metadata(settings: shards.Settings, shard_list: Sequence[dict], output_dir: Path) -> None:

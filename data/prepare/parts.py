@@ -18,6 +18,7 @@ from data.catalog import Video
 from data.prepare import preparation_report, shards
 from data.prepare.listing import Listing, PreparationError
 from data.store.takes import FORMAT_VERSION
+from data.store.whole_files import write_whole
 
 # Of `found`.
 _COUNTS = ("videos_in", "files_in", "takes_in", "bytes_in", "unreadable", "labels_refused", "labels_changed")
@@ -49,7 +50,7 @@ class Part:
         """Writes its plan."""
         plan = {"format_version": FORMAT_VERSION, "settings": self.settings, "takes": self.takes}
         plan |= {"subject_names": self.subject_names} if self.subject_names else {}
-        shards.write_atomically(_plan_path(output_dir, self.split), json.dumps(plan, indent=1).encode())
+        write_whole(_plan_path(output_dir, self.split), json.dumps(plan, indent=1).encode(), durable=True)
 
 
 def _plan_path(output_dir: Path, split: str) -> Path:
@@ -217,7 +218,7 @@ def found(listing: Listing) -> dict:
 def finish(output_dir: Path, split: str, files: Sequence[str], facts: dict) -> None:
     """Writes which shards a part has, and what was found in its input."""
     text = json.dumps({"shards": list(files), **facts}, indent=1)
-    shards.write_atomically(_inputs_path(output_dir, split), text.encode())
+    write_whole(_inputs_path(output_dir, split), text.encode(), durable=True)
 
 
 def inputs(output_dir: Path, split: str) -> dict:

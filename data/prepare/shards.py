@@ -4,7 +4,6 @@ The record's form is that of TFDS (a tf.train.Example made by its feature connec
 this project's `data.store.takes` read the same files. TensorFlow is not needed.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,8 +11,6 @@ import io
 import itertools
 import json
 import math
-import os
-import platform
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +27,7 @@ from data.prepare.clocks import Clock
 from data.prepare.listing import Listing, PreparationError
 from data.prepare.pairing import EncodedVideo
 from data.store import codec, digests, frame_index
+from data.store.whole_files import whole_file, write_whole
 
 SPLIT = "takes"  # the one TFDS split; the official splits are the catalogue's
 PARTS = "parts"  # the folder of the shards' accounts
@@ -195,29 +193,27 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
       OSError: the disk is full, or the folder cannot be written to.
     """
     file_name = job.file_name(settings.dataset)
-    temporary = output_dir / f".{file_name}.{platform.node()}-{os.getpid()}.tmp"
     rows, quarantined, static = [], [], []
     decode = codec.get(settings.codec).decode
-    try:
-        writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-        for views, aside in _encode_takes(job, settings, input_dir, starting):
-            quarantined += aside
-            if views and all(encoding.is_still(view.frames, decode) for view in views):
-                static.append(views[0].video.take)
-            for view in views:
-                record = _serialize(view)
-                writer.write(record)
-                rows.append(_row(view, record))
-        writer.close()
-    except RuntimeError as error:  # ArrayRecord raises it for every failure of the file system
-        temporary.unlink(missing_ok=True)  # makes room for the other files on a full disk
-        raise OSError(str(error)) from error
-    sha256, num_bytes = digests.sha256_of(temporary)
-    index = io.BytesIO()
-    np.save(index, frame_index.of_shard(temporary))
-    shard = ShardFile(file_name)
-    write_atomically(output_dir / PARTS / shard.index_name, index.getvalue())
-    _commit(temporary, output_dir / file_name)
+    with whole_file(output_dir / file_name, durable=True) as temporary:
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+            for views, aside in _encode_takes(job, settings, input_dir, starting):
+                quarantined += aside
+                if views and all(encoding.is_still(view.frames, decode) for view in views):
+                    static.append(views[0].video.take)
+                for view in views:
+                    record = _serialize(view)
+                    writer.write(record)
+                    rows.append(_row(view, record))
+            writer.close()
+        except RuntimeError as error:  # ArrayRecord raises it for every failure of the file system
+            raise OSError(str(error)) from error
+        sha256, num_bytes = digests.sha256_of(temporary)
+        index = io.BytesIO()
+        np.save(index, frame_index.of_shard(temporary))
+        shard = ShardFile(file_name)
+        write_whole(output_dir / PARTS / shard.index_name, index.getvalue(), durable=True)
     account = {
         "file": file_name,
         "inputs": job.digest(settings),
@@ -229,7 +225,7 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
         "static_takes": static,
     }
     account["account_sha256"] = _digest(account)
-    write_atomically(output_dir / PARTS / shard.part_name, json.dumps(account, indent=1).encode())
+    write_whole(output_dir / PARTS / shard.part_name, json.dumps(account, indent=1), durable=True)
 
 
 def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
@@ -262,29 +258,6 @@ def read_account(shard: ShardFile, output_dir: Path) -> dict | None:
 
 def _digest(account: dict) -> str:
     return hashlib.sha256(json.dumps(account, sort_keys=True).encode()).hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all, also when the power fails."""
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to. The finished file then appears at `path`, whole or not at all."""
-    temporary = path.parent / f".{path.name}.{platform.node()}-{os.getpid()}.tmp"
-    yield temporary
-    _commit(temporary, path)
-
-
-def _commit(temporary: Path, path: Path) -> None:
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 def _recording(video: Video) -> str:
