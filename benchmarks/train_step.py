@@ -140,8 +140,9 @@ def random_batch(config: Any, frame_size: tuple[int, int] | None) -> dict[str, A
     if frame_size is not None:
         side = min(frame_size)
         box = np.array([(size - side) // 2 for size in frame_size] + [side, side])
-        batch["video"]["box"] = np.broadcast_to(box.astype(np.int32), batch["video"]["box"].shape).copy()
-        batch["video"]["coefficients"] //= 32
+        video = batch["stored"]["video"]
+        video["box"] = np.broadcast_to(box.astype(np.int32), video["box"].shape).copy()
+        video["coefficients"] //= 32
     return batch
 
 

@@ -54,9 +54,9 @@ def train_batches(
     Yields:
       `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
       `view` int32[B, V]; `label` int32[B], -1 where unknown; `damaged` int32[B], the record that could not be read and
-      was replaced by another sample, else -1. If frames are stored as coefficients, `video` is the record from
-      which mv2mae_jax/models/stored_frames.py makes pixels and motion (see `samples.read_clips`). This holds for all
-      clips below.
+      was replaced by another sample, else -1. If frames are stored as coefficients, a batch holds `stored` in place of
+      `video` and `motion`: the records from which mv2mae_jax/models/stored_frames.py makes the clips, by their names
+      (see `samples.read_batch`). This holds for all clips below.
     """
     draw = samples.DrawSample(dataset=dataset)
     return _training_stream(

@@ -116,8 +116,9 @@ def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty =
     """Samples -> a batch: reads the clips and stacks everything else. The crops of a clip are neighbours.
 
     Returns:
-      Clips as of `read_clips`; also `motion` float32[B, V, N] of `video` if the pixels are known and
-      `dataset.spec.motion_on` is 'host'.
+      Clips under their names, as of `read_clips`; also `motion` float32[B, V, N] of `video` if `dataset.spec.motion_on`
+      is 'host'. If frames are stored as coefficients, neither, but `stored`: what `read_coefficients` gives, under the
+      names of the clips.
 
     Raises:
       ValueError: a view cannot be read; names the take and the view.
@@ -129,8 +130,10 @@ def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty =
     for key, value in drawn[0].items():
         values = [sample[key] for sample in drawn]
         if isinstance(value, Views):
-            motion = batch.get("motion") if key == "video" else None
-            batch[key] = read_clips(prepared, spec, values, empty, motion)
+            if prepared.codec == "dct":
+                batch.setdefault("stored", {})[key] = read_coefficients(prepared, spec, values, empty)
+            else:
+                batch[key] = read_clips(prepared, spec, values, empty, batch.get("motion") if key == "video" else None)
         else:
             batch[key] = np.repeat(np.stack(values), repeats, axis=0)  # (B, ...)
     return batch
@@ -142,26 +145,21 @@ def read_clips(
     samples: Sequence[Views],
     empty: Empty = np.empty,
     motion: np.ndarray | None = None,
-) -> np.ndarray | dict[str, np.ndarray]:
-    """The clips of E samples. The one place where the codec decides what a batch holds.
+) -> np.ndarray:
+    """The clips of E samples, whose frames are stored as JPEG files.
 
     Args:
       prepared, spec: the set to read from, and what a clip is.
       samples: what was drawn.
       empty: makes the large arrays.
-      motion: float32[E * R, V, N], if wanted; receives the motion energies if the pixels are known.
+      motion: float32[E * R, V, N], if wanted: receives the motion energies.
 
     Returns:
-      uint8[E * R, V, T, H, W, 3]. If frames are stored as coefficients, instead a record for
-      mv2mae_jax/models/stored_frames.py:
-      `coefficients` int8[E, V, T, *prepared.coefficients_shape], `steps` uint8[E, V, 2, 8, 8] and `box`
-      int32[E, R, V, 4] (top, left, height, width in pixels).
+      uint8[E * R, V, T, H, W, 3].
 
     Raises:
       ValueError: a view cannot be read; names the take and the view.
     """
-    if prepared.codec == "dct":
-        return _read_coefficients(prepared, spec, samples, empty)
     num_crops = sum(len(sample.crops) for sample in samples)
     video = empty((num_crops, len(samples[0].rows), spec.num_frames, *spec.crop_size, 3), np.uint8)
     # Motion energies are computed while clips are in the processor's cache; for small clips, many at once.
@@ -181,9 +179,15 @@ def read_clips(
     return video  # (E * R, V, T, H, W, 3)
 
 
-def _read_coefficients(
-    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views], empty: Empty
+def read_coefficients(
+    prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views], empty: Empty = np.empty
 ) -> dict[str, np.ndarray]:
+    """As `read_clips`, of frames that are stored as coefficients: what models/stored_frames.py makes the clips from.
+
+    Returns:
+      `coefficients` int8[E, V, T, *prepared.coefficients_shape], `steps` uint8[E, V, 2, 8, 8] and `box` int32[E, R, V,
+      4] (top, left, height, width in pixels).
+    """
     num_views = len(samples[0].rows)
     shape = (len(samples), num_views, spec.num_frames, *prepared.coefficients_shape)
     coefficients = empty(shape, np.int8)  # filled in place: copying would take as long as unpacking
@@ -315,20 +319,24 @@ class ReadClips(grain.transforms.Map):
             for (i, j), group in same_clip
         ]
         return {
-            "video": _single_views(self.prepared, self.spec, wanted, self.empty),
+            **self._clips(wanted),
             "label": self.prepared.views["label"][rows].astype(np.int32),
             "row": rows.astype(np.int32),
             "valid": numbers < self.num_samples,
         }
 
+    def _clips(self, wanted: Sequence[Views]) -> Sample:
+        """As `read_batch`, of one view each, without its axis; clips may have different numbers of crops."""
+        if self.prepared.codec == "dct":
+            return {"stored": {"video": _single_views(self.prepared, self.spec, wanted, self.empty)}}
+        return {"video": read_clips(self.prepared, self.spec, wanted, self.empty)[:, 0]}  # (B, T, H, W, 3)
+
 
 def _single_views(
     prepared: takes.Prepared, spec: clips.ClipSpec, wanted: Sequence[Views], empty: Empty
-) -> np.ndarray | dict[str, np.ndarray]:
-    """As `read_clips` for single views, without the axis of views; clips may have different numbers of crops."""
-    if prepared.codec != "dct":
-        return read_clips(prepared, spec, wanted, empty)[:, 0]  # (B, T, H, W, 3)
-    video = [read_clips(prepared, spec, [clip]) for clip in wanted]
+) -> dict[str, np.ndarray]:
+    """As `read_coefficients` of one view each, without its axis."""
+    video = [read_coefficients(prepared, spec, [clip]) for clip in wanted]
     parts = {key: np.concatenate([clip[key][0] for clip in video]) for key in video[0]}
     clip_of = np.repeat(np.arange(len(wanted)), [len(clip.crops) for clip in wanted])
     coefficients = empty((len(clip_of), *parts["coefficients"].shape[1:]), np.int8)

@@ -21,13 +21,14 @@ ALLOWED = {
     "state": {"optim"},
     # The model reads the masks' type; how arrays lie and which attention a chip has are asked of `distributed`.
     "models": {"objectives", "distributed"},
-    "objectives": {"models", "evaluation"},
+    "objectives": {"models"},
     "runs": {"models", "distributed", "config"},
     "monitoring": {"runs", "distributed", "config"},
     "features": {"models", "runs", "distributed"},
     "torch_weights": {"models", "features", "monitoring", "distributed"},
     "inference": {"models", "features", "runs", "distributed", "torch_weights"},
-    "evaluation": {"models", "features", "inference", "runs", "monitoring", "distributed", "torch_weights", "state"},
+    "evaluation": {"objectives", "models", "features", "inference", "runs", "monitoring", "distributed"}
+    | {"torch_weights", "state"},
     "initial_state": {"runs", "monitoring", "distributed", "torch_weights", "state"},
     "supervision": {"models", "runs", "monitoring", "distributed", *LOOP},
     "train": {"objectives", "evaluation", "distributed", "initial_state", "supervision", *LOOP},

@@ -158,7 +158,7 @@ def test_batches_that_are_dropped_cost_no_new_memory(dataset, num_workers):
     places = set()
     for _ in range(40):
         batch = next(stream)
-        clip = batch["video"]["coefficients"]
+        clip = batch["stored"]["video"]["coefficients"]
         assert clip.nbytes >= buffers.MIN_BYTES
         places.add(address(clip))
         del batch, clip

@@ -15,7 +15,8 @@ from data import clips, pipeline, samples
 from data.motion import motion_energy
 from data.store import dct, jpeg
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.models import stored_frames
+from mv2mae_jax.models import stored_frames, tubelets
+from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.topology import __main__ as topology
 from tests import jpeg_file
 from tests.test_pipeline import make_dataset
@@ -53,9 +54,11 @@ def stored_form(frames: np.ndarray, boxes, quality: int = 90) -> dict[str, np.nd
 decode_clips = jax.jit(stored_frames.clips, static_argnums=1)
 
 
-@jax.jit
 def as_the_model_sees(batch):
-    return stored_frames.with_motion(stored_frames.pixels(batch, (32, 32)), (2, 8, 8))
+    """Tokens and energies; the weights follow from these."""
+    tokens = jax.jit(Pretrain.from_config(make_config()).tokenize)(batch)
+    del tokens["weights"]
+    return tokens
 
 
 @pytest.mark.parametrize(("size", "quality"), [((48, 64), 75), ((40, 53), 50)])
@@ -172,13 +175,18 @@ def test_a_smaller_frame_keeps_its_place_in_a_larger_image():
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
+def energies(video, tubelet_size):
+    grid = tubelets.token_grid(video.shape[-4:-1], tubelet_size)
+    return stored_frames.motion_energy(tubelets.patchify(video, tubelet_size), grid, tubelet_size)
+
+
 @pytest.mark.parametrize("tubelet_size", [(2, 8, 8), (1, 16, 8), (4, 4, 4)])
 def test_motion_energies_are_those_of_the_host(tubelet_size):
     video = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 32, 16, 3), np.uint8)
-    found = np.asarray(stored_frames.motion_energy(video, tubelet_size))
+    found = np.asarray(energies(video, tubelet_size))
     wanted = [[motion_energy(clip, tubelet_size) for clip in views] for views in video]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    still = np.asarray(stored_frames.motion_energy(video[..., :1, :, :, :], (1, *tubelet_size[1:])))
+    still = np.asarray(energies(video[..., :1, :, :, :], (1, *tubelet_size[1:])))
     assert still.shape == (2, 3, found.shape[-1] * tubelet_size[0] // 4) and (still == 0).all()
 
 

@@ -18,7 +18,7 @@ from data.labelled import LabelledDataset
 from data.store import takes
 from mv2mae_jax import initial_state, optim, train
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.evaluation import while_training
+from mv2mae_jax.evaluation import classification, while_training
 from mv2mae_jax.models import layers
 from mv2mae_jax.monitoring import metrics
 from mv2mae_jax.objectives import finetune
@@ -386,8 +386,8 @@ def test_a_run_stopped_before_its_results_were_written_writes_them(finished, syn
 def test_held_out_takes_are_measured_where_asked(synthetic_set):
     options = ("data.holdout_fraction=0.2", "eval.split=held_out", "eval.clips_per_view=1", "eval.crops_per_clip=1")
     config, dataset, task = make_task(synthetic_set, *options)
-    assert task.eval_area(config) == "held_out"
-    batches = list(task.eval_batches(config))
+    assert classification.area(task, config) == "held_out"
+    batches = list(classification.batches(task, config))
     rows, valid = (np.concatenate([batch[key] for batch in batches]) for key in ("row", "valid"))
     np.testing.assert_array_equal(rows[valid], dataset.held_out)
     assert 0 < len(dataset.held_out) < len(rows)  # eight to a batch, of six

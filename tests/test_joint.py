@@ -9,12 +9,13 @@ from configs import pretrain_base
 from console.errors import UserError
 from mv2mae_jax import config as configs
 from mv2mae_jax import config_checks
+from mv2mae_jax.evaluation import reconstruction
 from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.monitoring import flops
 from mv2mae_jax.objectives import losses
 from tests import tiny
 from tests.test_models import numpy_block, numpy_dense, numpy_layer_norm
-from tests.test_pretrain import make_task
+from tests.test_pretrain import evaluate, make_task, pictures_of
 from tests.test_sharding import assert_same_numbers
 
 JOINT = {"decoder": "joint", "cross_view": False}
@@ -29,13 +30,11 @@ def task_and_inputs():
     return make_joint(data=dict(num_source_views=2))
 
 
-def changed(task, video, view, positions):
-    """The same clips uint8[B, V, T, H, W, 3] with other pixels in some tokens of one view."""
-    patches = np.array(tubelets.patchify(video[:, view], task.model.tubelet_size))
-    patches[np.arange(len(patches))[:, None], positions] ^= 255
-    video = np.array(video)
-    video[:, view] = tubelets.unpatchify(patches, task.model.clip_size, task.model.tubelet_size)
-    return video
+def changed(patches, view, positions):
+    """The same tokens uint8[B, V, N, P] with other pixels in some of one view."""
+    patches = np.array(patches)
+    patches[np.arange(len(patches))[:, None], view, positions] ^= 255
+    return patches
 
 
 def test_one_decoder_of_the_same_size_stands_in_for_both(task_and_inputs):
@@ -49,15 +48,15 @@ def test_one_decoder_of_the_same_size_stands_in_for_both(task_and_inputs):
 
 def test_hidden_tokens_of_no_view_reach_a_prediction_and_visible_ones_of_every_view_reach_all(task_and_inputs):
     task, params, inputs = task_and_inputs
-    reconstruct = jax.jit(task._reconstruct)
+    reconstruct = jax.jit(task.predict)
     before = reconstruct(params, inputs)
     assert before.self_target is None and before.self_source is None
     assert before.joint_source.shape == (8, 2, *inputs["decoded_source"].shape[2:], task.model.patch_dim)
     masks = [inputs["target_mask"], *(jax.tree.map(lambda x, s=s: x[:, s], inputs["source_mask"]) for s in range(2))]
     for view, mask in enumerate(masks):
-        hidden = reconstruct(params, inputs | {"video": changed(task, inputs["video"], view, mask.masked)})
+        hidden = reconstruct(params, inputs | {"patches": changed(inputs["patches"], view, mask.masked)})
         jax.tree.map(np.testing.assert_array_equal, before, hidden)
-        seen = reconstruct(params, inputs | {"video": changed(task, inputs["video"], view, mask.visible)})
+        seen = reconstruct(params, inputs | {"patches": changed(inputs["patches"], view, mask.visible)})
         for name in ("cross", "joint_source"):
             difference = np.abs(getattr(seen, name) - getattr(before, name))
             assert difference.reshape(-1, task.model.patch_dim).max(axis=1).min() > 0
@@ -81,17 +80,17 @@ def test_views_that_change_places_take_each_others_positions(task_and_inputs):
     task, params, inputs = task_and_inputs
     model, mask, source_mask = task.model, inputs["target_mask"], inputs["source_mask"]
     exchanged = inputs | {
-        "video": inputs["video"][:, [0, 2, 1]],
+        "patches": inputs["patches"][:, [0, 2, 1]],
         "source_mask": jax.tree.map(lambda x: x[:, ::-1], source_mask),
         "decoded_source": inputs["decoded_source"][:, ::-1],
     }
-    before, after = (jax.jit(task._reconstruct)(params, x) for x in (inputs, exchanged))
+    before, after = (jax.jit(task.predict)(params, x) for x in (inputs, exchanged))
     assert np.abs(before.cross - after.cross).max() > 0
     assert np.abs(before.joint_source - after.joint_source[:, ::-1]).max() > 0
 
     apply = jax.jit(lambda method, *tokens: model.apply({"params": params}, *tokens, method=method), static_argnums=0)
     visible = [mask.visible, *source_mask.visible.swapaxes(0, 1)]
-    latents = [apply("encode", inputs["video"][:, v], visible[v]) for v in range(3)]
+    latents = [apply("_encode", inputs["patches"][:, v], visible[v]) for v in range(3)]
     decoded = [inputs["decoded_target"], *inputs["decoded_source"].swapaxes(0, 1)]
     row = [0, 2 * model.num_tokens, model.num_tokens]  # where the positions of each view now begin
     side_by_side = [np.concatenate([x[v] + row[v] for v in range(3)], axis=1) for x in (visible, decoded)]
@@ -105,11 +104,11 @@ def test_the_predictions_against_numpy(task_and_inputs):
     """Latents of all views side by side, mask tokens behind them, rows of one table over views x tokens."""
     task, params, inputs = task_and_inputs
     params, model = tiny.random_like(params), task.model
-    found = jax.jit(task._reconstruct)(params, inputs)
+    found = jax.jit(task.predict)(params, inputs)
     positions = [[inputs["target_mask"].visible, *inputs["source_mask"].visible.swapaxes(0, 1)]]
     positions += [[inputs["decoded_target"], *inputs["decoded_source"].swapaxes(0, 1)]]
-    encode = jax.jit(lambda *clip: model.apply({"params": params}, *clip, method="encode"))
-    latents = [np.asarray(encode(inputs["video"][:, v], positions[0][v]), np.float64) for v in range(3)]
+    encode = jax.jit(lambda *clip: model.apply({"params": params}, *clip, method="_encode"))
+    latents = [np.asarray(encode(inputs["patches"][:, v], positions[0][v]), np.float64) for v in range(3)]
     visible, decoded = (
         np.concatenate([np.asarray(rows) + v * model.num_tokens for v, rows in enumerate(part)], axis=1)
         for part in positions
@@ -136,10 +135,9 @@ def test_the_loss_is_the_mean_over_the_views(task_and_inputs):
     """Written out from the predictions in float64, with the motion weights of each view."""
     task, params, inputs = task_and_inputs
     total, metrics = jax.jit(task.loss)(params, inputs)
-    predicted = jax.jit(task._reconstruct)(params, inputs)
+    predicted = jax.jit(task.predict)(params, inputs)
     weights = np.asarray(losses.motion_weights(inputs["motion"], ess_fraction=0.6), np.float64)
-    patches = tubelets.patchify(inputs["video"], task.model.tubelet_size)
-    wanted = np.asarray(tubelets.normalize_pixels(patches), np.float64)
+    wanted = np.asarray(tubelets.normalize_pixels(inputs["patches"]), np.float64)
     of_views = []
     for view in range(3):
         prediction = predicted.cross if view == 0 else predicted.joint_source[:, view - 1]
@@ -156,13 +154,13 @@ def test_the_loss_is_the_mean_over_the_views(task_and_inputs):
 def test_evaluation_says_what_the_target_gains_from_the_other_views(task_and_inputs):
     task, params, inputs = task_and_inputs
     _, metrics = jax.jit(task.loss)(params, inputs)
-    measured = jax.device_get(jax.jit(task.evaluate)(params, inputs))
-    summary = task.summarize(measured)
+    measured = jax.device_get(evaluate(task, params, inputs))
+    summary = reconstruction.summarize(task, measured)
     for name in ("loss_joint", "loss_cross", "loss_mean_prediction"):
         assert summary[name] == pytest.approx(float(metrics[name]), rel=1e-5)
     assert summary["cross_gain_pose"] == pytest.approx(0, abs=1e-6)  # there the sources are the take's own
-    video = jnp.concatenate([inputs["video"][:, :1], inputs["other_subject"]], axis=1)
-    _, of_others = jax.jit(task.loss)(params, inputs | {"video": video})
+    patches = jnp.concatenate([inputs["patches"][:, :1], inputs["other_subject"]], axis=1)
+    _, of_others = jax.jit(task.loss)(params, inputs | {"patches": patches})
     gain = float(of_others["loss_cross"]) / float(metrics["loss_cross"]) - 1
     assert gain != 0 and summary["cross_gain"] == pytest.approx(gain, abs=1e-5)
     assert {"psnr_cross", "loss_cross_moving", "loss_cross_static"} <= set(summary)
@@ -171,10 +169,10 @@ def test_evaluation_says_what_the_target_gains_from_the_other_views(task_and_inp
 
 def test_pictures_show_the_joint_decoder_and_nothing_of_what_is_hidden(task_and_inputs):
     task, params, inputs = task_and_inputs
-    pictures = jax.jit(task.reconstruct)(params, inputs)
+    pictures = pictures_of(task, params, inputs)
     assert set(pictures) == {"target", "masked", "joint_view", "source", "weights"}
-    hidden = changed(task, inputs["video"], 0, inputs["target_mask"].masked)
-    other = jax.jit(task.reconstruct)(params, inputs | {"video": hidden})
+    hidden = changed(inputs["patches"], 0, inputs["target_mask"].masked)
+    other = pictures_of(task, params, inputs | {"patches": hidden})
     np.testing.assert_array_equal(pictures["joint_view"], other["joint_view"])
     assert np.abs(pictures["joint_view"] - pictures["masked"]).max() > 0
 
@@ -192,7 +190,8 @@ def test_products_are_those_of_the_encoder_per_view_and_of_one_decoder_over_all_
     forward += 2 * sum(visible) * model.width * model.decoder_width
     forward += blocks(model.decoder_depth, model.decoder_width, sum(visible) + decoded)
     forward += 2 * decoded * model.decoder_width * model.patch_dim
-    assert flops.training_flops(task, params, {k: inputs[k] for k in ("video", "motion")}) == 3 * 8 * forward
+    batch = {"video": jax.ShapeDtypeStruct((8, 2, *model.clip_size, 3), np.uint8), "motion": inputs["motion"]}
+    assert flops.training_flops(task, params, batch) == 3 * 8 * forward
 
 
 @pytest.mark.parametrize(
@@ -215,10 +214,10 @@ def test_mistakes_in_the_config_are_named(synthetic_set, mistake, message):
 
 def test_another_number_of_views_is_refused(task_and_inputs):
     task, params, inputs = task_and_inputs
-    fewer = dict(inputs, video=inputs["video"][:, :2], decoded_source=inputs["decoded_source"][:, :1])
+    fewer = dict(inputs, patches=inputs["patches"][:, :2], decoded_source=inputs["decoded_source"][:, :1])
     fewer["source_mask"] = jax.tree.map(lambda x: x[:, :1], inputs["source_mask"])
     with pytest.raises(UserError, match="built for 3 views"):
-        task._reconstruct(params, fewer)
+        task.predict(params, fewer)
 
 
 def test_eight_devices_equal_one(tmp_path):

@@ -1,12 +1,14 @@
 """The pre-training task: its loss, its evaluation and its pictures."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mv2mae_jax.evaluation import reconstruction
 from mv2mae_jax.models import tubelets
 from mv2mae_jax.objectives import losses, pretrain
 from tests import tiny
@@ -33,23 +35,27 @@ def task_and_inputs():
     return make_task()
 
 
-def visible_pixels_changed(task, inputs):
+def evaluate(task, params, inputs):
+    return jax.jit(functools.partial(reconstruction.evaluate, task))(params, inputs)
+
+
+def pictures_of(task, params, inputs):
+    return jax.jit(functools.partial(reconstruction.pictures, task))(params, inputs)
+
+
+def visible_pixels_changed(inputs):
     """The same inputs with other pixels in every token that the encoder sees."""
-    patches = tubelets.patchify(inputs["video"][:, 0], task.model.tubelet_size)
-    rows = np.arange(len(patches))[:, None]
-    changed = np.array(patches)
-    changed[rows, inputs["target_mask"].visible] ^= 255
-    video = np.array(inputs["video"])
-    video[:, 0] = tubelets.unpatchify(changed, task.model.clip_size, task.model.tubelet_size)
-    return inputs | {"video": video}
+    patches = np.array(inputs["patches"])
+    patches[np.arange(len(patches))[:, None], 0, inputs["target_mask"].visible] ^= 255
+    return inputs | {"patches": patches}
 
 
 def test_visible_tokens_are_no_targets(task_and_inputs):
     """With fixed predictions, nothing that the encoder sees can change a loss."""
     task, params, inputs = task_and_inputs
-    reconstruction = jax.jit(task._reconstruct)(params, inputs)
-    before = task._measure(reconstruction, inputs)
-    after = task._measure(reconstruction, visible_pixels_changed(task, inputs))
+    predicted = jax.jit(task.predict)(params, inputs)
+    before = task.measure(predicted, task.targets(inputs))
+    after = task.measure(predicted, task.targets(visible_pixels_changed(inputs)))
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
@@ -57,12 +63,11 @@ def test_total_is_self_loss_of_both_views_plus_lambda_times_cross_loss(task_and_
     """The loss written out from the model's predictions, token by token, in float64."""
     task, params, inputs = make_task(loss=dict(cross_weight=0.5), masking=dict(source_mask_ratio=0.5))
     total, metrics = jax.jit(task.loss)(params, inputs)
-    predicted = jax.jit(task._reconstruct)(params, inputs)
+    predicted = jax.jit(task.predict)(params, inputs)
     weights = np.asarray(losses.motion_weights(inputs["motion"], ess_fraction=0.6), np.float64)
 
     def plain(prediction, view, masked):
-        patches = tubelets.patchify(inputs["video"][:, view], task.model.tubelet_size)
-        target = np.asarray(tubelets.normalize_pixels(patches), np.float64)
+        target = np.asarray(tubelets.normalize_pixels(inputs["patches"][:, view]), np.float64)
         values = [
             weights[row, view, token] * np.mean((np.asarray(prediction[row, i], np.float64) - target[row, token]) ** 2)
             for row in range(len(masked))
@@ -84,7 +89,7 @@ def test_total_is_self_loss_of_both_views_plus_lambda_times_cross_loss(task_and_
 def test_evaluation_averages_to_the_training_losses(task_and_inputs):
     task, params, inputs = task_and_inputs
     _, metrics = jax.jit(task.loss)(params, inputs)
-    summary = task.summarize(jax.device_get(jax.jit(task.evaluate)(params, inputs)))
+    summary = reconstruction.summarize(task, jax.device_get(evaluate(task, params, inputs)))
     for name in ("loss_self", "loss_cross", "loss_mean_prediction"):
         assert summary[name] == pytest.approx(float(metrics[name]), rel=1e-5)
 
@@ -92,12 +97,13 @@ def test_evaluation_averages_to_the_training_losses(task_and_inputs):
 def test_errors_of_moving_and_static_tokens_make_up_the_plain_loss(task_and_inputs):
     task, params, inputs = task_and_inputs
     plain = dataclasses.replace(task, temperature=np.inf, ess_fraction=None)
-    measured = jax.device_get(jax.jit(plain.evaluate)(params, inputs))
-    summary = plain.summarize(measured)
+    inputs = inputs | {"weights": plain.weights(inputs["motion"])}
+    measured = jax.device_get(evaluate(plain, params, inputs))
+    summary = reconstruction.summarize(plain, measured)
     share = measured["count_moving"].sum() / (measured["count_moving"] + measured["count_static"]).sum()
     assert 0 < share < 1
-    predicted = jax.jit(plain._reconstruct)(params, inputs)
-    target_loss, _ = plain._measure(predicted, inputs | {"motion": jnp.ones_like(inputs["motion"])})["loss_cross"]
+    predicted = jax.jit(plain.predict)(params, inputs)
+    target_loss, _ = plain.measure(predicted, plain.targets(inputs))["loss_cross"]
     count = predicted.cross.shape[0] * predicted.cross.shape[1]
     whole = share * summary["loss_cross_moving"] + (1 - share) * summary["loss_cross_static"]
     assert whole == pytest.approx(float(target_loss.sum()) / count, rel=1e-5)
@@ -110,9 +116,9 @@ def test_errors_of_moving_and_static_tokens_make_up_the_plain_loss(task_and_inpu
 def test_weights_of_the_target_alone_leave_the_sources_even(task_and_inputs):
     task, params, inputs = task_and_inputs
     of_target = dataclasses.replace(task, weighted_views="target")
-    motion = np.array(inputs["motion"])
-    motion[:, 1:] = 1.0  # even energies are even weights
-    still = inputs | {"motion": motion}
+    weights = np.array(inputs["weights"])
+    weights[:, 1:] = 1.0
+    still = inputs | {"weights": weights}
     _, expected = jax.jit(task.loss)(params, still)
     _, metrics = jax.jit(of_target.loss)(params, inputs)
     _, both = jax.jit(task.loss)(params, inputs)
@@ -123,13 +129,13 @@ def test_weights_of_the_target_alone_leave_the_sources_even(task_and_inputs):
 
 def test_the_same_source_gains_nothing_and_another_changes_the_cross_view_only(task_and_inputs):
     task, params, inputs = task_and_inputs
-    measured = jax.device_get(jax.jit(task.evaluate)(params, inputs))
+    measured = jax.device_get(evaluate(task, params, inputs))
     np.testing.assert_allclose(measured["loss_cross_other_action"], measured["loss_cross"], rtol=1e-6)
     assert np.abs(measured["loss_cross_other_subject"] - measured["loss_cross"]).min() > 0
-    swapped = jnp.concatenate([inputs["video"][:, :1], inputs["other_subject"]], axis=1)
+    swapped = jnp.concatenate([inputs["patches"][:, :1], inputs["other_subject"]], axis=1)
     before, after = (
-        jax.jit(task._reconstruct)(params, inputs),
-        jax.jit(task._reconstruct)(params, inputs | {"video": swapped}),
+        jax.jit(task.predict)(params, inputs),
+        jax.jit(task.predict)(params, inputs | {"patches": swapped}),
     )
     np.testing.assert_array_equal(before.self_target, after.self_target)
     assert np.abs(before.cross - after.cross).max() > 0
@@ -137,17 +143,17 @@ def test_the_same_source_gains_nothing_and_another_changes_the_cross_view_only(t
 
 def test_rows_that_only_fill_the_batch_are_left_out(task_and_inputs):
     task, params, inputs = task_and_inputs
-    measured = jax.tree.map(np.array, jax.jit(task.evaluate)(params, inputs))
+    measured = jax.tree.map(np.array, evaluate(task, params, inputs))
     measured["loss_cross"][-1], measured["valid"] = np.nan, np.arange(len(measured["valid"])) < 7
-    assert np.isfinite(list(task.summarize(measured).values())).all()
+    assert np.isfinite(list(reconstruction.summarize(task, measured).values())).all()
 
 
 def test_takes_without_a_stand_in_are_left_out_of_the_gain(task_and_inputs):
     task, params, inputs = task_and_inputs
-    measured = jax.tree.map(np.array, jax.jit(task.evaluate)(params, inputs))
+    measured = jax.tree.map(np.array, evaluate(task, params, inputs))
     some = np.arange(8) % 2 == 0
     measured["has_other_subject"], measured["has_other_action"] = some, np.zeros(8, bool)
-    summary = task.summarize(measured)
+    summary = reconstruction.summarize(task, measured)
     expected = measured["loss_cross_other_subject"][some].sum() / measured["loss_cross"][some].sum() - 1
     assert summary["cross_gain"] == pytest.approx(expected, abs=1e-6)
     assert "cross_gain_pose" not in summary
@@ -158,7 +164,7 @@ def test_standard_error_of_the_gain_is_that_of_a_resampling_of_takes():
     take = np.repeat(np.arange(60), 5)
     before = rng.gamma(20, 0.01, 60)[take] * rng.uniform(0.9, 1.1, 300)
     after = before * (1.2 + 0.3 * rng.standard_normal(60)[take])
-    gain, error = pretrain.relative_increase(before, after, take)
+    gain, error = reconstruction.relative_increase(before, after, take)
     groups = before.reshape(60, 5).mean(1), after.reshape(60, 5).mean(1)
     assert gain == pytest.approx(groups[1].sum() / groups[0].sum() - 1)
     draws = rng.integers(60, size=(4000, 60))
@@ -169,26 +175,26 @@ def test_standard_error_of_the_gain_is_that_of_a_resampling_of_takes():
 @pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
 def test_pictures_show_the_input_where_it_is_visible_and_nothing_of_what_is_hidden(target):
     task, params, inputs = make_task(loss=dict(target=target))
-    pictures = jax.jit(task.reconstruct)(params, inputs)
+    pictures = pictures_of(task, params, inputs)
     hidden = np.zeros((8, task.model.num_tokens), bool)
     hidden[np.arange(8)[:, None], inputs["target_mask"].masked] = True
-    ones = np.ones((1, 1, task.model.patch_dim), bool)
-    hidden_pixels = tubelets.unpatchify(hidden[..., None] & ones, task.model.clip_size, task.model.tubelet_size)
+    hidden_tokens = np.broadcast_to(hidden[..., None], (*hidden.shape, task.model.patch_dim))
+    hidden_pixels = tubelets.unpatchify(hidden_tokens, task.model.clip_size, task.model.tubelet_size)
     for name in ("masked", "self_view", "cross_view"):
         shown = np.where(hidden_pixels, 0, pictures[name])
         np.testing.assert_allclose(shown, np.where(hidden_pixels, 0, pictures["target"]), atol=1e-6)
 
-    video = np.array(inputs["video"])
-    video[:, 0] = np.where(hidden_pixels, 255 - video[:, 0], video[:, 0])
-    other = jax.jit(task.reconstruct)(params, inputs | {"video": video})
+    patches = np.array(inputs["patches"])
+    patches[:, 0] = np.where(hidden_tokens, 255 - patches[:, 0], patches[:, 0])
+    other = pictures_of(task, params, inputs | {"patches": patches})
     for name in ("masked", "self_view", "cross_view"):
         np.testing.assert_array_equal(pictures[name], other[name])
 
 
 def test_a_temperature_wins_over_the_automatic_one():
-    task, _, inputs = make_task(loss=dict(temperature=60.0, motion_pixel_range=1.0))
+    _, _, inputs = make_task(loss=dict(temperature=60.0, motion_pixel_range=1.0))
     expected = losses.motion_weights(inputs["motion"], temperature=60.0, pixel_range=1.0)
-    np.testing.assert_array_equal(task.weights(inputs["motion"]), expected)
+    np.testing.assert_array_equal(inputs["weights"], expected)
 
 
 @pytest.mark.parametrize("num_source_views", [0, 1])
@@ -196,8 +202,8 @@ def test_single_view_model_has_no_cross_loss(num_source_views):
     task, params, inputs = make_task(model=dict(cross_view=False), data=dict(num_source_views=num_source_views))
     _, metrics = jax.jit(task.loss)(params, inputs)
     assert "loss_cross" not in metrics and "cross_decoder" not in params
-    assert "cross_gain" not in task.summarize(jax.device_get(jax.jit(task.evaluate)(params, inputs)))
-    assert "cross_view" not in jax.jit(task.reconstruct)(params, inputs)
+    assert "cross_gain" not in reconstruction.summarize(task, jax.device_get(evaluate(task, params, inputs)))
+    assert "cross_view" not in pictures_of(task, params, inputs)
 
 
 def test_tubes_partial_decoding_and_several_sources_go_together():

@@ -201,8 +201,7 @@ def test_attention_is_that_of_a_decoder_written_out_in_numpy(form):
     @functools.partial(jax.jit, compiler_options=tiny.QUICK)
     def compute(params):
         model = task.model.bind({"params": params})
-        latents = model.encode(inputs["video"][:, 0], mask.visible)
-        source_latents = task.encode_sources(model, inputs["video"][:, 1:], sources)
+        latents, source_latents = model.encode_views(inputs["patches"], mask, sources)
         arguments = (latents, mask.visible, mask.masked, source_latents, sources.visible)
         found = attention.cross_attention(task.model, params, *arguments)
         return latents, source_latents, found, model.decode_cross(*arguments)

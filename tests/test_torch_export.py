@@ -242,9 +242,8 @@ numpy.savez(sys.argv[1] + "/result.npz", **outputs)
     }
 
     def compute(params, inputs):  # compiled as one, the model runs once
-        masks = inputs["target_mask"], inputs["source_mask"]
-        reconstruction = task.model.apply({"params": params}, inputs["video"], *masks)
-        return reconstruction, {name: task.loss(params, inputs)[0] for name, task in tasks.items()}
+        by_task = {name: inputs | {"weights": task.weights(inputs["motion"])} for name, task in tasks.items()}
+        return task.predict(params, inputs), {name: tasks[name].loss(params, by_task[name])[0] for name in tasks}
 
     expected, expected_losses = torch_runs.jit(compute)(params, inputs)
     for name in ("self_target", "self_source", "cross"):

@@ -17,6 +17,7 @@ import pytest
 
 from mv2mae_jax import optim, train
 from mv2mae_jax.distributed import sharding
+from mv2mae_jax.evaluation import while_training
 from mv2mae_jax.monitoring import metrics
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.runs import checkpoint
@@ -88,7 +89,7 @@ def test_steps_differ_in_their_masks():
     assert not np.array_equal(masks[0], masks[2])
 
 
-def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path):
+def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monkeypatch):
     """Each batch that waits for the device occupies its memory."""
     done = []
 
@@ -97,34 +98,34 @@ def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path):
         done.append(len(done))
         return values
 
-    class Task:
-        def eval_area(self, config):
+    class Evaluation:
+        def area(self, task, config):
             return "eval"
 
-        def eval_inputs(self, batch, key):
+        def inputs(self, task, batch, key):
             return batch
 
-        def evaluate(self, params, batch):
+        def evaluate(self, task, params, batch):
             return {"x": jax.pure_callback(slow, jax.ShapeDtypeStruct((1,), np.float32), batch["x"])}
 
-        def eval_batches(self, config, **share):
+        def batches(self, task, config, **share):
             for index in range(10):
                 assert len(done) >= index - metrics.IN_FLIGHT
                 yield {"x": np.float32([index])}
 
-        def summarize(self, samples):
+        def summarize(self, task, samples):
             return {"sum": float(samples["x"].sum())}
 
         def measure_features(self, *args):
             return {}
 
-        def tables(self, samples):
+        def tables(self, task, samples):
             return {"order": samples["x"].tolist()}
 
+    config = tiny.make_config(eval=dict(num_pictures=0))
+    monkeypatch.setitem(while_training.EVALUATIONS, config.task, Evaluation())
     state = types.SimpleNamespace(eval_params={})
-    evaluate = train.make_evaluation(
-        tiny.make_config(eval=dict(num_pictures=0)), Task(), sharding.make_mesh(), jax.random.key(0), str(tmp_path)
-    )
+    evaluate = train.make_evaluation(config, None, sharding.make_mesh(), jax.random.key(0), str(tmp_path))
     reporter = metrics.Reporter(str(tmp_path), first_step=0, total_steps=1, tensorboard=False)
     assert evaluate(state, 1, reporter) == ({"eval/sum": 45.0}, {"order": list(range(10))})
 

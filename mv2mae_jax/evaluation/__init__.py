@@ -1,5 +1,6 @@
-"""What an encoder is worth: kNN, linear and attentive probes, retrieval across cameras, 3D pose, accuracy, pictures.
+"""What a model is worth: held-out losses, pictures, accuracy, kNN, linear and attentive probes, retrieval, 3D pose.
 
-`probe` is a run of its own (run.py, configs/probe.py); `online_probes` measures during pre-training. Imports models/,
-features/, runs/ and monitoring/.
+`reconstruction` and `classification` measure the two objectives while they are trained; what pre-training adds are
+`online_probes`. `probe` is a run of its own (run.py, configs/probe.py). Imports objectives/, models/, features/, runs/
+and monitoring/.
 """

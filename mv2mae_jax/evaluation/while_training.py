@@ -10,23 +10,29 @@ from ml_collections import config_dict
 
 from console import progress
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.evaluation import visualize
+from mv2mae_jax.evaluation import classification, reconstruction, visualize
 from mv2mae_jax.monitoring import log_files, metrics
 from mv2mae_jax.state import TrainState
+
+# By the objective; each has the functions that are called below.
+EVALUATIONS = {"pretrain": reconstruction, "finetune": classification}
 
 
 def make_evaluation(
     config: config_dict.ConfigDict, task: Any, mesh: jax.sharding.Mesh, eval_key: jax.Array, workdir: str
 ) -> Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float], dict[str, Any]]]:
     """Makes `evaluate(state, step, reporter) -> (metrics, tables)`: one pass over what is evaluated, and pictures."""
-    area, num_pictures = task.eval_area(config), config.eval.get("num_pictures", 0)
+    evaluation = EVALUATIONS[config.task]
+    area, num_pictures = evaluation.area(task, config), config.eval.get("num_pictures", 0)
 
     def eval_step(params: Any, batch: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
-        return task.evaluate(params, task.eval_inputs(batch, jax.random.fold_in(eval_key, index)))
+        inputs = evaluation.inputs(task, batch, jax.random.fold_in(eval_key, index))
+        return evaluation.evaluate(task, params, inputs)
 
     def reconstruct(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        pictures = task.reconstruct(params, task.eval_inputs(batch, jax.random.fold_in(eval_key, 0)))
-        return {name: images[:num_pictures] for name, images in pictures.items()}
+        inputs = evaluation.inputs(task, batch, jax.random.fold_in(eval_key, 0))
+        shown = evaluation.pictures(task, params, inputs)
+        return {name: images[:num_pictures] for name, images in shown.items()}
 
     everywhere = sharding.replicated(mesh)  # every process receives all rows
     eval_step = jax.jit(sharding.with_mesh(mesh, eval_step), out_shardings=everywhere)
@@ -44,7 +50,8 @@ def make_evaluation(
 
     def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> tuple[dict[str, float], dict[str, Any]]:
         measured = []
-        batches = task.eval_batches(config, process_index=jax.process_index(), process_count=jax.process_count())
+        share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        batches = evaluation.batches(task, config, **share)
         for index, batch in enumerate(progress.track(batches, "evaluating", "batches")):
             batch = sharding.put_batch(mesh, batch)
             measured.append(eval_step(state.eval_params, batch, index))
@@ -54,10 +61,11 @@ def make_evaluation(
                 draw(state.eval_params, batch, step, reporter)
         measured = jax.device_get(measured)
         samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
-        summary = task.summarize(samples) | task.measure_features(state.eval_params, config, mesh)
+        summary = evaluation.summarize(task, samples)
+        summary |= evaluation.measure_features(task, state.eval_params, config, mesh)
         results = {f"{area}/{name}": value for name, value in summary.items()}
         reporter.scalars(step, results)
         reporter.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))
-        return results, task.tables(samples)
+        return results, evaluation.tables(task, samples)
 
     return evaluate

@@ -85,7 +85,7 @@ def extract(
     Args:
       model: its encoder is used.
       params: the encoder's parameters, replicated or sharded over `mesh`; neither changed nor donated.
-      batches: `video` uint8[B, T, H, W, 3] or coefficients to decode, `label` int32[B], `row` int32[B], `valid`
+      batches: `video` uint8[B, T, H, W, 3], or `stored` coefficients of it, `label` int32[B], `row` int32[B], `valid`
         bool[B]; rows that are not valid are dropped. With several processes each passes its own rows, in the order of
         the processes, and all receive all features in this order.
       mesh: all devices.
@@ -123,7 +123,8 @@ def _encode_batch(
     model: mv2mae.MV2MAE, params: Any, batch: dict[str, jax.Array], *, mesh: jax.sharding.Mesh, with_tokens: bool
 ) -> dict[str, jax.Array]:
     batch = stored_frames.pixels(batch, model.clip_size[1:])
-    motion = stored_frames.motion_energy(batch["video"], model.tubelet_size)  # (B, N)
+    patches = tubelets.patchify(batch["video"], model.tubelet_size)  # as the encoder does: compiled, they are cut once
+    motion = stored_frames.motion_energy(patches, model.grid, model.tubelet_size)  # (B, N)
     tokens = sharding.with_mesh(mesh, encode)(model, params, batch["video"])
     batch_size, num_tokens, width = tokens.shape
     slices = model.grid[0]

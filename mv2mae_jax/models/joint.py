@@ -29,31 +29,18 @@ class JointMAE(mv2mae.MV2MAE):
     def set_up_decoders(self) -> None:
         self.joint_decoder = self.make_decoder(num_tokens=self.num_views * self.num_tokens)
 
-    def __call__(
+    def decode_views(
         self,
-        video: jax.Array,
+        target_latents: jax.Array,
+        source_latents: jax.Array,
         target_mask: Mask,
-        source_mask: Mask | None = None,
+        source_mask: Mask,
         decoded_target: jax.Array | None = None,
         decoded_source: jax.Array | None = None,
     ) -> mv2mae.Reconstruction:
-        """As `MV2MAE.__call__`; the predictions are `cross` and `joint_source`.
-
-        Raises:
-          ValueError: shapes that do not fit, or another number of views than `num_views`.
-        """
-        self._check_views(video, source_mask)
-        if video.shape[1] != self.num_views or source_mask is None:
-            raise UserError(
-                f"the joint decoder was built for {self.num_views} views, at least 2, got video {list(video.shape)}. "
-                "Feed as many views per take, or build the model with that num_views."
-            )
+        """As `MV2MAE.decode_views`; the predictions are `cross` and `joint_source`."""
         decoded_target = target_mask.masked if decoded_target is None else decoded_target
         decoded_source = source_mask.masked if decoded_source is None else decoded_source
-        patches = self._patchify(video)  # (B, V, N, P)
-        target_latents, source_latents = self._per_view(
-            self._encode, (patches[:, 0], target_mask.visible), (patches[:, 1:], source_mask.visible)
-        )
         prediction = self.decode_joint(
             _side_by_side(target_latents, source_latents),
             _side_by_side(target_mask.visible, self._numbered(source_mask.visible)),
@@ -62,6 +49,10 @@ class JointMAE(mv2mae.MV2MAE):
         num_decoded = decoded_target.shape[1]
         of_sources = prediction[:, num_decoded:].reshape(*decoded_source.shape, -1)  # (B, S, Md', P)
         return mv2mae.Reconstruction(cross=prediction[:, :num_decoded], joint_source=of_sources)
+
+    def decode_target(self, *latents_and_masks: jax.Array | Mask) -> jax.Array:
+        """As `MV2MAE.decode_target`."""
+        return self.decode_views(*latents_and_masks).cross
 
     def decode_joint(self, latents: jax.Array, visible: jax.Array, decoded: jax.Array) -> jax.Array:
         """Tokens of all views side by side, in any order: positions are rows v * N + i of the table.
@@ -74,6 +65,14 @@ class JointMAE(mv2mae.MV2MAE):
           float32[B, M, P], at `decoded`.
         """
         return self.joint_decoder(latents, visible, decoded)
+
+    def _check_views(self, patches: jax.Array, source_mask: Mask | None) -> None:
+        super()._check_views(patches, source_mask)
+        if patches.shape[1] != self.num_views or source_mask is None:
+            raise UserError(
+                f"the joint decoder was built for {self.num_views} views, at least 2, got {patches.shape[1]} in tokens "
+                f"{list(patches.shape)}. Feed as many views per take, or build the model with that num_views."
+            )
 
     def _numbered(self, positions: jax.Array) -> jax.Array:
         """Positions within each source int32[B, S, K] -> rows of the table over all views."""

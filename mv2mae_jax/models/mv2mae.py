@@ -5,6 +5,7 @@ tokens; the cross-view decoder reconstructs the target view from its own visible
 block, the visible tokens of the source views. Encoder and self-view decoder are VideoMAE's, parameter for parameter.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax
@@ -210,28 +211,74 @@ class MV2MAE(Computed, nn.Module):
         decoded_target: jax.Array | None = None,
         decoded_source: jax.Array | None = None,
     ) -> Reconstruction:
+        """`reconstruct` of clips: uint8[B, V, T, H, W, 3] RGB; view 0 is the target, the S = V - 1 others are sources.
+
+        Raises:
+          ValueError: shapes that do not fit, or cross_view without a source view.
+        """
+        return self.reconstruct(self.patchify(video), target_mask, source_mask, decoded_target, decoded_source)
+
+    def reconstruct(
+        self,
+        patches: jax.Array,
+        target_mask: Mask,
+        source_mask: Mask | None = None,
+        decoded_target: jax.Array | None = None,
+        decoded_source: jax.Array | None = None,
+    ) -> Reconstruction:
         """Reconstructs masked tokens of every view.
 
         Args:
-          video: uint8[B, V, T, H, W, 3] RGB; view 0 is the target, the S = V - 1 others are sources.
+          patches: uint8[B, V, N, P], from `patchify`.
           target_mask: int32[B, *]; source_mask: int32[B, S, *], None when there is no source view.
           decoded_target: int32[B, Md], decoded_source: int32[B, S, Md']: masked tokens to predict (None: all masked).
 
         Raises:
           ValueError: shapes that do not fit, or cross_view without a source view.
         """
-        num_sources = self._check_views(video, source_mask)
-        decoded_target = target_mask.masked if decoded_target is None else decoded_target
-        patches = self._patchify(video)  # (B, V, N, P)
-        if num_sources == 0:
-            latents = self._encode(patches[:, 0], target_mask.visible)
-            self_target = self.decode_self(latents, target_mask.visible, decoded_target)
-            return Reconstruction(self_target=self_target, self_source=None, cross=None)
-        decoded_source = source_mask.masked if decoded_source is None else decoded_source
+        latents = self.encode_views(patches, target_mask, source_mask)
+        return self.decode_views(*latents, target_mask, source_mask, decoded_target, decoded_source)
 
-        target_latents, source_latents = self._per_view(
-            self._encode, (patches[:, 0], target_mask.visible), (patches[:, 1:], source_mask.visible)
-        )
+    def patchify(self, video: jax.Array) -> jax.Array:
+        """Clips uint8[..., T, H, W, 3] -> tokens uint8[..., N, P]. Raises ValueError for others."""
+        if video.shape[-4:] != (*self.clip_size, 3) or video.dtype != jnp.uint8:
+            raise UserError(
+                f"The encoder takes uint8 clips of shape (B, {', '.join(map(str, self.clip_size))}, 3), got "
+                f"{video.dtype}{list(video.shape)}. Crop clips to clip_size; pixels are normalised inside the model."
+            )
+        return tubelets.patchify(video, self.tubelet_size)
+
+    def encode(self, video: jax.Array, visible: jax.Array) -> jax.Array:
+        """uint8[B, T, H, W, 3], int32[B, Nv] -> latents [B, Nv, width]. Masked tokens never enter a product."""
+        return self._encode(self.patchify(video), visible)
+
+    def encode_views(
+        self, patches: jax.Array, target_mask: Mask, source_mask: Mask | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """uint8[B, V, N, P] -> latents of the visible tokens: the target's [B, Nv, width], the sources' as below."""
+        self._check_views(patches, source_mask)
+        if source_mask is None:
+            return self._encode(patches[:, 0], target_mask.visible), None
+        return self._per_view(self._encode, (patches[:, 0], target_mask.visible), (patches[:, 1:], source_mask.visible))
+
+    def encode_sources(self, patches: jax.Array, source_mask: Mask) -> jax.Array:
+        """uint8[B, S, N, P] -> latents of the visible tokens [B, S, Ns, width]."""
+        return self._of_sources(self._encode, (patches, source_mask.visible))
+
+    def decode_views(
+        self,
+        target_latents: jax.Array,
+        source_latents: jax.Array | None,
+        target_mask: Mask,
+        source_mask: Mask | None,
+        decoded_target: jax.Array | None = None,
+        decoded_source: jax.Array | None = None,
+    ) -> Reconstruction:
+        """What `encode_views` gives -> predictions; arguments as of `reconstruct`."""
+        decoded_target = target_mask.masked if decoded_target is None else decoded_target
+        if source_mask is None:
+            return Reconstruction(self_target=self.decode_self(target_latents, target_mask.visible, decoded_target))
+        decoded_source = source_mask.masked if decoded_source is None else decoded_source
         self_target, self_source = self._per_view(
             self.decode_self,
             (target_latents, target_mask.visible, decoded_target),
@@ -244,9 +291,20 @@ class MV2MAE(Computed, nn.Module):
             )
         return Reconstruction(self_target=self_target, self_source=self_source, cross=cross)
 
-    def encode(self, video: jax.Array, visible: jax.Array) -> jax.Array:
-        """uint8[B, T, H, W, 3], int32[B, Nv] -> latents [B, Nv, width]. Masked tokens never enter a product."""
-        return self._encode(self._patchify(video), visible)
+    def decode_target(
+        self,
+        target_latents: jax.Array,
+        source_latents: jax.Array,
+        target_mask: Mask,
+        source_mask: Mask,
+        decoded_target: jax.Array,
+        decoded_source: jax.Array,
+    ) -> jax.Array:
+        """The target with the help of the sources alone: float32[B, Md, P]; arguments as of `decode_views`."""
+        del decoded_source  # which a joint decoder reads
+        return self.decode_cross(
+            target_latents, target_mask.visible, decoded_target, source_latents, source_mask.visible
+        )
 
     def decode_self(self, latents: jax.Array, visible: jax.Array, decoded: jax.Array) -> jax.Array:
         """[B, Nv, width], int32[B, Nv], int32[B, Md] -> float32[B, Md, P], from the view's own visible tokens."""
@@ -269,45 +327,39 @@ class MV2MAE(Computed, nn.Module):
         source_visible = source_visible.reshape(batch, num_sources * num_visible)  # (B, S * Ns)
         return self.cross_decoder(target_latents, target_visible, decoded, source_latents, source_visible)
 
-    def _patchify(self, video: jax.Array) -> jax.Array:
-        """uint8[..., T, H, W, 3] -> uint8[..., N, P]."""
-        if video.shape[-4:] != (*self.clip_size, 3) or video.dtype != jnp.uint8:
-            raise UserError(
-                f"The encoder takes uint8 clips of shape (B, {', '.join(map(str, self.clip_size))}, 3), got "
-                f"{video.dtype}{list(video.shape)}. Crop clips to clip_size; pixels are normalised inside the model."
-            )
-        return tubelets.patchify(video, self.tubelet_size)
-
     def _encode(self, patches: jax.Array, visible: jax.Array) -> jax.Array:
         return self.encoder(tubelets.gather_tokens(patches, visible), visible)
 
     def _per_view(self, function: Any, target: tuple[jax.Array, ...], source: tuple[jax.Array, ...]):
         """Applies `function` to target [B, ...] and sources [B, S, ...], in one call where their shapes agree."""
-        batch, num_sources = source[0].shape[:2]
         if all(t.shape[1:] == s.shape[2:] for t, s in zip(target, source, strict=True)):
             views = [
                 jnp.concatenate([t[:, None], s], axis=1) for t, s in zip(target, source, strict=True)
             ]  # (B, V, ...)
-            y = function(*(x.reshape(-1, *x.shape[2:]) for x in views))  # (B * V, ...)
-            y = y.reshape(batch, 1 + num_sources, *y.shape[1:])  # (B, V, ...)
+            y = self._of_sources(function, views)  # (B, V, ...)
             return y[:, 0], y[:, 1:]
-        y = function(*(x.reshape(-1, *x.shape[2:]) for x in source))  # (B * S, ...)
-        return function(*target), y.reshape(batch, num_sources, *y.shape[1:])  # (B, S, ...)
+        of_sources = self._of_sources(function, source)
+        return function(*target), of_sources
 
-    def _check_views(self, video: jax.Array, source_mask: Mask | None) -> int:
-        num_sources = video.shape[1] - 1
-        if self.cross_view and num_sources < 1:
+    def _of_sources(self, function: Any, views: Sequence[jax.Array]) -> jax.Array:
+        """Applies `function`, which takes [B, ...], to arrays [B, S, ...]."""
+        batch, num_views = views[0].shape[:2]
+        y = function(*(x.reshape(-1, *x.shape[2:]) for x in views))  # (B * S, ...)
+        return y.reshape(batch, num_views, *y.shape[1:])  # (B, S, ...)
+
+    def _check_views(self, patches: jax.Array, source_mask: Mask | None) -> None:
+        num_views = patches.shape[1]
+        if self.cross_view and num_views < 2:
             raise UserError(
-                f"cross_view=True needs a target and at least one source view, got video {list(video.shape)} with "
-                f"{video.shape[1]} view. Feed more views per take or build the model with cross_view=False."
+                f"cross_view=True needs a target and at least one source view, got tokens {list(patches.shape)} of "
+                f"{num_views} view. Feed more views per take or build the model with cross_view=False."
             )
         masked_sources = 0 if source_mask is None else source_mask.visible.shape[1]
-        if num_sources != masked_sources:
+        if num_views - 1 != masked_sources:
             raise UserError(
-                f"video {list(video.shape)} holds {num_sources} source views, source_mask {masked_sources}. "
-                "Draw the source mask with batch_shape=(B, V - 1)."
+                f"a batch of tokens {list(patches.shape)} holds {num_views - 1} source views, source_mask "
+                f"{masked_sources}. Draw the source mask with batch_shape=(B, V - 1)."
             )
-        return num_sources
 
 
 def position_embedding(num_tokens: int, width: int, positions: jax.Array) -> jax.Array:

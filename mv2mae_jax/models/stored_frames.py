@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import clips as sampling
-from mv2mae_jax.models import tubelets
 
 Arrays = dict[str, Any]
 
@@ -29,32 +28,14 @@ def pixels(batch: Arrays, crop_size: tuple[int, int]) -> Arrays:
     """A batch as data/pipeline.py makes it of either codec -> the same with pixels.
 
     Args:
-      batch: clips are uint8[B, ..., T, H, W, 3], or dictionaries as `clips` takes them; all else is left as it is.
+      batch: `stored`, if it is there, holds records as `clips` takes them, by the names of the clips.
       crop_size: (H, W).
 
     Returns:
-      Every clip as uint8[B, ..., T, H, W, 3].
+      Every clip under its own name, uint8[B, ..., T, H, W, 3]; all else as it is.
     """
-    return {key: clips(value, crop_size) if isinstance(value, dict) else value for key, value in batch.items()}
-
-
-def with_motion(batch: Arrays, tubelet_size: tuple[int, int, int]) -> Arrays:
-    """A batch of pixels -> the same with `motion` float32[B, ..., N], the energies of `video`, if it has none.
-
-    Args:
-      batch: `video` is uint8[B, ..., T, H, W, 3].
-      tubelet_size: (t, h, w) of one token.
-    """
-    if "motion" in batch:
-        return batch
-    video = batch["video"]
-    tokens, motion = tubelets.patchify(video, tubelet_size), motion_energy(video, tubelet_size)
-    # The barrier makes the rest of the step wait for tokens and energies together. If it may begin with the energies, a
-    # TPU's compiler orders the step differently and keeps less in fast memory: 2 ms of 50, by its estimate
-    # (benchmarks/results/NOTES_input.md).
-    tokens, motion = jax.lax.optimization_barrier((tokens, motion))
-    video = tubelets.unpatchify(tokens, video.shape[-4:-1], tubelet_size)  # the model's patchify undoes it
-    return {**batch, "video": video, "motion": motion}
+    decoded = {name: clips(record, crop_size) for name, record in batch.get("stored", {}).items()}
+    return {name: value for name, value in batch.items() if name != "stored"} | decoded
 
 
 def clips(stored: Arrays, crop_size: tuple[int, int]) -> jax.Array:
@@ -174,17 +155,18 @@ def _upsampling(length: int) -> np.ndarray:
     return (0.75 * (sample == nearer) + 0.25 * (sample == farther)).astype(np.float32)
 
 
-def motion_energy(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
-    """As `data.motion.motion_energy`: uint8[..., T, H, W, 3] -> float32[..., N], grey levels.
+def motion_energy(tokens: jax.Array, grid: tuple[int, int, int], tubelet_size: tuple[int, int, int]) -> jax.Array:
+    """As `data.motion.motion_energy`, of a clip that is cut into tokens: uint8[..., N, P] -> float32[..., N].
 
-    Taken from the video cut into tokens, which the model cuts alike: compiled together, it is cut once.
+    Args:
+      tokens: from `tubelets.patchify`.
+      grid: tokens along (time, height, width).
+      tubelet_size: (t, h, w) of one token.
     """
-    _, grid_h, grid_w = tubelets.token_grid(video.shape[-4:-1], tubelet_size)
-    if video.shape[-4] == 1:
-        return jnp.zeros((*video.shape[:-4], grid_h * grid_w), jnp.float32)
-    tokens = tubelets.patchify(video, tubelet_size)  # (..., N, t * h * w * 3)
+    if grid[0] * tubelet_size[0] == 1:
+        return jnp.zeros(tokens.shape[:-1], jnp.float32)
     frames = jnp.split(tokens, tubelet_size[0], axis=-1)  # t of (..., N, h * w * 3)
-    per_frame = grid_h * grid_w
+    per_frame = grid[1] * grid[2]
     # The first frame has no predecessor: the second stands in, which gives the same difference.
     second = frames[1] if len(frames) > 1 else tokens[..., per_frame:, :]
     before = jnp.concatenate([second[..., :per_frame, :], frames[-1][..., :-per_frame, :]], axis=-2)

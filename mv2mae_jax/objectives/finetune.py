@@ -1,4 +1,4 @@
-"""Fine-tuning: mixing of samples, the classification loss, and what a test measures (VideoMAE's recipe)."""
+"""Fine-tuning by VideoMAE's recipe: mixing of samples, the classification loss."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,8 +13,7 @@ from ml_collections import config_dict
 from console.errors import UserError
 from data import pipeline
 from data.labelled import LabelledDataset
-from mv2mae_jax.evaluation import accuracy
-from mv2mae_jax.models import classifier, stored_frames
+from mv2mae_jax.models import classifier
 
 Arrays = dict[str, Any]
 
@@ -103,57 +102,6 @@ class Finetune:
         loss = -(inputs["target"] * jax.nn.log_softmax(logits)).sum(-1).mean()
         correct = logits.argmax(-1) == inputs["target"].argmax(-1)
         return loss, {"loss": loss, "accuracy": correct.mean()}
-
-    def eval_batches(self, config: config_dict.ConfigDict, **share: Any) -> Iterator[Arrays]:
-        """Clips x crops of every view of the split `config.eval.split`."""
-        return pipeline.clip_batches(
-            self.dataset.prepared,
-            self.dataset.spec,
-            {"test": self.dataset.test, "held_out": self.dataset.held_out}[config.eval.split],
-            global_batch_size=config.eval.batch_size or config.global_batch_size,
-            clips_per_view=self.dataset.clips_per_view,
-            crops_per_clip=self.dataset.crops_per_clip,
-            num_workers=config.data.num_workers,
-            **share,
-        )
-
-    def eval_area(self, config: config_dict.ConfigDict) -> str:
-        """First part of the metrics' names: the split that is measured."""
-        return config.eval.split
-
-    def eval_inputs(self, batch: Arrays, key: jax.Array) -> Arrays:
-        """Nothing is drawn at a test."""
-        del key
-        return stored_frames.pixels(batch, self.model.clip_size[1:])
-
-    def evaluate(self, params: Any, inputs: Arrays) -> dict[str, jax.Array]:
-        """Logits of every clip, and which view it is of."""
-        logits = self.model.apply({"params": params}, inputs["video"])
-        return {"logits": logits, **{key: inputs[key] for key in ("row", "valid")}}
-
-    def summarize(self, samples: dict[str, np.ndarray]) -> dict[str, float]:
-        """Probabilities averaged over the clips and crops of each view -> accuracies, also by camera."""
-        probabilities, rows = self._per_view(samples)
-        views = self.dataset.prepared.views
-        return accuracy.summarize(probabilities, views["label"][rows], views["view"][rows])
-
-    def measure_features(
-        self, params: Any, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
-    ) -> dict[str, float]:
-        """Nothing, because fine-tuning measures the head."""
-        del params, config, mesh
-        return {}
-
-    def tables(self, samples: dict[str, np.ndarray]) -> dict[str, Any]:
-        """What metrics.json holds beside the numbers."""
-        probabilities, rows = self._per_view(samples)
-        label, prediction = self.dataset.prepared.views["label"][rows], probabilities.argmax(-1)
-        confusion = accuracy.confusion_matrix(prediction, label, self.dataset.num_classes)
-        return {"class_names": list(self.dataset.class_names), "confusion_matrix": confusion.tolist()}
-
-    def _per_view(self, samples: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        valid = samples["valid"]
-        return accuracy.average_clips(samples["logits"][valid], samples["row"][valid])
 
     def describe(self) -> dict[str, str]:
         """What the start of a run says about the task."""

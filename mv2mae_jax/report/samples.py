@@ -12,7 +12,8 @@ import numpy as np
 from data import pipeline
 from data.dataset import Dataset
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.evaluation import visualize
+from mv2mae_jax.evaluation import reconstruction, visualize
+from mv2mae_jax.models import tubelets
 from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.report import attention, charts, looks, pictures
@@ -132,18 +133,19 @@ def weight_maps(task: Pretrain, motion: np.ndarray, target: np.ndarray) -> tuple
 
 def _compute(task: Pretrain, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Any, Any, Any]:
     """(inputs with their masks; reconstructions; attention, None without a cross-view decoder) of a batch."""
-    inputs = task.eval_inputs(batch, key)
+    inputs = task.randomize(batch, key)
     looked = _attention(task, params, inputs) if task.model.cross_view else None
-    inputs = {name: inputs[name] for name in ("video", "motion", "target_mask", "source_mask")}
-    return inputs, task.reconstruct(params, inputs), looked
+    shown = reconstruction.pictures(task, params, inputs)
+    video = tubelets.unpatchify(inputs["patches"], task.model.clip_size, task.model.tubelet_size)
+    kept = {name: inputs[name] for name in ("motion", "target_mask", "source_mask")}
+    return kept | {"video": video}, shown, looked
 
 
 def _attention(task: Pretrain, params: Any, inputs: dict[str, Any]) -> jax.Array:
     """float32[B, M, S * Ns], the mean over blocks and heads."""
     model = task.model.bind({"params": params})
     mask, source_mask = inputs["target_mask"], inputs["source_mask"]
-    latents = model.encode(inputs["video"][:, 0], mask.visible)
-    sources = task.encode_sources(model, inputs["video"][:, 1:], source_mask)
+    latents, sources = model.encode_views(inputs["patches"], mask, source_mask)
     found = attention.cross_attention(
         task.model, params, latents, mask.visible, mask.masked, sources, source_mask.visible
     )

@@ -115,13 +115,12 @@ def batch_shapes(config: config_dict.ConfigDict, frame_size: tuple[int, int] | N
     if frame_size is not None:
         height, width = dct.padded_size(*frame_size)
         image = (batch // repeats, views, model.clip_size[0], 3 * height // 2, width)
-        return {
-            "video": {
-                "coefficients": jax.ShapeDtypeStruct(image, np.int8),
-                "steps": jax.ShapeDtypeStruct((batch // repeats, views, 2, 8, 8), np.uint8),
-                "box": jax.ShapeDtypeStruct((batch // repeats, repeats, views, 4), np.int32),
-            }
+        video = {
+            "coefficients": jax.ShapeDtypeStruct(image, np.int8),
+            "steps": jax.ShapeDtypeStruct((batch // repeats, views, 2, 8, 8), np.uint8),
+            "box": jax.ShapeDtypeStruct((batch // repeats, repeats, views, 4), np.int32),
         }
+        return {"stored": {"video": video}}
     shapes = {"video": jax.ShapeDtypeStruct((batch, views, *model.clip_size, 3), np.uint8)}
     if config.data.motion_on == "host":
         shapes["motion"] = jax.ShapeDtypeStruct((batch, views, model.num_tokens), np.float32)
@@ -285,7 +284,8 @@ def input_rate(
 ) -> dict[str, float]:
     """What the hosts must deliver for a step of this length; bytes are those that go to the chips."""
     clips = config.global_batch_size * (1 + config.data.num_source_views) / step_seconds
-    shapes = jax.tree.leaves(batch_shapes(config, frame_size)["video"])
+    batch = batch_shapes(config, frame_size)
+    shapes = jax.tree.leaves(batch["stored"] if "stored" in batch else batch["video"])
     num_clips = config.global_batch_size * (1 + config.data.num_source_views)
     clip_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes) / num_clips
     return {

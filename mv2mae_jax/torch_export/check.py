@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mv2mae_jax.models import mv2mae, stored_frames, tubelets
+from mv2mae_jax.models import mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.objectives import losses
@@ -163,16 +163,18 @@ def their_loss(run: Run, predicted: np.ndarray, inputs: FixedInput) -> float:
 def own_loss(run: Run, inputs: FixedInput) -> float:
     """The loss of pre-training of the two views: motion-weighted, of every decoder, by the run's config."""
     task = dataclasses.replace(Pretrain.from_config(run.config), model=run.model, num_source_views=1)
-    batch = {
-        "video": inputs.video,
-        "motion": stored_frames.motion_energy(inputs.video, run.model.tubelet_size),
+    masks = {
         "target_mask": Mask(visible=inputs.target_visible, masked=inputs.hidden),
         "source_mask": Mask(visible=inputs.source_visible, masked=inputs.source_hidden),
         "decoded_target": inputs.hidden,
         "decoded_source": inputs.source_hidden,
     }
+
+    def loss(params: Any, video: jax.Array) -> jax.Array:
+        return task.loss(params, task.tokenize({"video": video}) | masks)[0]
+
     with jax.default_matmul_precision("highest"):
-        return float(jax.jit(task.loss)(run.params, batch)[0])
+        return float(jax.jit(loss)(run.params, inputs.video))
 
 
 def compare_loss(expected: float, found: float, whose: str) -> float:

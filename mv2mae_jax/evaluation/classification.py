@@ -1,0 +1,77 @@
+"""What fine-tuning is worth: accuracies over clips and crops of the views that are tested.
+
+The functions are those of `reconstruction`, of the other objective.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from data import pipeline
+from mv2mae_jax.evaluation import accuracy
+from mv2mae_jax.models import stored_frames
+from mv2mae_jax.objectives.finetune import Arrays, Finetune
+
+
+def area(objective: Finetune, config: config_dict.ConfigDict) -> str:
+    """First part of the metrics' names: the split that is measured."""
+    del objective
+    return config.eval.split
+
+
+def batches(objective: Finetune, config: config_dict.ConfigDict, **share: Any) -> Iterator[Arrays]:
+    """Clips x crops of every view of the split `config.eval.split`."""
+    dataset = objective.dataset
+    return pipeline.clip_batches(
+        dataset.prepared,
+        dataset.spec,
+        {"test": dataset.test, "held_out": dataset.held_out}[config.eval.split],
+        global_batch_size=config.eval.batch_size or config.global_batch_size,
+        clips_per_view=dataset.clips_per_view,
+        crops_per_clip=dataset.crops_per_clip,
+        num_workers=config.data.num_workers,
+        **share,
+    )
+
+
+def inputs(objective: Finetune, batch: Arrays, key: jax.Array) -> Arrays:
+    """Nothing is drawn at a test."""
+    del key
+    return stored_frames.pixels(batch, objective.model.clip_size[1:])
+
+
+def evaluate(objective: Finetune, params: Any, inputs: Arrays) -> dict[str, jax.Array]:
+    """Logits of every clip, and which view it is of."""
+    logits = objective.model.apply({"params": params}, inputs["video"])
+    return {"logits": logits, **{key: inputs[key] for key in ("row", "valid")}}
+
+
+def summarize(objective: Finetune, samples: dict[str, np.ndarray]) -> dict[str, float]:
+    """Probabilities averaged over the clips and crops of each view -> accuracies, also by camera."""
+    probabilities, rows = _per_view(samples)
+    views = objective.dataset.prepared.views
+    return accuracy.summarize(probabilities, views["label"][rows], views["view"][rows])
+
+
+def measure_features(
+    objective: Finetune, params: Any, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
+) -> dict[str, float]:
+    """Nothing: the head is what is measured."""
+    del objective, params, config, mesh
+    return {}
+
+
+def tables(objective: Finetune, samples: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What metrics.json holds beside the numbers."""
+    probabilities, rows = _per_view(samples)
+    label, prediction = objective.dataset.prepared.views["label"][rows], probabilities.argmax(-1)
+    confusion = accuracy.confusion_matrix(prediction, label, objective.dataset.num_classes)
+    return {"class_names": list(objective.dataset.class_names), "confusion_matrix": confusion.tolist()}
+
+
+def _per_view(samples: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    valid = samples["valid"]
+    return accuracy.average_clips(samples["logits"][valid], samples["row"][valid])
