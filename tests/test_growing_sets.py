@@ -128,8 +128,13 @@ def test_what_does_not_fit_a_set_is_not_added(raw, grown, tmp_path):
     more = write(tmp_path / "b", {"walk/anna_t1": 0})
     (more / "walk" / "anna_t1_cam2.mp4").rename(more / "walk" / "anna_t1_cam3.mp4")
     write(tmp_path / "b", {"walk/dora_t1": 30})
-    with pytest.raises(PreparationError, match="holds take walk/anna/t1 without its view 3"):
+    with pytest.raises(PreparationError, match="from take walk/anna/t1 without its view 3"):
         run(more, grown, add=True)
+    alone = write(tmp_path / "camera_3", {"walk/anna_t1": 0})  # no other take beside it
+    (alone / "walk" / "anna_t1_cam1.mp4").unlink()
+    (alone / "walk" / "anna_t1_cam2.mp4").rename(alone / "walk" / "anna_t1_cam3.mp4")
+    with pytest.raises(PreparationError, match="from take walk/anna/t1 without its view 3"):
+        run(alone, grown, add=True)
     assert metadata.verify(grown) == []
 
 

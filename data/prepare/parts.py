@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data import catalog
 from data.catalog import Video
@@ -153,26 +153,34 @@ def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
             f"{output_dir} was interrupted while {preparation_report.count(len(part.takes), 'take')} "
             f"({', '.join(part.takes[:3])}, ...) were prepared: give that command again first{leave}"
         )
+    if not unfinished:
+        _check_views(output_dir, plans, listing)
     if going_on:
         return going_on[0].split, _restricted(listing, set(going_on[0].takes))
     if not new:
         raise PreparationError(f"nothing to add: all {len(there)} takes are in {output_dir}")
-    _check_views(output_dir, plans, listing)
     return _split(len(plans) + 1), _restricted(listing, new)
 
 
 def _check_views(output_dir: Path, plans: Sequence[Part], listing: Listing) -> None:
+    """Refuses further views of takes that were prepared or set aside: neither stored nor quarantined before."""
     known, aside = set(), set()
     for part in plans:
         for account in accounts(output_dir, part.split):
             known |= {(row["take"], row["view"]) for row in account["records"]}
-            aside |= {entry["take"] for entry in account["quarantined"]}
-    takes = {take for take, _ in known} - aside
-    more = [video for video in listing.videos if video.take in takes and (video.take, video.view) not in known]
+            aside |= {(entry["take"], PurePath(entry["path"]).name) for entry in account["quarantined"]}
+    takes = {take for part in plans for take in part.takes}
+    more = [
+        video
+        for video in listing.videos
+        if video.take in takes
+        and (video.take, video.view) not in known
+        and (video.take, PurePath(video.path).name) not in aside
+    ]
     if more:
         raise PreparationError(
-            f"{output_dir} holds take {more[0].take} without its view {more[0].view}, which cannot be added: the views "
-            f"of a take are prepared together. Prepare another set, or leave {more[0].path} out"
+            f"{output_dir} was prepared from take {more[0].take} without its view {more[0].view}, which cannot be "
+            f"added: the views of a take are prepared together. Prepare another set, or leave {more[0].path} out"
         )
 
 
