@@ -31,7 +31,7 @@ def strike_before(owner, attribute, is_it):
 import run
 from mv2mae_jax.runs import step_folders
 from mv2mae_jax.monitoring import guards, metrics
-from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.evaluation import reconstruction
 if moment == "batch":
     strike_before(guards.SkippedUpdates, "remember", lambda self, at, batch: at == step)
 if moment == "step":
@@ -39,7 +39,7 @@ if moment == "step":
 if moment == "save":
     strike_before(step_folders.digests, "table", lambda folder: folder.name.startswith(f"{step}."))
 if moment == "eval":
-    strike_before(Pretrain, "summarize", lambda self, samples: True)
+    strike_before(reconstruction, "summarize", lambda objective, samples: True)
 sys.exit(run.main(sys.argv[4:]))
 """
 

@@ -19,7 +19,7 @@ from tests.test_report import write_run
 
 PHONE, DESKTOP = (360, 740), (1280, 900)
 PRETRAIN_SECTIONS = {
-    *("summary", "curves", "reconstructions", "motion-weights", "attention", "neighbours", "embedding"),
+    *("summary", "curves", "reconstructions", "motion-weights", "attention", "neighbours", "embedding", "poses"),
     *("config", "origin"),
 }
 
@@ -300,4 +300,4 @@ def test_a_report_without_data_says_so_and_how_to_get_it(browser, tmp_path):
     browser.open(tmp_path / "run" / "report.html")
     (left_out,) = browser.find("#left-out")
     assert "/nowhere is not there" in left_out.text and "--data_dir" in left_out.text
-    assert len(browser.find("#left-out li")) == 2 and browser.find("#curves svg")
+    assert len(browser.find("#left-out li")) == 3 and browser.find("#curves svg")
