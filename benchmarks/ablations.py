@@ -36,7 +36,7 @@ def measure(job: Job) -> dict[str, Any]:
     name, variant, overrides, seed, folder = job
     common = {"data.dir": folder / "prepared", "seed": seed}
     runs = folder / "ablations" / f"{name}_{variant}_seed{seed}"
-    pretrained = experiment.run(f"ablations.py:{name}={variant}", common, runs / "pretraining")
+    pretrained = experiment.run(f"ablations:{name}={variant}", common, runs / "pretraining")
     sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
     probing = method.PROBING | {
         "init_from": runs / "pretraining",

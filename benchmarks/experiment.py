@@ -56,7 +56,8 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     """One run of the project, in this process: the content of its metrics.json, with `seconds` of wall time.
 
     Args:
-      config_name: of a file in configs/, 'ablations.py:temperature=60' or without the ending, 'benchmark'.
+      config_name: of a file in configs/ without its ending, with a variant where it has some: 'benchmark',
+        'ablations:temperature=60'.
       overrides: config keys and values; None leaves the config's.
       workdir: of the run; its output goes to log.txt there.
     """
@@ -69,7 +70,8 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
 
     import run as program
 
-    arguments = [f"--config={CONFIGS / config_name}", f"--workdir={workdir}"]
+    file, colon, variant = config_name.partition(":")
+    arguments = [f"--config={CONFIGS / file}.py{colon}{variant}", f"--workdir={workdir}"]
     arguments += [f"--config.{key}={value}" for key, value in overrides.items() if value is not None]
     arguments.append("--config.log.report=False")
     start = time.perf_counter()

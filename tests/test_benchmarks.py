@@ -102,6 +102,16 @@ def test_variants_of_an_ablation_are_valid_and_differ(name, tmp_path):
     assert len(seen) == len(ABLATIONS[name].variants) >= 2
 
 
+@pytest.mark.parametrize("name", ["benchmark", "probe", "finetune_demo", "ablations:mask_ratio=0.95_0.5"])
+def test_a_part_of_an_experiment_runs_the_config_that_it_names(name, tmp_path, monkeypatch):
+    def program(arguments):
+        config = configs.load(arguments.config, arguments.overrides)
+        (tmp_path / "part/metrics.json").write_text(json.dumps({"seed": config.seed, "metrics": {}}))
+
+    monkeypatch.setattr("run.run", program)
+    assert experiment.run(name, {"seed": 5}, tmp_path / "part")["seed"] == 5
+
+
 def test_a_failing_job_stops_those_that_have_not_begun(tmp_path):
     jobs = [tmp_path / str(number) for number in range(20)]
     (tmp_path / "0").mkdir()  # cannot be written as a file
