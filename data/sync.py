@@ -367,7 +367,7 @@ def _run(options: argparse.Namespace) -> int:
             rows += of_take
             said += remarks
             bar.advance_to(number)
-    write_whole(options.output, offsets.text(rows, ("confidence", "method")).encode(), durable=True)
+    write_whole(options.output, offsets.text(rows, ("confidence", "method")), durable=True)
     print(f"{len(takes)} takes of {len(rows)} views: {options.output}, plots to look at: {plots_of(options.output)}")
     for line in said:
         print(f"  {line}")

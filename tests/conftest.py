@@ -52,8 +52,11 @@ def hub_modules(tmp_path, monkeypatch):
     folder = tmp_path / "modules"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
+    _forget("transformers_modules")
     yield folder
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+    _forget("transformers_modules")
+
+
+def _forget(package: str) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
         del sys.modules[name]

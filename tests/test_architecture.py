@@ -4,6 +4,7 @@ import ast
 import graphlib
 import pathlib
 
+import draw_architecture
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -52,14 +53,7 @@ MODULES = {
 
 def imported(module: str) -> set[str]:
     """Modules of this project that a module imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found & MODULES.keys()
+    return set(draw_architecture.imports_of(module)) & MODULES.keys()
 
 
 def room(module: str) -> str:

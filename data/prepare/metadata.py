@@ -127,7 +127,7 @@ def write(
         _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, new)
         _write_table("unmatched.csv", ("path", "reason"), unmatched, new)
         _write_tfds_metadata(settings, shard_list, new)
-        write_whole(new / "prepared.json", json.dumps(prepared, indent=1).encode(), durable=True)
+        write_whole(new / "prepared.json", json.dumps(prepared, indent=1), durable=True)
     reasons = [(entry["path"], entry["reason"]) for entry in unmatched]
     return prepared | {"quarantined": quarantined, "unmatched": reasons, "static": static}
 
@@ -149,7 +149,7 @@ def _all_at_once(output_dir: Path, known: Mapping[str, str]) -> Iterator[Path]:
     for path in files:
         (output_dir / path).parent.mkdir(exist_ok=True)
         os.replace(new / path, output_dir / path)
-    write_whole(output_dir / digests.NAME, table.encode(), durable=True)
+    write_whole(output_dir / digests.NAME, table, durable=True)
     shutil.rmtree(new)
 
 
@@ -213,16 +213,11 @@ def _write_manifest(views: pa.Table, output_dir: Path) -> None:
     write_whole(output_dir / "manifest.parquet", manifest.getvalue(), durable=True)
 
 
-def _write_frame_index(
-    files: Sequence[shards.ShardFile], num_frames: int, output_dir: Path, folder: Path | None = None
-) -> None:
-    """Joins the shards' tables, which need not fit into memory together, into `folder` (default: `output_dir`)."""
+def _write_frame_index(files: Sequence[shards.ShardFile], num_frames: int, output_dir: Path, folder: Path) -> None:
+    """Joins the shards' tables, which need not fit into memory together, into `folder`."""
     of_shards = [output_dir / shards.PARTS / file.index_name for file in files]
     header = {"descr": np.lib.format.dtype_to_descr(frame_index.ENTRY), "fortran_order": False, "shape": (num_frames,)}
-    with (
-        whole_file((folder or output_dir) / frame_index.NAME, durable=True) as temporary,
-        open(temporary, "wb") as file,
-    ):
+    with whole_file(folder / frame_index.NAME, durable=True) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for part in of_shards:
             file.write(np.load(part).tobytes())

@@ -50,15 +50,12 @@ class Part:
         """Writes its plan."""
         plan = {"format_version": FORMAT_VERSION, "settings": self.settings, "takes": self.takes}
         plan |= {"subject_names": self.subject_names} if self.subject_names else {}
-        write_whole(_plan_path(output_dir, self.split), json.dumps(plan, indent=1).encode(), durable=True)
+        write_whole(_path(output_dir, "plan", self.split), json.dumps(plan, indent=1), durable=True)
 
 
-def _plan_path(output_dir: Path, split: str) -> Path:
-    return output_dir / ("plan.json" if split == shards.SPLIT else f"plan-{split}.json")
-
-
-def _inputs_path(output_dir: Path, split: str) -> Path:
-    return output_dir / ("inputs.json" if split == shards.SPLIT else f"inputs-{split}.json")
+def _path(output_dir: Path, what: str, split: str) -> Path:
+    """Of a part's 'plan' or 'inputs'."""
+    return output_dir / (f"{what}.json" if split == shards.SPLIT else f"{what}-{split}.json")
 
 
 def _split(number: int) -> str:
@@ -73,7 +70,7 @@ def read_plans(output_dir: Path) -> list[Part]:
       PreparationError: a plan is damaged, or of another version.
     """
     found = []
-    while (path := _plan_path(output_dir, split := _split(len(found) + 1))).exists():
+    while (path := _path(output_dir, "plan", split := _split(len(found) + 1))).exists():
         try:
             plan = json.loads(path.read_bytes())
             version, settings, takes = int(plan["format_version"]), dict(plan["settings"]), list(plan["takes"])
@@ -90,7 +87,7 @@ def read_plans(output_dir: Path) -> list[Part]:
 
 def is_finished(output_dir: Path, split: str) -> bool:
     """Whether the set holds the part."""
-    return _inputs_path(output_dir, split).exists()
+    return _path(output_dir, "inputs", split).exists()
 
 
 def check_same(before: Part, now: Part, output_dir: Path, *, same_takes: bool) -> None:
@@ -147,7 +144,7 @@ def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
     going_on = [part for part in reversed(unfinished or plans) if there >= set(part.takes) and not new]
     if unfinished and not going_on:
         part = unfinished[-1]
-        files = f"{_plan_path(output_dir, part.split)}, parts/{part.split}-* and *-{part.split}.array_record-*"
+        files = f"{_path(output_dir, 'plan', part.split)}, parts/{part.split}-* and *-{part.split}.array_record-*"
         leave = f", or delete {files} to leave it" if part.split != shards.SPLIT else ""
         raise PreparationError(
             f"{output_dir} was interrupted while {preparation_report.count(len(part.takes), 'take')} "
@@ -226,12 +223,12 @@ def found(listing: Listing) -> dict:
 def finish(output_dir: Path, split: str, files: Sequence[str], facts: dict) -> None:
     """Writes which shards a part has, and what was found in its input."""
     text = json.dumps({"shards": list(files), **facts}, indent=1)
-    write_whole(_inputs_path(output_dir, split), text.encode(), durable=True)
+    write_whole(_path(output_dir, "inputs", split), text, durable=True)
 
 
 def inputs(output_dir: Path, split: str) -> dict:
     """As written by `finish`. Raises PreparationError where it is damaged."""
-    path = _inputs_path(output_dir, split)
+    path = _path(output_dir, "inputs", split)
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -330,10 +330,9 @@ class Prepared:
 
     def place_of(self, record: int) -> tuple[str, int]:
         """The folder that a record lies in, and its number there."""
-        return max(
-            ((folder, record - first) for folder, first in self.parts or ((self.directory, 0),) if first <= record),
-            key=lambda place: -place[1],
-        )
+        parts = self.parts or ((self.directory, 0),)
+        folder, first = max((part for part in parts if part[1] <= record), key=lambda part: part[1])
+        return folder, record - first
 
     def digest_of(self, name: str) -> str:
         """SHA-256 of a file of the set, in hexadecimal; of several sets' files together."""
