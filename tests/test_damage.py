@@ -213,8 +213,9 @@ def test_a_save_that_fails_is_told_with_what_is_kept(saved, tmp_path):
 def test_a_full_disk_is_told_and_going_on_later_works(tmp_path):
     """A limit on the size of files stands in for it: writing fails in the middle of the second checkpoint."""
     code = """
-import resource, sys
+import asyncio, resource, sys
 import jax.numpy as jnp
+import tensorstore
 from mv2mae_jax.runs import checkpoint
 checkpointer = checkpoint.Checkpointer(sys.argv[1])
 checkpointer.save(1, {"small": jnp.ones(10)}, {"config": "{}"}, force=True)
@@ -225,6 +226,21 @@ try:
     checkpointer.wait()
 except OSError as error:
     print(error)
+
+# Writes of a save that was given up may end after Orbax has closed its event loop.
+async def begin_waiting():
+    task = asyncio.ensure_future(wait())
+    await asyncio.sleep(0.01)
+    return task
+
+async def wait():
+    await future
+
+promise, future = tensorstore.Promise.new()
+loop = asyncio.new_event_loop()
+task = loop.run_until_complete(begin_waiting())
+loop.close()
+promise.set_result(None)
 """
     ended = faults.finish(faults.start("-c", code, tmp_path))
     assert ended.returncode == 0, ended.stderr

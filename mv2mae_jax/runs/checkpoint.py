@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ class _RaisedAnyway(logging.Filter):
 
 
 _LOGGERS = ("absl", "asyncio")
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Drops what TensorStore prints if it ends a write after Orbax gave the save up and closed its event loop."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _unraisable_before(unraisable)
+
+
+_unraisable_before = sys.unraisablehook
+sys.unraisablehook = _unraisable
 
 
 class Checkpointer:
