@@ -1,5 +1,6 @@
 """Whether what is prepared as one instant was filmed at one instant, whatever the files' rates, starts and losses."""
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from console.errors import UserError
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import carry_truth, clocks, offsets, raw_video, shards, times
+from data.prepare import carry_truth, clocks, contact_sheet, offsets, raw_video, shards, times
 from data.prepare.listing import list_videos
 from data.store import takes
 from tests import video_files
@@ -138,6 +139,22 @@ def test_a_view_that_lost_frames(tmp_path, ending):
     assert "the only view" in aside[f"t_camA.{ending}"]
     _, _, aside = prepared(raw, "timestamps", max_gap_share=0.1)
     assert "10 of 90 ticks" in aside[f"t_camB.{ending}"] and "gap of 0.33 s at 1.33 s" in aside[f"t_camB.{ending}"]
+
+
+def test_the_contact_sheet_shows_one_moment_of_a_take(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for take, begin in (("s", 5), ("t", 15)):
+        write_timed(raw / f"{take}_camA.mp4", list(range(90)))
+        write_timed(raw / f"{take}_camB.mp4", [n for n in range(begin, 100) if not 30 <= n < 40])
+    write_timed(raw / "t_camC.mp4", list(range(90)))  # a camera that take s lacks
+    _, shown, _ = prepared(raw, "timestamps", sheet=True)
+    sheet = cv2.imread(str(tmp_path / "raw-timestamps" / contact_sheet.NAME))[..., ::-1]
+    height, width = 96 + contact_sheet.LABEL_HEIGHT + contact_sheet.GAP, 128 + contact_sheet.GAP
+    assert sheet.shape == (3 * height, width, 3), "take t alone has all cameras"
+    cells = [sheet[top + contact_sheet.LABEL_HEIGHT :][:96, :128] for top in range(0, 3 * height, height)]
+    middle = shown["A"][len(shown["A"]) // 2]
+    assert [time_shown(cell) for cell in cells] == [middle] * 3 and middle > 50
 
 
 def test_mixed_rates_show_the_same_instants(tmp_path):

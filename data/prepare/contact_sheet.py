@@ -1,4 +1,4 @@
-"""The contact sheet of a prepared set: frames of every camera, with the boxes that were cut out of them."""
+"""The contact sheet of a prepared set: one moment of some takes in every camera, with the boxes that were cut out."""
 
 import collections
 import itertools
@@ -18,6 +18,7 @@ TAKES = 6  # of a camera, evenly spread over the set
 CAMERAS = 24  # at most; the first by name
 SHORT_SIDE, LABEL_HEIGHT, GAP = 120, 16, 4  # pixels
 COLOUR = (255, 220, 0)  # of the boxes, RGB
+NO_CELL = np.zeros((0, 0, 3), np.uint8)  # where a take lacks a camera
 
 
 def write(
@@ -27,7 +28,10 @@ def write(
     output_dir: Path,
     frames_fps: float | None = None,
 ) -> Path:
-    """Writes OUTPUT/contact_sheet.png, one row per camera; returns its path.
+    """Writes OUTPUT/contact_sheet.png; returns its path.
+
+    A row is a camera and a column a take. Takes are spread evenly over those with the most cameras. A camera that none
+    of them has shows takes of its own.
 
     Args:
       accounts: of the shards, as of `shards.account_of`.
@@ -40,28 +44,36 @@ def write(
       ValueError: the picture cannot be written.
     """
     video = {(video.take, video.view): video for video in videos}
-    of_view: dict[str, list[dict]] = {}
+    of_view: dict[str, dict[str, dict]] = {}
     for row in (row for account in accounts for row in account["records"]):
-        of_view.setdefault(row["view"], []).append(row)
+        of_view.setdefault(row["view"], {})[row["take"]] = row
+    num_views = collections.Counter(take for rows in of_view.values() for take in rows)
+    chosen = _spread([take for take, number in num_views.items() if number == max(num_views.values())])
     picked = []
     for _, rows in sorted(of_view.items())[:CAMERAS]:
-        numbers = np.unique(np.linspace(0, len(rows) - 1, TAKES).round().astype(int))
-        picked.append([rows[number] for number in numbers])
-    paths = [video[row["take"], row["view"]].path for rows in picked for row in rows]
+        takes = chosen if rows.keys() & set(chosen) else _spread(list(rows))
+        picked.append([rows.get(take) for take in takes])
+    paths = [video[row["take"], row["view"]].path for rows in picked for row in rows if row]
     with archives.Reader(input_dir, paths, frames_fps=frames_fps) as files:
-        lines = [[_cell(video[row["take"], row["view"]], row, files) for row in rows] for rows in picked]
+        lines = [
+            [_cell(video[row["take"], row["view"]], row, files) if row else NO_CELL for row in rows] for rows in picked
+        ]
     path = output_dir / NAME
     if not cv2.imwrite(str(path), _joined(lines)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9]):
         raise UnusableFile(f"could not write {path}")
     return path
 
 
+def _spread(takes: Sequence[str]) -> list[str]:
+    """TAKES of them at most, evenly spread."""
+    numbers = np.unique(np.linspace(0, max(0, len(takes) - 1), min(TAKES, len(takes))).round().astype(int))
+    return [takes[number] for number in numbers]
+
+
 def _cell(video: Video, row: dict, files: archives.Reader) -> np.ndarray:
-    """The frame in the middle of a view with its box and names, uint8[h, w, 3]."""
-    middle = (video.interval or (0,))[0] + row["num_frames"] // 2
+    """The frame of the file that the middle of a record shows, with its box and names: uint8[h, w, 3]."""
     with files.open(video.path) as file:
-        begin = itertools.islice(raw_video.read(file, SHORT_SIDE)[1], middle + 1)
-        cell = collections.deque(begin, maxlen=1)[0]  # the last: a clock may show one frame of the file several times
+        cell = next(itertools.islice(raw_video.read(file, SHORT_SIDE)[1], row["middle_frame"], None))
     if MANIFEST_COLUMNS[0] in row:
         left, top, right, bottom, width, height = (row[name] for name in MANIFEST_COLUMNS)
         x, y = cell.shape[1] / width, cell.shape[0] / height
@@ -73,15 +85,12 @@ def _cell(video: Video, row: dict, files: archives.Reader) -> np.ndarray:
 
 
 def _joined(lines: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """A row of cells below the other on white, uint8[H, W, 3]."""
-    sizes = [(max(cell.shape[0] for cell in cells), sum(cell.shape[1] + GAP for cell in cells)) for cells in lines]
-    height, width = sum(h + GAP for h, _ in sizes), max((w for _, w in sizes), default=1)
-    image = np.full((max(height, 1), width, 3), 255, np.uint8)
-    top = 0
-    for cells, (line_height, _) in zip(lines, sizes, strict=True):
-        left = 0
-        for cell in cells:
+    """Cells in rows and columns on white, uint8[H, W, 3]."""
+    columns = itertools.zip_longest(*lines, fillvalue=NO_CELL)
+    bottoms = np.cumsum([max(cell.shape[0] for cell in cells) + GAP for cells in lines])
+    rights = np.cumsum([max(cell.shape[1] for cell in cells) + GAP for cells in columns])
+    image = np.full((max(bottoms, default=1), max(rights, default=1), 3), 255, np.uint8)
+    for top, cells in zip([0, *bottoms], lines, strict=False):
+        for left, cell in zip([0, *rights], cells, strict=False):
             image[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
-            left += cell.shape[1] + GAP
-        top += line_height + GAP
     return image

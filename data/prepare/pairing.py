@@ -28,6 +28,7 @@ class EncodedVideo:
     source_fps: float  # of the file, as of `clocks.rate`
     begin: float  # stamp of the file's first frame, seconds
     stamps: np.ndarray  # float[T], seconds, of the file's frames in `frames`
+    numbers: np.ndarray  # int[T], of the same frames, counted in the file
     repeats: bool  # as of `raw_video.Source`
     num_empty_at_end: int = 0  # as of `raw_video.Source`
     num_tracks: int  # video tracks in the file
@@ -35,13 +36,18 @@ class EncodedVideo:
     raw_size: tuple[int, int] | None = None
     offset: float = 0.0  # seconds that were added to the stamps
     num_gaps: int = 0  # frames repeated in place of frames that the file lacks
-    resampled: bool = False  # frame k is not the k-th of the file (or of the interval that was cut)
 
     @property
     def span(self) -> tuple[float, float]:
         """When its first frame is due, and the last that it has or lacks: seconds on the take's clock."""
         begin, end = float(self.stamps[0]), float(self.stamps[-1]) + self.num_empty_at_end / self.source_fps
         return begin + self.offset, end + self.offset
+
+    @property
+    def resampled(self) -> bool:
+        """Whether frame k is not the k-th of the file, or of the interval that was cut."""
+        start = self.video.interval[0] if self.video.interval else 0
+        return not np.array_equal(self.numbers, start + np.arange(len(self.numbers)))
 
 
 def choose_views(
@@ -107,8 +113,8 @@ def _resampled(view: EncodedVideo, shown: np.ndarray, gap: np.ndarray, **changes
         view,
         frames=[view.frames[i] for i in shown.tolist()],
         stamps=view.stamps[shown],
+        numbers=view.numbers[shown],
         num_gaps=int(gap.sum()),
-        resampled=not np.array_equal(shown, np.arange(len(shown))),
         **changes,
     )
 

@@ -343,6 +343,7 @@ def _encode_file(
             source_fps=rate,
             begin=source.seconds[0],
             stamps=np.array(source.seconds[start:end]),
+            numbers=np.arange(start, end),
             repeats=source.repeats,
             num_empty_at_end=0 if video.interval else source.num_empty_at_end,
             num_tracks=source.num_tracks,
@@ -376,6 +377,7 @@ def _row(view: EncodedVideo, record: bytes) -> dict:
         "offset_seconds": view.offset,
         "gap_frames": view.num_gaps,
         "resampled": view.resampled,
+        "middle_frame": int(view.numbers[len(view.numbers) // 2]),  # for the contact sheet
         "video_tracks": view.num_tracks,
         **(dict(zip(MANIFEST_COLUMNS, (*view.box, *view.raw_size), strict=True)) if view.box else {}),
     }
