@@ -10,7 +10,7 @@ DOCS_TESTS := $(addprefix tests/,test_docs.py test_docs_content.py test_docs_exa
 # A file's tests share what they have prepared, so a file stays in one process; more than four would fill the memory.
 IN_PARALLEL := -n auto --maxprocesses=4 --dist loadfile
 
-.PHONY: demo test test-docs test-slow test-beam test-tpu-aot lint format docs bench clean
+.PHONY: demo smoke test test-docs test-slow test-beam test-tpu-aot lint format docs bench clean
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
@@ -18,6 +18,15 @@ demo: $(VENV)/installed
 	  --actor_share=0.8 --facing_spread=45 --fps=10 --resolution=40x40 --sheet
 	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(DEMO)/raw --output=$(DEMO)/prepared --short_side=32
 	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO)/run --config.data.dir=$(DEMO)/prepared
+
+# The shortest way from videos to an export, to try another Python: make smoke PYTHON=python3.12 VENV=.venv-3.12
+smoke: $(VENV)/installed
+	rm -rf $(VENV)/smoke
+	$(BIN)/python -m data.synthetic --output=$(VENV)/smoke/raw --takes=16 --rooms=plain --fps=10 --resolution=40x40
+	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(VENV)/smoke/raw --output=$(VENV)/smoke/prepared --short_side=32
+	$(BIN)/python run.py --config=configs/demo.py --workdir=$(VENV)/smoke/run --config.data.dir=$(VENV)/smoke/prepared \
+	  --config.total_steps=4 --config.global_batch_size=8 --config.eval.batch_size=8
+	$(BIN)/python -m mv2mae_jax.torch_export --workdir=$(VENV)/smoke/run --format=hf --output=$(VENV)/smoke/exported
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow" $(IN_PARALLEL) $(addprefix --ignore=,$(DOCS_TESTS))
@@ -60,7 +69,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.gelu
 
 clean:
-	rm -rf $(VENV) $(DEMO) docs/_build
+	rm -rf $(VENV) .venv-3.12 $(DEMO) docs/_build
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
