@@ -124,6 +124,8 @@ def _start_worker(shares: multiprocessing.Queue, cache: str) -> None:
     # The same few programs are compiled for every seed.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    # The first process would take three quarters of a GPU's memory, and leave too little for the others.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path.insert(0, str(ROOT))
 
 

@@ -54,6 +54,16 @@ def test_check_says_what_is_missing(tmp_path, capsys):
     assert f"MISSING: cross_view seed {preset.seeds[-1]}" in capsys.readouterr().out
 
 
+def test_a_rehearsal_differs_from_its_preset_in_amounts_alone():
+    amounts = {"data", "clips", "seeds", "finetune_steps", "labels_per_class"}
+    for name in ("cpu", "gpu"):
+        preset, quick = (vars(method.PRESETS[key]) for key in (name, f"{name}_quick"))
+        assert {key for key in preset if preset[key] != quick[key]} == amounts
+        changed = {option.partition("=")[0] for option in set(quick["data"]) - set(preset["data"])}
+        assert changed == {"--takes", "--setups", "--subjects"}
+        assert quick["clips"] * 100 == preset["clips"]
+
+
 def test_orders_are_judged_by_differences_of_the_same_seed(tmp_path):
     """Seeds differ by more than rows, and every seed agrees: unpaired, nothing would be seen."""
     for row, better in (("two_views", 0.0), ("cross_view", 0.1)):
