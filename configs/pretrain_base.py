@@ -90,6 +90,7 @@ def get_config() -> config_dict.ConfigDict:
     config.loss = config_dict.ConfigDict(
         dict(
             target="pixels",  # [ours] pixels | normalized_pixels; normalising lifts the noise of static patches
+            error="squared",  # [ours] squared: of each value of a patch, of which the loss is the mean
             cross_weight=1.0,  # [ours] lambda: total = self-view loss of every view + lambda * cross-view loss
             # Exactly one of the next two is set. The paper's t = 60 does not say on which pixel scale; on [0, 255] it
             # weights about 2 of 512 tokens, on [0, 1] all of them alike. An effective share of tokens has no scale.

@@ -1,7 +1,9 @@
 """Checks of a config before anything is compiled. Imports no JAX, so mistakes are reported at once."""
 
+import ast
 import math
 import os
+import pathlib
 from collections.abc import Iterator
 
 from ml_collections import config_dict
@@ -9,21 +11,32 @@ from ml_collections import config_dict
 from console.errors import UserError
 from data.store.directories import directories
 from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
+from mv2mae_jax.objectives.mask_kinds import MASK_KINDS
 
+
+def _keys_of(file: str, table: str) -> tuple[str, ...]:
+    """The keys of a table of this package. It is read, not imported, because that would import JAX, too."""
+    tree = ast.parse((pathlib.Path(__file__).parent / file).read_text())
+    values = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == table)
+    return tuple(key.value for key in next(values).keys)
+
+
+# Keys with their allowed values. What a table defines is named only there.
 _CHOICES = {
     "task": TASKS,
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "data.cache": ("auto", "off", "memory"),
     "data.motion_on": ("host", "device"),
-    "model.variant": ("Ti", "S", "B", "L", "H"),
+    "model.variant": _keys_of("models/variants.py", "VARIANTS"),
     "model.remat": ("auto", "none", "dots", "block"),
-    "model.decoder": ("mv2mae", "joint"),
+    "model.decoder": _keys_of("models/variants.py", "DECODERS"),
     "model.layer_loop": ("auto", "rolled", "unrolled"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "per_head"),
     "model.norm_affine": ("auto", "folded", "applied"),
-    "masking.kind": ("random", "tube"),
+    "masking.kind": tuple(MASK_KINDS),
     "loss.weighted_views": ("all", "target"),
-    "loss.target": ("pixels", "normalized_pixels"),
+    "loss.target": _keys_of("objectives/losses.py", "TARGET_KINDS"),
+    "loss.error": _keys_of("objectives/losses.py", "ERRORS"),
     "optimizer.name": ("adamw", "muon"),
     "eval.split": ("test", "held_out"),
     "probe.pooling": ("mean", "slices", "motion"),
@@ -169,10 +182,9 @@ def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[st
             f"loss.cross_weight = {loss.cross_weight} weighs the cross-view loss, which model.decoder = 'joint' does "
             "not have: leave it at 1.0."
         )
-    num_tokens = math.prod(grid)
     for name in ("target_mask_ratio", "source_mask_ratio"):
         ratio = masking[name]
-        cell = grid[1] * grid[2] if masking.kind == "tube" else num_tokens
+        cell = MASK_KINDS[masking.kind].num_groups(tuple(grid))
         lowest, highest = math.ceil(1000 / cell) / 1000, math.floor(1000 * (cell - 1) / cell) / 1000
         if cell == 1:
             yield f"masking.{name}: one token cannot be hidden in part; cut the clip into more (model.tubelet_size)."

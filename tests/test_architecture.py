@@ -17,7 +17,7 @@ EVERY_ROOM = {
 ALLOWED = {
     "distributed": set(),
     "config": set(),
-    "config_checks": {"config"},
+    "config_checks": {"config", "objectives"},  # of the objectives the kinds of masks, which need no JAX
     "optim": set(),
     "state": {"optim"},
     # The model reads the masks' type; how arrays lie and which attention a chip has are asked of `distributed`.

@@ -44,6 +44,20 @@ def test_every_key_of_a_base_says_where_it_comes_from(task):
     assert configs.origins(base).keys() <= keys <= configs.origins(base).keys() | shared
 
 
+def test_allowed_values_are_the_keys_of_the_tables():
+    """They are read from the source, so that no JAX is imported."""
+    from mv2mae_jax.models import variants
+    from mv2mae_jax.objectives import losses
+
+    tables = {
+        "model.variant": variants.VARIANTS,
+        "model.decoder": variants.DECODERS,
+        "loss.target": losses.TARGET_KINDS,
+        "loss.error": losses.ERRORS,
+    }
+    assert {key: config_checks._CHOICES[key] for key in tables} == {key: tuple(table) for key, table in tables.items()}
+
+
 def test_values_stated_by_the_paper():
     values = dict(configs.flatten(configs.load(BASE)))
     paper = {key: values[key] for key, tag in configs.origins(BASE).items() if tag == "paper"}

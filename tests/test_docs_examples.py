@@ -25,19 +25,30 @@ def copy_code(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def patched(tmp_path_factory) -> Path:
-    """The repository's Python files with all patches and new files of the page."""
-    folder = copy_code(tmp_path_factory.mktemp("patched"))
-    for path, text in re.findall(r"<!-- file: (\S+) -->\n\n```python\n(.*?)```", PAGE, re.DOTALL):
+def apply(page: str, folder: Path) -> set[str]:
+    """Makes the new files and the edits of a page in a copy of the repository. Returns the files that were edited."""
+    for path, text in re.findall(r"<!-- file: (\S+) -->\n\n```python\n(.*?)```", page, re.DOTALL):
         assert not (folder / path).exists(), f"{path} is called new"
         (folder / path).write_text(text)
-    patches = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
-    assert len(patches) == 6
-    for patch in patches:
-        apply = ["git", "apply", "--unidiff-zero", "--whitespace=nowarn", "-"]
-        done = subprocess.run(apply, cwd=folder, input=patch, capture_output=True, text=True)
-        assert done.returncode == 0, f"a patch of docs/extending.md no longer applies:\n{done.stderr}\n{patch}"
+    edits = re.findall(r"<!-- edit: (\S+) -->\n\n```diff\n(.*?)```", page, re.DOTALL)
+    for file, text in edits:
+        lines = text.splitlines(keepends=True)
+        before, after = ("".join(line[1:] for line in lines if line[0] != mark) for mark in "+-")
+        code = (folder / file).read_text()
+        assert code.count(before) == 1, f"{file} does not have these lines once; mend the edit in the page:\n{before}"
+        (folder / file).write_text(code.replace(before, after))
+    assert len(edits) == page.count("```diff"), "an edit without `<!-- edit: FILE -->` above it"
+    return {file for file, _ in edits}
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """The repository's Python files with all edits and new files of the page."""
+    folder = copy_code(tmp_path_factory.mktemp("extended"))
+    assert apply(PAGE, folder) == {
+        *("mv2mae_jax/objectives/losses.py", "mv2mae_jax/objectives/mask_kinds.py", "mv2mae_jax/models/variants.py"),
+        "data/catalog/__init__.py",
+    }
     return folder
 
 
@@ -50,7 +61,8 @@ def run_in(folder: Path, script: str) -> str:
 
 TRAINING = """
 import jax, numpy as np
-from mv2mae_jax.objectives import losses
+from mv2mae_jax import config_checks
+from mv2mae_jax.objectives import losses, masking
 from mv2mae_jax.models import tubelets
 from tests import tiny
 
@@ -60,19 +72,33 @@ total, count = losses.reconstruction_loss(prediction, target, weights, "absolute
 np.testing.assert_allclose(total, sum(w * np.abs(p - t).mean() for p, t, w in zip(prediction, target, weights)), 1e-5)
 assert count == 4
 
-config = tiny.make_config(loss=dict(error="absolute"), model=dict(backbone="set"))
-state, history = tiny.run_steps(config, 3)  # both in one run, as compiling takes longest
+# Every token is visible or masked, and so are whole slices.
+mask = masking.draw_mask(jax.random.key(0), batch_shape=(5,), grid=(4, 2, 3), mask_ratio=0.5, kind="slices")
+for visible, masked in zip(np.asarray(mask.visible), np.asarray(mask.masked)):
+    assert sorted([*visible, *masked]) == list(range(24))
+    assert all((np.bincount(part // 6, minlength=4) % 6 == 0).all() for part in (visible, masked))
+
+config = tiny.make_config(
+    data=dict(dir="."),
+    loss=dict(error="absolute"),
+    masking=dict(kind="slices"),
+    model=dict(decoder="shared", variant="Set-Ti", decoder_depth=1),
+)
+open("prepared.json", "w").close()
+config_checks.validate(config)
+state, history = tiny.run_steps(config, 3)  # all in one run, as compiling takes longest
 assert all(np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0 for metrics in history), history
 # Pixels of the batches are uniform on [0, 1], so the mean absolute deviation is 1/4 before normalisation.
 baseline = np.mean([metrics["loss_mean_prediction"] for metrics in history])
 np.testing.assert_allclose(baseline, 0.25 * np.mean(1 / tubelets.IMAGENET_STD), rtol=0.1)
 names = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(state.params["encoder"])}
 assert "qkv" not in names and {"fc1_0", "fc2_1"} <= names, names
+assert state.params.keys() == {"encoder", "cross_decoder"}
 """
 
 
-def test_the_objective_and_the_backbone_train(patched):
-    run_in(patched, TRAINING)
+def test_the_loss_the_mask_the_decoder_and_the_backbone_train(extended):
+    run_in(extended, TRAINING)
 
 
 PREPARATION = """
@@ -103,21 +129,14 @@ assert kitchen.split("xsub", kitchen.parse("cook02_cut_01_left.mp4")) == "test"
 """
 
 
-def test_the_data_set_is_prepared(patched):
-    run_in(patched, PREPARATION)
+def test_the_data_set_is_prepared(extended):
+    run_in(extended, PREPARATION)
 
 
 def test_the_walk_to_a_changed_loss_works(tmp_path):
     """The edits of CONTRIBUTING.md, found by the lines around them, its test, and its config value."""
     folder = copy_code(tmp_path)
-    edits = re.findall(r"<!-- edit: (\S+) -->\n\n```diff\n(.*?)```", WALK, re.DOTALL)
-    assert len({file for file, _ in edits}) == 2
-    for file, text in edits:
-        lines = text.splitlines(keepends=True)
-        before, after = ("".join(line[1:] for line in lines if line[0] != mark) for mark in "+-")
-        code = (folder / file).read_text()
-        assert code.count(before) == 1, f"{file} does not have these lines once:\n{before}"
-        (folder / file).write_text(code.replace(before, after))
+    assert apply(WALK, folder) == {"mv2mae_jax/objectives/losses.py"}
     file, test = re.search(r"<!-- append: (\S+) -->\n\n```python\n(.*?)```", WALK, re.DOTALL).groups()
     (folder / file).write_text((folder / file).read_text() + "\n\n" + test)
     name = re.search(r"def (test_\w+)", test)[1]
@@ -134,8 +153,8 @@ def test_the_walk_to_a_changed_loss_works(tmp_path):
     check_format(folder)
 
 
-def test_the_patched_code_is_formatted(patched):
-    check_format(patched)
+def test_the_extended_code_is_formatted(extended):
+    check_format(extended)
 
 
 def check_format(folder: Path) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
-from mv2mae_jax.models import layers, mv2mae, tubelets, variants
+from mv2mae_jax.models import layers, tubelets, variants
 from mv2mae_jax.models.compute import Compute
 
 
@@ -25,14 +25,15 @@ class Classifier(nn.Module):
     """Video clip -> class logits: encoder over all tokens, their mean, a fresh norm, a linear head.
 
     Attributes:
-      encoder: without its last norm; its parameters have the names that pre-training gives them.
+      encoder: of `MV2MAE.make_encoder`, without its last norm. Its parameters have the names that pre-training gives
+        them.
       num_classes: K.
       clip_size: (frames, height, width) in pixels.
       tubelet_size: (frames, height, width) of one token.
       head_init_scale: multiplies the initial weights of the head [ours: VideoMAE's 0.001].
     """
 
-    encoder: mv2mae.Encoder
+    encoder: nn.Module
     num_classes: int
     clip_size: tuple[int, int, int]
     tubelet_size: tuple[int, int, int]
@@ -73,18 +74,8 @@ class Classifier(nn.Module):
 def from_config(config: config_dict.ConfigDict, num_classes: int) -> Classifier:
     """The classifier of a config's `model` and `data` sections."""
     sizes = variants.from_config(config)
-    encoder = mv2mae.Encoder(
-        num_tokens=sizes.num_tokens,
-        width=sizes.width,
-        depth=sizes.depth,
-        num_heads=sizes.num_heads,
-        mlp_ratio=sizes.mlp_ratio,
-        drop_path=config.model.drop_path,
-        final_norm=False,
-        compute=sizes.compute,
-    )
     return Classifier(
-        encoder=encoder,
+        encoder=sizes.make_encoder(final_norm=False, drop_path=config.model.drop_path),
         num_classes=num_classes,
         clip_size=sizes.clip_size,
         tubelet_size=sizes.tubelet_size,

@@ -4,8 +4,11 @@ The nearest relative is MuM (arXiv 2511.17309), which masks any number of images
 itself and decodes them together. Here it is a rival to hold MV2MAE's decoders against, at the same encoder and clips.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 
 from console.errors import UserError
 from mv2mae_jax.models import mv2mae
@@ -25,6 +28,11 @@ class JointMAE(mv2mae.MV2MAE):
 
     cross_view: bool = False
     num_views: int = 2
+
+    @classmethod
+    def fields_from_config(cls, config: config_dict.ConfigDict) -> dict[str, Any]:
+        """As `MV2MAE.fields_from_config`, with the number of views."""
+        return super().fields_from_config(config) | {"num_views": 1 + config.data.num_source_views}
 
     def set_up_decoders(self) -> None:
         self.joint_decoder = self.make_decoder(num_tokens=self.num_views * self.num_tokens)

@@ -12,6 +12,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 
 from console.errors import UserError
 from mv2mae_jax.models import layers, tubelets
@@ -146,6 +147,7 @@ class MV2MAE(Computed, nn.Module):
       decoder_width, decoder_depth, decoder_heads: of each of the two decoders.
       final_norm: False leaves the encoder's last norm out, as fine-tuning does.
       cross_view: False leaves the cross-view decoder and its parameters out (the single-view baseline, VideoMAE).
+      backbone: class of the encoder, with the fields of `Encoder`.
       compute: how all of it is computed.
     """
 
@@ -160,7 +162,13 @@ class MV2MAE(Computed, nn.Module):
     mlp_ratio: float = 4.0
     final_norm: bool = True
     cross_view: bool = True
+    backbone: type[nn.Module] = Encoder
     compute: Compute = Compute()
+
+    @classmethod
+    def fields_from_config(cls, config: config_dict.ConfigDict) -> dict[str, Any]:
+        """The fields, besides the sizes, that a config sets. Fine-tuning and probes have no decoders."""
+        return {"cross_view": config.model.get("cross_view", False)}
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -180,14 +188,14 @@ class MV2MAE(Computed, nn.Module):
         return t * h * w * 3
 
     def setup(self):
-        self.encoder = Encoder(
-            width=self.width,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            final_norm=self.final_norm,
-            **self._shared_fields(),
-        )
+        self.encoder = self.make_encoder(final_norm=self.final_norm)
         self.set_up_decoders()
+
+    @nn.nowrap
+    def make_encoder(self, **fields: Any) -> nn.Module:
+        """An encoder of the model's sizes; `fields` are further ones of its class. Works outside the model, too."""
+        sizes = {"width": self.width, "depth": self.depth, "num_heads": self.num_heads}
+        return self.backbone(**sizes, **self._shared_fields(), **fields)
 
     def set_up_decoders(self) -> None:
         """The part of `setup` in which kinds of decoders differ."""
@@ -200,6 +208,7 @@ class MV2MAE(Computed, nn.Module):
         sizes = {"width": self.decoder_width, "depth": self.decoder_depth, "num_heads": self.decoder_heads}
         return Decoder(**{"patch_dim": self.patch_dim, **sizes, **self._shared_fields(), **fields})
 
+    @nn.nowrap
     def _shared_fields(self) -> dict[str, Any]:
         return {"num_tokens": self.num_tokens, "mlp_ratio": self.mlp_ratio, "compute": self.compute}
 

@@ -2,19 +2,24 @@
 
 import dataclasses
 import difflib
-from typing import Any
+from typing import Any, Final
 
+import flax.linen as nn
 from ml_collections import config_dict
 
 from console.errors import UserError
 from mv2mae_jax.models import compute, tubelets
 from mv2mae_jax.models.joint import JointMAE
-from mv2mae_jax.models.mv2mae import MV2MAE
+from mv2mae_jax.models.mv2mae import MV2MAE, Encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Sizes of the encoder and of the decoders that go with it."""
+    """Sizes of the encoder and of the decoders that go with it.
+
+    `backbone` is the encoder's class. It is built with the fields of `Encoder`, maps what `Encoder` maps, and its
+    parameters are called `encoder` in a checkpoint.
+    """
 
     width: int
     depth: int
@@ -22,11 +27,12 @@ class Variant:
     decoder_width: int
     decoder_depth: int
     decoder_heads: int
+    backbone: type[nn.Module] = Encoder
 
 
 # The paper trains Ti, S and B [paper]. The sizes of its decoders could not be read, so all are [ours]; for S to H
 # they are VideoMAE's (widths and heads from its `modeling_pretrain.py`, depths from its Kinetics-400 scripts).
-VARIANTS: dict[str, Variant] = {
+VARIANTS: Final[dict[str, Variant]] = {
     # VideoMAE has no Ti; the decoder is half as wide as S's [ours].
     "Ti": Variant(width=192, depth=12, num_heads=3, decoder_width=96, decoder_depth=4, decoder_heads=3),
     "S": Variant(width=384, depth=12, num_heads=6, decoder_width=192, decoder_depth=4, decoder_heads=3),
@@ -35,7 +41,11 @@ VARIANTS: dict[str, Variant] = {
     "H": Variant(width=1280, depth=32, num_heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
 }
 
-DECODERS = {"mv2mae": MV2MAE, "joint": JointMAE}
+# The values of `model.decoder`: the pre-training model by the decoders that it has.
+DECODERS: Final[dict[str, type[MV2MAE]]] = {
+    "mv2mae": MV2MAE,
+    "joint": JointMAE,
+}
 
 
 def build(
@@ -62,7 +72,7 @@ def build(
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(fields)}."
             raise UserError(f"{kind.__name__} has no field {name!r}. {hint}")
-    sizes = dataclasses.asdict(VARIANTS[variant]) | overrides
+    sizes = vars(VARIANTS[variant]) | overrides
     model = kind(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
     _check_sizes(model)
     _check_attention(model)
@@ -74,14 +84,12 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     sizes = [field.name for field in dataclasses.fields(Variant)]
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
     decoder = config.model.get("decoder", "mv2mae")  # older runs, fine-tuning and probes have no such key
-    if decoder == "joint":
-        overrides["num_views"] = 1 + config.data.num_source_views
+    overrides |= DECODERS[decoder].fields_from_config(config)
     model = build(
         config.model.variant,
         clip_size=(config.data.num_frames, *config.data.crop_size),
         tubelet_size=tuple(config.model.tubelet_size),
         decoder=decoder,
-        cross_view=config.model.get("cross_view", False),
         **overrides,
     )
     model = model.clone(compute=compute.from_config(config, _head_dims(model)))

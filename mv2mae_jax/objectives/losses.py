@@ -5,6 +5,8 @@ flows into targets or weights.
 """
 
 import math
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +14,34 @@ import jax.numpy as jnp
 from console.errors import UserError
 from mv2mae_jax.models import tubelets
 
-TARGET_KINDS = ("pixels", "normalized_pixels")
+# The values of `loss.error`: the error of a difference, of any shape.
+ERRORS: Final[dict[str, Callable[[jax.Array], jax.Array]]] = {
+    "squared": jnp.square,
+}
 _NORMALIZED_EPS = 1e-6  # added to the standard deviation of a patch, as VideoMAE does
 
 
-def targets(patches: jax.Array, kind: str) -> jax.Array:
-    """What the decoders predict for the patches uint8[..., P] -> float32[..., P].
+class TargetKind(NamedTuple):
+    """A space in which decoders predict.
 
-    'pixels': ImageNet-normalised pixels [ours]. 'normalized_pixels': each channel of each patch brought to mean 0 and
-    unit (unbiased) variance, as VideoMAE's `engine_for_pretraining.py` does.
+    Attributes:
+      of_patches: uint8[..., P] -> float32[..., P].
+      to_pixels: (prediction float32[..., P], statistics_of uint8[..., P]) -> pixels float32[..., P].
+      needs_statistics: whether `to_pixels` reads `statistics_of`.
+    """
+
+    of_patches: Callable[[jax.Array], jax.Array]
+    to_pixels: Callable[[jax.Array, jax.Array | None], jax.Array]
+    needs_statistics: bool = True
+
+
+def targets(patches: jax.Array, kind: str) -> jax.Array:
+    """What the decoders predict for the patches uint8[..., P] -> float32[..., P]; `kind` is a key of TARGET_KINDS.
 
     Raises:
       ValueError: unknown kind.
     """
-    _check_kind(kind)
-    if kind == "pixels":
-        return tubelets.normalize_pixels(patches)
-    pixels = _unit_pixels(patches)
-    mean, std = _patch_statistics(pixels)
-    return ((pixels - mean) / (std + _NORMALIZED_EPS)).reshape(patches.shape)  # (..., P)
+    return _target_kind(kind).of_patches(patches)
 
 
 def to_pixels(prediction: jax.Array, kind: str, *, statistics_of: jax.Array | None = None) -> jax.Array:
@@ -42,18 +53,16 @@ def to_pixels(prediction: jax.Array, kind: str, *, statistics_of: jax.Array | No
     Raises:
       ValueError: unknown kind, or normalised pixels without `statistics_of`.
     """
-    _check_kind(kind)
-    if kind == "pixels":
-        return tubelets.denormalize_pixels(prediction)
-    if statistics_of is None:
-        raise UserError("Predictions of 'normalized_pixels' become pixels only with the statistics of some patches.")
-    mean, std = _patch_statistics(_unit_pixels(statistics_of))
-    pixels = _split_channels(prediction) * (std + _NORMALIZED_EPS) + mean
-    return pixels.reshape(prediction.shape)  # (..., P)
+    target = _target_kind(kind)
+    if target.needs_statistics and statistics_of is None:
+        raise UserError(f"Predictions of {kind!r} become pixels only with the statistics of some patches.")
+    return target.to_pixels(prediction, statistics_of)
 
 
-def reconstruction_loss(prediction: jax.Array, target: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighted squared error, mean over the values of a token, summed over tokens.
+def reconstruction_loss(
+    prediction: jax.Array, target: jax.Array, weights: jax.Array, error: str = "squared"
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted error (a key of ERRORS), mean over the values of a token, summed over tokens.
 
     The paper's loss is sum / count: 1/(rho N) * sum over masked tokens of w_i |I_i - I'_i|^2, the norm as a mean over
     the token's P values [ours].
@@ -65,18 +74,19 @@ def reconstruction_loss(prediction: jax.Array, target: jax.Array, weights: jax.A
       (sum, count), float32 scalars; count is the number of tokens.
     """
     target, weights = jax.lax.stop_gradient((target, weights))
-    error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)  # (..., M)
-    return (weights * error).sum(), jnp.float32(error.size)
+    difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    errors = ERRORS[error](difference).mean(-1)  # (..., M)
+    return (weights * errors).sum(), jnp.float32(errors.size)
 
 
-def mean_prediction_loss(target: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mean_prediction_loss(target: jax.Array, weights: jax.Array, error: str = "squared") -> tuple[jax.Array, jax.Array]:
     """The loss of predicting each patch's mean colour: what a model reaches that knows the colours but no structure.
 
     Args and returns as `reconstruction_loss`.
     """
     mean = _channel_means(target)  # (..., M, 1, 3)
     prediction = jnp.broadcast_to(mean, (*target.shape[:-1], target.shape[-1] // 3, 3))
-    return reconstruction_loss(prediction.reshape(target.shape), target, weights)  # (..., M, P)
+    return reconstruction_loss(prediction.reshape(target.shape), target, weights, error)  # (..., M, P)
 
 
 def motion_weights(
@@ -183,6 +193,31 @@ def _patch_statistics(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.sqrt(_channel_means(squares) * (num_pixels / max(1, num_pixels - 1)))
 
 
-def _check_kind(kind: str) -> None:
+def _target_kind(kind: str) -> TargetKind:
     if kind not in TARGET_KINDS:
         raise UserError(f"Unknown target kind {kind!r}. Choose one of {', '.join(TARGET_KINDS)}.")
+    return TARGET_KINDS[kind]
+
+
+def _normalize_patches(patches: jax.Array) -> jax.Array:
+    """Each channel of each patch is brought to mean 0 and unit (unbiased) variance."""
+    pixels = _unit_pixels(patches)
+    mean, std = _patch_statistics(pixels)
+    return ((pixels - mean) / (std + _NORMALIZED_EPS)).reshape(patches.shape)  # (..., P)
+
+
+def _denormalize_patches(prediction: jax.Array, statistics_of: jax.Array) -> jax.Array:
+    mean, std = _patch_statistics(_unit_pixels(statistics_of))
+    pixels = _split_channels(prediction) * (std + _NORMALIZED_EPS) + mean
+    return pixels.reshape(prediction.shape)  # (..., P)
+
+
+# The values of `loss.target`.
+TARGET_KINDS: Final[dict[str, TargetKind]] = {
+    # Pixels normalised by ImageNet's mean and standard deviation [ours].
+    "pixels": TargetKind(
+        tubelets.normalize_pixels, lambda prediction, _: tubelets.denormalize_pixels(prediction), needs_statistics=False
+    ),
+    # As VideoMAE's `engine_for_pretraining.py`.
+    "normalized_pixels": TargetKind(_normalize_patches, _denormalize_patches),
+}

@@ -1,12 +1,13 @@
 """Which tokens the encoder sees and which tokens the decoders predict. Drawn on the device, from a key only."""
 
+import math
+
 import flax
 import jax
 import jax.numpy as jnp
 
 from console.errors import UserError
-
-MASK_KINDS = ("random", "tube")
+from mv2mae_jax.objectives.mask_kinds import MASK_KINDS
 
 
 @flax.struct.dataclass
@@ -20,25 +21,23 @@ class Mask:
 def num_visible_tokens(grid: tuple[int, int, int], mask_ratio: float, kind: str = "random") -> int:
     """Tokens of a (time, height, width) grid that stay visible.
 
-    As VideoMAE's `masking_generator.py`: int(mask_ratio * N) tokens are masked; for tubes, int(mask_ratio * h * w) in
-    each time slice.
+    As VideoMAE's `masking_generator.py`: of G groups (a key of MASK_KINDS says which), int(mask_ratio * G) are masked.
 
     Raises:
       ValueError: unknown kind, or a ratio that leaves no visible or no masked token.
     """
     if kind not in MASK_KINDS:
         raise UserError(f"Unknown mask kind {kind!r}. Choose one of {', '.join(MASK_KINDS)}.")
-    time, height, width = grid
-    slices, maskable = (time, height * width) if kind == "tube" else (1, time * height * width)
+    maskable = MASK_KINDS[kind].num_groups(grid)
     masked = int(mask_ratio * maskable)
     if not 0 < masked < maskable:
         raise UserError(
             f"mask_ratio={mask_ratio} with {kind} masks leaves {maskable - masked} visible and {masked} masked of "
-            f"{maskable} {'places per time slice' if kind == 'tube' else 'tokens'} (grid {tuple(grid)}); "
+            f"{maskable} {MASK_KINDS[kind].unit} (grid {tuple(grid)}); "
             "both must be at least 1. "
             f"Choose a ratio from {1 / maskable:.3g} to {1 - 1 / maskable:.3g}."
         )
-    return slices * (maskable - masked)
+    return math.prod(grid) // maskable * (maskable - masked)
 
 
 def draw_mask(
@@ -61,20 +60,12 @@ def draw_mask(
       ValueError: as `num_visible_tokens`.
     """
     num_visible = num_visible_tokens(grid, mask_ratio, kind)
-    time, height, width = grid
-    if kind == "random":
-        order = _random_order(key, (*batch_shape, time * height * width))
-        return Mask(visible=_ascending(order[..., :num_visible]), masked=_ascending(order[..., num_visible:]))
-
-    order = _random_order(key, (*batch_shape, height * width))
-    slice_start = jnp.arange(time, dtype=jnp.int32)[:, None] * (height * width)  # (time, 1)
-
-    def tubes(places: jax.Array) -> jax.Array:
-        indices = slice_start + _ascending(places)[..., None, :]  # (..., time, places)
-        return indices.reshape(*batch_shape, -1)  # (..., time * places)
-
-    num_visible //= time
-    return Mask(visible=tubes(order[..., :num_visible]), masked=tubes(order[..., num_visible:]))
+    chosen = MASK_KINDS[kind]
+    num_groups = chosen.num_groups(grid)
+    order = jnp.argsort(jax.random.uniform(key, (*batch_shape, num_groups)), axis=-1).astype(jnp.int32)
+    first = num_visible * num_groups // math.prod(grid)  # groups that stay visible
+    parts = (chosen.tokens(groups, grid) for groups in (order[..., :first], order[..., first:]))
+    return Mask(*map(_ascending, parts))
 
 
 def choose_decoded(key: jax.Array, masked: jax.Array, *, decode_ratio: float, grid: tuple[int, int, int]) -> jax.Array:
@@ -110,10 +101,6 @@ def choose_decoded(key: jax.Array, masked: jax.Array, *, decode_ratio: float, gr
     priority = (place_in_cell + time + phase) % 4 + jax.random.uniform(tie_key, masked.shape)
     first = jnp.argsort(priority, axis=-1)[..., :num_decoded]
     return _ascending(jnp.take_along_axis(masked, first, axis=-1))
-
-
-def _random_order(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.argsort(jax.random.uniform(key, shape), axis=-1).astype(jnp.int32)
 
 
 def _ascending(indices: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """MV2MAE pre-training: what a step draws, the forward pass, the loss."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ class Pretrain:
     source_mask_ratio: float
     decode_ratio: float
     target: str
+    error: str
     cross_weight: float
     temperature: float | None
     ess_fraction: float | None
@@ -49,6 +51,7 @@ class Pretrain:
             source_mask_ratio=config.masking.source_mask_ratio,
             decode_ratio=config.masking.decode_ratio,
             target=config.loss.target,
+            error=config.loss.get("error", "squared"),  # older runs have no such key
             cross_weight=config.loss.cross_weight,
             temperature=config.loss.temperature,
             ess_fraction=None if config.loss.temperature is not None else config.loss.ess_fraction,
@@ -187,7 +190,10 @@ class Pretrain:
 
         `loss_mean_prediction` is the loss of predicting every patch's mean colour, a baseline for the other losses.
         """
-        per_sample, baseline = jax.vmap(losses.reconstruction_loss), jax.vmap(losses.mean_prediction_loss)
+        per_sample, baseline = (
+            jax.vmap(functools.partial(loss, error=self.error))
+            for loss in (losses.reconstruction_loss, losses.mean_prediction_loss)
+        )
         target, source = targets
         name, of_target, of_source = "loss_self", reconstruction.self_target, reconstruction.self_source
         if self.is_joint:
