@@ -26,9 +26,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.experiment import OUTPUT
-from console.command import Parser, execute
+from console.command import ExitCode, Parser, execute
 from data.store import takes
-from mv2mae_jax.runs import metrics_file, preemption
+from mv2mae_jax.runs import metrics_file
 from tests import faults, fuzz
 
 # Enough steps for strikes in all phases; checkpoints, evaluations and log rows at steps of their own.
@@ -101,7 +101,7 @@ def kill_run(folder: Path, prepared: Path, kills: int, draw: random.Random) -> I
             if code == 0:  # how long it takes when the compilation is cached
                 duration = min(duration, time.monotonic() - began)
                 break
-            if code not in (-signal.SIGKILL, -signal.SIGTERM, preemption.EXIT_CODE):
+            if code not in (-signal.SIGKILL, -signal.SIGTERM, ExitCode.PREEMPTED):
                 raise RuntimeError(f"exit code {code} after {number.name} at {seconds:.1f} s:\n{output}")
             at = phase(output)
             strikes.append({"signal": number.name, "seconds": round(seconds, 2), "exit_code": code, "phase": at})

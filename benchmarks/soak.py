@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.experiment import OUTPUT, ROOT
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from mv2mae_jax.runs import metrics_file, preemption
+from mv2mae_jax.runs import metrics_file
 
 EVERY_SECONDS = 10
 OVERRIDES = (
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.output / "soak.json").write_text(json.dumps(record) + "\n")
     print(f"{record['steps']} steps in {record['minutes']} minutes; growth {record['growth']}")
     too_much = {key: value for key, value in record["growth"].items() if value > ALLOWED[key]}
-    if too_much or code not in (preemption.EXIT_CODE, -signal.SIGTERM):
+    if too_much or code not in (ExitCode.PREEMPTED, -signal.SIGTERM):
         sys.exit(f"not flat: {too_much}, exit code {code}")
 
 

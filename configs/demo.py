@@ -34,7 +34,7 @@ def get_config():
     config.data.crop_size = (32, 32)  # the stored frames, whole
     config.data.crop_scales = (1.0,)
     config.data.same_crop_in_views = True
-    # (target, source), 45 degrees apart; with 90 degrees the decoder does not begin to look in this budget
+    # (target, source), 45 degrees apart; at 90 degrees the decoder does not learn to use the source in this budget
     config.data.view_pairs = (("C001", "C002"), ("C001", "C003"), ("C002", "C001"), ("C003", "C001"))
     config.data.holdout_fraction = 0.25  # 160 takes of 640, for small standard errors
     config.data.num_workers = 0  # so small frames are decoded in threads

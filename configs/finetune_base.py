@@ -46,7 +46,7 @@ def get_config() -> config_dict.ConfigDict:
             crop_scales=(1.0, 0.875, 0.75, 0.66),  # [ours] VideoMAE's multi-scale crop
             repeats=2,  # [ours] VideoMAE's repeated augmentation: crops per decoded clip
             num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process
-            # Frames that are decoded once and then kept; the batches are the same. auto keeps sets that fit.
+            # Keeps decoded frames, so that each is decoded once. The batches are the same. auto keeps sets that fit.
             cache="auto",  # [ours] auto | off | memory; memory refuses a set that does not fit
             cache_gb=4.0,  # [ours] GB of memory that the frames of a set may take, per training process
         )

@@ -42,11 +42,11 @@ def get_config() -> config_dict.ConfigDict:
             same_crop_in_views=False,  # [ours] True gives all views of a sample the same relative box
             num_source_views=1,  # [paper] more make the task too easy
             view_pairs=(),  # [ours] e.g. (("C002", "C003"),) as (target, source); empty = all pairs
-            # A tenth of a core's time for a crop of JPEG frames, and less than a hundredth of a step (docs/input.md).
+            # host: a tenth of a core's time for a crop of JPEG. device: below a hundredth of a step (docs/input.md).
             motion_on="host",  # [ours] host | device: where motion energies are computed; of dct always on the device
             repeats=1,  # [ours] crops per decoded clip; a step still holds global_batch_size samples
             num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process
-            # Frames that are decoded once and then kept; the batches are the same. auto keeps sets that fit.
+            # Keeps decoded frames, so that each is decoded once. The batches are the same. auto keeps sets that fit.
             cache="auto",  # [ours] auto | off | memory; memory refuses a set that does not fit
             cache_gb=4.0,  # [ours] GB of memory that the frames of a set may take, per training process
         )
@@ -70,7 +70,7 @@ def get_config() -> config_dict.ConfigDict:
             layer_loop="auto",  # [ours] rolled | unrolled; auto is rolled on a CPU, else unrolled
             # What the backward pass recomputes instead of keeping: nothing, all but dense products, or whole blocks.
             remat="auto",  # [ours] none | dots | block; auto is dots on a TPU with mesh.fsdp, else none
-            # per_head: the projections' products write the heads apart; transposing them takes a TPU longer.
+            # per_head: the projections write each head apart. A TPU takes longer to transpose heads afterwards.
             # auto: per_head on TPU, cudnn on GPUs that can, chunked (in parts that fit its cache) on one CPU, else xla.
             attention="auto",  # [ours] xla | chunked | cudnn | per_head
             # A norm's scale and bias: folded into the weights of the layer that follows, or applied to the tokens.
@@ -148,7 +148,7 @@ def get_config() -> config_dict.ConfigDict:
         dict(
             skipped_updates=10,  # [ours] in a row, for a loss or gradients that are not finite; so many stop the run
             damaged_samples=0.01,  # [ours] share of the samples that may be damaged and replaced; more stops the run
-            # Of several processes: one that is killed, or whose host vanishes, ends the others after so long.
+            # If one of several processes is killed, or its host vanishes, the others end after this time.
             heartbeat_timeout_seconds=100,  # [ours] JAX's default; a host that is moved can be silent for a minute
         )
     )

@@ -37,7 +37,7 @@ def get_config() -> config_dict.ConfigDict:
             frame_stride=4,  # [paper] in stored frames
             crop_size=(128, 128),  # [paper] (height, width) in pixels
             num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process
-            # Frames that are decoded once and then kept; the batches are the same. auto keeps sets that fit.
+            # Keeps decoded frames, so that each is decoded once. The batches are the same. auto keeps sets that fit.
             cache="auto",  # [ours] auto | off | memory; memory refuses a set that does not fit
             cache_gb=4.0,  # [ours] GB of memory that the frames of a set may take, per training process
         )
@@ -66,10 +66,10 @@ def get_config() -> config_dict.ConfigDict:
             # geometry: 3D joints by ridge regression, with attentive also by attention; motion: their velocities by
             # attention. Both need a set that knows its joints (docs/data_sets.md).
             kinds=("knn", "linear", "attentive", "retrieval"),  # [ours] any of these, geometry, motion
-            # What kNN, linear probe and retrieval see: the mean token; the mean of each temporal slice; or the same
-            # weighted by motion, which leaves the room out where cameras stand still.
+            # What kNN, linear probe and retrieval see. mean: of all tokens; slices: the mean of each temporal slice;
+            # motion: the same, weighted by motion. Cameras that stand still then leave the room out.
             pooling="mean",  # [ours] mean | slices | motion
-            # Channels that all clips share hide what tells them apart by cosine similarity.
+            # Channels with a large value in all clips make all cosine similarities alike.
             standardize=False,  # [ours] retrieval sees channels standardised over the clips searched
             knn_k=20,  # [ours] neighbours by cosine similarity
             learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),  # [ours] tried by the linear and the attentive probe

@@ -18,14 +18,16 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class ExitCode(enum.IntEnum):
-    """What the shell learns; the same for every command."""
+    """Exit codes, the same for every command."""
 
     DONE = 0
     FAILED = 1
     REFUSED = 2
     PARTLY = 3
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-    PREEMPTED = 143  # 128 + SIGTERM
+    # 128 + SIGTERM: the code that shells and schedulers report for a process that the signal ended. [ours] Schedulers
+    # that distinguish failures by code (Kubeflow, for instance) restart processes that end with 128 or more.
+    PREEMPTED = 143
 
 
 _MEANINGS = {
@@ -88,7 +90,7 @@ class Parser(argparse.ArgumentParser):
         self._config_keys = keys
 
     def add_progress(self, remark: str = "") -> None:
-        """Adds --progress; whoever runs the command passes it to `progress.configure`. `remark` ends its help."""
+        """Adds --progress. The command passes its value to `progress.configure`. `remark` ends its help."""
         self.add_argument(
             "--progress",
             choices=progress.MODES,
@@ -118,7 +120,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _check_options(self, args: Sequence[str]) -> None:
-        """Looks at the names of options before argparse does, which would first miss the right one."""
+        """Checks the names of options before argparse does: argparse would first say that the right one is missing."""
         for arg in args:
             name = arg.partition("=")[0]
             if arg == "--":
@@ -135,7 +137,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"--config.{before} and --config.{override} contradict each other: leave one out")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
-        """argparse's step from text to value, once for each time that an option is given."""
+        """argparse calls this to turn text into a value, once for each time that an option is given."""
         collects = isinstance(action, (argparse._AppendAction, argparse._AppendConstAction, argparse._CountAction))
         if action.option_strings and not collects:
             name = action.option_strings[-1]
@@ -146,7 +148,7 @@ class Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
     def _as_option(self, text: str) -> str:
-        """What `text` was perhaps meant to be."""
+        """A hint at what `text` was meant to be; '' if nothing is near."""
         name, separator, value = text.lstrip("-").partition("=")
         options = [option.lstrip("-") for option in self._option_string_actions if option.startswith("--")]
         keys = list(self._config_keys()) if self._config_keys is not None else []
@@ -212,8 +214,8 @@ def did_you_mean(near: Sequence[str]) -> str:
 def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) -> int:
     """Runs a command; returns its exit code.
 
-    A `UserError`, what the system refuses about a file, and what another command of this project has refused is told in
-    one paragraph. All else keeps its traceback.
+    Three kinds of errors are printed as one paragraph: a `UserError`, what the system refuses about a file, and the
+    refusal of another command of this project. All others keep their traceback.
 
     Args:
       prog: what is typed.

@@ -4,13 +4,13 @@
 class UserError(ValueError):
     """The arguments, or what they name, do not fit; the message says what is wrong and what to do.
 
-    A command tells the message alone and ends with `ExitCode.REFUSED`. Any other ValueError, a library's for example,
+    A command prints only the message and ends with `ExitCode.REFUSED`. Any other ValueError, a library's for example,
     is a fault of this program and keeps its traceback.
     """
 
 
 class UnusableFile(UserError, OSError):
-    """A file, or the memory of a process, that cannot be used as it has to be."""
+    """A file, or the memory of a process, that cannot be used as the program needs it."""
 
 
 class NotFinite(UserError, FloatingPointError):

@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 
 def configure(mode: str) -> None:
-    """What bars are from now on, in this process.
+    """Sets how this process shows progress from now on.
 
     Args:
       mode: one of MODES. 'auto' shows bars if stderr is a terminal, else none; 'plain' prints a line every ten seconds,
@@ -40,15 +40,15 @@ def silenced() -> bool:
 
 
 class Bar:
-    """How much of a long command is done, with the time that is left. A context that ends the bar.
+    """Shows how much of a long command is done, and the time that is left. Leaving the context ends the bar.
 
     Args:
       total: parts to do; None if unknown.
       title: 'generating'.
-      unit: of what, in the plural: 'takes'.
+      unit: what is counted, in the plural: 'takes'.
       initial: parts done before.
       leave: whether the bar stays when all is done.
-      lines: whether 'plain' prints lines; not for what reports in lines of its own.
+      lines: whether 'plain' prints lines; False for a command that prints lines of its own.
     """
 
     def __init__(
@@ -75,19 +75,19 @@ class Bar:
         self._tqdm.close()
 
     def advance(self, parts: int = 1) -> None:
-        """So many more parts are done. Cheap enough for every step: it draws at most ten times a second."""
+        """Counts more parts as done. Cheap enough for every step: the bar is drawn at most ten times a second."""
         self._tqdm.update(parts)
 
     def describe(self, title: str) -> None:
-        """What is being done now, if that changes."""
+        """Changes the title."""
         self._tqdm.set_description(title)
 
     def advance_to(self, parts: int) -> None:
-        """So many parts are done in all."""
+        """Sets the number of parts that are done in all."""
         self._tqdm.update(parts - self._tqdm.n)
 
     def resume(self) -> None:
-        """The time since the last part was spent on something else (compilation, an evaluation): it does not count."""
+        """Leaves out the time since the last part, which was spent on something else: compilation, an evaluation."""
         if not self._tqdm.disable:
             self._tqdm.unpause()
 
@@ -95,7 +95,7 @@ class Bar:
 def track(
     items: Iterable[Item], title: str, unit: str, *, total: int | None = None, leave: bool = False
 ) -> Iterator[Item]:
-    """`items`, counted as they are taken; `total` of them, or as many as they say themselves."""
+    """Yields `items` and counts them in a bar. Without `total`, the bar asks `items` for their number."""
     with Bar(total or operator.length_hint(items) or None, title, unit, leave=leave) as bar:
         for item in items:
             yield item
@@ -105,7 +105,7 @@ def track(
 def say(text: str) -> None:
     """Prints a line to stdout, above the bars if there are any."""
     with (
-        contextlib.suppress(OSError),  # a full disk, or a reader that is gone, ends no run; there is nowhere to say it
+        contextlib.suppress(OSError),  # a full disk, or a reader that is gone, must not end a run
         tqdm.external_write_mode() if _mode == "bar" else contextlib.nullcontext(),
     ):
         print(text, flush=True)

@@ -189,19 +189,11 @@ def parse_steps(text: str) -> range:
     return range(int(match[1]), int(match[2]))
 
 
-def origins(base_file: str) -> dict[str, str]:
-    """Reads the origin tag of each key from the comments of a base config: {'data.num_frames': 'paper', ...}.
-
-    Raises:
-      ValueError: a key has no `# [paper]` or `# [ours]` on the line of its value.
-    """
-    return {key: tag for key, (tag, _) in documented_keys(base_file).items()}
-
-
 def documented_keys(base_file: str) -> dict[str, tuple[str, str]]:
-    """As `origins`, with what the comments say: {'data.num_frames': ('paper', 'frames per clip'), ...}.
+    """What the comments of a base config say of each key: {'data.num_frames': ('paper', 'frames per clip'), ...}.
 
-    A key's text is made of the comment lines directly above the key, followed by the comment behind its value.
+    The origin is the tag `# [paper]` or `# [ours]` behind the key's value, 'ours' if there is none. The text is made of
+    the comment lines directly above the key, followed by the comment behind its value.
     """
     with tokenize.open(base_file) as file:
         source = file.read()
@@ -214,10 +206,8 @@ def documented_keys(base_file: str) -> dict[str, tuple[str, str]]:
         section = f"{target.attr}." if isinstance(target, ast.Attribute) else ""
         pairs = [k for call in ast.walk(statement.value) if isinstance(call, ast.Call) for k in call.keywords]
         for keyword in pairs:
-            _, _, comment = lines[keyword.value.end_lineno - 1].partition("# [")
-            tag, _, reason = comment.partition("]")
-            if tag not in ("paper", "ours"):
-                raise UserError(f"{base_file}:{keyword.lineno}: {section}{keyword.arg} has no [paper] or [ours] tag.")
+            tagged = re.search(r"# \[(paper|ours)\](.*)", lines[keyword.value.end_lineno - 1])
+            tag, reason = tagged.groups() if tagged else ("ours", "")
             above = keyword.lineno - 1  # lines[above] is the key's
             while lines[above - 1].lstrip().startswith("#") and not lines[above - 1].lstrip().startswith("# ---"):
                 above -= 1

@@ -14,11 +14,12 @@ from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
 from mv2mae_jax.objectives.mask_kinds import MASK_KINDS
 
 
-def _keys_of(file: str, table: str) -> tuple[str, ...]:
-    """The keys of a table of this package. It is read, not imported, because that would import JAX, too."""
+def _names_in(file: str, table: str) -> tuple[str, ...]:
+    """The keys of a dict, or the elements of a tuple, of this package. It is read: importing it would import JAX."""
     tree = ast.parse((pathlib.Path(__file__).parent / file).read_text())
     values = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == table)
-    return tuple(key.value for key in next(values).keys)
+    value = next(values)
+    return tuple(name.value for name in (value.keys if isinstance(value, ast.Dict) else value.elts))
 
 
 # Keys with their allowed values. What a table defines is named only there.
@@ -27,19 +28,19 @@ _CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "data.cache": ("auto", "off", "memory"),
     "data.motion_on": ("host", "device"),
-    "model.variant": _keys_of("models/variants.py", "VARIANTS"),
+    "model.variant": _names_in("models/variants.py", "VARIANTS"),
     "model.remat": ("auto", "none", "dots", "block"),
-    "model.decoder": _keys_of("models/variants.py", "DECODERS"),
+    "model.decoder": _names_in("models/variants.py", "DECODERS"),
     "model.layer_loop": ("auto", "rolled", "unrolled"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "per_head"),
     "model.norm_affine": ("auto", "folded", "applied"),
     "masking.kind": tuple(MASK_KINDS),
     "loss.weighted_views": ("all", "target"),
-    "loss.target": _keys_of("objectives/losses.py", "TARGET_KINDS"),
-    "loss.error": _keys_of("objectives/losses.py", "ERRORS"),
+    "loss.target": _names_in("objectives/losses.py", "TARGET_KINDS"),
+    "loss.error": _names_in("objectives/losses.py", "ERRORS"),
     "optimizer.name": ("adamw", "muon"),
     "eval.split": ("test", "held_out"),
-    "probe.pooling": ("mean", "slices", "motion"),
+    "probe.pooling": _names_in("features/__init__.py", "POOLINGS"),
 }
 
 PROBES = ("knn", "linear", "attentive", "retrieval", "geometry", "motion")

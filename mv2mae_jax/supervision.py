@@ -1,7 +1,7 @@
-"""What guards a training run while steps are taken, behind one object of few verbs: see docs/reliability.md.
+"""Everything around the steps of a training run, behind one object, `Run`: see docs/reliability.md.
 
-Evaluations, checkpoints and log lines when they are due; the stop signals; updates that had to be skipped; samples that
-cannot be read; rates, traces and the history. None of it touches what the step computes.
+It evaluates, saves and logs when that is due. It obeys the stop signals, counts skipped updates and damaged samples,
+measures rates, takes traces and writes the history. It changes nothing that a step computes.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Evaluate = Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float],
 
 
 def open_checkpoints(config: config_dict.ConfigDict, workdir: str) -> checkpoint.Checkpointer:
-    """The checkpoints of a workdir; damaged ones are set aside first, and said."""
+    """Opens the checkpoints of a workdir. Damaged ones are first renamed, each with a line in the log."""
     for line in step_folders.set_aside(Path(workdir, "checkpoints")):
         metrics.say(line)
     return checkpoint.Checkpointer(workdir, **config.checkpoint)
@@ -57,7 +57,7 @@ def results_if_finished(workdir: str, checkpoints: str, step: int, total_steps: 
 
 
 class Run:
-    """A run from its first step to its results. A context that closes what it opened, in whatever way it ends.
+    """A run from its first step to its results. As a context manager, it closes everything that it opened.
 
     for step, batch in run.steps():
         state, metrics = train_step(state, batch)
@@ -76,14 +76,14 @@ class Run:
         state: TrainState,
         remembered: dict[str, Any],
     ):
-        """Tells what the run is, on the screen and in WORKDIR.
+        """Prints what the run is, and records it in WORKDIR.
 
         Args:
           config, objective, schedule, mesh, workdir: of the run.
           checkpointer: its checkpoints.
           evaluate: `(state, step, reporter) -> (metrics, tables)`.
-          state: that is gone on from.
-          remembered: what the host knew at its checkpoint, see `_remember`; empty for a fresh run.
+          state: where the run starts from.
+          remembered: what `_remember` returned when `state` was saved; empty for a fresh run.
         """
         self._config, self._objective, self._mesh, self._workdir = config, objective, mesh, workdir
         self._checkpointer, self._evaluate, self._state = checkpointer, evaluate, state
@@ -138,8 +138,11 @@ class Run:
         return self._cleanup.__exit__(*error)
 
     def steps(self) -> Iterator[tuple[int, Batch]]:
-        """The steps that are left, each with its batch on the devices. A state that was not evaluated yet is first."""
-        if self._is_evaluated(self._first_step):  # its checkpoint was written before its evaluation
+        """Yields the steps that are left, each with its batch on the devices.
+
+        A run may have ended between saving a step and evaluating it. That step is evaluated first.
+        """
+        if self._is_evaluated(self._first_step):
             self._results = self._evaluate(self._state, self._first_step, self._reporter)
         del self._state  # its memory is donated to the first step
         batches = self._objective.train_batches(
@@ -167,9 +170,9 @@ class Run:
         """Logs, saves and evaluates where that is due.
 
         Args:
-          step: that was taken, from 1.
-          state: after it.
-          new_metrics: of it, on the devices; the host reads them when an interval is complete.
+          step: the step that was taken; the first is 1.
+          state: the state after it.
+          new_metrics: its metrics, on the devices. The host reads them when a log interval is complete.
 
         Raises:
           FloatingPointError, OSError, Preempted: as `train` says.
@@ -205,7 +208,7 @@ class Run:
             self._bar.resume()
 
     def finish(self) -> dict[str, float]:
-        """Writes metrics.json, after the last step: the metrics of the last evaluation."""
+        """Writes metrics.json after the last step. Returns what it holds, the metrics of the last evaluation."""
         measured, tables = self._results
         metrics_file.write(self._workdir, self._config, self._last_step, measured, tables)
         self._reporter.config(self._config, finished=True)
@@ -218,7 +221,7 @@ class Run:
         return step == self._last_step or (step > 0 and wanted)
 
     def _leave_out_compilation(self, state: TrainState, new_metrics: Batch) -> None:
-        """The rates, and the signals that stop a run, begin after the first step."""
+        """Starts measuring rates and obeying stop signals, after the first step: that step compiles."""
         jax.block_until_ready(new_metrics)
         self._watch.start()
         self._cost = perf.StepCost(
@@ -243,7 +246,7 @@ class Run:
             self._reporter.say(line)
 
     def _remember(self) -> dict[str, Any]:
-        """What the host needs to go on exactly, beside the state."""
+        """What a checkpoint holds beside the state, so that a resumed run continues exactly."""
         return {
             "window": self._step_metrics.unfinished(),
             "skipped_in_a_row": self._skipped.in_a_row,

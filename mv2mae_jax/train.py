@@ -43,8 +43,8 @@ def train(
       The metrics of the last evaluation.
 
     Raises:
-      ValueError: `init_from` or what `workdir` holds does not fit the model, the data or the config, or the schedule
-        the run; or too much of the data is damaged.
+      ValueError: `init_from` or the content of `workdir` does not fit the model, the data or the config; the schedule
+        does not fit the run; or too much of the data is damaged.
       OSError: a checkpoint cannot be written.
       FloatingPointError: loss or gradients are not finite, several steps in a row.
       Preempted: SIGTERM or SIGHUP; the state is saved.
@@ -123,7 +123,7 @@ def jit_train_step(
     state: TrainState,
     step_key: jax.Array,
 ) -> Callable:
-    """The one compiled step: donated state, explicit placement of everything that goes in and out."""
+    """Compiles the step. The state is donated; the placement of every input and output is given."""
     train_step = make_train_step(
         task,
         optimizer,

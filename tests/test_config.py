@@ -2,6 +2,8 @@
 
 import math
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -39,13 +41,27 @@ def test_every_config_is_valid(path, data_dir):
 @pytest.mark.parametrize("task", configs.TASKS)
 def test_every_key_of_a_base_says_where_it_comes_from(task):
     base = str(ROOT / "configs" / f"{task}_base.py")
-    shared = configs.origins(BASE).keys() if task != "pretrain" else set()
+    documented = configs.documented_keys(base).keys()
+    shared = configs.documented_keys(BASE).keys() if task != "pretrain" else set()
     keys = dict(configs.flatten(configs.load(base))).keys()
-    assert configs.origins(base).keys() <= keys <= configs.origins(base).keys() | shared
+    assert documented <= keys <= documented | shared
+    assert len(re.findall(r"  # \[(?:paper|ours)\] .", pathlib.Path(base).read_text())) == len(documented)
+
+
+def test_a_key_without_an_origin_breaks_no_run(tmp_path, monkeypatch):
+    text = pathlib.Path(BASE).read_text()
+    changed = re.sub(r"(num_frames=16,)  # \[paper\].*", r"\1", text)
+    assert changed != text
+    (tmp_path / "pretrain_base.py").write_text(changed)
+    for task in ("finetune", "probe"):
+        shutil.copy(ROOT / "configs" / f"{task}_base.py", tmp_path)
+    monkeypatch.setattr(configs, "CONFIGS", str(tmp_path))
+    assert "data.num_frames=16" in configs.describe(configs.load(str(tmp_path / "pretrain_base.py")), {"a": "fact"})
 
 
 def test_allowed_values_are_the_keys_of_the_tables():
     """They are read from the source, so that no JAX is imported."""
+    from mv2mae_jax import features
     from mv2mae_jax.models import variants
     from mv2mae_jax.objectives import losses
 
@@ -54,13 +70,14 @@ def test_allowed_values_are_the_keys_of_the_tables():
         "model.decoder": variants.DECODERS,
         "loss.target": losses.TARGET_KINDS,
         "loss.error": losses.ERRORS,
+        "probe.pooling": features.POOLINGS,
     }
     assert {key: config_checks._CHOICES[key] for key in tables} == {key: tuple(table) for key, table in tables.items()}
 
 
 def test_values_stated_by_the_paper():
     values = dict(configs.flatten(configs.load(BASE)))
-    paper = {key: values[key] for key, tag in configs.origins(BASE).items() if tag == "paper"}
+    paper = {key: values[key] for key, (tag, _) in configs.documented_keys(BASE).items() if tag == "paper"}
     assert paper == {  # MV2MAE, TMLR 2026
         "num_epochs": 1600,
         "data.num_frames": 16,

@@ -82,7 +82,7 @@ config = tiny.make_config(
     data=dict(dir="."),
     loss=dict(error="absolute"),
     masking=dict(kind="slices"),
-    model=dict(decoder="shared", variant="Set-Ti", decoder_depth=1),
+    model=dict(decoder="shared", variant="SetTi", decoder_depth=1),
 )
 open("prepared.json", "w").close()
 config_checks.validate(config)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from console.command import ExitCode
 from mv2mae_jax.runs import preemption, starts_file
 from tests import faults, tiny
 
@@ -33,16 +34,16 @@ def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_
     killed, stopped_at_once = -signal.SIGKILL, -signal.SIGTERM
     for name, moment, step, code, saved in (
         ("SIGKILL", "save", 2, killed, []),  # everything is written but the digests
-        ("SIGTERM", "step", 3, preemption.EXIT_CODE, [2, 3]),  # in the middle of a log interval
+        ("SIGTERM", "step", 3, ExitCode.PREEMPTED, [2, 3]),  # in the middle of a log interval
         ("SIGKILL", "eval", 4, killed, [2, 3, 4]),
         ("SIGTERM", "eval", 4, stopped_at_once, [2, 3, 4]),  # saved before; done again at the next start
         ("SIGKILL", "step", 5, killed, [2, 3, 4]),
-        ("SIGHUP", "step", 6, preemption.EXIT_CODE, [3, 4, 6]),  # the newest three are kept
+        ("SIGHUP", "step", 6, ExitCode.PREEMPTED, [3, 4, 6]),  # the newest three are kept
     ):
         struck = faults.finish(faults.start_struck(name, moment, step, tmp_path, synthetic_set, *OPTIONS))
         assert struck.returncode == code, (name, moment, step, struck.stderr)
         assert steps_saved(tmp_path) == saved, (name, moment, step)
-        if code == preemption.EXIT_CODE:
+        if code == ExitCode.PREEMPTED:
             assert f"Stopped by {name} after step {step}, which is saved" in struck.stdout
     done = faults.run(tmp_path, synthetic_set, *OPTIONS)
     assert done.returncode == 0 and "Going on from step 6" in done.stdout, done.stderr
@@ -66,7 +67,7 @@ def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, t
         for i, name in enumerate(("SIGCONT", "SIGHUP"))  # the first of these does nothing
     ]
     ended = [faults.finish(process) for process in started]
-    assert [process.returncode for process in ended] == [preemption.EXIT_CODE] * 2, ended
+    assert [process.returncode for process in ended] == [ExitCode.PREEMPTED] * 2, ended
     told = [re.findall(r"Stopped by SIG\w+ after step (\d+)", process.stdout) for process in ended]
     assert told[0] == told[1] == [str(step) for step in steps_saved(tmp_path)] and len(told[0]) == 1
     last = f"total_steps={int(told[0][0]) + 1}"
@@ -78,7 +79,7 @@ def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, t
 def test_another_machine_goes_on(undisturbed, synthetic_set, tmp_path):
     """Other devices, another mesh, reading processes and parts of a batch: the losses are equal up to rounding."""
     struck = faults.start_struck("SIGTERM", "step", 3, tmp_path, synthetic_set, *OPTIONS)
-    assert faults.finish(struck).returncode == preemption.EXIT_CODE
+    assert faults.finish(struck).returncode == ExitCode.PREEMPTED
     other = ("mesh.data=2", "mesh.fsdp=2", "data.num_workers=2", "optimizer.accumulation_steps=2")
     devices = f"{tiny.QUICK_FLAGS} --xla_force_host_platform_device_count=4"
     done = faults.run(tmp_path, synthetic_set, *OPTIONS, *other, XLA_FLAGS=devices)

@@ -120,7 +120,7 @@ def test_ridge_equals_scikit_learn(penalty):
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(300, 20)) * rng.uniform(0.1, 10, 20) + rng.normal(size=20)).astype(np.float32)
     y = (x @ rng.normal(size=(20, 6)) + 5 * rng.normal(size=(300, 6)) + 3).astype(np.float32)
-    found = regression.ridge(x[:200], y[:200], x[200:], group=np.arange(200), penalties=(penalty,))
+    found = regression.ridges(x[:200], [y[:200]], x[200:], group=np.arange(200), penalties=(penalty,))[0]
     reference = make_pipeline(StandardScaler(), Ridge(alpha=penalty)).fit(x[:200], y[:200]).predict(x[200:])
     np.testing.assert_allclose(found.prediction, reference, rtol=1e-3, atol=1e-3)
     assert found.penalty == penalty
@@ -131,10 +131,10 @@ def test_ridge_finds_what_is_planted_and_nothing_in_noise():
     x = rng.normal(size=(2000, 30)).astype(np.float32)
     planted, noise = (x @ rng.normal(size=(30, 9))).astype(np.float32), rng.normal(size=(2000, 9)).astype(np.float32)
     group = np.arange(1500) // 10
-    found = regression.ridge(x[:1500], planted[:1500], x[1500:], group=group, penalties=(0.01, 1.0, 100.0))
+    found = regression.ridges(x[:1500], [planted[:1500]], x[1500:], group=group, penalties=(0.01, 1.0, 100.0))[0]
     assert regression.r2(found.prediction, planted[1500:]) > 0.9999
     assert found.penalty == 0.01
-    found = regression.ridge(x[:1500], noise[:1500], x[1500:], group=group)
+    found = regression.ridges(x[:1500], [noise[:1500]], x[1500:], group=group)[0]
     assert abs(regression.r2(found.prediction, noise[1500:])) < 0.01
     assert found.penalty >= 1e5  # of noise next to nothing is to be believed
 
@@ -145,7 +145,7 @@ def test_the_penalty_is_chosen_on_groups_that_are_held_out():
     group = np.arange(1200) // 6
     x = (rng.normal(size=(200, 120))[group] + 0.01 * rng.normal(size=(1200, 120))).astype(np.float32)
     y = rng.normal(size=(200, 9))[group].astype(np.float32)
-    found = regression.ridge(x, y, x, group=group, penalties=(1e-3, 1e8))
+    found = regression.ridges(x, [y], x, group=group, penalties=(1e-3, 1e8))[0]
     assert found.penalty == 1e8
 
 
@@ -170,7 +170,7 @@ def test_attention_tells_a_product_of_two_tokens_of_one_clip():
     tokens[..., 3] = [0, 1]  # which token it is
     y = (tokens[:, 0, 0] * tokens[:, 1, 0])[:, None]
     group, flat = np.arange(2500), tokens.reshape(3000, -1)
-    linear = regression.ridge(flat[:2500], y[:2500], flat[2500:], group=group)
+    linear = regression.ridges(flat[:2500], [y[:2500]], flat[2500:], group=group)[0]
     assert regression.r2(linear.prediction, y[2500:]) < 0.1
     found = attentive.attentive_regression(
         tokens[:2500], y[:2500], tokens[2500:], group=group, learning_rates=(1e-2,), weight_decays=(0.0,), epochs=60

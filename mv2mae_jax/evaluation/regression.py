@@ -32,41 +32,6 @@ class Regressed:
     validation_r2: np.ndarray
 
 
-def ridge(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    *,
-    group: np.ndarray,
-    penalties: Sequence[float] = PENALTIES,
-    validation_fraction: float = 0.2,
-    seed: int = 0,
-) -> Regressed:
-    """Linear least squares with a penalty on the squared weights, on standardised features; the intercept is free.
-
-    Minimises |Y - X W - b|^2 + penalty |W|^2, as scikit-learn's Ridge(alpha=penalty) on StandardScaler's output.
-
-    Args:
-      train_x: float[M, F]; train_y: float[M, K]; test_x: float[M', F].
-      group: int or str[M], rows of one group stay together when validation rows are cut off: takes, or subjects.
-      penalties: the one with the highest R^2 on the validation rows is chosen; the fit is then repeated on all rows.
-      validation_fraction: share of the groups on which the penalty is chosen.
-      seed: decides the cut.
-
-    Raises:
-      ValueError: no penalties, one that is not positive, or fewer than two groups.
-    """
-    return ridges(
-        train_x,
-        [train_y],
-        test_x,
-        group=group,
-        penalties=penalties,
-        validation_fraction=validation_fraction,
-        seed=seed,
-    )[0]
-
-
 def ridges(
     train_x: np.ndarray,
     train_ys: Sequence[np.ndarray],
@@ -77,7 +42,21 @@ def ridges(
     validation_fraction: float = 0.2,
     seed: int = 0,
 ) -> list[Regressed]:
-    """As `ridge` for several targets at once. They share their equations, but each gets its own penalty."""
+    """Linear least squares with a penalty on the squared weights, on standardised features; the intercept is free.
+
+    Minimises |Y - X W - b|^2 + penalty |W|^2, as scikit-learn's Ridge(alpha=penalty) on StandardScaler's output.
+    Several targets share their equations, but each gets its own penalty.
+
+    Args:
+      train_x: float[M, F]; train_ys: float[M, K] for each target; test_x: float[M', F].
+      group: int or str[M], rows of one group stay together when validation rows are cut off: takes, or subjects.
+      penalties: the one with the highest R^2 on the validation rows is chosen; the fit is then repeated on all rows.
+      validation_fraction: share of the groups on which the penalty is chosen.
+      seed: decides the cut.
+
+    Raises:
+      ValueError: no penalties, one that is not positive, or fewer than two groups.
+    """
     if not len(penalties) or min(penalties) <= 0:
         raise UserError(f"penalties={tuple(penalties)}: give at least one, all greater than 0.")
     kept, held_out = probes.split_groups(group, validation_fraction, seed)

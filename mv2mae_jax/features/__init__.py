@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import mv2mae, stored_frames, tubelets
 from mv2mae_jax.models.compute import Compute
 
-POOLINGS = ("mean", "slices", "motion")
+POOLINGS: Final[tuple[str, ...]] = ("mean", "slices", "motion")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

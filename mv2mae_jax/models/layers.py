@@ -20,7 +20,7 @@ from mv2mae_jax.models.kernels.norms import Normed, layer_norm, normalize
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     "block": None,  # only the input of each block is kept
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and the outputs of its dense layers
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # that, and the outputs of its dense layers
 }
 
 # VideoMAE's initialisation: Xavier for the dense layers inside encoder and decoders; PyTorch's default, uniform within
@@ -123,7 +123,7 @@ class SelfAttention(nn.Module):
         width, compute = x.shape[-1], self.compute
         q_bias, v_bias = (self.param(name, nn.initializers.zeros, (width,)) for name in ("q_bias", "v_bias"))
         to_qkv = ToHeads(3 * width, num_heads=3 * self.num_heads, use_bias=False, compute=compute, name="qkv")
-        if isinstance(x, Normed):  # has a bias for the product in any case
+        if isinstance(x, Normed):  # folding the norm gives the product a bias in any case
             qkv = to_qkv(x, jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]))
             query, key, value = jnp.split(qkv, 3, axis=1)  # (B, heads, N, head_dim)
         else:
@@ -228,8 +228,8 @@ def run_blocks(
       block: makes one block, called with `name` only.
       depth: number of blocks.
       compute: `scan_layers`: the parameters are stacked along a leading layer axis; otherwise they lie under '0', '1',
-        ... (`stack_blocks` and `unstack_blocks` convert). Stacked ones are compiled once, or, `unrolled`, once for each
-        layer: longer, but what is kept for the backward pass need not be copied into a stack of all layers.
+        ... (`stack_blocks` and `unstack_blocks` convert). Stacked blocks are compiled once. With `unrolled`, each layer
+        is compiled: this takes longer, but what the backward pass needs is not copied into a stack of all layers.
       drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first; 0 for none.
     """
 

@@ -25,7 +25,7 @@ Arrays = dict[str, Any]
 
 
 def pixels(batch: Arrays, crop_size: tuple[int, int]) -> Arrays:
-    """A batch as data/pipeline.py makes it of either codec -> the same with pixels.
+    """Decodes what a batch of data/pipeline.py holds as coefficients. Batches of pixels stay as they are.
 
     Args:
       batch: `stored`, if it is there, holds records as `clips` takes them, by the names of the clips.
@@ -81,20 +81,20 @@ def _crop(luma: jax.Array, chroma: jax.Array, box: jax.Array, crop_size: tuple[i
     cb_cr = _transform(chroma, chroma_rows, jax.scipy.linalg.block_diag(columns, columns))  # (h, T, 2 * w)
     cb, cr = jnp.split(cb_cr, 2, axis=-1)
     red, green, blue = y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb  # (h, T, w) each; JFIF
-    # The blocks' means are of pixels - 128.
+    # Coefficients are of pixels - 128, as in JPEG.
     colours = [jnp.clip(jnp.round(one + 128), 0, 255).astype(jnp.uint8) for one in (red, green, blue)]
     return jnp.moveaxis(jnp.stack(colours, axis=-1), 0, 1)  # (T, h, w, 3)
 
 
 def _spread(steps: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
-    """uint8[8, 8] -> uint8[n, m]: to every coefficient of a plane its step."""
+    """uint8[8, 8] -> uint8[n, m]: the quantisation step of every coefficient of a plane."""
     return jnp.repeat(jnp.repeat(steps, num_rows // 8, axis=0), num_columns // 8, axis=1)
 
 
 def _dequantise(coefficients: jax.Array, steps: jax.Array) -> jax.Array:
     """int8[T, n, m], uint8[n, m] -> bfloat16[n, T, m].
 
-    Rows before frames: then both products are of two matrices, and what lies between them need not be transposed.
+    Rows come before frames, so that no transposition is needed between the two products of `_transform`.
     """
     return jnp.moveaxis(coefficients.astype(jnp.bfloat16), 0, 1) * steps[:, None].astype(jnp.bfloat16)
 
@@ -103,7 +103,7 @@ def _transform(coefficients: jax.Array, rows: jax.Array, columns: jax.Array) -> 
     """bfloat16[n, T, m], bfloat16[h, n], bfloat16[w, m] -> an image of each frame, around 0, float32[h, T, w]."""
     of_columns = jnp.einsum("ntm,wm->ntw", coefficients, columns)
     image = jnp.einsum("hn,ntw->htw", rows, of_columns, preferred_element_type=jnp.float32)
-    # Whole numbers, of which a compiler writes out the bytes: a quarter of float32.
+    # As int8, an image takes a quarter of float32's memory traffic.
     return jnp.clip(jnp.round(image), -128, 127).astype(jnp.int8).astype(jnp.float32)
 
 
@@ -133,7 +133,7 @@ def _chroma_basis(length: int) -> np.ndarray:
 
 
 def _weights(box: jax.Array, frame_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """What every pixel of a crop takes from those of the frame: float32[h, H] and float32[w, W]; rows sum to 1."""
+    """Each row and column of a crop as a mean of the frame's: weights f32[h, H] and f32[w, W]; their rows sum to 1."""
     by_area = jnp.maximum(box[2] / crop_size[0], box[3] / crop_size[1]) > sampling.MOST_LINEAR
     vertical = _resize_weights(box[0], box[2], frame_size[0], crop_size[0], by_area)
     return vertical, _resize_weights(box[1], box[3], frame_size[1], crop_size[1], by_area)
@@ -167,10 +167,10 @@ def motion_energy(tokens: jax.Array, grid: tuple[int, int, int], tubelet_size: t
         return jnp.zeros(tokens.shape[:-1], jnp.float32)
     frames = jnp.split(tokens, tubelet_size[0], axis=-1)  # t of (..., N, h * w * 3)
     per_frame = grid[1] * grid[2]
-    # The first frame has no predecessor: the second stands in, which gives the same difference.
+    # The first frame has no predecessor. The second frame takes that place: the difference is the same.
     second = frames[1] if len(frames) > 1 else tokens[..., per_frame:, :]
     before = jnp.concatenate([second[..., :per_frame, :], frames[-1][..., :-per_frame, :]], axis=-2)
-    # Sums of one shape each, which a GPU's compiler makes in one reading.
+    # All terms have one shape, so that a GPU's compiler computes the sum in one pass over the tokens.
     energies = (_squared_distance(later, earlier) for earlier, later in itertools.pairwise([before, *frames]))
     return jnp.sqrt(sum(energies))  # (..., N)
 

@@ -1,4 +1,4 @@
-"""Models by name or from a config: their sizes, and whether these go together."""
+"""Builds models by name or from a config, and checks that their sizes go together."""
 
 import dataclasses
 import difflib
@@ -98,7 +98,7 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
 
 
 def settled(config: config_dict.ConfigDict) -> dict[str, str]:
-    """What `from_config` builds: the values of the keys that may be `auto`, by their full names."""
+    """The values that `from_config` chooses for the keys that may be `auto`, by their full names."""
     return from_config(config).compute.settled()
 
 

@@ -1,4 +1,4 @@
-"""MV2MAE pre-training: what a step draws, the forward pass, the loss."""
+"""MV2MAE pre-training: masks and motion weights of a step, the forward pass, the loss."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from mv2mae_jax.objectives import losses, masking
 Arrays = dict[str, Any]
 Targets = tuple[jax.Array, jax.Array]
 
-# Sources of other takes, beside which an evaluation holds the own ones; see `pipeline.eval_batches`.
+# Source views of other takes. An evaluation compares a take's own sources with them; see `pipeline.eval_batches`.
 OTHER_SOURCES = ("other_subject", "other_action")
 
 
@@ -84,7 +84,7 @@ class Pretrain:
         return pipeline.train_batches(self.dataset, **position)
 
     def randomize(self, batch: Arrays, key: jax.Array) -> Arrays:
-        """What a step begins with, made once: tokens, motion weights, and the masks that are drawn for it.
+        """Makes what a step needs, once: tokens, motion weights and masks.
 
         Args:
           batch: see `tokenize`.
@@ -94,16 +94,15 @@ class Pretrain:
         return {**batch, **self.draw_masks(batch["patches"].shape[0], key)}
 
     def tokenize(self, batch: Arrays) -> Arrays:
-        """Clips are decoded, where that is left to the device, and cut into tokens; motion is measured and weighed.
+        """Decodes clips that are stored as coefficients, cuts clips into tokens, and turns motion into weights.
 
         Args:
-          batch: `video` uint8[B, V, T, H, W, 3] (or `stored` coefficients of it), `motion` float32[B, V, N] if it is
-            known, other takes' sources uint8[B, S, T, H, W, 3] in an evaluation, and whatever else; see
-            data/pipeline.py.
+          batch: from data/pipeline.py. `video` uint8[B, V, T, H, W, 3], or its coefficients in `stored`; `motion`
+            float32[B, V, N] if the host has measured it; in an evaluation other takes' sources uint8[B, S, T, H, W, 3].
 
         Returns:
           `patches` uint8[B, V, N, P], `motion` and `weights` float32[B, V, N]; the sources of others as uint8[B, S, N,
-          P] under their names; whatever else.
+          P] under their names; all other entries of the batch as they are.
         """
         batch = stored_frames.pixels(batch, self.model.clip_size[1:])
         tokens = {name: self.model.patchify(batch[name]) for name in ("video", *OTHER_SOURCES) if name in batch}
@@ -157,12 +156,12 @@ class Pretrain:
         return loss, {"loss": loss, **metrics, "ess_fraction": losses.ess_fraction(inputs["weights"]).mean()}
 
     def predict(self, params: Any, inputs: Arrays) -> mv2mae.Reconstruction:
-        """The forward pass, of what `randomize` gives."""
+        """The forward pass on what `randomize` returns."""
         names = ("patches", "target_mask", "source_mask", "decoded_target", "decoded_source")
         return self.model.apply({"params": params}, *(inputs[name] for name in names), method="reconstruct")
 
     def targets(self, inputs: Arrays) -> tuple[Targets, Targets | None]:
-        """What the target's predictions are held against, and the sources'; None without source views.
+        """What the predictions of the target and of the sources are compared with; None without source views.
 
         Args:
           inputs: from `randomize`.
@@ -179,7 +178,7 @@ class Pretrain:
         return target, (tokens, weights if self.weighted_views == "all" else jnp.ones_like(weights))
 
     def _at(self, positions: jax.Array, patches: jax.Array, weights: jax.Array) -> Targets:
-        """Of uint8[..., N, P] and float32[..., N] those at int32[..., M]: float32[..., M, P] and float32[..., M]."""
+        """Targets float32[..., M, P] and weights float32[..., M] at int32[..., M], from all N patches and weights."""
         weights = jnp.take_along_axis(weights, positions, axis=-1)  # (..., M)
         return losses.targets(tubelets.gather_tokens(patches, positions), self.target), weights
 
@@ -207,7 +206,7 @@ class Pretrain:
         return measured
 
     def _mean_over_views(self, target: tuple[jax.Array, jax.Array], sources: tuple[jax.Array, jax.Array]):
-        """The views may hide different numbers of tokens: each enters by its mean, expressed at the target's count."""
+        """Views may hide different numbers of tokens. Each view counts by its mean, times the target's count."""
         (target_sum, count), (source_sum, source_count) = target, sources
         total = target_sum + self.num_source_views * source_sum * count / source_count
         return total / (1 + self.num_source_views), count

@@ -2,9 +2,9 @@
 
 SIGHUP, which a closed terminal sends to its processes, is handled alike unless it is ignored (nohup).
 
-During training the signal is noticed after the present step: the run saves, stops, and exits with EXIT_CODE. Where
-nothing would be lost, a single process ends at once, which no compilation can delay. This is the case at start-up,
-during the compilation of the first step, and in an evaluation, because the state is saved before it. Several
+During training the signal is noticed after the present step. The run saves, stops, and exits with ExitCode.PREEMPTED.
+Where nothing would be lost, a single process ends at once, and no compilation can delay it. This is the case at
+start-up, during the compilation of the first step, and in an evaluation, because the state is saved before it. Several
 processes must agree on the step: JAX's coordination service carries the news, and all stop after the same step.
 """
 
@@ -15,12 +15,6 @@ from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
-
-from console.command import ExitCode
-
-# 128 + SIGTERM: the code that shells and schedulers report for a process that the signal ended. [ours] Schedulers that
-# distinguish failures by code (Kubeflow, for instance) restart processes that end with 128 or more.
-EXIT_CODE = ExitCode.PREEMPTED
 
 
 class Preempted(Exception):

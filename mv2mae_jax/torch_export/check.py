@@ -1,4 +1,4 @@
-"""The exporter's check: what was written is read back by PyTorch and compared with JAX, layer by layer.
+"""The exporter's check: PyTorch reads what was written, and its outputs are compared with JAX's, layer by layer.
 
 Imports torch, and transformers for the Hugging Face layout.
 """
@@ -32,7 +32,7 @@ TO_HEADS = (".qkv", ".projq", ".projk", ".projv")  # ends of the names of layers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedInput:
-    """The input of every check: noise, and an even split of the tokens. The source is the clip's second view.
+    """The input of every check: clips of noise, with half of the tokens visible. The second view is the source.
 
     A classifier sees all tokens of the target view.
     """

@@ -23,9 +23,9 @@ _NEEDED_FOR_CHECK = {"videomae": ("torch",), "hf": ("torch", "transformers"), "p
 
 
 def export(run: Run, layout: str, output: str, bar: progress.Bar) -> str:
-    """Writes the folder `output` in one of FORMATS, checks it, and says in one line how far it was compared.
+    """Writes the folder `output` in one of FORMATS, checks it, and returns a line about what was compared.
 
-    The folder takes its name only once it has passed; what did not pass stays in `output`.rejected to be looked at.
+    The folder gets its name only after it has passed. A folder that did not pass stays in `output`.rejected.
     `bar` advances by 2.
 
     Raises:
@@ -75,7 +75,7 @@ def write_videomae(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
 
 
 def with_their_target(run: Run, state: names.Arrays) -> names.Arrays:
-    """The state dict with heads that predict what VideoMAE and transformers compare with."""
+    """The state dict, with heads that predict the pixels of VideoMAE's and transformers' losses."""
     return heads.to_unit_pixels(state) if run.has_decoders and not run.normalizes_patches else state
 
 
@@ -201,7 +201,7 @@ def loss_settings(run: Run) -> dict[str, Any]:
 
 
 def verify(run: Run, layout: str, folder: pathlib.Path) -> str:
-    """Reads the folder back with PyTorch and compares it with JAX; says so, or why it could not.
+    """Reads the folder back with PyTorch and compares it with JAX. The line says so, or why this was not possible.
 
     Raises:
       Mismatch: the outputs differ.

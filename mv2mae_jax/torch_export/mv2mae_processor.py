@@ -1,4 +1,4 @@
-"""What comes before the model in transformers: frames chosen and cropped as in this model's training.
+"""Preprocessing for transformers: chooses and crops frames as in this model's training.
 
 The folder's configs name the class, so that `trust_remote_code=True` takes it:
 

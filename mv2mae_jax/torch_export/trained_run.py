@@ -1,4 +1,4 @@
-"""The run that is exported: its model in float32, its parameters and what is told of it."""
+"""The run that is exported: its model in float32, its parameters, and the facts for the model card."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def encoder_alone(self) -> bool:
-        """Whether the decoder stays behind: a joint one has no place in any of the layouts."""
+        """Whether only the encoder is exported. A joint decoder has no place in any of the layouts."""
         return isinstance(self.model, JointMAE)
 
     @property
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def encoder(self) -> mv2mae.MV2MAE | mv2mae.Encoder:
-        """What has the encoder's width, depth, num_heads and mlp_ratio."""
+        """The object with the encoder's width, depth, num_heads and mlp_ratio."""
         return self.model.encoder if self.fine_tuned else self.model
 
     @property
@@ -114,7 +114,7 @@ def read_run(workdir: str, step: int | None = None) -> Run:
 
 
 def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classifier:
-    """The same model in float32, with blocks that can be told apart."""
+    """The same model in float32, with unrolled blocks, so that each has a name."""
     return model.with_compute(**dataclasses.asdict(Compute(scan_layers=False)))
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints as parameters of this package, without PyTorch: names, files, and what starts from them.
+"""Reads PyTorch checkpoints as parameters of this package. Only .pth files need PyTorch for that.
 
 Used by the loop (`init_from=`), by inference and by torch_export/. Imports models/ and features/.
 """

@@ -1,4 +1,4 @@
-"""The encoder of an exported folder, or of a VideoMAE from Hugging Face, whose config.json says all sizes."""
+"""Loads the encoder of an exported folder or of a Hugging Face VideoMAE. Its config.json gives the sizes."""
 
 import functools
 import json

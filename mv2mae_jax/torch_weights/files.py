@@ -60,7 +60,7 @@ def read(path: pathlib.Path) -> Checkpoint:
         state = names.from_hugging_face(state)
     elif not any(name.startswith("encoder.patch_embed.") for name in state):
         state = {names.with_encoder_prefix(name): array for name, array in state.items()}
-    if "architecture" in config:  # of the port, which predicts what this project does
+    if "architecture" in config:  # the port, which predicts the same targets as this project
         return Checkpoint(state=state, config=config, target=_target_of_port(config))
     normalizes = config.get("norm_pix_loss", True) if is_hugging_face and config else options.get("normlize_target")
     if normalizes is None:
@@ -86,7 +86,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that an index names, as transformers writes it for large models."""
+    """The files that an index names. transformers writes an index for large models."""
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"init_from = {index} names no files: it has no `weight_map`.")
@@ -117,7 +117,7 @@ def _read_pth(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]:
             f"init_from = {path}: reading a .pth file takes PyTorch: pip install -r requirements-torch.txt."
         ) from error
     try:
-        # VideoMAE's scripts save their options beside the tensors. A Namespace only holds what it is given.
+        # VideoMAE's scripts save their options beside the tensors, as a Namespace. Loading one runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -146,7 +146,7 @@ def _read_pth(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]:
 
 
 def _without_wrappers(state: names.Arrays) -> names.Arrays:
-    """The names that the model itself gives."""
+    """Takes wrappers and owners out of the names, so that the model's own names are left."""
     state = {_WRAPPERS.sub("", name): array for name, array in state.items()}
     for owner in _OWNERS:
         state = {name.removeprefix(owner): array for name, array in state.items()}

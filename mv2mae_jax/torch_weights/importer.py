@@ -34,7 +34,7 @@ def load_videomae(path: str, params: Any, model: Any, *, target: str | None = No
       path: see `files.read`.
       params: the model's initialised parameters, jax.Array; the result has their shapes and placement.
       model: says what weights do not: `tubelet_size`, `num_heads`, whether layers are stacked.
-      target: what the decoders are to predict; if those of the checkpoint predict something else, this is told.
+      target: what the decoders are to predict. A checkpoint with another target leads to a warning.
 
     Raises:
       ValueError: no such checkpoint, one that holds more than tensors, or an encoder that does not fit (lists all).
@@ -64,7 +64,7 @@ def load_videomae(path: str, params: Any, model: Any, *, target: str | None = No
 
 
 def tell_other_target(path: str, theirs: str | None, ours: str | None) -> None:
-    """Says that decoders were trained to predict something else than they are to predict now, where both are known."""
+    """Warns if the checkpoint's decoders predict another target than this run's. Silent if either is unknown."""
     if None not in (theirs, ours) and theirs != ours:
         metrics.say(
             f"The decoders of {path} predict {theirs}, here they are to predict {ours}: their heads start far off. "
@@ -73,7 +73,7 @@ def tell_other_target(path: str, theirs: str | None, ours: str | None) -> None:
 
 
 def _check_architecture(path: str, state: names.Arrays, config: dict[str, Any], model: Any, parts: set[str]) -> None:
-    """What parameters of equal shape do not show: the order of a tubelet's pixels, the number of heads."""
+    """Checks what the shapes of parameters do not show: the order of a tubelet's pixels, the number of heads."""
     kernel = state.get("encoder.patch_embed.proj.weight")
     if kernel is None:
         raise UserError(

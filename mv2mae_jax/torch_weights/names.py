@@ -1,8 +1,8 @@
 """One table of names and layouts: this project's parameters <-> VideoMAE's state dict <-> Hugging Face's. NumPy only.
 
-Modules are named as in MCG-NJU/VideoMAE (and CroCo, in the cross-view decoder), so a parameter's name follows from its
-path but for what stands in MOVED. What PyTorch lays out differently: dense kernels are transposed, and the patch
-embedding is a Conv3d kernel.
+Modules are named as in MCG-NJU/VideoMAE (and CroCo, in the cross-view decoder). So a parameter's name follows from its
+path, except for MOVED. Two layouts differ in PyTorch: dense kernels are transposed, and the patch embedding is a Conv3d
+kernel.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-# Where VideoMAE keeps something elsewhere than this project: (here, there).
+# Parameters that VideoMAE keeps in another place: (here, there).
 MOVED = (
     ("decoder.mask_token", "mask_token"),
     ("decoder.encoder_to_decoder.", "encoder_to_decoder."),
@@ -104,7 +104,7 @@ def videomae_name_from_hugging_face(name: str) -> str:
     """Hugging Face's name of a parameter or module -> VideoMAE's."""
     if name.startswith(CROSS_DECODER):
         return name
-    # As transformers >= 5.12 itself calls the biases.
+    # transformers >= 5.12 has these names for the biases.
     name = re.sub(r"\.attention\.attention\.(query|value)\.bias$", lambda m: f".attn.{m[1][0]}_bias", name)
     return _replace(
         name, *(tuple((there, here) for here, there in t) for t in (HUGGING_FACE_PREFIXES, HUGGING_FACE_PARTS))
