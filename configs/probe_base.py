@@ -46,9 +46,9 @@ def get_config() -> config_dict.ConfigDict:
     config.model = config_dict.ConfigDict(
         dict(
             variant="S",  # [paper] as pre-trained, like the next four
-            width=config_dict.placeholder(int),  # [ours]
-            depth=config_dict.placeholder(int),  # [ours]
-            num_heads=config_dict.placeholder(int),  # [ours]
+            width=config_dict.placeholder(int),  # [ours] overrides the variant's
+            depth=config_dict.placeholder(int),  # [ours] overrides the variant's
+            num_heads=config_dict.placeholder(int),  # [ours] overrides the variant's
             tubelet_size=(2, 16, 16),  # [paper] (frames, height, width) of one token
             scan_layers=True,  # [ours] stacks the parameters of all blocks; the numbers are the same
             # rolled compiles one block instead of all; on an H200 a step of ViT-S took 1.29 times as long.
