@@ -1,4 +1,4 @@
-"""Empties the last entries of an AVI file, as a camera leaves them that stops before its recorder does."""
+"""Empties the last entries of an AVI file, as happens if a camera stops before its recorder."""
 
 import struct
 from pathlib import Path

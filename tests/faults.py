@@ -1,4 +1,4 @@
-"""Runs that are struck by a signal at a chosen moment, and what is compared of them afterwards."""
+"""Runs that get a signal at a chosen moment, and the comparison of what they leave."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def run(workdir, data_dir, *overrides: str, flags=(), **environment: str) -> sub
 
 
 def start_struck(signal: str, moment: str, step: int, workdir, data_dir, *overrides, flags=()) -> subprocess.Popen:
-    """Starts run.py, struck by a signal: before the `batch` of a step, after its `step`, in its `save` or an `eval`."""
+    """Starts run.py and sends it a signal before a step's `batch`, after its `step`, in its `save` or an `eval`."""
     return start("-c", STRUCK, signal, moment, str(step), *arguments(workdir, data_dir, *overrides), *flags)
 
 
@@ -90,7 +90,7 @@ def final_state(workdir: pathlib.Path) -> dict:
 
 
 def history(workdir: pathlib.Path) -> list[dict]:
-    """The rows of history.jsonl, but for what depends on time and machine."""
+    """The rows of history.jsonl, without what depends on time and machine."""
     rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("perf/") and k != "data/wait_fraction"} for row in rows]
 
@@ -124,7 +124,7 @@ def events(workdir: pathlib.Path) -> list[tuple[int, str]]:
 
 
 def _records(content: bytes) -> list[bytes]:
-    """Those of a file in TFRecord's form: length (8 bytes), its checksum (4), data, their checksum (4)."""
+    """The records of a file in TFRecord's form: length (8 bytes), its checksum (4), data, their checksum (4)."""
     records, position = [], 0
     while position + 12 <= len(content):
         length = int.from_bytes(content[position : position + 8], "little")

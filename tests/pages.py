@@ -24,7 +24,7 @@ def tokens(page: str) -> list[Token]:
 
 
 def inline(page: str, kind: str) -> Iterator[Token]:
-    """What stands in running text: 'link_open', 'image', 'code_inline'."""
+    """The elements of one type in running text: 'link_open', 'image', 'code_inline'."""
     for token in tokens(page):
         yield from (child for child in token.children or () if child.type == kind)
 
@@ -37,7 +37,7 @@ def fences(page: str) -> Iterator[tuple[str, str, int]]:
 
 
 def anchors(page: str) -> set[str]:
-    """Of the headings, as GitHub and myst-parser make them."""
+    """The anchors of the headings, as GitHub and myst-parser make them."""
     found = []
     for heading, text in zip(tokens(page), tokens(page)[1:], strict=False):
         if heading.type == "heading_open":

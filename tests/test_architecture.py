@@ -82,12 +82,12 @@ def test_data_and_console_know_no_model(module):
 
 
 def test_no_circle():
-    """Neither as modules are loaded, nor by imports within functions."""
+    """Imports within functions count, too."""
     graphlib.TopologicalSorter({module: imported(module) - {module} for module in MODULES}).prepare()
 
 
 def test_the_package_s_rooms_have_no_circle():
-    """But for the masks' type, which the model reads and the objective draws."""
+    """One exception: the model reads the type of the masks, which the objective draws."""
     rooms = {name: {other for other in allowed if other != name} for name, allowed in ALLOWED.items()}
     rooms["models"] = rooms["models"] - {"objectives"}
     graphlib.TopologicalSorter(rooms).prepare()

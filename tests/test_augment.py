@@ -24,7 +24,7 @@ def disc(y: float, x: float, size=81) -> np.ndarray:
 
 
 def centroid(frame: np.ndarray) -> tuple[float, float]:
-    """(y, x) of what is clearly brighter than the grey that fills, relative to the centre."""
+    """(y, x), relative to the centre, of the pixels that are clearly brighter than the grey fill."""
     rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]] - frame.shape[0] // 2
     weight = np.maximum(frame[..., 0].astype(float) - 192, 0)  # interpolation overshoots at the edge of the grey
     return float((rows * weight).sum() / weight.sum()), float((columns * weight).sum() / weight.sum())
@@ -174,7 +174,7 @@ def test_flip_is_the_mirror_image():
 
 
 def erased_boxes(count: int, size=(48, 64)) -> list[tuple[int, int, int, int]]:
-    """(top, left, height, width) of what is overwritten in a clip, found by its pixels."""
+    """(top, left, height, width) of the overwritten part of a clip, found by its pixels."""
     boxes, rng = [], np.random.default_rng(0)
     original = np.zeros((2, *size, 3), np.uint8)
     for _ in range(count):

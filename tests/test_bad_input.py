@@ -96,7 +96,7 @@ def test_names_that_are_not_utf8_are_set_aside(video, tmp_path, capsys):
 
 
 def test_damaged_files_in_a_zip_are_set_aside(video, tmp_path):
-    """Of every compression, and of those that are not known here; one take each."""
+    """One take in each kind of archive, known here or not."""
     (tmp_path / "raw").mkdir()
     methods = {"stored": 0, "deflate": 8, "bzip2": 12, "lzma": 14}
     path = tmp_path / "raw" / "a.zip"

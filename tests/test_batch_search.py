@@ -7,7 +7,7 @@ from mv2mae_jax.topology.batch_search import Trial
 
 
 class Compiler:
-    """Uses `fixed` + `per_sample` bytes a sample, up to `limit`; where it must, it recomputes and uses `squeezed`."""
+    """Uses `fixed` + `per_sample` bytes per sample, up to `limit`. Near it, it recomputes and uses `squeezed`."""
 
     def __init__(self, *, limit, fixed=10.0, per_sample=1.0, squeezed=None, silent=False):
         self.limit, self.fixed, self.per_sample, self.silent = limit, fixed, per_sample, silent
@@ -40,7 +40,7 @@ def test_where_memory_is_linear_three_programs_are_enough(limit, published):
 
 @pytest.mark.parametrize("squeezed", [0.5, 0.8, 0.95])
 def test_a_compiler_that_recomputes_near_the_limit_is_followed(squeezed):
-    """What programs need is flat there, and refusals, which cost little, show the way."""
+    """The memory that programs need is flat there. Refusals cost little and show where to look."""
     compiler = Compiler(limit=300, squeezed=squeezed)
     trials = batch_search.largest_batch(compiler, first=16, memory_bytes=320)
     assert batch_search.bracket(trials) == (compiler.largest(), compiler.largest() + 8)
@@ -54,7 +54,7 @@ def test_a_compiler_that_does_not_say_what_is_missing_is_halved(squeezed):
 
 
 def test_a_compiler_whose_refusals_ask_for_more_and_more_is_followed():
-    """As libtpu's for v6e: the line through two of them points far below what fits."""
+    """As libtpu's for v6e: a line through two of its values ends far below what fits."""
 
     def compile_at(batch: int) -> Trial:
         over = batch - 400

@@ -1,4 +1,4 @@
-"""The preparation on Apache Beam writes the same files as local processes; in an environment with Beam only."""
+"""The preparation on Apache Beam writes the same files as local processes. Skipped where Beam is not installed."""
 
 from pathlib import Path
 

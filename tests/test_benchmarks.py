@@ -1,4 +1,4 @@
-"""The statistics behind the benchmarks' tables, and that incomplete results are told from complete ones."""
+"""The statistics behind the benchmarks' tables, and how incomplete results are recognised."""
 
 import importlib
 import json
@@ -33,7 +33,7 @@ def test_an_ordering_holds_only_by_separated_intervals():
 
 
 def write_results(folder, preset):
-    """Rows that grow by one in every column and less by seed; of pixels nothing is drawn, so they have one seed."""
+    """Rows that grow by one in every column and less by seed. The row of pixels has one seed, as it draws nothing."""
     for number, row in enumerate(method.ROWS):
         for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
             columns = {column: number + 0.1 * seed for column in method.COLUMNS}
@@ -65,7 +65,7 @@ def test_a_rehearsal_differs_from_its_preset_in_amounts_alone():
 
 
 def test_orders_are_judged_by_differences_of_the_same_seed(tmp_path):
-    """Seeds differ by more than rows, and every seed agrees: unpaired, nothing would be seen."""
+    """Seeds differ by more than rows do, but all agree on the difference. An unpaired test would find nothing."""
     for row, better in (("two_views", 0.0), ("cross_view", 0.1)):
         for seed in range(4):
             columns = {"pose": 10.0 * (seed % 3) + better + 0.001 * seed}

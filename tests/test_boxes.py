@@ -1,4 +1,4 @@
-"""Boxes around the person: where what moves is, what tables and .skeleton files say, and how a box fits a picture."""
+"""Boxes around the person: from motion, from tables and from .skeleton files, and how a box fits a picture."""
 
 import numpy as np
 import pyarrow as pa

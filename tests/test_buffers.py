@@ -49,7 +49,7 @@ def test_arrays_are_aligned_as_devices_like_them():
 
 @needs_sharing
 def test_an_array_crosses_processes_without_a_copy_and_comes_back():
-    """Sender and receiver are one process here: the descriptor comes over a socket all the same."""
+    """Sender and receiver are one process here. The descriptor still goes through a socket."""
     memory, opener = buffers.Buffers(), buffers.Opener()
     sent = memory.empty((2, *LARGE), np.int8)
     sent[:] = 7
@@ -118,7 +118,7 @@ def mapped(process: int | str) -> set[str]:
 @needs_sharing
 @pytest.mark.parametrize("codec", ["jpeg", "dct"])
 def test_no_batch_of_a_pass_is_copied(request, codec):
-    """A reading process has no buffer but those that it hands over."""
+    """A reading process holds only the buffers that it hands over."""
     dataset = make_dataset(request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec]))
     others, before = set(multiprocessing.active_children()), mapped("self")
     batches = pipeline.clip_batches(dataset.prepared, dataset.spec, np.arange(40), global_batch_size=8, num_workers=1)
@@ -136,7 +136,7 @@ def dataset(synthetic_set_dct):
 
 @pytest.mark.parametrize(("codec", "num_workers"), [("jpeg", 0), ("jpeg", 1), ("dct", 0), ("dct", 2)])
 def test_no_batch_changes_after_it_was_handed_out(request, codec, num_workers):
-    """Some are kept, some are dropped; JAX aliases the memory of others, of which nothing else is left."""
+    """Some batches are kept and some dropped. Of others only a JAX array is left, which aliases their memory."""
     dataset = make_dataset(request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec]))
     stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=num_workers)
     kept = []
@@ -188,7 +188,7 @@ def test_a_sample_that_cannot_be_read_loses_no_memory(synthetic_set, monkeypatch
 
 @needs_sharing
 def test_no_array_of_a_batch_lies_in_dev_shm_and_closing_ends_the_processes(dataset):
-    """It holds 64 MB in a container of Docker, and keeps what a killed process had there."""
+    """In a Docker container it has 64 MB, and it keeps what a killed process left there."""
     others = set(multiprocessing.active_children())
     stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=2)
     kept = [next(stream) for _ in range(3)]

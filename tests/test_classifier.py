@@ -1,4 +1,4 @@
-"""The classifier: what stands on the encoder, how it begins, and stochastic depth through all of it."""
+"""The classifier: its head, its initialisation, and its stochastic depth."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Whether what is prepared as one instant was filmed at one instant, whatever the files' rates, starts and losses."""
+"""Frames that are prepared as one instant were filmed at one instant, whatever the files' rates, starts and losses."""
 
 import cv2
 import numpy as np

@@ -166,7 +166,7 @@ def test_a_mistyped_config_file_names_the_nearest(path, hint, monkeypatch):
 
 
 def test_what_is_for_users_says_so_by_its_type():
-    """Any other ValueError would end in a traceback. The PyTorch port and its processor are files for others."""
+    """Any other ValueError ends in a traceback. The PyTorch port and its processor are exported, so they are exempt."""
     files = [path for place in (*PLACES, "console", "configs") for path in (ROOT / place).rglob("*.py")]
     assert len(files) > 100
     for path in set(files) - {
@@ -230,13 +230,13 @@ def test_execute_tells_refusals_from_faults(capsys):
 
 
 def test_the_parsers_are_light():
-    """What every worker process imports again costs neither JAX nor NumPy."""
+    """Every worker process imports run.py again, so that it must import neither JAX nor NumPy."""
     code = "import sys, run; run.make_parser(); sys.exit(bool({'jax', 'numpy', 'tensorboardX'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def in_terminal(arguments: list[str], columns: int) -> str:
-    """All that a program draws on a terminal of so many columns."""
+    """Everything that a program draws on a terminal with this number of columns."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(arguments, stdin=side, stdout=side, stderr=side)
@@ -251,7 +251,7 @@ def in_terminal(arguments: list[str], columns: int) -> str:
 
 
 def screen_after(drawn: str, columns: int) -> list[str]:
-    """The lines that stand on the terminal in the end."""
+    """The lines that the terminal shows in the end."""
     screen, row, column = [""], 0, 0
     for code in re.findall(r"\x1b\[A|[\s\S]", drawn):
         if code == "\r":

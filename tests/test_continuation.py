@@ -1,4 +1,4 @@
-"""What may change when a run goes on, and what `auto` has to mean again."""
+"""What may change when a run is resumed, and that `auto` keeps its meaning."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Preparation with boxes: what is stored is what the box shows, and the truth that is carried follows it."""
+"""Preparation with boxes: the box is what is stored, and the cameras of the truth are adapted to it."""
 
 import json
 from fractions import Fraction

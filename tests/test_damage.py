@@ -161,7 +161,7 @@ def test_what_a_killed_save_left_behind_is_no_step(checkpoints):
 @pytest.mark.parametrize("put", [shutil.copytree, os.rename], ids=["copied", "renamed"])
 @pytest.mark.parametrize("source", ["2", "6"])
 def test_a_step_under_another_number_is_damaged(checkpoints, source, put, older):
-    """Intact file by file, it would be restored as a step that it is not, and stand in the way of that step."""
+    """All its files are intact. It would be restored as another step, and that step could not be saved."""
     if older:
         for step in (2, 4, 6):
             folder = checkpoints / str(step)

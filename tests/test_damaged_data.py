@@ -1,4 +1,4 @@
-"""A damaged record met in training: found, replaced reproducibly, told; and a reader that never gives other pixels."""
+"""A damaged record in training is found, replaced reproducibly and reported. No reader returns other pixels."""
 
 import os
 import shutil
@@ -271,7 +271,7 @@ if __name__ == "__main__":
 
 
 def test_a_run_goes_on_over_a_damaged_record_and_says_so(damaged_set, tmp_path):
-    """From the command line: told with take and view; the same twice; stopped where less damage is allowed."""
+    """From the command line: reported with take and view, equal in two runs, and stopped if less damage is allowed."""
     directory, record = damaged_set
     prepared = takes.open_prepared(directory)
     take = prepared.views["take"][record]

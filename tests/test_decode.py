@@ -80,7 +80,7 @@ def test_pixels_are_those_that_libjpeg_decodes_from_the_same_coefficients(size, 
 
 
 def test_what_libjpeg_writes_is_what_we_write():
-    """The same steps and, but for roundings near a half, the same coefficients."""
+    """The same quantisation steps, and the same coefficients except for roundings near a half."""
     frame = make_clip(1, 48, 64)[0]
     blocks, steps = jpeg_file.coefficients(jpeg.encode(frame, 50))
     np.testing.assert_array_equal(np.maximum(steps, dct.MIN_STEP), dct.steps(50))
@@ -111,7 +111,7 @@ def test_host_and_device_decode_alike(size):
     ("scale", "least"), [((1.0, 1.0), 50), ((0.875, 0.75), 45), ((0.5, 0.5), 50), ((0.3, 0.3), 50), ((0.5, 0.42), 45)]
 )
 def test_crops_are_those_of_the_host(scale, least):
-    """Of pixels decoded on the host. Where one side shrinks and the other grows, OpenCV approximates the area."""
+    """Compared with pixels decoded on the host. If one side shrinks and one grows, OpenCV approximates the area."""
     frames, crop_size = make_clip(3, 72, 100), (32, 32)
     draw = clips.CropDraw(scale=scale, offset=(0.7, 0.2))
     box = clips.crop_box(draw, (72, 100), crop_size)
@@ -122,7 +122,7 @@ def test_crops_are_those_of_the_host(scale, least):
 
 
 def test_even_frames_stay_even():
-    """The mean of a block needs more bits than what varies within it; every grey level, resized over block borders."""
+    """The mean of a block needs more bits than its variation. Every grey level is resized across block borders."""
     levels = np.arange(256, dtype=np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (256, 32, 48, 3))
     decoded = np.asarray(decode_clips(stored_form(frames, [[1, 2, 29, 43]]), (24, 24)))[0]  # (256, 24, 24, 3)
@@ -132,7 +132,7 @@ def test_even_frames_stay_even():
 
 
 def test_products_are_such_as_cublas_has():
-    """It has none from float32 to bfloat16, and XLA for GPUs has no other where its own (Triton's) are switched off."""
+    """cuBLAS has none from float32 to bfloat16, and XLA for GPUs has only cuBLAS if Triton is switched off."""
     text = decode_clips.lower(stored_form(make_clip(2, 48, 64), [(0, 0, 48, 64)]), (32, 32)).as_text()
     products = re.findall(r"dot_general .* : \(tensor<.*x(\w+)>, tensor<.*x(\w+)>\) -> tensor<.*x(\w+)>", text)
     assert set(products) == {("bf16", "bf16", "bf16"), ("bf16", "bf16", "f32")}
@@ -198,14 +198,14 @@ def both(synthetic_set, synthetic_set_dct, **data):
 
 
 def first_batches(datasets, batches_of, count):
-    """Of each data set, decoded and with energies: what the model would see."""
+    """A batch of each data set, decoded and with energies: what the model would see."""
     return [
         [as_the_model_sees(batch) for batch in itertools.islice(batches_of(dataset), count)] for dataset in datasets
     ]
 
 
 def assert_alike(jpeg_batch, dct_batch):
-    """The same draws, and pixels and energies as near as two lossy codecs are: of still tokens all energy is noise."""
+    """Draws are equal. Pixels and energies are as near as two lossy codecs allow; still tokens have noise alone."""
     assert jpeg_batch.keys() == dct_batch.keys()
     for key in jpeg_batch:
         if jpeg_batch[key].dtype == np.uint8:

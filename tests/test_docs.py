@@ -1,4 +1,4 @@
-"""The documentation's links lead somewhere; its commands, keys, files and code are the program's."""
+"""The documentation's links lead somewhere, and the program has its commands, keys, files and code."""
 
 import argparse
 import ast

@@ -1,4 +1,4 @@
-"""What the documentation shows is so: figures, numbers, tables, messages; and it renders without a warning."""
+"""Figures, numbers, tables and messages of the documentation are true, and it renders without a warning."""
 
 import ast
 import fnmatch
@@ -150,7 +150,7 @@ TIMES = {  # row of docs/speed.md: file in benchmarks/results/train_step
 
 
 def rows_of(page: str) -> dict[str, list[str]]:
-    """The cells of every table row by the first cell; of rows that begin alike, the first."""
+    """The cells of every table row by the first cell. Of rows with the same first cell, the first counts."""
     rows = re.findall(r"^\| (.*?) \| (.*) \|$", (DOCS / page).read_text(), re.M)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in reversed(rows)}
 
@@ -160,7 +160,7 @@ def raw(path: str) -> dict:
 
 
 def timed(path: str, precision: str) -> dict[str, dict]:
-    """Median clips/s, time over ours, memory in GB and MFU of each implementation."""
+    """Median clips/s, time relative to ours, memory in GB and MFU of each implementation."""
     (record,) = (r for r in raw(f"train_step/{path}.json")["records"] if r["case"]["precision"] == precision)
     ours = record["implementations"]["mv2mae-jax"]
     found = {}
@@ -318,7 +318,7 @@ PART = "…"  # stands for what a message fills in
 
 @functools.cache
 def messages_in_code() -> list[str]:
-    """Every string of the program but its docstrings, with PART for what is filled in."""
+    """Every string of the program except docstrings, with PART for each value that is filled in."""
     found = []
     for file in repository()[0]:
         if file.endswith(".py") and file.partition("/")[0] in ("run.py", "console", "data", "mv2mae_jax"):

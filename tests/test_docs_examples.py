@@ -134,7 +134,7 @@ def test_the_data_set_is_prepared(extended):
 
 
 def test_the_walk_to_a_changed_loss_works(tmp_path):
-    """The edits of CONTRIBUTING.md, found by the lines around them, its test, and its config value."""
+    """The edits of CONTRIBUTING.md fit the files, its test passes, and its config value is accepted."""
     folder = copy_code(tmp_path)
     assert apply(WALK, folder) == {"mv2mae_jax/objectives/losses.py"}
     file, test = re.search(r"<!-- append: (\S+) -->\n\n```python\n(.*?)```", WALK, re.DOTALL).groups()

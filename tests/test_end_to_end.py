@@ -1,4 +1,4 @@
-"""The README's flow, by its own commands, shrunk: raw videos in, a pre-trained model and pictures out."""
+"""The README's commands on a small scale: raw videos in, a pre-trained model and pictures out."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_generated_videos_to_pictures(tmp_path):
 
 
 def test_a_pretrained_run_is_fine_tuned_and_probed(synthetic_set, tmp_path):
-    """What the configs of the demo's downstream tasks say in their first lines, shrunk."""
+    """The commands in the docstrings of the demo's downstream configs, on a small scale."""
     clips = [f"--config.{key}" for key in (f"data.dir={synthetic_set}", "data.crop_size=(32,32)")]
     clips += ["--config.log.report=False"]
     shrunk = [*clips, "--config.eval.batch_size=16", "--config.eval.num_pictures=0", "--config.total_steps=2"]

@@ -138,7 +138,7 @@ def test_results_without_a_training_run(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0, -1, -3600, -(10**8)], ids=["in a second", "second", "hour", "years"])
 def test_a_clock_that_was_set_back_loses_no_value(tmp_path, monkeypatch, seconds):
-    """A file that is read before one of an earlier start would be discarded from the step of that start on."""
+    """Files must sort by their starts: a later start's file makes TensorBoard drop values from its first step on."""
     clock, now = 1_700_000_000, time.time
     for start, steps in enumerate((range(1, 5), range(3, 7), range(6, 9))):
         monkeypatch.setattr(time, "time", lambda start=start: clock + start * seconds)

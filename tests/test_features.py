@@ -71,7 +71,7 @@ def params(model):
 
 
 def batches_of(video, batch_size=4):
-    """The last batch is filled up with rows that are not valid."""
+    """The last batch is padded with invalid rows."""
     rows, padding = np.arange(100, 100 + len(video)), -len(video) % batch_size
     filled = np.concatenate([video, np.full_like(video[:padding], 99)])
     for start in range(0, len(filled), batch_size):
@@ -123,7 +123,7 @@ def test_pretrained_parameters_of_the_whole_model_hold_the_same_encoder(model):
 
 
 def test_the_encoder_is_traced_with_the_mesh(model, params, mesh, monkeypatch):
-    """Without it, the weights that `fsdp` cuts are not gathered where they are used."""
+    """Without the mesh, weights that `fsdp` cuts are not gathered where they are used."""
     seen, encode = [], features.encode
 
     def watched(*args):
@@ -362,7 +362,7 @@ def test_validation_leaves_out_what_the_test_leaves_out(dataset):
 
 
 def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
-    """They find what the features hold: here, by a planted encoder, which take and class a clip is of."""
+    """They find what the features hold. Here a planted encoder writes the take and the class of a clip into them."""
     prepared, views = dataset.prepared, dataset.prepared.views
     rows = {"train_rows": dataset.train, "test_rows": dataset.test}
     measured = online_probes.measure(model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=3, **rows)

@@ -1,4 +1,4 @@
-"""Fine-tuning: mixing, the loss, what starts from where, what a test measures, and whole runs."""
+"""Fine-tuning: mixing, the loss, initial parameters, the evaluation, and whole runs."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ def final_state(workdir) -> TrainState:
 
 
 def history(workdir) -> list[dict[str, float]]:
-    """Everything that was reported, but for the time that it took."""
+    """Everything that was reported, without durations."""
     rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith(("perf/", "data/"))} for row in rows]
 
@@ -268,7 +268,7 @@ def save_pretrained(workdir, *, scan_layers: bool, with_ema: bool):
     [(True, True, True), (True, False, False), (False, True, True), (False, False, False)],
 )
 def test_the_encoder_begins_as_pre_trained(synthetic_set, tmp_path, saved_scanned, scanned, with_ema, capsys):
-    """With other clips than pre-training's, the average where one was kept, and all but the encoder as from scratch."""
+    """Clips may differ from pre-training's. The average is taken if one was kept. Only the encoder is taken."""
     encoder = save_pretrained(tmp_path / "pretrained", scan_layers=saved_scanned, with_ema=with_ema)
     other = (f"model.scan_layers={scanned}", "data.num_frames=8", "data.crop_size=(40,24)", "optimizer.ema_decay=0.9")
     state = start(synthetic_set, tmp_path / "run", *other, f"init_from={tmp_path / 'pretrained'}")
@@ -455,7 +455,7 @@ def test_what_the_data_cannot_give_is_refused(synthetic_set, override, message):
 
 
 def test_a_few_clips_are_learnt_by_heart(synthetic_set):
-    """Twelve clips of one camera, without what makes learning harder: nearly all of them within 150 steps."""
+    """Twelve clips of one camera, without augmentation and regularisation, are learnt almost all in 150 steps."""
     off = ("augment.randaugment_num_ops=0", "augment.random_erasing=0.0", "mix.mix_probability=0.0")
     off += ("loss.label_smoothing=0.0", "model.drop_path=0.0", "optimizer.layer_decay=1.0", "data.repeats=1")
     _, _, task = make_task(synthetic_set, *off, "data.train_views=('C001',)")

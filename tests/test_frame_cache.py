@@ -46,7 +46,7 @@ def every_crop(dataset):
 
 
 def assert_equal(dataset, other, read, count=6):
-    """Every batch of the two; the second has each of them twice, from files and from memory."""
+    """All batches of both data sets. The second gives each batch twice, from files and from memory."""
     for _ in range(2):
         pairs = list(itertools.islice(zip(read(dataset), read(other), strict=False), count))
         assert len(pairs) > 1

@@ -1,4 +1,4 @@
-"""Damaged and hostile input: never a hang, a crash without a word, a changed pixel, or a file outside the output."""
+"""Damaged and hostile input never leads to a hang, a silent crash, a changed pixel or a file outside the output."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Read-outs of 3D pose: the truth of clips, and what is read of planted and of random features."""
+"""Read-outs of 3D pose: the truth of clips, and predictions from planted and from random features."""
 
 import dataclasses
 

@@ -46,7 +46,7 @@ def shards_of(output: Path) -> dict[str, bytes]:
 
 
 def contents(directory: Path) -> dict[tuple[str, str], tuple]:
-    """Everything of each record but its place, by take and view."""
+    """Everything of each record except its place in the set, by take and view."""
     prepared = takes.open_prepared(directory)
     views, found = prepared.views, {}
     for record, key in enumerate(zip(views["take"].tolist(), views["view"].tolist(), strict=True)):

@@ -87,7 +87,7 @@ def test_what_is_no_run_or_no_clip_is_refused(tmp_path, encoder, pretrained, cap
 
 
 class Wrapped:
-    """What NumPy reads by `__array__`, as it does a tensor of PyTorch."""
+    """An object that NumPy reads by `__array__`, like a tensor of PyTorch."""
 
     def __init__(self, array):
         self.array = array

@@ -1,4 +1,4 @@
-"""What may be given as --input: folders and archives, one or several, and what is told of their files."""
+"""What --input may be: folders and archives, one or several; and what is reported of their files."""
 
 import csv
 import json
@@ -127,7 +127,7 @@ def test_packed_labels_are_named(packed, tmp_path):
 
 
 def test_everything_is_counted(tmp_path, capsys):
-    """Each file and each row of labels is used, or told with its reason, or counted."""
+    """Each file and each row of labels is used, listed with its reason, or counted."""
     files = {
         "A01N01-L_color.avi": b"x",
         "A01N01_color.avi": b"x",

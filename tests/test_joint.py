@@ -1,4 +1,4 @@
-"""The joint decoder: what it sees, what it is trained on, and what an evaluation measures of it."""
+"""The joint decoder: its input, its loss, and its evaluation."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def test_tokens_have_no_order_but_their_positions_and_no_view_a_role(task_and_in
 
 
 def test_views_that_change_places_take_each_others_positions(task_and_inputs):
-    """Two sources with content and masks exchanged are what the decoder makes of the same latents in exchanged rows."""
+    """Exchanging content and masks of two sources equals exchanging the rows of their latents."""
     task, params, inputs = task_and_inputs
     model, mask, source_mask = task.model, inputs["target_mask"], inputs["source_mask"]
     exchanged = inputs | {

@@ -13,7 +13,7 @@ from tests.test_decode import make_clip
 
 
 def noise(num_frames: int, height: int, width: int, seed: int) -> np.ndarray:
-    """Colours that change from pixel to pixel, so that no neighbour's chroma goes unseen."""
+    """Colours change from pixel to pixel, so that a neighbour's chroma would be noticed."""
     return np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), np.uint8)
 
 

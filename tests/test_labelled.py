@@ -1,4 +1,4 @@
-"""Labelled views: which rows are trained and tested on, and what the batches show of them."""
+"""Labelled views: which rows are for training and testing, and the content of the batches."""
 
 import dataclasses
 import itertools
@@ -85,7 +85,7 @@ def test_an_epoch_visits_every_training_row_once(dataset):
 
 
 def test_the_order_is_pinned(dataset):
-    """Changed by an upgrade or a refactoring, this would silently change the data of runs that are resumed."""
+    """If an upgrade or a refactoring changed this, the data of resumed runs would change silently."""
     assert len(dataset.train) == NUM_TRAIN
     (batch,) = batches(dataset, 1)
     np.testing.assert_array_equal(batch["row"], dataset.train[PINNED_ORDER])
@@ -167,7 +167,7 @@ def test_augmentation_reaches_the_training_clips(dataset):
 
 @pytest.mark.parametrize("batch_size", [4, 7, 100])
 def test_every_clip_and_crop_comes_once(synthetic_set, batch_size):
-    """Whatever the size of a batch: also where the crops of a clip fall into two."""
+    """For every batch size, also if the crops of a clip are divided between two batches."""
     dataset = make_dataset(synthetic_set, crop_size=(40, 40))
     rows = dataset.test[[3, 0, 5]]  # in this order
     found = list(

@@ -1,4 +1,4 @@
-"""What a run reports to cannot hold it up or end it: disks that are full, hang, or are gone."""
+"""Disks that are full, hang or are gone neither delay nor end a run that reports to them."""
 
 import builtins
 import contextlib
@@ -30,7 +30,7 @@ def small_disk(folder: pathlib.Path, kilobytes: int):
 
 
 def writer_that(monkeypatch, path, act) -> None:
-    """`act(number of the call)` comes before each write to this path; what it returns, bytes, is all that fits."""
+    """Calls `act(number of the call)` before each write to this path. It returns how many bytes fit."""
     real, calls = builtins.open, []
 
     def opened(name, *args, **kwargs):
@@ -108,7 +108,7 @@ def test_a_record_that_fits_in_part_is_taken_back(tmp_path, monkeypatch, capsys)
 
 
 def test_a_disk_that_hangs_holds_nothing_up(tmp_path, monkeypatch, capsys):
-    """What comes on top of the bound is lost, and counted."""
+    """Records beyond the bound are lost and counted."""
     path, release = tmp_path / "log", threading.Event()
     monkeypatch.setattr(log_files, "SECONDS", 0.1)
     monkeypatch.setattr(log_files, "MOST_BYTES", 8 * 100)

@@ -53,7 +53,7 @@ def parameter_shapes(model: mv2mae.MV2MAE):
 
 @functools.cache
 def random_params(model: mv2mae.MV2MAE):
-    """Of a plausible size, and no bias is zero and no scale one."""
+    """Parameters of a plausible size, in which no bias is zero and no scale is one."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -288,7 +288,7 @@ def numpy_block(x, params, num_heads, source=None):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-7), ("bfloat16", 2**-8)])
 def test_gelu_and_its_slope_in_both_tails(dtype, tolerance):
-    """bfloat16 is off by its own rounding alone: erf itself would be lost where it nears -1."""
+    """bfloat16 differs by its rounding alone. erf in bfloat16 would lose all digits near -1."""
     x = jnp.linspace(-6, 6, 97).astype(dtype)
     exact = np.float64(x)
     cdf = 0.5 * (1 + np.vectorize(math.erf)(exact / math.sqrt(2)))

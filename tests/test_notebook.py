@@ -61,7 +61,7 @@ def test_the_repository_is_the_one_that_colab_opened_the_notebook_from(notebook,
 
 
 def test_every_cell_runs(notebook, tmp_path, monkeypatch):
-    """The small way, as a user would: in an empty folder, beside the checkout."""
+    """The small preset, run as a user would: in an empty folder beside the checkout."""
     monkeypatch.setenv("MV2MAE_QUICK", "1")
     (tmp_path / "mv2mae-jax").symlink_to(ROOT)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -80,7 +80,7 @@ def test_parameters_without_gradient_only_decay(params, name):
 
 
 def test_muon_orthogonalises_every_layer_of_a_stack(params):
-    """The update of each layer's matrix has singular values near each other, whatever the gradient's."""
+    """The singular values of each layer's update are near each other, whatever those of the gradient."""
     base = pretrain_base.get_config().optimizer
     base.name, base.weight_decay = "muon", 0.0
     schedule = optim.Schedule(peak_learning_rate=1.0, final_learning_rate=0.0, warmup_steps=0, total_steps=10)

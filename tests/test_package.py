@@ -1,4 +1,4 @@
-"""The wheel: it holds all of the program, and the program works where no checkout is."""
+"""The wheel holds the whole program, which works without a checkout."""
 
 import ast
 import os
@@ -71,7 +71,7 @@ def test_the_revision_is_not_that_of_a_checkout_around_the_installed_package(tmp
 
 @pytest.mark.slow
 def test_the_installed_program_works_in_any_folder(wheel, tmp_path):
-    """Videos, the demo's training, a report and an export. What the program needs comes from this environment."""
+    """Videos, the demo's training, a report and an export. Dependencies come from this environment."""
     venv.create(tmp_path / "venv", symlinks=True)
     python = tmp_path / "venv/bin/python"
     (site_packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")

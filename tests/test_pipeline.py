@@ -77,7 +77,7 @@ def test_a_later_start_continues_the_same_stream(dataset):
 
 
 def test_the_order_is_pinned(dataset):
-    """Changed by an upgrade or a refactoring, this would silently change the data of runs that are resumed."""
+    """If an upgrade or a refactoring changed this, the data of resumed runs would change silently."""
     order = grain.MapDataset.range(54).seed(0).shuffle()
     assert [order[i] for i in range(8)] == PINNED_ORDER
     assert len(dataset.train.elements) == 54
@@ -138,7 +138,7 @@ def test_video_is_the_resized_crop_of_the_stored_frames(synthetic_set):
 
 @pytest.mark.parametrize("codec", ["jpeg", "dct"])
 def test_decoding_no_more_than_the_crops_changes_no_pixel(request, codec):
-    """Of frames of 40x53 pixels, crops of 26 and more; with repeats, what is decoded holds all of them."""
+    """Frames have 40x53 pixels, crops 26 or more. With repeats, the decoded window holds all crops."""
     directory = request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec])
     dataset = make_dataset(directory, repeats=2, same_crop_in_views=False)
     prepared, spec, draw = dataset.prepared, dataset.spec, samples.DrawSample(dataset=dataset)
@@ -189,7 +189,7 @@ def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same):
 
 
 def test_a_failing_read_in_an_evaluation_names_the_take(dataset, monkeypatch):
-    """A test set with holes would be another one; for training see test_damaged_data.py."""
+    """A test set with holes would be another test set. For training see test_damaged_data.py."""
     monkeypatch.setattr(takes, "RETRY_AFTER_SECONDS", ())
     views = dict(dataset.prepared.views) | {"num_frames": dataset.prepared.views["num_frames"] + 10**6}
     lying = dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, views=views))
@@ -230,7 +230,7 @@ def evaluated_takes(dataset, max_takes, **options) -> list[str]:
 
 
 def test_an_evaluation_of_some_takes_draws_them(synthetic_set):
-    """Sorted by name, the first takes are all of the first rooms: an evaluation of these is one of another set."""
+    """Sorted by name, the first takes all come from the first rooms and do not represent the set."""
     dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
     everything, some = evaluated_takes(dataset, None), evaluated_takes(dataset, 5)
     names = list(dict.fromkeys(everything))
@@ -270,7 +270,7 @@ def test_stand_in_takes_share_the_room_and_differ_as_promised(synthetic_set):
 
 @pytest.mark.parametrize("unlabelled", ["all", "some"])
 def test_takes_without_labels_have_no_other_action(synthetic_set, unlabelled):
-    """Neither as the take nor as its partner: two unknown actions, or an unknown and a known one, may be the same."""
+    """Takes without a label are neither asked nor partners: an unknown action may equal any other."""
     dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
     views, takes = dict(dataset.prepared.views), dataset.held_out
     unknown = np.ones(len(takes.take_names), bool) if unlabelled == "all" else np.arange(len(takes.take_names)) % 2 == 0

@@ -236,7 +236,7 @@ def test_bad_videos_are_set_aside_with_their_reason(with_bad_videos, prepared_wi
 
 
 def test_no_cell_of_a_table_is_a_formula(tmp_path):
-    """Spreadsheets compute what begins like this; a name has its first `'` taken away and is as it was."""
+    """Spreadsheets compute cells that begin like this. Taking the first `'` away gives the name back."""
     names = [
         "=1+1.mp4",
         "+cmd|' /C calc'!A0",
