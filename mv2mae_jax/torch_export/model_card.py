@@ -12,6 +12,37 @@ from data.store.directories import directories
 from mv2mae_jax.config import flatten
 from mv2mae_jax.models import variants
 
+
+def _hf(classes: str, use: str) -> str:
+    """How transformers loads the folder: the classes to import, and their use."""
+    return f"""\
+In this folder, or with its name in the place of `"."`:
+
+```python
+import numpy as np
+from transformers import AutoImageProcessor, {classes}
+
+processor = AutoImageProcessor.from_pretrained(".", trust_remote_code=True)  # mv2mae_processor.py
+frames = np.zeros((100, 240, 320, 3), np.uint8)  # a video, RGB; or the path of a file
+inputs = processor(frames, do_sample_frames=True, return_tensors="pt")  # the middle clip, cropped as in training
+
+{use}
+PROCESSOR
+
+VERSIONS"""
+
+
+_PORT = """\
+In this folder:
+
+```python
+import torch
+import mv2mae_torch  # the file beside this one; needs nothing but torch
+
+model = mv2mae_torch.load(".")
+video = torch.zeros(1, FRAMES, HEIGHT, WIDTH, 3, dtype=torch.uint8)  # RGB
+"""
+
 _PRE_TRAINED = {
     "videomae": """\
 `videomae.pth` holds `{"model": state_dict, "args": {"normlize_target": NORMALIZES}}` in the layout of
@@ -28,17 +59,9 @@ encoder = {name: tensor for name, tensor in state.items() if name.startswith("en
 ```
 
 The file holds no number of heads: encoder HEADS, decoder DECODER_HEADS. Any PyTorch since 1.6 reads it.""",
-    "hf": """\
-In this folder, or with its name in the place of `"."`:
-
-```python
-import numpy as np
-from transformers import AutoImageProcessor, VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEModel
-
-processor = AutoImageProcessor.from_pretrained(".", trust_remote_code=True)  # mv2mae_processor.py
-frames = np.zeros((100, 240, 320, 3), np.uint8)  # a video, RGB; or the path of a file
-inputs = processor(frames, do_sample_frames=True, return_tensors="pt")  # the middle clip, cropped as in training
-
+    "hf": _hf(
+        "VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEModel",
+        """\
 encoder = VideoMAEModel.from_pretrained(".")  # the decoders are reported as unexpected keys
 features = encoder(**inputs).last_hidden_state  # float32[1, TOKENS, DIM]
 pretraining = VideoMAEForPreTraining.from_pretrained(".")REPORTED
@@ -48,19 +71,10 @@ classifier = VideoMAEForVideoClassification.from_pretrained(".", num_labels=60, 
 
 `use_mean_pooling=True` belongs to fine-tuning: without it the classifier reads the first token alone. The encoder's
 final norm is then left out and `fc_norm` starts fresh, as in VideoMAE.
-CROSS_VIEW
-PROCESSOR
-
-VERSIONS""",
-    "port": """\
-In this folder:
-
-```python
-import torch
-import mv2mae_torch  # the file beside this one; needs nothing but torch
-
-model = mv2mae_torch.load(".")
-video = torch.zeros(1, FRAMES, HEIGHT, WIDTH, 3, dtype=torch.uint8)  # RGB
+CROSS_VIEW""",
+    ),
+    "port": _PORT
+    + """\
 features = model.features(video)  # float32[1, TOKENS, DIM]
 ```
 
@@ -77,17 +91,9 @@ pixels; positions are computed, so the weights fit those too. For the HEIGHT x W
 `create_model` an `img_size`.
 
 The file holds no number of heads: HEADS. It holds no decoder. Any PyTorch since 1.6 reads it.""",
-    "hf": """\
-In this folder, or with its name in the place of `"."`:
-
-```python
-import numpy as np
-from transformers import AutoImageProcessor, VideoMAEForVideoClassification, VideoMAEModel
-
-processor = AutoImageProcessor.from_pretrained(".", trust_remote_code=True)  # mv2mae_processor.py
-frames = np.zeros((100, 240, 320, 3), np.uint8)  # a video, RGB; or the path of a file
-inputs = processor(frames, do_sample_frames=True, return_tensors="pt")  # the middle clip, cropped as in training
-
+    "hf": _hf(
+        "VideoMAEForVideoClassification, VideoMAEModel",
+        """\
 encoder = VideoMAEModel.from_pretrained(".")
 features = encoder(**inputs).last_hidden_state  # float32[1, TOKENS, DIM]
 classifier = VideoMAEForVideoClassification.from_pretrained(".", num_labels=60, use_mean_pooling=True)
@@ -95,19 +101,10 @@ classifier = VideoMAEForVideoClassification.from_pretrained(".", num_labels=60, 
 
 There is no decoder in the folder. `use_mean_pooling=True` belongs to fine-tuning: without it the classifier reads the
 first token alone. The encoder's final norm is then left out and `fc_norm` starts fresh, as in VideoMAE.
-
-PROCESSOR
-
-VERSIONS""",
-    "port": """\
-In this folder:
-
-```python
-import torch
-import mv2mae_torch  # the file beside this one; needs nothing but torch
-
-model = mv2mae_torch.load(".")
-video = torch.zeros(1, FRAMES, HEIGHT, WIDTH, 3, dtype=torch.uint8)  # RGB
+""",
+    ),
+    "port": _PORT
+    + """\
 features = model.features(video)  # float32[1, TOKENS, DIM]
 ```
 
@@ -135,36 +132,19 @@ model.load_state_dict(torch.load("videomae.pth", weights_only=True)["model"])
 ```
 
 Any PyTorch since 1.6 reads the file.""",
-    "hf": """\
-In this folder, or with its name in the place of `"."`:
-
-```python
-import numpy as np
-from transformers import AutoImageProcessor, VideoMAEForVideoClassification
-
-processor = AutoImageProcessor.from_pretrained(".", trust_remote_code=True)  # mv2mae_processor.py
-frames = np.zeros((100, 240, 320, 3), np.uint8)  # a video, RGB; or the path of a file
-inputs = processor(frames, do_sample_frames=True, return_tensors="pt")  # the middle clip, cropped as in training
-
+    "hf": _hf(
+        "VideoMAEForVideoClassification",
+        """\
 classifier = VideoMAEForVideoClassification.from_pretrained(".")
 classifier.fc_norm.eps = 1e-6  # as trained; transformers sets 1e-5 whatever config.json says
 label = classifier.config.id2label[classifier(**inputs).logits.argmax(-1).item()]
 ```
 
 `pipeline("video-classification", model=".", video_processor=processor)` takes the paths of videos.
-
-PROCESSOR
-
-VERSIONS""",
-    "port": """\
-In this folder:
-
-```python
-import torch
-import mv2mae_torch  # the file beside this one; needs nothing but torch
-
-model = mv2mae_torch.load(".")
-video = torch.zeros(1, FRAMES, HEIGHT, WIDTH, 3, dtype=torch.uint8)  # RGB
+""",
+    ),
+    "port": _PORT
+    + """\
 logits = model(video)  # float32[1, CLASSES]
 features = model.features(video)  # float32[1, TOKENS, DIM]
 ```
