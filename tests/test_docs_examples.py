@@ -72,11 +72,8 @@ total, count = losses.reconstruction_loss(prediction, target, weights, "absolute
 np.testing.assert_allclose(total, sum(w * np.abs(p - t).mean() for p, t, w in zip(prediction, target, weights)), 1e-5)
 assert count == 4
 
-# Every token is visible or masked, and so are whole slices.
 mask = masking.draw_mask(jax.random.key(0), batch_shape=(5,), grid=(4, 2, 3), mask_ratio=0.5, kind="slices")
-for visible, masked in zip(np.asarray(mask.visible), np.asarray(mask.masked)):
-    assert sorted([*visible, *masked]) == list(range(24))
-    assert all((np.bincount(part // 6, minlength=4) % 6 == 0).all() for part in (visible, masked))
+assert all((np.bincount(part // 6, minlength=4) % 6 == 0).all() for part in np.asarray(mask.masked))  # whole slices
 
 config = tiny.make_config(
     data=dict(dir="."),
