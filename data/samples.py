@@ -22,7 +22,7 @@ from data.store import takes
 Sample = dict[str, np.ndarray | dict[str, np.ndarray]]
 Empty = Callable[[tuple[int, ...], Any], np.ndarray]  # where large arrays come from: np.empty, or buffers.Buffers.empty
 
-# [ours] If an element cannot be read, up to so many others are tried in its place before this is an error.
+# [ours] If an element cannot be read, this many others are tried in its place before it is an error.
 MOST_REPLACEMENTS = 10
 _CACHED_BYTES = 2**18  # [ours] assumed size of a core's cache
 

@@ -19,7 +19,7 @@ def to_unit_pixels(state: Arrays) -> Arrays:
 
 
 def from_unit_pixels(state: Arrays) -> Arrays:
-    """Undoes `to_unit_pixels`, but for rounding."""
+    """Undoes `to_unit_pixels`, except for rounding."""
     return _rescaled(state, 1 / np.float64(tubelets.IMAGENET_STD), -tubelets.IMAGENET_MEAN / tubelets.IMAGENET_STD)
 
 
