@@ -223,6 +223,7 @@ def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
     """The text that a run prints first: what follows from the config, then every value with its origin."""
     values, base = dict(flatten(config)), base_of(config)
     tags = {key: tag for key, (tag, _) in reasons_of(config).items()}
+    tags |= {key: "ours" for key in values if key not in tags}
     changed = differences(config, base)
     width = max(len(name) for name in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts.items()]
