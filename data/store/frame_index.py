@@ -3,6 +3,9 @@
 A shard is an ArrayRecord file of uncompressed records, so it holds the bytes of a frame as they are. ArrayRecord is
 built on Riegeli (doc/riegeli_records_file_format.md), which puts a block header at the beginning of every 64 KiB.
 Positions here do not count these headers.
+
+The alternative, an ArrayRecord entry for each frame, takes 0.2 ms more of a core for the 16 frames of a clip [ours].
+That is 6 % of reading and decoding a clip of JPEG frames, but a third of reading one of coefficients.
 """
 
 import functools

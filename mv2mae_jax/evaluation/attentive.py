@@ -22,14 +22,8 @@ def attentive_probe(
     test_tokens: np.ndarray,
     num_classes: int,
     *,
-    group: np.ndarray,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-    num_heads: int | None = None,
-    epochs: int = 20,
     batch_size: int = 64,
-    validation_fraction: float = 0.2,
-    seed: int = 0,
+    **settings: Any,
 ) -> probes.Probed:
     """Learned queries, one per head, pool the tokens by attention; a linear classifier reads the pooled tokens.
 
@@ -40,8 +34,9 @@ def attentive_probe(
 
     Args:
       train_tokens: float16 or float32[M, N, D], may be mapped from a file; test_tokens: the same of M' clips.
-      num_heads: queries; D is divisible by it. None: 16 [ours], or the largest power of two below that divides D.
-      Others: see `probes.linear_probe`.
+      batch_size: clips per step.
+      **settings: those of `probes.linear_probe`, with 20 epochs by default; and `num_heads`, the number of queries, of
+        which D is a multiple. None: 16 [ours], or the largest power of two below that divides D.
 
     Raises:
       ValueError: as `probes.linear_probe`, or D is not divisible by num_heads.
@@ -53,13 +48,8 @@ def attentive_probe(
         train_y,
         test_tokens,
         num_outputs=num_classes,
-        num_heads=num_heads,
-        group=group,
-        sweep=(learning_rates, weight_decays),
-        epochs=epochs,
         batch_size=batch_size,
-        validation_fraction=validation_fraction,
-        seed=seed,
+        **settings,
     )
 
 
@@ -68,15 +58,9 @@ def attentive_regression(
     train_y: np.ndarray,
     test_tokens: np.ndarray,
     *,
-    group: np.ndarray,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-    num_heads: int | None = None,
     hidden: int = 256,
-    epochs: int = 20,
     batch_size: int = 256,
-    validation_fraction: float = 0.2,
-    seed: int = 0,
+    **settings: Any,
 ) -> probes.Probed:
     """As `attentive_probe`, but predicts quantities, float[M, K], in place of labels, and has one hidden layer.
 
@@ -87,7 +71,7 @@ def attentive_regression(
     Args:
       train_tokens: float16 or float32[M, N, D]; train_y: float[M, K]; test_tokens: the same of M' rows.
       hidden: units of the hidden layer.
-      Others: see `attentive_probe`.
+      batch_size, **settings: see `attentive_probe`.
     """
     mean, std = probes.statistics(np.asarray(train_y, np.float64))
     probed = _attentive(
@@ -96,14 +80,9 @@ def attentive_regression(
         ((train_y - mean) / std).astype(np.float32),
         test_tokens,
         num_outputs=train_y.shape[1],
-        num_heads=num_heads,
         hidden=hidden,
-        group=group,
-        sweep=(learning_rates, weight_decays),
-        epochs=epochs,
         batch_size=batch_size,
-        validation_fraction=validation_fraction,
-        seed=seed,
+        **settings,
     )
     return dataclasses.replace(probed, scores=(probed.scores * std + mean).astype(np.float32))
 
@@ -122,14 +101,15 @@ def _attentive(
     test_tokens: np.ndarray,
     *,
     num_outputs: int,
-    num_heads: int | None,
-    hidden: int | None = None,
-    group: np.ndarray,
-    sweep: tuple[Sequence[float], Sequence[float]],
-    epochs: int,
     batch_size: int,
-    validation_fraction: float,
-    seed: int,
+    group: np.ndarray,
+    learning_rates: Sequence[float],
+    weight_decays: Sequence[float],
+    num_heads: int | None = None,
+    hidden: int | None = None,
+    epochs: int = 20,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
 ) -> probes.Probed:
     width = train_tokens.shape[-1]
     num_heads = math.gcd(16, width) if num_heads is None else num_heads
@@ -147,6 +127,7 @@ def _attentive(
             state = _attentive_step(state, x, mean, std, y, *settings.T, num_steps=len(order), loss=kind.loss)
         return _attentive_scores(state[0], scored, mean, std, batch_size)
 
+    sweep = (learning_rates, weight_decays)
     return probes.select_and_refit(
         fit, train_tokens, train_y, test_tokens, group, sweep, validation_fraction, seed, kind
     )
