@@ -5,8 +5,10 @@ All views of a take are cut with the same frame indices, so they stay synchronis
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import config_dict
 
 from console.errors import UserError
 
@@ -45,10 +47,22 @@ class ClipSpec:
     repeats: int = 1
     motion_on: str = "host"
 
+    @classmethod
+    def from_config(cls, config: config_dict.ConfigDict, **fields: Any) -> "ClipSpec":
+        """Takes the fields that the sections `data` and `model` of a config state; `fields` replaces some."""
+        stated = {**config.data, **config.model}
+        names = (field.name for field in dataclasses.fields(cls) if field.name in stated)
+        return cls(**{name: _as_tuples(stated[name]) for name in names} | fields)
+
     @property
     def num_tokens(self) -> int:
         sizes = (self.num_frames, *self.crop_size)
         return int(np.prod([size // step for size, step in zip(sizes, self.tubelet_size, strict=True)]))
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists, which a config from JSON holds, as tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def effective_stride(video_length: int, num_frames: int, frame_stride: int) -> int:

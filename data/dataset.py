@@ -37,18 +37,7 @@ class Dataset:
             they are not synchronised.
         """
         data = config.data
-        spec = clips.ClipSpec(
-            num_frames=data.num_frames,
-            frame_stride=data.frame_stride,
-            crop_size=tuple(data.crop_size),
-            crop_scales=tuple(data.crop_scales),
-            same_crop_in_views=data.same_crop_in_views,
-            tubelet_size=tuple(config.model.tubelet_size),
-            num_source_views=data.num_source_views,
-            view_pairs=tuple(tuple(pair) for pair in data.view_pairs),
-            repeats=data.repeats,
-            motion_on=data.get("motion_on", "host"),  # runs from before have no such key
-        )
+        spec = clips.ClipSpec.from_config(config)
         prepared = open_sets(data.dir).of_protocol(data.protocol).of_classes(data.get("classes", ()))
         if spec.num_source_views and prepared.not_synchronised:
             raise UserError(

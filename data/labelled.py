@@ -59,15 +59,7 @@ class LabelledDataset:
             left and right matter, or an impossible augmentation, number of clips or number of crops.
         """
         data = config.data
-        spec = clips.ClipSpec(
-            num_frames=data.num_frames,
-            frame_stride=data.frame_stride,
-            crop_size=tuple(data.crop_size),
-            crop_scales=tuple(data.get("crop_scales", (1.0,))),
-            tubelet_size=tuple(config.model.tubelet_size),
-            num_source_views=0,
-            repeats=data.get("repeats", 1),
-        )
+        spec = clips.ClipSpec.from_config(config, num_source_views=0)
         augmentation = augment.Augmentation(**config.get("augment", {}))
         prepared = open_sets(data.dir).of_protocol(data.protocol).of_classes(data.get("classes", ()))
         mirrored = augment.has_left_right(prepared.class_names)
