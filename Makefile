@@ -8,7 +8,7 @@ TORCH_ONLY := --index-url https://download.pytorch.org/whl/cpu $$(grep -o '^torc
 # What looks at pages: Sphinx, a browser, the notebook. Apart, so that `make test` is the code alone.
 DOCS_TESTS := $(addprefix tests/,test_docs.py test_docs_content.py test_docs_examples.py test_notebook.py test_report_in_browser.py)
 # A file's tests share what they have prepared, so a file stays in one process; more than four would fill the memory.
-IN_PARALLEL := -n auto --maxprocesses=4 --dist loadfile
+IN_PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo smoke test test-docs test-slow test-beam test-tpu-aot lint format docs bench clean
 

@@ -17,6 +17,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import pytest
 
+from tests import tiny
+
+# Read when JAX first compiles.
+os.environ.setdefault("XLA_FLAGS", tiny.QUICK_FLAGS)
+
+# The files whose tests take longest, in this order, come first: a file that begins late keeps one process busy when the
+# others are done.
+LONGEST = ("test_faults.py", "test_finetune.py", "test_end_to_end.py", "test_damaged_data.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def synthetic_set(tmp_path_factory) -> pathlib.Path:

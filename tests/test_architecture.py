@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import pathlib
+import subprocess
+import sys
 
 import draw_architecture
 import pytest
@@ -97,3 +99,10 @@ def test_the_package_s_rooms_have_no_circle():
 @pytest.mark.parametrize("name", sorted({name for name in MODULES if MODULES[name].name == "__init__.py"}))
 def test_a_room_says_what_it_is(name):
     assert len(ast.get_docstring(ast.parse(MODULES[name].read_text())) or "") > 60
+
+
+def test_training_and_evaluation_load_no_pytorch():
+    """Where it is installed, it would take seconds of every start and some hundred MB of every process."""
+    code = "import sys, mv2mae_jax.train, mv2mae_jax.evaluation.probe; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

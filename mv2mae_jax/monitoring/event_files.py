@@ -16,14 +16,17 @@ import time
 from collections.abc import Mapping
 
 from ml_collections import config_dict
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import masked_crc32c
 
 from data.store.whole_files import write_whole
 from mv2mae_jax.config import flatten
+from mv2mae_jax.monitoring.absent import absent
 from mv2mae_jax.runs.resume import MAY_CHANGE
+
+with absent("torch"):  # tensorboardX would import it to know its tensors; that takes seconds and some hundred MB
+    from tensorboardX import summary
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import masked_crc32c
 
 # TensorBoard reads the files of a folder in the order of their names and never goes back. These names sort before those
 # that are made of the time.
