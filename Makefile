@@ -15,7 +15,7 @@ IN_PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
 	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=640 --setups=4 --subjects=20 --rooms=plain \
-	  --actor_share=0.8 --facing_spread=45 --fps=10 --resolution=40x40 --sheet
+	  --actor_share=0.8 --fps=10 --resolution=40x40 --sheet
 	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(DEMO)/raw --output=$(DEMO)/prepared --short_side=32
 	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO)/run --config.data.dir=$(DEMO)/prepared
 
