@@ -177,7 +177,7 @@ def test_the_tiny_model_trains_on_after_a_poisoned_batch():
     task = Pretrain.from_config(config)
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
-    state = TrainState.create(task.init(jax.random.key(0)), optimizer, with_ema=False)
+    state = TrainState.create(jax.jit(task.init)(jax.random.key(0)), optimizer, with_ema=False)
     step = jax.jit(make_train_step(task, optimizer, schedule, jax.random.key(1)))
     batch = tiny.make_batch(config, 0)
     poisoned = batch | {"motion": np.full_like(batch["motion"], np.nan)}

@@ -52,7 +52,8 @@ def params():
         jax.random.key(seed), batch_shape=shape, grid=model.grid, mask_ratio=0.5
     )
     video = jnp.zeros((1, 2, 4, 16, 16, 3), jnp.uint8)
-    return model.init(jax.random.key(0), video, draw(1, (1,)), draw(2, (1, 1)))["params"]
+    init = jax.jit(lambda key: model.init(key, video, draw(1, (1,)), draw(2, (1, 1))))
+    return init(jax.random.key(0))["params"]
 
 
 def test_weight_decay_acts_on_kernels_alone(params):
@@ -70,7 +71,7 @@ def test_parameters_without_gradient_only_decay(params, name):
     base.name = name
     schedule = optim.Schedule(peak_learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
     optimizer = optim.make_optimizer(base, schedule)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]:
         leaf = params
         for key in path:
@@ -87,7 +88,7 @@ def test_muon_orthogonalises_every_layer_of_a_stack(params):
     optimizer = optim.make_optimizer(base, schedule)
     keys = iter(jax.random.split(jax.random.key(0), 200))
     grads = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     kernels = np.asarray(updates["encoder"]["blocks"]["attn"]["proj"]["kernel"])
     assert kernels.shape == (2, 24, 24)
     for kernel in kernels:

@@ -53,7 +53,7 @@ def test_a_step_equals_its_definition():
     task = Pretrain.from_config(config)
     schedule = optim.Schedule(peak_learning_rate=0.01, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
-    state = TrainState.create(task.init(jax.random.key(0)), optimizer, with_ema=True)
+    state = TrainState.create(jax.jit(task.init)(jax.random.key(0)), optimizer, with_ema=True)
     step_key, batch = jax.random.key(1), tiny.make_batch(config, 0)
     step = train.make_train_step(task, optimizer, schedule, step_key, ema_decay=0.9)
     new_state, metrics = jax.jit(step)(state, batch)
