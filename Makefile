@@ -10,7 +10,7 @@ DOCS_TESTS := $(addprefix tests/,test_docs.py test_docs_content.py test_docs_exa
 # A file's tests share what they have prepared, so a file stays in one process; more than four would fill the memory.
 IN_PARALLEL := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo smoke test test-docs test-slow test-beam test-tpu-aot lint format docs bench clean
+.PHONY: demo smoke test test-long test-docs test-slow test-beam test-tpu-aot lint format docs bench clean
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
@@ -29,7 +29,11 @@ smoke: $(VENV)/installed
 	$(BIN)/python -m mv2mae_jax.torch_export --workdir=$(VENV)/smoke/run --format=hf --output=$(VENV)/smoke/exported
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(IN_PARALLEL) $(addprefix --ignore=,$(DOCS_TESTS))
+	$(BIN)/python -m pytest -m "not long and not slow" $(IN_PARALLEL) $(addprefix --ignore=,$(DOCS_TESTS))
+
+# Whole runs: killed and resumed, of several processes, on a full disk, fine-tuned and probed.
+test-long: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "long and not slow" $(IN_PARALLEL)
 
 test-docs: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow" $(DOCS_TESTS)

@@ -24,7 +24,7 @@ os.environ.setdefault("XLA_FLAGS", tiny.QUICK_FLAGS)
 
 # The files whose tests take longest, in this order, come first: a file that begins late keeps one process busy when the
 # others are done.
-LONGEST = ("test_faults.py", "test_finetune.py", "test_end_to_end.py", "test_damaged_data.py")
+LONGEST = ("test_faults.py", "test_models.py", "test_finetune.py", "test_processes.py", "test_end_to_end.py")
 
 
 def pytest_collection_modifyitems(items):

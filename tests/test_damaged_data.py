@@ -270,6 +270,7 @@ if __name__ == "__main__":
         pytest.fail("a reading process outlives its run")
 
 
+@pytest.mark.long
 def test_a_run_goes_on_over_a_damaged_record_and_says_so(damaged_set, tmp_path):
     """From the command line: reported with take and view, equal in two runs, and stopped if less damage is allowed."""
     directory, record = damaged_set

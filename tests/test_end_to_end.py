@@ -55,6 +55,7 @@ def test_generated_videos_to_pictures(tmp_path):
         assert words in started.stdout
 
 
+@pytest.mark.long
 def test_a_pretrained_run_is_fine_tuned_and_probed(synthetic_set, tmp_path):
     """The commands in the docstrings of the demo's downstream configs, on a small scale."""
     clips = [f"--config.{key}" for key in (f"data.dir={synthetic_set}", "data.crop_size=(32,32)")]
@@ -81,6 +82,7 @@ def test_a_pretrained_run_is_fine_tuned_and_probed(synthetic_set, tmp_path):
     assert {"knn/top_1", "linear/top_1", "attentive/top_1", "retrieval/recall_1"} <= probed.keys()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason=f"the real multi-view videos are not in {REAL_VIDEOS}")
 def test_real_videos_of_four_cameras_to_pictures(tmp_path):
     """Portrait, 1080p, two codecs, 60 frames per second, a single take: what "Your own videos" in the README does."""

@@ -30,6 +30,7 @@ def steps_saved(workdir) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
 
 
+@pytest.mark.long
 def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_set, tmp_path):
     killed, stopped_at_once = -signal.SIGKILL, -signal.SIGTERM
     for name, moment, step, code, saved in (
@@ -114,6 +115,7 @@ def test_a_terminal_that_is_closed_does_not_reach_what_nohup_started(monkeypatch
             signal.signal(number, handler)
 
 
+@pytest.mark.long
 def test_a_finished_run_has_nothing_left_to_do(undisturbed, synthetic_set):
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
     again = faults.run(undisturbed, synthetic_set, *OPTIONS)
@@ -131,6 +133,7 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed, synthetic_set):
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.long
 def test_damaged_side_files_are_set_aside_and_the_run_goes_on(undisturbed, synthetic_set, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     rows = (tmp_path / "history.jsonl").read_bytes().splitlines(keepends=True)
@@ -148,6 +151,7 @@ def test_damaged_side_files_are_set_aside_and_the_run_goes_on(undisturbed, synth
     assert [start["first_step"] for start in starts_file.read_starts(tmp_path)] == [6]
 
 
+@pytest.mark.long
 def test_one_run_at_a_time(synthetic_set, tmp_path):
     holder = "import fcntl, sys, time; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX); "
     holder += "lock.write('process 7 on elsewhere'); lock.flush(); print('locked', flush=True); time.sleep(600)"
@@ -163,6 +167,7 @@ def test_one_run_at_a_time(synthetic_set, tmp_path):
     assert faults.run(tmp_path, synthetic_set, "total_steps=1").returncode == 0
 
 
+@pytest.mark.long
 def test_a_workdir_that_vanishes_is_told_and_one_that_cannot_be_written_refused(synthetic_set, tmp_path):
     lost = faults.start_struck("SIGSTOP", "eval", 4, tmp_path / "run", synthetic_set, *OPTIONS)
     while not faults.is_stopped(lost.pid):

@@ -162,6 +162,7 @@ def small_model() -> mv2mae.MV2MAE:
     return variants.from_config(make_config("anywhere"))
 
 
+@pytest.mark.long
 def test_features_of_interleaved_processes_are_in_order(model, params, mesh, tmp_path):
     """JAX's mesh of a v5e 4x4 has the devices of one host, of another, and of the first one again."""
     with socket.socket() as listener:

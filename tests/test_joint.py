@@ -220,6 +220,7 @@ def test_another_number_of_views_is_refused(task_and_inputs):
         task.predict(params, fewer)
 
 
+@pytest.mark.long
 def test_eight_devices_equal_one(tmp_path):
     meshes = [{"data": 2, "fsdp": 4}]
     assert_same_numbers(tmp_path, slack=2.0, meshes=meshes, steps=2, min_fsdp_elements=64, model=JOINT)

@@ -141,6 +141,7 @@ def test_the_history_is_read_while_it_is_written(tmp_path):
     reporter.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sizes", [(40, 100), pytest.param((150, 200, 240, 300, 400, 600, 900, 2000), marks=pytest.mark.slow)]
 )

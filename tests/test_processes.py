@@ -65,6 +65,7 @@ def alone(synthetic_set, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_train_like_one_and_one_goes_on(alone, synthetic_set, tmp_path, num_processes):
     outputs = run(tmp_path, synthetic_set, num_processes, "total_steps=2")

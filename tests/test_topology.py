@@ -55,6 +55,7 @@ def unrolled():
     return compile_here(tiny_config("model.scan_layers=False"))
 
 
+@pytest.mark.long
 def test_scanned_layers_count_as_often_as_they_run(scanned, unrolled):
     looped, flat = (hlo_cost.matmul_flops(hlo.parse(program.as_text())) for program in (scanned, unrolled))
     assert looped == pytest.approx(flat, rel=1e-6)
@@ -140,6 +141,7 @@ def eight_devices():
     return json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_collectives_of_eight_devices(eight_devices):
     found = eight_devices
     # One sum of f32[64] over eight devices; a ring sends each element twice, less its own share.
