@@ -46,6 +46,7 @@ def test_generated_videos_to_pictures(tmp_path):
     shrunk = [f"--config.{key}" for key in (f"data.dir={prepared}", "total_steps=3", "data.crop_size=(32,32)")]
     shrunk += ["--config.eval.num_pictures=1", "--config.eval.batch_size=8", "--config.eval.clips_per_element=1"]
     shrunk += ["--config.data.num_workers=1", "--config.eval.max_feature_takes=6"]
+    shrunk += ["--config.model.depth=1", "--config.model.decoder_depth=1"]  # most of the time goes into compiling
     started = command("run.py", "--config=configs/demo.py", f"--workdir={workdir}", *shrunk)
     assert_is_a_finished_run(workdir, "eval")
     measured = json.loads((workdir / "metrics.json").read_text())["metrics"]

@@ -173,7 +173,6 @@ def test_damaged_samples_are_counted_logged_and_stop_the_run_beyond_the_stated_s
 def test_the_tiny_model_trains_on_after_a_poisoned_batch():
     """The same through the real task: a batch of infinite motion makes the weights, and so the loss, not finite."""
     config = tiny.make_config()
-    assert math.isfinite(tiny.run_steps(config, 1)[1][0]["loss"])
     task = Pretrain.from_config(config)
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
