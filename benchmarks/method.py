@@ -165,7 +165,7 @@ PRESETS = {
         labels_per_class=24,
         workers=2,
     ),
-    # For half an hour of one H200 and 16 cores. Only its rehearsal was run: no accelerator was at hand.
+    # Meant for half an hour of one H200 and 16 cores. Neither it nor its rehearsal was run: no accelerator was at hand.
     "gpu": Preset(
         data=("--takes=3840", "--setups=8", "--subjects=120", "--resolution=72x72", *PLAIN),
         short_side=64,

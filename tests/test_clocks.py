@@ -8,7 +8,7 @@ import pytest
 from console.errors import UserError
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import carry_truth, clocks, contact_sheet, offsets, raw_video, shards, times
+from data.prepare import carry_truth, clocks, contact_sheet, offsets, parts, raw_video, shards, times
 from data.prepare.listing import list_videos
 from data.store import takes
 from tests import video_files
@@ -155,6 +155,20 @@ def test_the_contact_sheet_shows_one_moment_of_a_take(tmp_path):
     cells = [sheet[top + contact_sheet.LABEL_HEIGHT :][:96, :128] for top in range(0, 3 * height, height)]
     middle = shown["A"][len(shown["A"]) // 2]
     assert [time_shown(cell) for cell in cells] == [middle] * 3 and middle > 50
+
+
+def test_a_contact_sheet_can_be_made_of_an_older_preparation(tmp_path):
+    """Its accounts do not say which frame of the file a record shows in its middle."""
+    raw, output = tmp_path / "raw", tmp_path / "raw-start"
+    raw.mkdir()
+    for view in "AB":
+        write_timed(raw / f"t_cam{view}.mp4", list(range(30)))
+    prepared(raw, "start", fps=90.0)  # three ticks for each frame
+    accounts = parts.accounts(output, shards.SPLIT)
+    for row in accounts[0]["records"]:
+        del row["middle_frame"]
+    _, listing = list_videos(catalog.get("folder", pattern="{take}_cam{view}"), raw)
+    assert cv2.imread(str(contact_sheet.write(accounts, listing.videos, raw, output))).shape[1] > 100
 
 
 def test_mixed_rates_show_the_same_instants(tmp_path):

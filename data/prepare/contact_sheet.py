@@ -48,7 +48,8 @@ def write(
     for row in (row for account in accounts for row in account["records"]):
         of_view.setdefault(row["view"], {})[row["take"]] = row
     num_views = collections.Counter(take for rows in of_view.values() for take in rows)
-    chosen = _spread([take for take, number in num_views.items() if number == max(num_views.values())])
+    most = max(num_views.values(), default=0)
+    chosen = _spread([take for take, number in num_views.items() if number == most])
     picked = []
     for _, rows in sorted(of_view.items())[:CAMERAS]:
         takes = chosen if rows.keys() & set(chosen) else _spread(list(rows))
@@ -72,8 +73,13 @@ def _spread(takes: Sequence[str]) -> list[str]:
 
 def _cell(video: Video, row: dict, files: archives.Reader) -> np.ndarray:
     """The frame of the file that the middle of a record shows, with its box and names: uint8[h, w, 3]."""
+    # Accounts of older versions do not say it: the middle of the file stands in.
+    middle = row.get("middle_frame", (video.interval or (0,))[0] + row["num_frames"] // 2)
     with files.open(video.path) as file:
-        cell = next(itertools.islice(raw_video.read(file, SHORT_SIDE)[1], row["middle_frame"], None))
+        begin = itertools.islice(raw_video.read(file, SHORT_SIDE)[1], middle + 1)
+        cell = collections.deque(begin, maxlen=1)[
+            0
+        ]  # the last: by a clock an old account may count more than there are
     if MANIFEST_COLUMNS[0] in row:
         left, top, right, bottom, width, height = (row[name] for name in MANIFEST_COLUMNS)
         x, y = cell.shape[1] / width, cell.shape[0] / height
