@@ -432,9 +432,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The processes share one accelerator; by default one would take all of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / len(implementations):.2f}")
-    # The C library reads these when a process starts. All processes then keep memory that a step frees for the next.
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
+    # Read by the C library of each process: its memory comes in large pages, as docs/speed.md advises.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     versions = {package: installed_version(package) for package in VERSIONS}
     command = shlex.join(["python", "-m", "benchmarks.train_step", *(sys.argv[1:] if arguments is None else arguments)])
     summary = {

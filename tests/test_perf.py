@@ -91,6 +91,30 @@ def test_memory_of_a_cpu_is_that_of_the_process():
     assert before == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("pages", "environment", "libc", "advised"),
+    [
+        ("always [madvise] never", "", ("glibc", "2.36"), True),
+        ("always [madvise] never", "glibc.malloc.check=1", ("glibc", "2.35"), True),
+        ("always [madvise] never", "glibc.malloc.hugetlb=1", ("glibc", "2.36"), False),
+        ("always [madvise] never", "", ("glibc", "2.31"), False),  # does not know the variable
+        ("always [madvise] never", "", ("", ""), False),  # musl, macOS
+        ("[always] madvise never", "", ("glibc", "2.36"), False),
+        ("always madvise [never]", "", ("glibc", "2.36"), False),
+    ],
+)
+def test_a_run_on_a_cpu_advises_large_pages_where_they_are_given_on_request(
+    pages, environment, libc, advised, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(perf, "LARGE_PAGES", tmp_path / "enabled")
+    perf.LARGE_PAGES.write_text(pages)
+    monkeypatch.setenv("GLIBC_TUNABLES", environment)
+    monkeypatch.setattr(perf.platform, "libc_ver", lambda: libc)
+    assert ("GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in perf.advice_on_pages()) is advised
+    perf.LARGE_PAGES.unlink()
+    assert perf.advice_on_pages() == ""
+
+
 def test_the_steps_asked_for_are_traced(tmp_path):
     step_function = jax.jit(lambda x: jnp.sin(x) @ x)
     x = step_function(jnp.ones((8, 8)))

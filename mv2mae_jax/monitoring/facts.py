@@ -5,6 +5,8 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from mv2mae_jax.monitoring import perf
+
 
 def run_facts(
     config: config_dict.ConfigDict, task: Any, schedule: Any, mesh: jax.sharding.Mesh, state: Any
@@ -24,6 +26,7 @@ def run_facts(
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items()) + ")",
         "compute": f"{task.model.compute.dtype.name}, parameters float32",
+        **({"memory": advice} if (advice := perf.advice_on_pages()) else {}),
         **task.describe(),
         "a step": f"{config.global_batch_size} samples x {views} view(s) = {config.global_batch_size * views} clips",
         "length": f"{schedule.total_steps} steps = {seen / epoch:.1f} epochs of {epoch} samples",

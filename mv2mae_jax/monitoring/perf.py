@@ -1,7 +1,10 @@
 """How well a run uses its devices: rates relative to published peaks, memory, and traces of single steps."""
 
+import os
+import platform
 import resource
 import sys
+from pathlib import Path
 
 import jax
 
@@ -45,6 +48,28 @@ def peak_memory_bytes(device: jax.Device) -> int:
         return stats["peak_bytes_in_use"]
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024  # kilobytes on Linux
+
+
+# Where Linux says whether it gives large pages: 'always', to programs that ask ('[madvise]'), or 'never'.
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ASK_FOR_LARGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def advice_on_pages() -> str:
+    """What makes steps on a CPU faster on this machine: a sentence; '' where there is nothing to do.
+
+    XLA takes the memory of every step anew. Linux fills it in pages of 4 KB, which costs a fifth of the time of a step
+    and more (benchmarks/results/NOTES_speed.md), or of 2 MB, where the C library asks for them. It is told to by the
+    environment, before the process starts.
+    """
+    library, version = platform.libc_ver()
+    if jax.default_backend() != "cpu" or library != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
+        return ""
+    if ASK_FOR_LARGE_PAGES in os.environ.get("GLIBC_TUNABLES", "") or not LARGE_PAGES.exists():
+        return ""
+    if "[madvise]" not in LARGE_PAGES.read_text():
+        return ""
+    return f"in small pages; faster with GLIBC_TUNABLES={ASK_FOR_LARGE_PAGES} before the command"
 
 
 class Profiler:
