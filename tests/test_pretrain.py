@@ -1,5 +1,6 @@
 """The pre-training task: its loss, its evaluation and its pictures."""
 
+import collections
 import dataclasses
 import functools
 
@@ -8,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mv2mae_jax import optim
 from mv2mae_jax.evaluation import reconstruction
-from mv2mae_jax.models import tubelets
-from mv2mae_jax.objectives import losses, pretrain
+from mv2mae_jax.models import stored_frames, tubelets
+from mv2mae_jax.objectives import losses, masking, pretrain
+from mv2mae_jax.state import TrainState
+from mv2mae_jax.train import make_train_step
 from tests import tiny
 
 
@@ -111,6 +115,52 @@ def test_errors_of_moving_and_static_tokens_make_up_the_plain_loss(task_and_inpu
     motion, hidden = np.asarray(inputs["motion"][:, 0]), np.asarray(inputs["decoded_target"])
     moving = np.take_along_axis(motion > motion.mean(1, keepdims=True), hidden, 1).sum(1)
     np.testing.assert_array_equal(measured["count_moving"], moving)
+
+
+def test_every_loss_of_an_evaluation_is_of_the_error_that_was_trained(task_and_inputs, monkeypatch):
+    monkeypatch.setitem(losses.ERRORS, "tenfold", lambda difference: 10 * jnp.square(difference))
+    task, params, inputs = task_and_inputs
+    squared = jax.device_get(evaluate(task, params, inputs))
+    tenfold = jax.device_get(evaluate(dataclasses.replace(task, error="tenfold"), params, inputs))
+    compared = [name for name in squared if name.startswith(("loss_", "sum_"))]
+    assert {"loss_self", "loss_cross", "loss_cross_other_subject", "sum_cross_moving"} < set(compared)
+    for name in compared:
+        np.testing.assert_allclose(tenfold[name], 10 * squared[name], rtol=1e-5, err_msg=name)
+
+
+def test_a_step_makes_tokens_weights_and_masks_once(monkeypatch):
+    """One call for each clip's tokens, energies and weights, and one mask per kind of view."""
+    counts = collections.Counter()
+
+    def count(module, name):
+        function = getattr(module, name)
+
+        def counted(*args, **kwargs):
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module, name in (
+        (tubelets, "patchify"),
+        (stored_frames, "motion_energy"),
+        (losses, "motion_weights"),
+        (losses, "_solve_logits"),
+        (masking, "draw_mask"),
+    ):
+        count(module, name)
+    config = tiny.make_config()
+    config.loss.temperature, config.loss.ess_fraction = None, 0.5
+    task = pretrain.Pretrain.from_config(config)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    batch = tiny.make_batch(config, 0)
+    del batch["motion"]
+    schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
+    optimizer = optim.make_optimizer(config.optimizer, schedule)
+    state = jax.eval_shape(lambda params: TrainState.create(params, optimizer, with_ema=False), params)
+    counts.clear()
+    jax.eval_shape(make_train_step(task, optimizer, schedule, jax.random.key(0)), state, batch)
+    assert counts == {"patchify": 1, "motion_energy": 1, "motion_weights": 1, "_solve_logits": 1, "draw_mask": 2}
 
 
 def test_weights_of_the_target_alone_leave_the_sources_even(task_and_inputs):

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 from console.errors import UserError
 from mv2mae_jax.models import layers, tubelets
+from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.runs import checkpoint, starts_file
 from mv2mae_jax.state import TrainState
@@ -37,10 +38,10 @@ def workdir(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), "pixels")
 
 
-def make_run(folder, target):
+def make_run(folder, target, error="squared"):
     """A finished run: a checkpoint of random weights at step 4 and another at step 6, and a history."""
     config = tiny.make_config()
-    config.model.tubelet_size, config.loss.target = (2, 8, 8), target
+    config.model.tubelet_size, config.loss.target, config.loss.error = (2, 8, 8), target, error
     checkpointer = checkpoint.Checkpointer(folder)
     record = {"config": config.to_json(), "git_revision": "0123abc"}
     for step in (4, 6):
@@ -129,6 +130,20 @@ def test_a_wrong_target_is_caught(workdir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exporter, "loss_settings", lambda run: wrong(run) | {"cross_weight": 0.25})
     assert run_command(workdir, "port", tmp_path / "port") == 1
     assert "The loss by the port is" in capsys.readouterr().err
+
+
+def test_a_loss_that_the_other_side_does_not_have_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(losses.ERRORS, "absolute", jnp.abs)
+    monkeypatch.setitem(losses.TARGET_KINDS, "unit_pixels", losses.TARGET_KINDS["pixels"])
+    absolute = make_run(tmp_path / "absolute", "pixels", "absolute")
+    assert run_command(absolute, "port", tmp_path / "port") == 2
+    assert "loss.error='absolute'" in capsys.readouterr().err
+    assert run_command(absolute, "hf", tmp_path / "hf") == 0
+    another_target = make_run(tmp_path / "target", "unit_pixels")
+    for layout in exporter.FORMATS:
+        assert run_command(another_target, layout, tmp_path / "none") == 2
+        assert "loss.target='unit_pixels'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("none*"))
 
 
 @pytest.mark.parametrize("layout", exporter.FORMATS)

@@ -64,24 +64,29 @@ def evaluate(objective: Pretrain, params: Any, inputs: Arrays) -> dict[str, jax.
 
     if reconstruction.self_target is not None:
         measured["psnr_self"] = psnr(reconstruction.self_target)
-    measured |= _by_motion(reconstruction, targets[0][0], inputs["motion"][:, 0], positions)
+    measured |= _by_motion(objective, reconstruction, targets[0][0], inputs["motion"][:, 0], positions)
     if reconstruction.cross is not None:
         measured["psnr_cross"] = psnr(reconstruction.cross)
         for other in OTHER_SOURCES:
             others = model.encode_sources(inputs[other], inputs["source_mask"])
             prediction = model.decode_target(latents, others, *masks, *decoded)
-            total, count = jax.vmap(losses.reconstruction_loss)(prediction, *targets[0])
+            total, count = objective.loss_per_sample(prediction, *targets[0])
             measured[f"loss_cross_{other}"] = total / count
     carried = ("take", "valid", *(f"has_{other}" for other in OTHER_SOURCES))
     return measured | {key: inputs[key] for key in carried if key in inputs}
 
 
 def _by_motion(
-    reconstruction: mv2mae.Reconstruction, targets: jax.Array, motion: jax.Array, positions: jax.Array
+    objective: Pretrain,
+    reconstruction: mv2mae.Reconstruction,
+    targets: jax.Array,
+    motion: jax.Array,
+    positions: jax.Array,
 ) -> dict[str, jax.Array]:
     """Unweighted losses of the target's moving tokens (above the clip's mean motion energy) and of the others.
 
     Args:
+      objective: whose error is taken.
       reconstruction: predictions at `positions`.
       targets: float32[B, M, P].
       motion: float32[B, N].
@@ -97,7 +102,7 @@ def _by_motion(
         measured[f"count_{part}"] = chosen.sum(axis=-1)
         for name, prediction in predictions.items():
             if prediction is not None:
-                total, _ = jax.vmap(losses.reconstruction_loss)(prediction, targets, chosen)
+                total, _ = objective.loss_per_sample(prediction, targets, chosen)
                 measured[f"sum_{name}_{part}"] = total
     return measured
 

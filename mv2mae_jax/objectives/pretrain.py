@@ -189,10 +189,8 @@ class Pretrain:
 
         `loss_mean_prediction` is the loss of predicting every patch's mean colour, a baseline for the other losses.
         """
-        per_sample, baseline = (
-            jax.vmap(functools.partial(loss, error=self.error))
-            for loss in (losses.reconstruction_loss, losses.mean_prediction_loss)
-        )
+        per_sample = self.loss_per_sample
+        baseline = jax.vmap(functools.partial(losses.mean_prediction_loss, error=self.error))
         target, source = targets
         name, of_target, of_source = "loss_self", reconstruction.self_target, reconstruction.self_source
         if self.is_joint:
@@ -204,6 +202,12 @@ class Pretrain:
         if reconstruction.cross is not None:
             measured["loss_cross"] = per_sample(reconstruction.cross, *target)
         return measured
+
+    def loss_per_sample(
+        self, prediction: jax.Array, target: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`losses.reconstruction_loss` of each sample, [B, ..., M, P] twice and [B, ..., M] -> (sum, count) f32[B]."""
+        return jax.vmap(functools.partial(losses.reconstruction_loss, error=self.error))(prediction, target, weights)
 
     def _mean_over_views(self, target: tuple[jax.Array, jax.Array], sources: tuple[jax.Array, jax.Array]):
         """Views may hide different numbers of tokens. Each view counts by its mean, times the target's count."""

@@ -45,6 +45,8 @@ def export(run: Run, layout: str, output: str, bar: progress.Bar) -> str:
             "--format=videomae writes a .pth file, which takes PyTorch: pip install -r requirements-torch.txt. "
             "--format=hf and --format=port can be written without."
         )
+    if run.has_decoders:
+        check_loss(run, layout)
     rejected = output.with_name(f"{output.name}.rejected")
     shutil.rmtree(rejected, ignore_errors=True)
     rejected.mkdir(parents=True)
@@ -185,6 +187,23 @@ def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
         _write_json(folder / "config.json", config)
         return
     _write_json(folder / "config.json", config | {"loss": loss_settings(run)})
+
+
+def check_loss(run: Run, layout: str) -> None:
+    """Raises UserError where the other side has no such loss: what the heads predict would be told wrongly."""
+    target, error = run.config.loss.target, run.config.loss.get("error", "squared")
+    if target not in ("pixels", "normalized_pixels"):
+        raise UserError(
+            f"The run was trained with loss.target={target!r}. The exported decoders can predict pixels and "
+            "normalized_pixels. To export another target, add it to `targets` in mv2mae_torch.py and to heads.py, both "
+            "in mv2mae_jax/torch_export/."
+        )
+    if layout == "port" and error != "squared":
+        raise UserError(
+            f"The run was trained with loss.error={error!r}, and the PyTorch port has the squared error alone. Use "
+            "--format=hf or --format=videomae, or add the error to `reconstruction_loss` in "
+            "mv2mae_jax/torch_export/mv2mae_torch.py."
+        )
 
 
 def loss_settings(run: Run) -> dict[str, Any]:
