@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Settings and fixtures that several test files share."""
 
 import atexit
 import os
@@ -9,7 +9,7 @@ import tempfile
 
 # The tests run on the CPU, on one device; tests of several devices start processes of their own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes into compiling the same small programs: they are kept for the session and its subprocesses.
+# Compiling takes most of the tests' time, so compiled programs are kept for the session and its subprocesses.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_cache_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -19,11 +19,11 @@ import pytest
 
 from tests import tiny
 
-# Read when JAX first compiles.
+# JAX reads these flags when it first compiles.
 os.environ.setdefault("XLA_FLAGS", tiny.QUICK_FLAGS)
 
-# The files whose tests take longest, in this order, come first: a file that begins late keeps one process busy when the
-# others are done.
+# The longest files run first, in this order. A long file that began late would keep one process busy after the others
+# had finished.
 LONGEST = ("test_faults.py", "test_models.py", "test_finetune.py", "test_processes.py", "test_end_to_end.py")
 
 
@@ -47,7 +47,7 @@ def synthetic_set(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def synthetic_set_dct(synthetic_set) -> pathlib.Path:
-    """The same, stored as coefficients."""
+    """The same data set, stored as JPEG coefficients."""
     from data.prepare import __main__ as prepare
 
     raw, prepared = synthetic_set.parent / "raw", synthetic_set.parent / "prepared_dct"
@@ -58,9 +58,9 @@ def synthetic_set_dct(synthetic_set) -> pathlib.Path:
 
 @pytest.fixture
 def hub_modules(tmp_path, monkeypatch):
-    """Transformers copies a folder's code to this test's directory, and imports it from there.
+    """Makes transformers copy a folder's code to this test's directory and import it from there.
 
-    A package `transformers_modules` that is there from an earlier test would be searched in that test's directory.
+    If an earlier test has imported the package `transformers_modules`, Python would search that test's directory.
     """
     folder = tmp_path / "modules"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))

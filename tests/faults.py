@@ -1,4 +1,4 @@
-"""Runs that get a signal at a chosen moment, and the comparison of what they leave."""
+"""Starts runs that receive a signal at a chosen moment, and compares the files that they leave."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# python -c STRUCK SIGNAL MOMENT STEP ARGUMENTS...: run.py with ARGUMENTS, struck by SIGNAL at that moment.
+# `python -c STRUCK SIGNAL MOMENT STEP ARGUMENTS...` runs run.py with ARGUMENTS. The process receives SIGNAL at MOMENT.
 STRUCK = """
 import os, signal, sys
 
@@ -45,13 +45,13 @@ sys.exit(run.main(sys.argv[4:]))
 
 
 def arguments(workdir, data_dir, *overrides: str) -> list[str]:
-    """Of run.py, for the tiny model."""
+    """The arguments of run.py for the tiny model."""
     values = tiny.overrides(f"data.dir={data_dir}", *tiny.OVERRIDES, *overrides)
     return ["--config=configs/pretrain_base.py", f"--workdir={workdir}", *values]
 
 
 def start(*command: str, **environment: str) -> subprocess.Popen:
-    """A Python process in the folder of the project, its output kept."""
+    """Starts Python in the project's folder; `finish` returns its output."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": tiny.QUICK_FLAGS} | environment
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -64,7 +64,7 @@ def start(*command: str, **environment: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> subprocess.CompletedProcess:
-    """Waits for it."""
+    """Waits until the process ends; kills it after `timeout` seconds."""
     try:
         output, errors = process.communicate(timeout=timeout)
     finally:
@@ -73,7 +73,7 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> subprocess.Comple
 
 
 def run(workdir, data_dir, *overrides: str, flags=(), **environment: str) -> subprocess.CompletedProcess:
-    """Runs run.py."""
+    """Runs run.py for the tiny model, to its end."""
     return finish(start("run.py", *arguments(workdir, data_dir, *overrides), *flags, **environment))
 
 
@@ -83,14 +83,14 @@ def start_struck(signal: str, moment: str, step: int, workdir, data_dir, *overri
 
 
 def final_state(workdir: pathlib.Path) -> dict:
-    """The newest checkpoint, as it stands on disk."""
+    """The state in the newest checkpoint on disk."""
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore((workdir / "checkpoints" / str(max(steps)) / "state").absolute())
 
 
 def history(workdir: pathlib.Path) -> list[dict]:
-    """The rows of history.jsonl, without what depends on time and machine."""
+    """The rows of history.jsonl, without the values that depend on time and machine."""
     rows = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("perf/") and k != "data/wait_fraction"} for row in rows]
 
@@ -110,7 +110,7 @@ def results(workdir: pathlib.Path) -> dict[str, float]:
 
 
 def events(workdir: pathlib.Path) -> list[tuple[int, str]]:
-    """The (step, name) of all values that TensorBoard shows: a file's start discards later steps of earlier files."""
+    """The (step, name) of all values that TensorBoard shows. A new file discards later steps of earlier files."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     shown: list[tuple[int, str]] = []

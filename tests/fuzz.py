@@ -21,7 +21,7 @@ from tests import video_files
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """A file after one mishap: bits flipped, bytes overwritten, cut off, cut out, doubled, or another file's."""
+    """A damaged copy: flipped bits, overwritten bytes, a lost end, a missing or repeated part, or only random bytes."""
     if not content:
         return b"\0"
     changed = bytearray(content)
@@ -59,7 +59,7 @@ def prepare_mutated_videos(folder: Path, seeds: list[bytes], seed: int, num_take
     """A folder of takes of two views, one of which is mutated -> (views prepared, views in quarantine).
 
     Raises:
-      AssertionError: anything but a prepared set with a reason for every view that is left out.
+      AssertionError: no set was prepared, or a view was left out without a reason.
     """
     rng = np.random.default_rng(seed)
     raw, output = folder / "raw", folder / "prepared"
@@ -101,10 +101,10 @@ def mutated_files(folder: Path, seed: int, cases: int, which=lambda path: True) 
 
 
 def read_mutated_set(folder: Path, seed: int, cases: int) -> tuple[int, int]:
-    """A prepared set with one mutated file: every frame is what was written, or refused -> (read, refused).
+    """Reads prepared sets with one mutated file. Each frame is as written or refused -> (read, refused).
 
     Raises:
-      AssertionError: a frame has changed unseen, or an error is none of the project's.
+      AssertionError: a changed frame was read without an error.
     """
     frames, read, refused = np.array([0, 3, 3, 5]), 0, 0
     wanted = takes.open_prepared(folder)
@@ -127,10 +127,10 @@ def read_mutated_set(folder: Path, seed: int, cases: int) -> tuple[int, int]:
 
 
 def check_mutated_step(step: Path, seed: int, cases: int) -> None:
-    """A checkpoint with one mutated file is told from an intact one.
+    """Checks that a checkpoint with one mutated file is recognised as damaged.
 
     Raises:
-      AssertionError: it is not.
+      AssertionError: the damage was not found.
     """
     for path in mutated_files(step, seed, cases):
         assert step_folders.describe(step), path
@@ -164,7 +164,7 @@ def validate_random_config(base: str, seed: int, data_dir: str) -> bool:
 
     Raises:
       AssertionError: the refusal is not a short text that names a key.
-      Exception: any but ValueError is a mistake of the validation.
+      Exception: validation failed with another error than ValueError, which is a fault of the validation.
     """
     draw = random.Random(seed)
     keys = [key for key, _ in configs.flatten(configs.load(base)) if key != "data.dir"]
@@ -210,7 +210,7 @@ def avi_claiming(
 
 
 class Bomb:
-    """A pickle of it runs a command."""
+    """Unpickling an instance runs a command."""
 
     def __init__(self, path: Path):
         self._path = path

@@ -1,4 +1,4 @@
-"""Reads the quantised coefficients of a JPEG file (ITU-T T.81, baseline, Huffman): what libjpeg decodes pixels from."""
+"""Reads the quantised coefficients of a JPEG file (ITU-T T.81, baseline, Huffman), from which libjpeg makes pixels."""
 
 import re
 
@@ -8,10 +8,11 @@ _ZIGZAG = sorted(range(64), key=lambda i: (i // 8 + i % 8, (i // 8 if (i // 8 + 
 
 
 def coefficients(data: bytes) -> tuple[list[np.ndarray], np.ndarray]:
-    """A file of three components, chroma halved in both directions, a restart marker after every MCU.
+    """Reads a file of three components, with chroma halved in both directions and a restart marker after every MCU.
 
     Returns:
-      For Y, Cb and Cr int[rows, columns, 8, 8], quantised blocks [u, v] of whole MCUs; the steps uint8[2, 8, 8].
+      For each of Y, Cb and Cr int[rows, columns, 8, 8], the quantised blocks [u, v] of whole MCUs; and the quantisation
+      steps uint8[2, 8, 8] of luma and chroma.
     """
     steps, huffman, position = np.zeros((2, 64), np.uint8), {}, 2
     while True:

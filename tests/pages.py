@@ -56,7 +56,7 @@ def repository() -> tuple[set[str], set[str]]:
 
 @functools.cache
 def in_examples() -> set[str]:
-    """Keys, names and values that worked examples add; only tests/test_docs_examples.py has them."""
+    """Keys, names and values that worked examples add. The code has them only in tests/test_docs_examples.py."""
     pages = ("docs/extending.md", "CONTRIBUTING.md")
     patches = "".join(text for page in pages for language, text, _ in fences(page) if language == "diff")
     added = "".join(re.findall(r"^\+.*\n", patches, re.M))

@@ -1,4 +1,4 @@
-"""Reads TensorBoard's event files: records of a length, its checksum, the bytes, theirs."""
+"""Reads TensorBoard's event files. A record is a length, the length's checksum, the content and its checksum."""
 
 import pathlib
 import struct
@@ -22,6 +22,6 @@ def read(folder: pathlib.Path) -> Iterator[Event]:
 
 
 def masked(data: bytes) -> int:
-    """TFRecord's checksum."""
+    """CRC-32C, masked as in TFRecord files."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""The rooms of the house: who may import whom, and no circles."""
+"""Which room (sub-package) may import which, and that no imports form a circle."""
 
 import ast
 import graphlib
@@ -19,10 +19,10 @@ EVERY_ROOM = {
 ALLOWED = {
     "distributed": set(),
     "config": set(),
-    "config_checks": {"config", "objectives"},  # of the objectives the kinds of masks, which need no JAX
+    "config_checks": {"config", "objectives"},  # from the objectives only the kinds of masks, which need no JAX
     "optim": set(),
     "state": {"optim"},
-    # The model reads the masks' type; how arrays lie and which attention a chip has are asked of `distributed`.
+    # The model reads the masks' type. `distributed` knows how arrays are sharded and which attention a chip has.
     "models": {"objectives", "distributed"},
     "objectives": {"models"},
     "runs": {"models", "distributed", "config"},
@@ -65,7 +65,7 @@ def room(module: str) -> str:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("mv2mae_jax.")])
 def test_rooms_of_the_package(module):
-    """The command of features/ loads an encoder by inference.py, which stands on features/ itself."""
+    """One exception: the command of features/ imports inference, although inference imports features/."""
     allowed = ALLOWED.get(room(module), set()) | ({"inference"} if module.endswith("features.__main__") else set())
     others = {room(name) for name in imported(module) if name.startswith("mv2mae_jax.")} - {room(module)}
     unwanted = others - allowed
@@ -102,7 +102,7 @@ def test_a_room_says_what_it_is(name):
 
 
 def test_training_and_evaluation_load_no_pytorch():
-    """Where it is installed, it would take seconds of every start and some hundred MB of every process."""
+    """If PyTorch is installed, importing it costs seconds of every start and some hundred MB in every process."""
     code = "import sys, mv2mae_jax.train, mv2mae_jax.evaluation.probe; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr

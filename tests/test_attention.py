@@ -1,4 +1,4 @@
-"""The forms of attention against each other."""
+"""The implementations of attention, compared with each other."""
 
 import functools
 
@@ -19,7 +19,7 @@ def attention_and_gradients(implementation, num_queries, num_keys, dtype):
     return [np.asarray(array, np.float32) for array in (y, *pullback(cotangent))]
 
 
-@pytest.mark.parametrize("weights_at_once", [1, 40, 2 * 42, 4 * 42, 6 * 42])  # of 42 a head, six heads
+@pytest.mark.parametrize("weights_at_once", [1, 40, 2 * 42, 4 * 42, 6 * 42])  # a head has 42, and there are six
 def test_chunks_of_heads_change_no_number(weights_at_once, monkeypatch):
     monkeypatch.setattr(attention, "CHUNK", weights_at_once)
     actual = attention_and_gradients("chunked", 7, 6, jnp.float32)

@@ -1,4 +1,4 @@
-"""Augmentation: every operation against its own definition, one draw for all frames, nothing at strength zero."""
+"""Augmentation: every operation follows its definition, treats all frames alike and does nothing at strength zero."""
 
 import math
 
@@ -95,7 +95,7 @@ def test_equalizing_flattens_the_histogram():
 def test_translation_moves_by_a_share_of_the_frame(sign):
     video = make_video(height=40, width=80)  # at strength 0.5: 0.225 of the width = 18 pixels, of the height = 9
     across, down = (augment.apply(f"translate_{axis}", video, 0.5 * sign) for axis in "xy")
-    if sign < 0:  # the same seen from the other end
+    if sign < 0:  # mirrored, a negative translation is a positive one
         video, across, down = video[:, ::-1, ::-1], across[:, ::-1, ::-1], down[:, ::-1, ::-1]
     np.testing.assert_array_equal(across[:, :, :-18], video[:, :, 18:])
     np.testing.assert_array_equal(down[:, :-9], video[:, 9:])
@@ -149,7 +149,7 @@ def test_draws_of_randaugment(monkeypatch):
         augment.rand_augment(make_video(1, 2, 2), settings, rng)
     names, counts = np.unique([name for name, _ in drawn], return_counts=True)
     assert set(names) == set(augment.OPERATIONS) and len(names) == 15
-    np.testing.assert_allclose(counts, clips * 4 / 2 / 15, rtol=0.25)  # five deviations of a count of 400
+    np.testing.assert_allclose(counts, clips * 4 / 2 / 15, rtol=0.25)  # five standard deviations of a count of 400
     strength = np.array([strength for _, strength in drawn])
     np.testing.assert_allclose(np.abs(strength).mean(), 0.7, atol=0.005)
     np.testing.assert_allclose(np.abs(strength).std(), 0.05, atol=0.005)
@@ -218,7 +218,7 @@ def test_probability_is_that_of_the_event():
     rng, video = np.random.default_rng(0), make_video(1, 16, 16)
     erased = sum(augment.random_erasing(video, 0.25, rng) is not video for _ in range(2000))
     flipped = sum(augment.random_flip(video, 0.25, rng) is not video for _ in range(2000))
-    assert 400 < erased < 600 and 400 < flipped < 600  # five deviations of 19
+    assert 400 < erased < 600 and 400 < flipped < 600  # 500, give or take five standard deviations of 19
 
 
 @pytest.mark.parametrize(

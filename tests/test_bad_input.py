@@ -96,7 +96,7 @@ def test_names_that_are_not_utf8_are_set_aside(video, tmp_path, capsys):
 
 
 def test_damaged_files_in_a_zip_are_set_aside(video, tmp_path):
-    """One take in each kind of archive, known here or not."""
+    """One take per compression method, and one each with encryption and with an unknown method."""
     (tmp_path / "raw").mkdir()
     methods = {"stored": 0, "deflate": 8, "bzip2": 12, "lzma": 14}
     path = tmp_path / "raw" / "a.zip"
@@ -153,7 +153,7 @@ def test_truncated_archives_are_told_all_of_them(video, tmp_path, capsys):
     assert takes_of(tmp_path) == {"S001P001R001A001"}
 
 
-def test_a_tar_archive_that_claims_too_much_loses_that_alone(video, tmp_path, monkeypatch):
+def test_a_member_of_a_tar_archive_that_is_too_large_is_refused_alone(video, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 2**20)
     (tmp_path / "raw").mkdir()
     with tarfile.open(tmp_path / "raw" / "a.tgz", "w:gz") as file:
@@ -184,7 +184,10 @@ def test_labels_that_cannot_be_read_are_told(video, tmp_path):
 
 
 def test_a_video_that_crashes_its_decoder_is_tried_again_then_set_aside(tmp_path):
-    """SIGSEGV stands in for a decoder's fault; SIGKILL, for memory, still stops it (tests/test_prepare.py)."""
+    """SIGSEGV stands for a fault of the decoder. SIGKILL, which means lack of memory, stops the preparation instead.
+
+    tests/test_prepare.py checks SIGKILL.
+    """
     for name in ("a_cam1", "a_cam2", "b_cam1", "b_cam2"):
         video_files.write_video(tmp_path / "raw" / f"{name}.avi", np.tile(FRAMES, (150, 1, 1, 1)))
     process = subprocess.Popen(

@@ -7,7 +7,7 @@ from mv2mae_jax.topology.batch_search import Trial
 
 
 class Compiler:
-    """Uses `fixed` + `per_sample` bytes per sample, up to `limit`. Near it, it recomputes and uses `squeezed`."""
+    """Uses `fixed` + `per_sample` bytes per sample up to `limit`, and `squeezed` per sample where it must recompute."""
 
     def __init__(self, *, limit, fixed=10.0, per_sample=1.0, squeezed=None, silent=False):
         self.limit, self.fixed, self.per_sample, self.silent = limit, fixed, per_sample, silent
@@ -40,7 +40,7 @@ def test_where_memory_is_linear_three_programs_are_enough(limit, published):
 
 @pytest.mark.parametrize("squeezed", [0.5, 0.8, 0.95])
 def test_a_compiler_that_recomputes_near_the_limit_is_followed(squeezed):
-    """The memory that programs need is flat there. Refusals cost little and show where to look."""
+    """Near the limit, accepted programs use about the same memory. Refusals cost little and say how much is missing."""
     compiler = Compiler(limit=300, squeezed=squeezed)
     trials = batch_search.largest_batch(compiler, first=16, memory_bytes=320)
     assert batch_search.bracket(trials) == (compiler.largest(), compiler.largest() + 8)
@@ -54,7 +54,7 @@ def test_a_compiler_that_does_not_say_what_is_missing_is_halved(squeezed):
 
 
 def test_a_compiler_whose_refusals_ask_for_more_and_more_is_followed():
-    """As libtpu's for v6e: a line through two of its values ends far below what fits."""
+    """libtpu does so for v6e. A line through two of its values ends far below the largest batch that fits."""
 
     def compile_at(batch: int) -> Trial:
         over = batch - 400
@@ -80,7 +80,7 @@ def test_nothing_fits():
 
 @pytest.mark.parametrize(("limits", "counted"), [({"max_trials": 4}, (4, 4)), ({"max_programs": 5}, (5, 7))])
 def test_the_number_of_compilations_is_limited(limits, counted):
-    """What is left open shows in the bracket."""
+    """The bracket stays wide if the limit ends the search."""
     compiler = Compiler(limit=10_000, silent=True, squeezed=0.3)
     trials = batch_search.largest_batch(compiler, first=16, memory_bytes=10_000, **limits)
     assert (sum(trial.fits for trial in trials.values()), len(trials)) == counted

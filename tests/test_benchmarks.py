@@ -33,7 +33,7 @@ def test_an_ordering_holds_only_by_separated_intervals():
 
 
 def write_results(folder, preset):
-    """Rows that grow by one in every column and less by seed. The row of pixels has one seed, as it draws nothing."""
+    """Results that grow by 1 per row and 0.1 per seed. The row `pixels` has one seed, because it draws nothing."""
     for number, row in enumerate(method.ROWS):
         for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
             columns = {column: number + 0.1 * seed for column in method.COLUMNS}
@@ -70,7 +70,7 @@ def test_orders_are_judged_by_differences_of_the_same_seed(tmp_path):
         for seed in range(4):
             columns = {"pose": 10.0 * (seed % 3) + better + 0.001 * seed}
             method.result_file(tmp_path, row, seed).write_text(json.dumps({"columns": columns, "curve": {}}))
-    method.result_file(tmp_path, "two_views", 1).unlink()  # the other three are still paired with their own
+    method.result_file(tmp_path, "two_views", 1).unlink()  # the other three seeds still form pairs
     records, _ = method.read(tmp_path, method.PRESETS["cpu"])
     found = method.verdicts(records)
     assert found["two_views", "cross_view"]["holds"] == ["pose"]

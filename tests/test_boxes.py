@@ -27,7 +27,7 @@ def scene(num_frames=20, noise=0, seed=0):
 def test_what_moves_is_found_in_noise_and_two_people_give_one_box(noise):
     frames = scene(noise=noise)
     for t, frame in enumerate(frames):
-        frame[30:80, 40 + t : 50 + t] = 230  # is at 40 to 69 in the end
+        frame[30:80, 40 + t : 50 + t] = 230  # the square covers columns 40 to 69
     box = motion_box(frames).scaled(160, 90)
     assert np.abs(np.subtract(box, (40, 30, 69, 80))).max() <= 7, box  # smoothing widens it
     assert box.left <= 41 and box.top <= 31 and box.right >= 68 and box.bottom >= 79, box
@@ -59,15 +59,15 @@ def test_without_motion_there_is_no_box(frames, reason):
 @pytest.mark.parametrize(
     ("box", "margin", "aspect", "fitted"),
     [
-        ((30, 20, 70, 60), 0, None, (30, 20, 70, 60)),  # as it is
-        ((30.2, 20.7, 69.1, 59.9), 0, None, (30, 20, 70, 60)),  # whole pixels hold it
-        ((30, 20, 50, 60), 0.1, None, (26, 16, 54, 64)),  # of the longer side, 40, on all sides
+        ((30, 20, 70, 60), 0, None, (30, 20, 70, 60)),  # unchanged
+        ((30.2, 20.7, 69.1, 59.9), 0, None, (30, 20, 70, 60)),  # rounded outwards to whole pixels
+        ((30, 20, 50, 60), 0.1, None, (26, 16, 54, 64)),  # a tenth of the longer side, 40, is added on all sides
         ((40, 20, 60, 80), 0, 1, (20, 20, 80, 80)),  # widened about its middle
         ((40, 20, 120, 60), 0, 1, (40, 0, 120, 80)),  # made higher
         ((0, 20, 20, 80), 0, 1, (0, 20, 60, 80)),  # moved in at the left
         ((180, 20, 200, 80), 0, 1, (140, 20, 200, 80)),  # and at the right
-        ((0, 0, 200, 100), 0.2, 1, (0, 0, 200, 100)),  # no more than the picture
-        ((20, 10, 140, 90), 0, 1, (20, 0, 140, 100)),  # as far as it goes
+        ((0, 0, 200, 100), 0.2, 1, (0, 0, 200, 100)),  # limited to the picture
+        ((20, 10, 140, 90), 0, 1, (20, 0, 140, 100)),  # made as high as the picture allows
         ((-10, 20, 60, 60), 0, None, (0, 20, 70, 60)),  # most of it is inside
     ],
 )
@@ -109,7 +109,7 @@ def test_a_box_is_placed_in_a_video_of_another_size():
     crop = boxes.Crop(by="skeletons", margin=0, aspect=None)
     assert boxes.place(boxes.Found(Box(960, 540, 1920, 1080), (1920, 1080)), (320, 180), crop) == (160, 90, 320, 180)
     with pytest.raises(boxes.NoBox, match=r"\(100, 20, 400, 170\).*outside of the picture, which has 320x180 pixels"):
-        boxes.place(boxes.Found(Box(100, 20, 400, 170), None), (320, 180), crop)  # in pixels of a larger one
+        boxes.place(boxes.Found(Box(100, 20, 400, 170), None), (320, 180), crop)  # in pixels of a larger picture
 
 
 def test_defaults_are_those_of_the_kind():
@@ -148,7 +148,7 @@ def test_tables_are_read(tmp_path):
         ("a.txt", HEADER, r"give full, motion, skeletons or a table that ends in .csv or .parquet"),
     ],
 )
-def test_a_table_that_is_none_is_refused(tmp_path, name, text, message):
+def test_an_invalid_table_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         boxes.read_table(tmp_path / name)

@@ -1,4 +1,4 @@
-"""The memory of batches: reused, shared between processes, and never changed while somebody has a batch."""
+"""The memory of batches is reused, shared between processes, and never changed while a batch is still referenced."""
 
 import dataclasses
 import gc
@@ -38,12 +38,12 @@ def test_memory_is_used_again_when_the_last_view_is_gone():
     other = memory.empty(LARGE, np.int8)
     assert address(other) != place
     del view
-    assert address(memory.empty(LARGE, np.float16)[: 2**16]) != place, "of another size"
+    assert address(memory.empty(LARGE, np.float16)[: 2**16]) != place, "a buffer of another size is not reused"
     assert address(memory.empty((2**9, 2**8), bool)) == place
     assert address(memory.empty((3,), np.int32)) and memory.empty((0, 4), np.uint8).shape == (0, 4)
 
 
-def test_arrays_are_aligned_as_devices_like_them():
+def test_arrays_are_aligned_to_64_bytes():
     assert address(buffers.Buffers().empty(LARGE, np.int8)) % 64 == 0
 
 
@@ -92,7 +92,7 @@ def test_a_process_that_is_gone_is_told_of():
 
 
 @needs_sharing
-def test_a_descriptor_is_handed_to_those_of_the_run_alone_and_reads_alone(monkeypatch):
+def test_a_descriptor_is_read_only_and_goes_only_to_processes_of_the_run(monkeypatch):
     memory = buffers.Buffers()
     shared = memory.share({"video": memory.empty(LARGE, np.int8)})
     client, authkey = descriptors.connection.Client, multiprocessing.current_process().authkey
@@ -118,7 +118,7 @@ def mapped(process: int | str) -> set[str]:
 @needs_sharing
 @pytest.mark.parametrize("codec", ["jpeg", "dct"])
 def test_no_batch_of_a_pass_is_copied(request, codec):
-    """A reading process holds only the buffers that it hands over."""
+    """The buffers that the reading process has mapped are those that the main process has mapped."""
     dataset = make_dataset(request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec]))
     others, before = set(multiprocessing.active_children()), mapped("self")
     batches = pipeline.clip_batches(dataset.prepared, dataset.spec, np.arange(40), global_batch_size=8, num_workers=1)
@@ -136,7 +136,7 @@ def dataset(synthetic_set_dct):
 
 @pytest.mark.parametrize(("codec", "num_workers"), [("jpeg", 0), ("jpeg", 1), ("dct", 0), ("dct", 2)])
 def test_no_batch_changes_after_it_was_handed_out(request, codec, num_workers):
-    """Some batches are kept and some dropped. Of others only a JAX array is left, which aliases their memory."""
+    """Of three batches one is kept, one is kept as JAX arrays that alias its memory, and one is dropped."""
     dataset = make_dataset(request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec]))
     stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=num_workers)
     kept = []
@@ -188,7 +188,7 @@ def test_a_sample_that_cannot_be_read_loses_no_memory(synthetic_set, monkeypatch
 
 @needs_sharing
 def test_no_array_of_a_batch_lies_in_dev_shm_and_closing_ends_the_processes(dataset):
-    """In a Docker container it has 64 MB, and it keeps what a killed process left there."""
+    """In a Docker container, /dev/shm has 64 MB. It keeps the arrays of killed processes."""
     others = set(multiprocessing.active_children())
     stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=2)
     kept = [next(stream) for _ in range(3)]
@@ -209,7 +209,7 @@ def test_a_killed_process_is_told_of(dataset, moment):
     stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=16, num_workers=1)
     next(stream)
     if moment == "at work":
-        for _ in range(20):  # all of its buffers are open
+        for _ in range(20):  # until all buffers of the reading process are open here
             next(stream)
     (reader,) = set(multiprocessing.active_children()) - others
     os.kill(reader.pid, signal.SIGKILL)

@@ -91,7 +91,7 @@ def test_a_changed_character_is_another_name_or_refused(name, videos, data):
         video = names.parse(changed)
     except ValueError as error:
         assert repr(changed) in str(error)
-    else:  # case does not count, nor do folders where RoCoG's names tell the same
+    else:  # case is ignored, and so are folders of RoCoG whose content the name repeats
         assert changed.lower().endswith(names.format(video).lower().split("/", 2)[-1])
 
 
@@ -241,7 +241,7 @@ def test_absurd_labels_are_refused_alone(row, reason):
     assert len(problems[0]) < 500
 
 
-def test_rows_that_others_take_are_taken_and_told():
+def test_rows_that_public_readers_accept_are_accepted_and_reported():
     text = "1,10,40\n1,50,45,2\n2,60,70,1\n2,99,80\n3,5,5\n1,0,5,\n"
     names = catalog.get("pkummd").with_annotations({"LABEL/a01n02-m.TXT": "\r\n".join(text.splitlines())})
     cut = names.cut(names.parse("A01N02-M_color.avi"))
@@ -253,7 +253,7 @@ def test_rows_that_others_take_are_taken_and_told():
     assert [line.partition(",")[0] for line in told] == ["1", "2", "4", "4", "6"]
     assert sum("no confidence" in line for line in told) == 3
     assert sum("start and end swapped, to [45, 50)" in line or "to [80, 99)" in line for line in told) == 2
-    assert len(cut.takes) + len(cut.refused) == 6, "nothing disappears"
+    assert len(cut.takes) + len(cut.refused) == 6, "every row is either taken or refused"
 
 
 def test_too_many_labels_and_none_are_refused():

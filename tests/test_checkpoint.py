@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, what does not fit is named, and other runs take what they can use."""
+"""Checkpoints: a saved state comes back, arrays that do not fit are named, and other runs load what they share."""
 
 import json
 import logging
@@ -72,7 +72,7 @@ def test_logging_is_as_before_when_a_checkpointer_is_closed(tmp_path):
     assert {name: logging.getLogger(name).filters for name in before} == before
 
 
-def test_the_record_can_be_read_alone_and_by_a_fresh_process(tmp_path):
+def test_the_record_of_the_run_can_be_read_without_the_state(tmp_path):
     save(tmp_path, make_state())
     checkpointer = checkpoint.Checkpointer(str(tmp_path))
     assert checkpointer.read_run() == checkpointer.read_run(5) == RUN
@@ -86,7 +86,7 @@ def test_saves_are_made_when_due_and_old_ones_go(tmp_path):
     saved = [step for step in range(1, 8) if checkpointer.save(step, state, RUN)]
     assert saved == [2, 4, 6]
     assert checkpointer.save(7, state, RUN, force=True)
-    assert not checkpointer.save(7, state, RUN, force=True)  # is there already
+    assert not checkpointer.save(7, state, RUN, force=True)  # already saved
     checkpointer.close()
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [6, 7]
@@ -122,11 +122,11 @@ def test_another_run_takes_the_parameters_it_can_use(tmp_path, with_ema, saved_s
     # The average is the parameters + 1.
     expected = jax.tree.map(lambda leaf: leaf + with_ema, wanted)
     assert_identical(checkpoint.load_params(str(tmp_path), abstract(wanted)), expected)
-    # The encoder alone does not mind another head.
+    # The encoder is loaded without the head.
     assert_identical(checkpoint.load_encoder(str(tmp_path), abstract(wanted["encoder"])), expected["encoder"])
 
 
-def test_an_encoder_leaves_out_what_it_lacks_and_misses_what_it_needs(tmp_path):
+def test_load_encoder_ignores_extra_parameters_and_names_missing_ones(tmp_path):
     save(tmp_path, make_state())
     encoder = make_params()["encoder"]
     without = {"blocks": encoder["blocks"]}

@@ -1,4 +1,4 @@
-"""Frames that are prepared as one instant were filmed at one instant, whatever the files' rates, starts and losses."""
+"""Frames prepared as one instant were filmed at one instant, whatever the files' rates, starts and lost frames."""
 
 import cv2
 import numpy as np
@@ -40,15 +40,18 @@ def prepared(folder, sync=None, names=None, **options):
 
 
 def gaps_of(numbers, filmed, source_fps, begin, fps, stamp=lambda n: n / 30):
-    """How many of a view's frames stand in; fails where one is farther from its tick than half a frame of the source.
+    """The number of a view's frames that fill a gap.
 
     Args:
-      numbers: that the prepared frames show.
-      filmed: that the file's frames show.
-      source_fps: of the file.
-      begin: seconds of the first tick.
-      fps: of the ticks.
-      stamp: the seconds of a number.
+      numbers: the numbers that the prepared frames show.
+      filmed: the numbers that the file's frames show.
+      source_fps: the file's frame rate.
+      begin: the time of the first tick in seconds.
+      fps: the rate of the ticks.
+      stamp: gives the time in seconds of a number.
+
+    Raises:
+      AssertionError: a frame outside gaps is more than half a frame of the file away from its tick.
     """
     filmed, gaps = np.array(filmed), 0
     times = stamp(filmed)
@@ -75,7 +78,7 @@ def test_half_a_frame_is_the_largest_error():
         assert (np.abs(stamps[:, None] - ticks[gap]).min(axis=0) > 0.5 / rate).all()
         assert (stamps[frames[gap]] <= ticks[gap]).all()
         assert abs(clocks.rate(stamps, rate) / rate - 1) < 1e-3
-        assert abs(clocks.rate(stamps, 3 * rate) / rate - 1) < 3e-3  # a header that states another
+        assert abs(clocks.rate(stamps, 3 * rate) / rate - 1) < 3e-3  # the header states another rate
 
 
 def test_half_way_between_two_frames_rounding_repeats_none():
@@ -99,7 +102,7 @@ def test_a_view_that_began_later(tmp_path, ending):
     write_timed(raw / f"t_camA.{ending}", list(range(90)), codec=CODECS[ending])
     late = list(range(15, 100))
     write_timed(raw / f"t_camB.{ending}", late, codec=CODECS[ending])
-    if ending == "avi":  # whose writer leaves the time before the first frame as a gap behind it
+    if ending == "avi":  # its writer turns the time before the first frame into a gap after the first frame
         found, shown, _ = prepared(raw, "timestamps", max_gap_seconds=1)
         assert found.views["gap_frames"].tolist() == [0, 15]
         assert shown["A"][16:] == shown["B"][16:] == list(range(16, 90))
@@ -118,7 +121,7 @@ def test_a_view_that_began_later(tmp_path, ending):
     assert (shown["A"], shown["B"]) == (list(range(90)), late)
     table = tmp_path / "offsets.csv"
     table.write_text("take,view,seconds,confidence\nt,A,0.25,9\nt,B,-0.25,9\nother,B,1,9\n")
-    found, shown, _ = prepared(raw, str(table))  # B began at 0.25 s, A too
+    found, shown, _ = prepared(raw, str(table))  # with their offsets, both begin at 0.25 s
     assert (shown["A"][0], shown["B"][0]) == (0, 15) and found.views["offset_seconds"].tolist() == [0.25, -0.25]
 
 
@@ -158,7 +161,7 @@ def test_the_contact_sheet_shows_one_moment_of_a_take(tmp_path):
 
 
 def test_a_contact_sheet_can_be_made_of_an_older_preparation(tmp_path):
-    """Its accounts do not say which frame of the file a record shows in its middle."""
+    """The accounts of an older preparation lack the number of each record's middle frame in the file."""
     raw, output = tmp_path / "raw", tmp_path / "raw-start"
     raw.mkdir()
     for view in "AB":
@@ -286,7 +289,7 @@ def test_empty_entries_of_avi_are_the_frame_before(tmp_path):
         assert found.views["gap_frames"].tolist() == [5, 5]
 
 
-def test_truth_that_counts_frames_is_refused_where_these_get_other_numbers(tmp_path):
+def test_truth_by_frame_number_is_refused_if_frames_are_renumbered(tmp_path):
     views = pa.table({"take": ["t", "t"], "view": ["A", "B"], "resampled": [False, True]})
     with pytest.raises(UserError, match=r"1 of 2 .* view B of take t.*--sync=frames"):
         carry_truth._check_numbers(tmp_path, views)

@@ -93,7 +93,7 @@ def test_a_mistyped_choice_names_the_nearest(name, capsys):
 
 
 def accepted_values(parser: command.Parser, action: argparse.Action) -> list[str]:
-    """Words after an option that it takes: none for a flag."""
+    """The value to write after an option; empty for a flag."""
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
         return []
     candidates = [str(choice) for choice in action.choices or ()] + ["1", "2x4", "2x4x4", "0.5", "a"]
@@ -112,7 +112,7 @@ def test_an_option_given_twice_is_refused_unless_it_is_a_list(name, capsys):
             continue
         once = [action.option_strings[-1], *accepted_values(parser, action)]
         if isinstance(action, argparse._AppendAction):
-            with contextlib.suppress(SystemExit):  # what else is required may be missing
+            with contextlib.suppress(SystemExit):  # other required options may be missing
                 parser.parse_args([*once, *once])
             assert "given twice" not in capsys.readouterr().err
             continue
@@ -140,7 +140,7 @@ def refused(arguments: list[str], capsys) -> str:
     return capsys.readouterr().err
 
 
-def test_what_was_meant_for_another_form_is_told(capsys):
+def test_options_in_a_wrong_form_are_refused_with_the_right_one(capsys):
     assert "--config.total_steps=5" in refused(["--total_steps=5"], capsys)
     assert "Did you mean --workdir?" in refused(["--config=a.py", "--workdir=b", "workdir=x"], capsys)
     assert "required: --config, --workdir" in refused([], capsys)
@@ -155,6 +155,7 @@ def test_what_was_meant_for_another_form_is_told(capsys):
         ("ntu120", "Did you mean configs/ntu120.py"),
         ("config/demo.py", r"Did you mean configs/demo.py\?"),
         ("configs/zzzzz.py", "are in configs"),
+        (str(ROOT / "configs" / "pretrain_bas.py"), r"Did you mean .*pretrain_base.py"),
     ],
 )
 def test_a_mistyped_config_file_names_the_nearest(path, hint, monkeypatch):
@@ -165,8 +166,8 @@ def test_a_mistyped_config_file_names_the_nearest(path, hint, monkeypatch):
         config.load(path)
 
 
-def test_what_is_for_users_says_so_by_its_type():
-    """Any other ValueError ends in a traceback. The PyTorch port and its processor are exported, so they are exempt."""
+def test_errors_for_users_are_user_errors():
+    """Any other ValueError ends in a traceback. The exported PyTorch files run without this package, so are exempt."""
     files = [path for place in (*PLACES, "console", "configs") for path in (ROOT / place).rglob("*.py")]
     assert len(files) > 100
     for path in set(files) - {
@@ -203,7 +204,7 @@ def test_a_message_for_the_user_is_told_alone_wherever_it_is_raised(kind, capsys
     assert type(copied) is kind and isinstance(copied, ValueError) and str(copied) == "from another process"
 
 
-def test_execute_tells_refusals_from_faults(capsys):
+def test_execute_distinguishes_refusals_from_faults(capsys):
     def fault():
         raise ValueError("no message for a user: it does not come from this program's code")
 
@@ -236,13 +237,13 @@ def test_the_parsers_are_light():
 
 
 def in_terminal(arguments: list[str], columns: int) -> str:
-    """Everything that a program draws on a terminal with this number of columns."""
+    """All output of a program on a terminal with this number of columns."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(arguments, stdin=side, stdout=side, stderr=side)
     os.close(side)
     drawn = b""
-    with contextlib.suppress(OSError):  # what Linux answers at the end
+    with contextlib.suppress(OSError):  # Linux raises this when the program has ended
         while data := os.read(main, 65536):
             drawn += data
     os.close(main)
@@ -261,7 +262,7 @@ def screen_after(drawn: str, columns: int) -> list[str]:
         elif code == "\x1b[A":
             row = max(0, row - 1)
         else:
-            if column == columns:  # what is too long goes on in the next line
+            if column == columns:  # a long line continues in the next row
                 row, column = row + 1, 0
             screen += [""] * (row + 1 - len(screen))
             line = screen[row].ljust(column)
@@ -316,7 +317,7 @@ def test_a_bar_on_a_terminal_keeps_to_its_line_and_spares_the_log(ten_things, co
     assert "a line of the log" in screen and screen.count("another line") == 2
     assert any(line.startswith("doing 100% 10/10 things") for line in screen)
     assert "SPAWNED" not in drawn
-    assert not any(line.startswith("within") for line in screen), "it was taken away"
+    assert not any(line.startswith("within") for line in screen), "a finished inner bar is removed"
     assert len([line for line in screen if line]) == 4
 
 

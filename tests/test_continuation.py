@@ -12,7 +12,7 @@ from tests import tiny
 
 @pytest.fixture
 def go_on(monkeypatch):
-    """`go_on(saved config, config, what auto was, what it is, allowed)`, all else being as it was."""
+    """`go_on(saved config, config, saved values of auto, present values of auto, allowed changes)` resumes a run."""
     monkeypatch.setattr(resume, "manifest_digest", lambda dataset: "")
     task = types.SimpleNamespace(dataset=types.SimpleNamespace(prepared=None))
 
@@ -36,7 +36,7 @@ def test_auto_that_would_be_another_dtype_is_refused(go_on):
             go_on(config, config, was, now)
         assert f"  compute_dtype was '{first}' by auto, now '{second}' by auto\n" in str(refused.value)
         assert f"Set them back (--config.compute_dtype={first})" in str(refused.value)
-        assert "attention" not in str(refused.value), "what changes rounding alone may change"
+        assert "attention" not in str(refused.value), "attention may change, because it changes only rounding"
     assert go_on(config, config, on_cpu, on_gpu, ["compute_dtype"])
 
 
@@ -52,7 +52,7 @@ def test_a_value_that_is_written_out_is_compared_with_what_auto_was(go_on):
 def test_checkpoints_that_do_not_say_what_auto_was_go_on(go_on):
     config = tiny.make_config()
     assert go_on(config, config, None, settled_on("gpu")) == []
-    # One of a version with fewer such keys.
+    # A checkpoint of a version in which fewer keys could be auto.
     was = {"compute_dtype": "float32"}
     assert go_on(config, config, was, settled_on("cpu")) == []
 
@@ -61,5 +61,5 @@ def test_checkpoints_that_do_not_say_what_auto_was_go_on(go_on):
 def test_every_key_that_is_auto_is_settled(make):
     config = make()
     auto = {key for key, value in flatten(base_of(config)) if value == "auto"}
-    assert auto - {"data.cache"} == variants.settled(config).keys(), "with and without a cache the batches are the same"
+    assert auto - {"data.cache"} == variants.settled(config).keys(), "a cache does not change the batches"
     assert "auto" not in variants.settled(config).values()

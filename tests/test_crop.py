@@ -1,4 +1,4 @@
-"""Preparation with boxes: the box is what is stored, and the cameras of the truth are adapted to it."""
+"""Preparation with boxes: frames show the box alone, and the cameras of the truth are adapted to it."""
 
 import json
 from fractions import Fraction
@@ -29,7 +29,7 @@ def textured(height=90, width=160, num_frames=6):
 
 
 def cut(path, box, short_side=1000, interval=(0, 10**6)):
-    """The size of the upright picture, and the frames of a box of it."""
+    """The sizes of the upright picture, and the frames cut to the box."""
     sizes = []
 
     def choose(size):
@@ -129,7 +129,7 @@ def table(path, rows):
 ROWS = ["t1,1,10,10,80,70", "t1,2,20,5,70,65", "t2,1,0,0,96,72", "t2,2,31,17,92,59"]
 
 
-def test_without_boxes_nothing_is_another(folder, tmp_path):
+def test_without_boxes_the_files_do_not_mention_any(folder, tmp_path):
     assert run(folder, tmp_path / "default") == 0 and run(folder, tmp_path / "full", "--crop=full") == 0
     files = test_truth.files_of(tmp_path / "default")
     assert files == test_truth.files_of(tmp_path / "full")
@@ -159,7 +159,7 @@ def test_boxes_of_a_table_are_stored_as_they_are(folder, tmp_path, capsys):
     before = test_truth.files_of(tmp_path / "out")
     assert run(folder, tmp_path / "out", crop, "--sheet") == 0
     assert test_truth.files_of(tmp_path / "out") == before
-    table(tmp_path / "boxes.csv", [ROWS[0].replace("10", "11"), *ROWS[1:]])  # is taken into account on going on
+    table(tmp_path / "boxes.csv", [ROWS[0].replace("10", "11"), *ROWS[1:]])  # the change is noticed
     assert run(folder, tmp_path / "out", crop) == 0
     assert pq.read_table(tmp_path / "out" / "manifest.parquet")["crop_left"].to_pylist()[0] == 11
     assert run(folder, tmp_path / "out") == 2  # prepared with other settings
@@ -217,7 +217,7 @@ def prepared_from(raw, output, *more):
 
 
 def pixels_of(prepared):
-    """Where joints are in the stored frames and in the raw videos, float[M, T, J, 2] each."""
+    """The joints' pixels in the stored frames and in the raw videos, float[M, T, J, 2] each."""
     rows, frames = test_truth.rows_and_frames(prepared)
     stored = prepared.truth.in_pixels(rows, frames)
     left, top, right, bottom, *_ = (prepared.views[name] for name in BOX_COLUMNS)
@@ -237,7 +237,7 @@ def test_motion_finds_the_person_and_the_joints_follow(generated, tmp_path):
     assert ((stored > -0.5) & (stored < size - 0.5)).all(axis=3).mean() > 0.95
     widths = prepared.views["crop_right"] - prepared.views["crop_left"]
     assert widths.mean() < 0.95 * test_truth.SIDE
-    # The same joints, on the frames: where they are, pictures of the cropped set and of the raw videos agree.
+    # The stored frames show the box of the raw videos.
     for row in rows:
         video = catalog.get("synthetic").format(_Video(prepared, row))
         with open(generated / video, "rb") as file:
@@ -252,14 +252,14 @@ def test_motion_finds_the_person_and_the_joints_follow(generated, tmp_path):
 
 
 class _Video:
-    """The numbers of a row of a manifest."""
+    """The numbers in one row of a manifest, from which the catalogue formats the video's name."""
 
     def __init__(self, prepared, row):
         for name in ("setup", "camera", "subject", "performance", "label"):
             setattr(self, name, int(prepared.views[name][row]))
 
 
-def test_skeleton_files_give_boxes_and_their_lack_is_told(generated, tmp_path, capsys):
+def test_skeleton_files_give_boxes_and_missing_ones_are_told(generated, tmp_path, capsys):
     full = prepared_from(generated, tmp_path / "full")
     rows, _ = test_truth.rows_and_frames(full)
     folder = tmp_path / "skeletons"
@@ -277,9 +277,9 @@ def test_skeleton_files_give_boxes_and_their_lack_is_told(generated, tmp_path, c
     prepared = prepared_from(generated, tmp_path / "joints", *how, "--crop_margin=0", "--crop_aspect=0")
     stored, _ = pixels_of(prepared)
     size = np.stack([prepared.views["width"], prepared.views["height"]], axis=1)[:, None, None]
-    assert ((stored > -0.51) & (stored < size - 0.49)).all()  # the box is that of all joints
+    assert ((stored > -0.51) & (stored < size - 0.49)).all()  # the box holds all joints
     every = [np.tile(np.arange(length), (1, 1)) for length in prepared.views["num_frames"]]
-    for row, frames in enumerate(every):  # and no more than that
+    for row, frames in enumerate(every):  # and ends at the outermost joints
         points = prepared.truth.in_pixels(np.array([row]), frames)[0]
         assert points.min(axis=(0, 1)).max() < 1 and (size[row, 0, 0] - points.max(axis=(0, 1))).max() < 2
     capsys.readouterr()
@@ -293,7 +293,7 @@ def test_skeleton_files_give_boxes_and_their_lack_is_told(generated, tmp_path, c
     assert f"{names[4]} holds no body in the picture" in reasons
 
 
-def test_the_account_knows_the_boxes(folder, tmp_path):
+def test_the_accounts_of_a_preparation_hold_the_boxes(folder, tmp_path):
     table(tmp_path / "boxes.csv", ROWS)
     assert run(folder, tmp_path / "out", f"--crop={tmp_path}/boxes.csv", "--crop_margin=0.05") == 0
     told = json.loads((tmp_path / "out" / "prepared.json").read_bytes())

@@ -44,7 +44,7 @@ def saved(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def checkpoints(saved, tmp_path) -> Path:
-    """A copy of them to be damaged."""
+    """A copy of these checkpoints, to be damaged."""
     return Path(shutil.copytree(saved / "checkpoints", tmp_path / "checkpoints"))
 
 
@@ -88,7 +88,7 @@ def test_a_hundred_of_a_hundred_injuries_are_found(checkpoints, harm):
     rng = np.random.default_rng(0)
     step = checkpoints / "6"
     every_file = [path for path in files_of(step) if path.stat().st_size]
-    # Every file is hit, large ones more often.
+    # Every file is damaged, some more than once.
     targets = (every_file * 100)[:100] if harm is not flip_a_bit else [*every_file, *rng.choice(every_file, 100)][:100]
     for number, path in enumerate(targets):
         content = path.read_bytes()
@@ -127,7 +127,7 @@ def test_the_newest_intact_step_is_used_and_the_damaged_one_kept(checkpoints):
 def test_without_an_intact_step_nothing_goes_on_and_nothing_starts_over(checkpoints):
     for step in (2, 4, 6):
         delete(files_of(checkpoints / str(step))[0], None)
-    for _ in range(2):  # the second time nothing is there but what was set aside
+    for _ in range(2):  # the second time there are only the damaged steps that were set aside
         with pytest.raises(ValueError, match=r"No checkpoint in .* is intact \(2.damaged, 4.damaged, 6.damaged\)"):
             step_folders.set_aside(checkpoints)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["2.damaged", "4.damaged", "6.damaged"]
@@ -150,7 +150,7 @@ def test_another_run_does_not_take_parameters_from_a_damaged_step(checkpoints):
     jax.tree.map(np.testing.assert_array_equal, loaded, make_state(4).params | make_state(4).ema_params)
 
 
-def test_what_a_killed_save_left_behind_is_no_step(checkpoints):
+def test_the_remains_of_a_killed_save_are_no_step(checkpoints):
     shutil.copytree(checkpoints / "6", checkpoints / "8.orbax-checkpoint-tmp-whole")
     assert int(restore(checkpoints.parent).step) == 6
     assert step_folders.set_aside(checkpoints) == []
@@ -161,7 +161,7 @@ def test_what_a_killed_save_left_behind_is_no_step(checkpoints):
 @pytest.mark.parametrize("put", [shutil.copytree, os.rename], ids=["copied", "renamed"])
 @pytest.mark.parametrize("source", ["2", "6"])
 def test_a_step_under_another_number_is_damaged(checkpoints, source, put, older):
-    """All its files are intact. It would be restored as another step, and that step could not be saved."""
+    """Its files are intact, but it would be restored as a step that it is not, and block the saving of that step."""
     if older:
         for step in (2, 4, 6):
             folder = checkpoints / str(step)
@@ -183,7 +183,7 @@ def test_a_step_under_another_number_is_damaged(checkpoints, source, put, older)
     assert step_folders.set_aside(checkpoints) == [] and int(restore(checkpoints.parent).step) == 8
 
 
-def test_what_is_put_in_the_way_while_a_run_goes_on_is_kept(checkpoints):
+def test_a_folder_in_the_way_of_a_save_is_kept_under_another_name(checkpoints):
     checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
     os.rename(checkpoints / "6", checkpoints / "8")
     assert checkpointer.save(8, make_state(8), RUN, force=True)
@@ -211,7 +211,7 @@ def test_a_save_that_fails_is_told_with_what_is_kept(saved, tmp_path):
 
 
 def test_a_full_disk_is_told_and_going_on_later_works(tmp_path):
-    """A limit on the size of files stands in for it: writing fails in the middle of the second checkpoint."""
+    """A limit on the size of files stands for the full disk. Writing fails in the middle of the second checkpoint."""
     code = """
 import asyncio, resource, sys
 import jax.numpy as jnp
@@ -246,7 +246,7 @@ promise.set_result(None)
     assert ended.returncode == 0, ended.stderr
     assert f"A checkpoint could not be written to {tmp_path}/checkpoints; step 1 is the newest that was" in ended.stdout
     assert "the same command goes on" in ended.stdout
-    assert "Traceback" not in ended.stderr, "those of Orbax's threads would bury the message"
+    assert "Traceback" not in ended.stderr, "tracebacks of Orbax's threads would hide the message"
     assert step_folders.set_aside(tmp_path / "checkpoints") == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     checkpointer = checkpoint.Checkpointer(str(tmp_path))

@@ -29,12 +29,12 @@ def no_waiting(monkeypatch):
 
 @pytest.fixture
 def damaged_set(synthetic_set, tmp_path) -> tuple[Path, int]:
-    """A copy of the set with a byte changed in every frame of one record, and the record."""
+    """(copy of the set, record): a byte is changed in every frame of this record."""
     copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
     prepared, record = takes.open_prepared(copy), 10
     first = int(prepared.views["num_frames"][:record].sum())
     entries = np.load(copy / frame_index.NAME)[first : first + prepared.views["num_frames"][record]]
-    shard = sorted(copy.glob("*.array_record-*"))[record // 6]  # of two takes with three views each
+    shard = sorted(copy.glob("*.array_record-*"))[record // 6]  # a shard holds two takes of three views
     content = bytearray(shard.read_bytes())
     for start in entries["start"]:
         content[frame_index._in_file(int(start)) + 40] ^= 1
@@ -70,7 +70,7 @@ def test_no_bit_of_the_small_files_changes_a_meaning(synthetic_set, tmp_path, na
     copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
     content, rng = (copy / name).read_bytes(), np.random.default_rng(0)
     positions = rng.integers(len(content), size=100)
-    if name == "SHA256SUMS":  # of the other lines, only --verify looks at the digests
+    if name == "SHA256SUMS":  # opening compares only these digests; --verify compares the others
         lines = [content.index(b"  " + other) for other in (b"prepared.json", b"manifest.parquet", b"frames.npy")]
         positions = [end - int(back) for end in lines for back in rng.integers(1, 64, 10)]
     for position in positions:
@@ -111,7 +111,7 @@ def test_a_manifest_may_be_written_anew_but_not_changed(synthetic_set, tmp_path)
 
 
 def test_a_frame_table_that_shrinks_or_changes_is_damage_not_the_end(synthetic_set, tmp_path):
-    """As `cp` and `rsync --inplace` do it, to a set that is being read."""
+    """`cp` and `rsync --inplace` change files so while a set is being read."""
     copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
     prepared, table = takes.open_prepared(copy), copy / "frames.npy"
     last, content = len(prepared.views["record"]) - 1, table.read_bytes()
@@ -128,7 +128,7 @@ def test_a_frame_table_that_shrinks_or_changes_is_damage_not_the_end(synthetic_s
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of a megabyte."""
+    """The folder of a file system of one megabyte. Skips the test where mounting is not allowed."""
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
@@ -138,7 +138,7 @@ def small_disk(tmp_path):
 
 
 def test_a_table_that_does_not_fit_on_the_disk_is_an_error(small_disk):
-    """Where mapped memory would end the process with SIGBUS."""
+    """Writing to mapped memory without reserving space would end the process with SIGBUS."""
     shards_dir = small_disk / "parts"
     shards_dir.mkdir()
     part = np.zeros(2**15, frame_index.ENTRY)  # 512 KiB
@@ -151,7 +151,7 @@ def test_a_table_that_does_not_fit_on_the_disk_is_an_error(small_disk):
         features.map_tokens(str(small_disk), 10, model)
 
 
-def test_other_samples_stand_in_and_nothing_else_changes(synthetic_set, damaged_set):
+def test_damaged_samples_are_replaced_and_nothing_else_changes(synthetic_set, damaged_set):
     directory, record = damaged_set
     whole, damaged = batches(open_dataset(synthetic_set), 12), batches(open_dataset(directory), 12)
     hit = np.stack([batch["damaged"] >= 0 for batch in damaged])
@@ -161,13 +161,13 @@ def test_other_samples_stand_in_and_nothing_else_changes(synthetic_set, damaged_
     for row, (before, after) in enumerate(zip(whole, damaged, strict=True)):
         for key in set(before) - {"damaged"}:
             np.testing.assert_array_equal(before[key][~hit[row]], after[key][~hit[row]])
-    # No sample that stands in was read from the damaged record either.
+    # The replacements were not read from the damaged record either.
     rows = open_dataset(directory).train.rows
     shown = np.stack([rows[batch["take"][:, None], batch["view"]] for batch in damaged])
     assert (shown != record).all() and (shown[hit] >= 0).all()
 
 
-def test_what_stands_in_is_a_function_of_seed_and_step(damaged_set):
+def test_replacements_are_a_function_of_seed_and_step(damaged_set):
     dataset = open_dataset(damaged_set[0])
     once, resumed, workers = batches(dataset, 6), batches(dataset, 3, start_step=3), batches(dataset, 6, num_workers=2)
     assert any((batch["damaged"] >= 0).any() for batch in once[3:])
@@ -224,7 +224,7 @@ def test_when_nothing_can_be_read_the_reader_gives_up(synthetic_set, monkeypatch
 
 @pytest.mark.parametrize("codec", ["jpeg", "dct"])
 def test_no_bit_of_a_shard_changes_a_pixel_unseen(request, codec, tmp_path):
-    """Every frame read from a damaged shard is either refused or what was written."""
+    """Every frame of a damaged shard is either refused or read as it was written."""
     directory = request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec])
     copy = Path(shutil.copytree(directory, tmp_path / "prepared"))
     prepared, frames = takes.open_prepared(directory), np.array([0, 20, 40])
@@ -236,7 +236,8 @@ def test_no_bit_of_a_shard_changes_a_pixel_unseen(request, codec, tmp_path):
         changed = bytearray(content)
         position = int(rng.integers(len(content)))
         changed[position : position + int(rng.integers(1, 2000))] = rng.bytes(int(rng.integers(0, 2000)))
-        changed = changed[: len(content)].ljust(len(content), b"\0")  # opening tells of another length
+        # Another length would be noticed when the set is opened.
+        changed = changed[: len(content)].ljust(len(content), b"\0")
         shard.write_bytes(changed)
         damaged = takes.open_prepared(copy)
         for record in records:
@@ -272,7 +273,7 @@ if __name__ == "__main__":
 
 @pytest.mark.long
 def test_a_run_goes_on_over_a_damaged_record_and_says_so(damaged_set, tmp_path):
-    """From the command line: reported with take and view, equal in two runs, and stopped if less damage is allowed."""
+    """Damage is reported with take and view, and stops the run if less damage is allowed."""
     directory, record = damaged_set
     prepared = takes.open_prepared(directory)
     take = prepared.views["take"][record]

@@ -24,7 +24,7 @@ from data.store import takes
 from tests import video_files
 
 H264, MPEG4 = "libx264", "mpeg4"
-# The frames of miniature i differ in colour from those of any other.
+# Four videos that differ in colour.
 FRAMES = [video_files.moving_square(12, 36, 64, seed=seed) for seed in range(4)]
 
 
@@ -70,7 +70,7 @@ MINIATURES = {
         2,
     ),
     "etri": (
-        # one take with eight cameras, one with a stand only (A49), a test person's with four (A10)
+        # one take with all eight cameras, one with a single stand (A49), one of a test person with four cameras (A10)
         [f"P001-P010/P001/A001_P001_G001_C{c:03}.mp4" for c in range(1, 9)]
         + [f"P051-P060/P052/A049_P052_G002_C{c:03}.mp4" for c in (5, 6)]
         + [f"P001-P010/P003/A010_P003_G001_C{c:03}.mp4" for c in (1, 2, 3, 4)],
@@ -142,7 +142,7 @@ def test_a_batch_holds_what_the_files_show(miniature):
     assert batch["video"].shape == (2, num_views, 4, 32, 32, 3)
     train_labels = set(prepared.views["label"][prepared.splits(protocol) == "train"].tolist())
     assert set(batch["label"].tolist()) <= train_labels
-    # The first record against its file, decoded without this project.
+    # The first record is compared with its file, which PyAV decodes here.
     take, view = prepared.views["take"][0], prepared.views["view"][0]
     names = catalog.get(name)
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in names.extensions]
@@ -173,7 +173,7 @@ def test_a_copy_is_compared_with_the_catalogue(miniature, capsys):
 
 
 def test_ntu60_and_one_shot_are_protocols_of_a_prepared_ntu120(tmp_path):
-    """Prepared once: the classes, and so the head, follow the protocol."""
+    """The set is prepared once. The protocol decides on the classes, and so on the size of the head."""
     old = ntu_names((8, 1), ("S001",), actions=(1, 2, 7)) + ntu_names((12,), ("S002",), actions=(2,))
     new = ntu_names((8, 41), ("S018",), actions=(61, 62))
     assert run("ntu120", write(tmp_path / "raw", old + new, H264), tmp_path / "prepared") == 0
@@ -270,7 +270,7 @@ def test_pkummd_becomes_one_record_per_label(pkummd_prepared):
     assert batch_of(pkummd_prepared, "xsub", num_source_views=0)["video"].shape == (2, 1, 4, 32, 32, 3)
 
 
-def test_pkummd_is_cut_at_the_very_frame(pkummd, pkummd_prepared, tmp_path):
+def test_pkummd_is_cut_at_the_labelled_frames(pkummd, pkummd_prepared, tmp_path):
     prepared = takes.open_prepared(pkummd_prepared)
     assert run("folder", pkummd, tmp_path, "--pattern=RGB_VIDEO/{take}-{view}.avi") == 0  # uncut
     whole = takes.open_prepared(tmp_path)

@@ -1,4 +1,4 @@
-"""Decoding on the device agrees with libjpeg, with the crops of the JPEG path, and with its motion energies."""
+"""Decoding on the device agrees with libjpeg, and its crops and motion energies agree with those of the JPEG path."""
 
 import itertools
 import json
@@ -55,7 +55,7 @@ decode_clips = jax.jit(stored_frames.clips, static_argnums=1)
 
 
 def as_the_model_sees(batch):
-    """Tokens and energies; the weights follow from these."""
+    """The model's tokens and motion energies of a batch; the weights are left out, as they follow from the energies."""
     tokens = jax.jit(Pretrain.from_config(make_config()).tokenize)(batch)
     del tokens["weights"]
     return tokens
@@ -76,10 +76,10 @@ def test_pixels_are_those_that_libjpeg_decodes_from_the_same_coefficients(size, 
     decoded = np.asarray(decode_clips(stored, size))[0, 0]
     wanted = jpeg.decode(data)
     assert psnr(decoded, wanted) > 50
-    assert np.abs(decoded.astype(int) - wanted).max() <= 4  # in the colour farthest from a rounded luma and chroma
+    assert np.abs(decoded.astype(int) - wanted).max() <= 4  # as luma and chroma are rounded before the conversion
 
 
-def test_what_libjpeg_writes_is_what_we_write():
+def test_coefficients_are_those_that_libjpeg_writes():
     """The same quantisation steps, and the same coefficients except for roundings near a half."""
     frame = make_clip(1, 48, 64)[0]
     blocks, steps = jpeg_file.coefficients(jpeg.encode(frame, 50))
@@ -111,7 +111,7 @@ def test_host_and_device_decode_alike(size):
     ("scale", "least"), [((1.0, 1.0), 50), ((0.875, 0.75), 45), ((0.5, 0.5), 50), ((0.3, 0.3), 50), ((0.5, 0.42), 45)]
 )
 def test_crops_are_those_of_the_host(scale, least):
-    """Compared with pixels decoded on the host. If one side shrinks and one grows, OpenCV approximates the area."""
+    """The host crops the same decoded frames. OpenCV approximates areas if one side shrinks and the other grows."""
     frames, crop_size = make_clip(3, 72, 100), (32, 32)
     draw = clips.CropDraw(scale=scale, offset=(0.7, 0.2))
     box = clips.crop_box(draw, (72, 100), crop_size)
@@ -121,7 +121,7 @@ def test_crops_are_those_of_the_host(scale, least):
     assert psnr(on_device, on_host) > least
 
 
-def test_even_frames_stay_even():
+def test_frames_of_one_colour_keep_it():
     """The mean of a block needs more bits than its variation. Every grey level is resized across block borders."""
     levels = np.arange(256, dtype=np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (256, 32, 48, 3))
@@ -131,8 +131,8 @@ def test_even_frames_stay_even():
     assert np.abs(difference.mean(axis=(1, 2, 3))).max() < 0.25
 
 
-def test_products_are_such_as_cublas_has():
-    """cuBLAS has none from float32 to bfloat16, and XLA for GPUs has only cuBLAS if Triton is switched off."""
+def test_matrix_products_have_types_that_cublas_supports():
+    """cuBLAS has no product from float32 to bfloat16. XLA for GPUs has only cuBLAS if Triton is switched off."""
     text = decode_clips.lower(stored_form(make_clip(2, 48, 64), [(0, 0, 48, 64)]), (32, 32)).as_text()
     products = re.findall(r"dot_general .* : \(tensor<.*x(\w+)>, tensor<.*x(\w+)>\) -> tensor<.*x(\w+)>", text)
     assert set(products) == {("bf16", "bf16", "bf16"), ("bf16", "bf16", "f32")}
@@ -171,7 +171,7 @@ def test_a_smaller_frame_keeps_its_place_in_a_larger_image():
     dct.put(stored["coefficients"][0, 0], larger[0, 0])
     alone, within = decode_clips(stored, crop_size), decode_clips(stored | {"coefficients": larger}, crop_size)
     difference = np.abs(np.asarray(alone, int) - np.asarray(within, int))
-    # The sums are longer, and added up in another order: a level at an edge of rounding.
+    # The sums have more terms, added in another order, so that a value near a half may be rounded differently.
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
@@ -198,14 +198,14 @@ def both(synthetic_set, synthetic_set_dct, **data):
 
 
 def first_batches(datasets, batches_of, count):
-    """A batch of each data set, decoded and with energies: what the model would see."""
+    """`count` batches of each data set as the model sees them: decoded, and with motion energies."""
     return [
         [as_the_model_sees(batch) for batch in itertools.islice(batches_of(dataset), count)] for dataset in datasets
     ]
 
 
 def assert_alike(jpeg_batch, dct_batch):
-    """Draws are equal. Pixels and energies are as near as two lossy codecs allow; still tokens have noise alone."""
+    """Random draws are equal. Pixels and energies agree as far as two lossy codecs allow."""
     assert jpeg_batch.keys() == dct_batch.keys()
     for key in jpeg_batch:
         if jpeg_batch[key].dtype == np.uint8:
@@ -254,7 +254,7 @@ def test_clips_differ_in_nothing_but_the_codec(synthetic_set, synthetic_set_dct,
 
     for pair in zip(*first_batches(both(synthetic_set, synthetic_set_dct), batches_of, 10), strict=True):
         for batch in pair:
-            del batch["motion"]  # nobody asks for it here, and few of these clips move
+            del batch["motion"]  # few of these clips move, so that their energies are mostly noise
         assert_alike(*pair)
 
 

@@ -1,4 +1,4 @@
-"""The documentation's links lead somewhere, and the program has its commands, keys, files and code."""
+"""The documentation's links have targets, and the commands, keys, files and code that it names exist."""
 
 import argparse
 import ast
@@ -39,12 +39,12 @@ from tests.pages import (
 @pytest.mark.parametrize("page", PAGE_NAMES)
 def test_links_and_pictures_exist(page):
     files, folders = repository()
-    assert all(image.content for image in inline(page, "image")), f"{page}: a picture says nothing to who cannot see it"
+    assert all(image.content for image in inline(page, "image")), f"{page}: a picture lacks its text"
     targets = [link.attrs["href"] for link in inline(page, "link_open")]
     targets += [image.attrs["src"] for image in inline(page, "image")]
     for target in targets:
         if re.match(r"https?://", target):
-            continue  # not fetched
+            continue  # addresses are not opened
         path, _, anchor = target.partition("#")
         place = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
         assert place in files or place in folders, f"{page} links to {target}, which is not there"
@@ -64,7 +64,7 @@ def test_the_readme_links_to_every_page():
 
 # --- Commands ---
 
-# Programs of others that the pages call; what is asked of them is not checked.
+# Programs of others that the pages call. Their options are not checked.
 OTHERS = {
     "source",
     "git",
@@ -116,7 +116,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def check_command(words: list[str], where: str, complete: bool = True) -> None:
-    """Fails unless program, flags, config, keys and values exist; `complete`: nothing that is needed is missing."""
+    """Fails unless program, flags, config, keys and values exist. With `complete`, required options must be there."""
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     name = re.sub(r"^\.venv[\w-]*/bin/", "", words[0]) if words else ""
@@ -209,7 +209,7 @@ def test_commands_are_understood(page):
 # --- Names ---
 
 
-# Where runs, demos and users keep things; what lies there is not the repository's.
+# Where runs, demos and users keep their files, which the repository does not hold.
 ELSEWHERE = re.compile(r"(demo_output|benchmark_output|runs|prepared|exported|WORKDIR|RUN|DIR|OUTPUT|/)\b|.*[A-Z]{3,}/")
 SUFFIXES = r"\.(py|md|ipynb|toml|json|jsonl|txt|csv|yml|yaml|parquet|npy|npz|pth|safetensors|html|css|svg|png|jpg)"
 
@@ -222,7 +222,7 @@ def test_config_keys_exist(page):
         matched = re.fullmatch(r"(?:config\.)?((\w+)\.\w+)(?:=\S*)?", code.content)
         if matched and matched[2] in sections and not re.fullmatch(rf".*{SUFFIXES}", code.content):
             key = matched[1]
-            module = key.replace(".", "/")  # the package `data` and the section of this name share their form
+            module = key.replace(".", "/")  # `data.store` may be a module or a key of the section `data`
             assert key in known | in_examples() or any(f.startswith(module) for f in repository()[0]), (
                 f"{page}: there is no key {key}"
             )

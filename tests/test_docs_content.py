@@ -1,4 +1,4 @@
-"""Figures, numbers, tables and messages of the documentation are true, and it renders without a warning."""
+"""Figures, numbers, tables and messages in the documentation agree with their sources; it renders without a warning."""
 
 import ast
 import fnmatch
@@ -25,14 +25,14 @@ from tests.pages import DOCS, PAGE_NAMES, ROOT, bases, inline, repository, token
 # --- Figures ---
 
 
-def test_the_picture_of_the_architecture_is_true():
+def test_the_picture_of_the_architecture_shows_the_imports():
     for box in draw_architecture.BOXES:
         assert all((ROOT / file).exists() for file in box.files), f"{box.name}: {box.files}"
     for first, second in draw_architecture.ARROWS:
         assert draw_architecture.is_import(first, second), f"no file of {first} and {second} imports the other's"
     assert not draw_architecture.is_import("catalogues", "optimiser")
     drawn = draw_architecture.PICTURE.read_text()
-    assert drawn == draw_architecture.draw(), "python docs/draw_architecture.py draws it anew"
+    assert drawn == draw_architecture.draw(), "the picture is out of date: run python docs/draw_architecture.py"
 
 
 def test_every_figure_is_drawn_by_a_script_and_shown():
@@ -150,7 +150,7 @@ TIMES = {  # row of docs/speed.md: file in benchmarks/results/train_step
 
 
 def rows_of(page: str) -> dict[str, list[str]]:
-    """The cells of every table row by the first cell. Of rows with the same first cell, the first counts."""
+    """The cells of every table row by the row's first cell. If two rows share it, the first is taken."""
     rows = re.findall(r"^\| (.*?) \| (.*) \|$", (DOCS / page).read_text(), re.M)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in reversed(rows)}
 
@@ -256,7 +256,7 @@ def test_rates_of_the_input_are_those_measured():
     assert compared == 24
 
 
-# --- Tables and the whole ---
+# --- Tables of config keys, and rendering ---
 
 
 @pytest.mark.parametrize("task", configs.TASKS)

@@ -46,7 +46,7 @@ def test_generated_videos_to_pictures(tmp_path):
     shrunk = [f"--config.{key}" for key in (f"data.dir={prepared}", "total_steps=3", "data.crop_size=(32,32)")]
     shrunk += ["--config.eval.num_pictures=1", "--config.eval.batch_size=8", "--config.eval.clips_per_element=1"]
     shrunk += ["--config.data.num_workers=1", "--config.eval.max_feature_takes=6"]
-    shrunk += ["--config.model.depth=1", "--config.model.decoder_depth=1"]  # most of the time goes into compiling
+    shrunk += ["--config.model.depth=1", "--config.model.decoder_depth=1"]  # compiling takes most of the time
     started = command("run.py", "--config=configs/demo.py", f"--workdir={workdir}", *shrunk)
     assert_is_a_finished_run(workdir, "eval")
     measured = json.loads((workdir / "metrics.json").read_text())["metrics"]
@@ -86,7 +86,7 @@ def test_a_pretrained_run_is_fine_tuned_and_probed(synthetic_set, tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason=f"the real multi-view videos are not in {REAL_VIDEOS}")
 def test_real_videos_of_four_cameras_to_pictures(tmp_path):
-    """Portrait, 1080p, two codecs, 60 frames per second, a single take: what "Your own videos" in the README does."""
+    """The commands of "Your own videos" in the README on one take: portrait, 1080p, two codecs, 60 frames a second."""
     prepared, workdir = tmp_path / "prepared", tmp_path / "run"
     pattern = "--pattern={take}_cam{view}.mp4"
     command("-m", "data.prepare", "--dataset=folder", f"--input={REAL_VIDEOS}", pattern, f"--output={prepared}")
@@ -94,11 +94,6 @@ def test_real_videos_of_four_cameras_to_pictures(tmp_path):
     started = command("run.py", "--config=configs/folder.py", f"--workdir={workdir}", *overrides)
     assert "1 takes, 4 (take, target view) elements" in started.stdout
     assert_is_a_finished_run(workdir, "eval_on_training_takes")
-
-
-def test_help_has_examples():
-    for module in (["run.py"], ["-m", "data.synthetic"], ["-m", "data.prepare"]):
-        assert "example" in command(*module, "--help").stdout.lower()
 
 
 def test_a_missing_data_set_names_the_command_that_makes_it(tmp_path):

@@ -1,4 +1,4 @@
-"""TensorBoard shows what the run's own files hold, and its HPARAMS tab finds each config once."""
+"""TensorBoard shows the values of the run's own files, and its HPARAMS tab shows each config once."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from tests.test_visualize import pictures
 
 
 def sessions(folder) -> list[HParamsPluginData]:
-    """What the HPARAMS plugin reads, in order."""
+    """The records that the HPARAMS plugin reads, in order."""
     found = []
     for event in read_events.read(folder):
         for value in event.summary.value:
@@ -58,7 +58,7 @@ def resumed(tmp_path_factory):
 def test_tensorboard_holds_the_series_of_the_history(resumed):
     shown = {}
     for event in read_events.read(resumed / "tensorboard"):
-        if event.HasField("session_log"):  # TensorBoard forgets what a resumed run does again
+        if event.HasField("session_log"):  # TensorBoard drops the steps that a resumed run repeats
             shown = {key: value for key, value in shown.items() if key[1] < event.step}
         for value in event.summary.value:
             if value.HasField("simple_value"):
@@ -129,7 +129,7 @@ def test_values_that_json_cannot_hold_become_text():
 
 
 def test_results_without_a_training_run(tmp_path):
-    for _ in range(2):  # given again, they are not there twice
+    for _ in range(2):  # writing the same results again does not double them
         event_files.write_results(str(tmp_path), 7, {"knn/top_1": 0.5})
     summaries = [(event.step, event.summary.value) for event in read_events.read(tmp_path)]
     found = [(value.tag, value.simple_value, step) for step, values in summaries for value in values]
@@ -138,7 +138,7 @@ def test_results_without_a_training_run(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0, -1, -3600, -(10**8)], ids=["in a second", "second", "hour", "years"])
 def test_a_clock_that_was_set_back_loses_no_value(tmp_path, monkeypatch, seconds):
-    """Files must sort by their starts: a later start's file makes TensorBoard drop values from its first step on."""
+    """Names must sort by the order of starts. A file makes TensorBoard drop earlier values from its first step on."""
     clock, now = 1_700_000_000, time.time
     for start, steps in enumerate((range(1, 5), range(3, 7), range(6, 9))):
         monkeypatch.setattr(time, "time", lambda start=start: clock + start * seconds)
@@ -154,7 +154,7 @@ def test_a_clock_that_was_set_back_loses_no_value(tmp_path, monkeypatch, seconds
 
 
 def test_the_config_is_read_first():
-    """TensorBoard reads a folder's files in order and goes on to the next for good."""
+    """TensorBoard reads a folder's files in the order of their names and does not return to an earlier one."""
     assert (
         min("events.out.tfevents.1695792426.host", event_files.RESULTS_FILE, event_files.CONFIG_FILE)
         == event_files.CONFIG_FILE

@@ -14,7 +14,7 @@ from console.command import ExitCode
 from mv2mae_jax.runs import preemption, starts_file
 from tests import faults, tiny
 
-# Checkpoints in the middle of a log interval, and an evaluation on the way.
+# Checkpoints fall into the middle of a log interval, and there is an evaluation before the end.
 OPTIONS = ("log.every_steps=3", "eval.every_steps=4", "optimizer.ema_decay=0.9")
 
 
@@ -34,10 +34,10 @@ def steps_saved(workdir) -> list[int]:
 def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_set, tmp_path):
     killed, stopped_at_once = -signal.SIGKILL, -signal.SIGTERM
     for name, moment, step, code, saved in (
-        ("SIGKILL", "save", 2, killed, []),  # everything is written but the digests
+        ("SIGKILL", "save", 2, killed, []),  # before the digests are written
         ("SIGTERM", "step", 3, ExitCode.PREEMPTED, [2, 3]),  # in the middle of a log interval
         ("SIGKILL", "eval", 4, killed, [2, 3, 4]),
-        ("SIGTERM", "eval", 4, stopped_at_once, [2, 3, 4]),  # saved before; done again at the next start
+        ("SIGTERM", "eval", 4, stopped_at_once, [2, 3, 4]),  # the next start repeats the evaluation
         ("SIGKILL", "step", 5, killed, [2, 3, 4]),
         ("SIGHUP", "step", 6, ExitCode.PREEMPTED, [3, 4, 6]),  # the newest three are kept
     ):
@@ -56,7 +56,7 @@ def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_
 
 @pytest.mark.slow
 def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, tmp_path):
-    """The signal reaches one of them; both save and stop."""
+    """Only one process receives the signal. Both save and stop."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         flags = [f"--coordinator_address=localhost:{listener.getsockname()[1]}", "--num_processes=2"]
@@ -65,7 +65,7 @@ def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, t
         faults.start_struck(
             name, "step", 2, tmp_path, synthetic_set, *options, "total_steps=5000", flags=[*flags, f"--process_id={i}"]
         )
-        for i, name in enumerate(("SIGCONT", "SIGHUP"))  # the first of these does nothing
+        for i, name in enumerate(("SIGCONT", "SIGHUP"))  # SIGCONT does nothing
     ]
     ended = [faults.finish(process) for process in started]
     assert [process.returncode for process in ended] == [ExitCode.PREEMPTED] * 2, ended
@@ -78,7 +78,7 @@ def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, t
 
 @pytest.mark.slow
 def test_another_machine_goes_on(undisturbed, synthetic_set, tmp_path):
-    """Other devices, another mesh, reading processes and parts of a batch: the losses are equal up to rounding."""
+    """The second machine has other devices, another mesh, reading processes and accumulation. Losses agree closely."""
     struck = faults.start_struck("SIGTERM", "step", 3, tmp_path, synthetic_set, *OPTIONS)
     assert faults.finish(struck).returncode == ExitCode.PREEMPTED
     other = ("mesh.data=2", "mesh.fsdp=2", "data.num_workers=2", "optimizer.accumulation_steps=2")
@@ -94,7 +94,7 @@ def assert_close_history(first, second):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
-def test_a_terminal_that_is_closed_does_not_reach_what_nohup_started(monkeypatch):
+def test_sighup_is_ignored_under_nohup_and_noticed_otherwise():
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -121,12 +121,12 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed, synthetic_set):
     again = faults.run(undisturbed, synthetic_set, *OPTIONS)
     assert again.returncode == 0 and "Nothing is left to do" in again.stdout
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
-    # More steps are another schedule: refused by name, and done where it is said to be meant.
+    # More steps would change the schedule, so they are refused by name.
     refused = faults.run(undisturbed, synthetic_set, *OPTIONS, "total_steps=7", "data.num_workers=1")
     assert refused.returncode == 2
     assert "total_steps was 6, now 7\nSet them back" in refused.stderr and "num_workers" not in refused.stderr
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
-    # There is no way back from step 6 to an end at step 5, and nothing is measured there.
+    # A run at step 6 cannot end at step 5.
     refused = faults.run(undisturbed, synthetic_set, *OPTIONS, "total_steps=5", flags=["--allow_changes=total_steps"])
     assert refused.returncode == 2
     assert "holds step 6, beyond the 5 steps" in refused.stderr and "Done." not in refused.stdout
@@ -161,7 +161,7 @@ def test_one_run_at_a_time(synthetic_set, tmp_path):
     assert refused.returncode == 2
     assert "is in use by another run (process 7 on elsewhere)" in refused.stderr
     assert os.listdir(tmp_path) == ["run.lock"]
-    # A lock does not outlive its holder, however that ends.
+    # The lock ends with its holder, even if that is killed.
     first.kill()
     first.wait()
     assert faults.run(tmp_path, synthetic_set, "total_steps=1").returncode == 0
@@ -178,7 +178,7 @@ def test_a_workdir_that_vanishes_is_told_and_one_that_cannot_be_written_refused(
     ended = faults.finish(lost)
     assert ended.returncode == 2 and str(tmp_path / "run") in ended.stderr, ended.stderr
     assert "Traceback" not in ended.stderr.partition("run.py: ")[2]
-    assert steps_saved(tmp_path / "moved") == [2, 4], "nothing of what was moved is touched"
+    assert steps_saved(tmp_path / "moved") == [2, 4], "the moved folder stays as it was"
     for workdir in ("/proc/run", "/proc"):
         refused = faults.run(workdir, synthetic_set)
         assert refused.returncode == 2 and workdir in refused.stderr and "Traceback" not in refused.stderr

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder: what is extracted, how it is kept, and the probe task from end to end."""
+"""Features of a frozen encoder: their values, their cache, and the probe task from end to end."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def params(model):
 
 
 def batches_of(video, batch_size=4):
-    """The last batch is padded with invalid rows."""
+    """Batches of clips, the last one padded with invalid rows."""
     rows, padding = np.arange(100, 100 + len(video)), -len(video) % batch_size
     filled = np.concatenate([video, np.full_like(video[:padding], 99)])
     for start in range(0, len(filled), batch_size):
@@ -123,7 +123,7 @@ def test_pretrained_parameters_of_the_whole_model_hold_the_same_encoder(model):
 
 
 def test_the_encoder_is_traced_with_the_mesh(model, params, mesh, monkeypatch):
-    """Without the mesh, weights that `fsdp` cuts are not gathered where they are used."""
+    """Without the mesh, weights that are sharded over `fsdp` would not be gathered where they are used."""
     seen, encode = [], features.encode
 
     def watched(*args):
@@ -164,7 +164,7 @@ def small_model() -> mv2mae.MV2MAE:
 
 @pytest.mark.long
 def test_features_of_interleaved_processes_are_in_order(model, params, mesh, tmp_path):
-    """JAX's mesh of a v5e 4x4 has the devices of one host, of another, and of the first one again."""
+    """On a v5e 4x4, JAX's mesh lists devices of one host, then of another, then of the first host again."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
@@ -204,7 +204,7 @@ def test_extraction_refuses_another_number_of_clips(model, params, mesh):
 
 
 class Extraction:
-    """Counts how often features are made."""
+    """Makes features and counts how often it is called."""
 
     def __init__(self):
         self.count = 0
@@ -229,7 +229,7 @@ def test_cached_features_are_read_again(tmp_path):
     make = Extraction()
     first = features.cached(str(tmp_path), {"step": 1}, make)
     assert same(first, features.cached(str(tmp_path), {"step": 1}, make)) and make.count == 1
-    assert isinstance(first.tokens, np.memmap)  # not read into memory
+    assert isinstance(first.tokens, np.memmap)  # tokens stay on disk
     other = features.cached(str(tmp_path), {"step": 2}, make)
     assert make.count == 2 and not same(first, other)
     assert same(first, features.cached(str(tmp_path), {"step": 1}, make)) and make.count == 2
@@ -258,11 +258,11 @@ def test_interrupted_extractions_leave_nothing_to_be_read(tmp_path):
     assert make.count == 1
 
 
-def test_what_features_depend_on(model, params, dataset):
+def test_facts_identify_parameters_rows_and_settings(model, params, dataset):
     def facts(params=params, rows=dataset.test, **more):
         return features.facts_of(model, params, dataset.prepared, dataset.spec, rows, **more)
 
-    assert facts() == facts(jax.tree.map(np.array, params))  # wherever the arrays are
+    assert facts() == facts(jax.tree.map(np.array, params))  # arrays on the device and on the host are equal
     trained = jax.tree.map(lambda leaf: leaf + 1e-6, params)
     assert len({json.dumps(f, sort_keys=True) for f in (facts(), facts(trained), facts(rows=dataset.train))}) == 3
     assert facts(clips_per_view=1) != facts(clips_per_view=2)
@@ -348,22 +348,22 @@ def with_subjects(dataset, subject) -> LabelledDataset:
     return dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, views=views))
 
 
-def test_validation_leaves_out_what_the_test_leaves_out(dataset):
+def test_validation_groups_are_subjects_where_the_test_has_other_subjects_else_takes(dataset):
     views = dataset.prepared.views
     take = np.unique(views["take"], return_inverse=True)[1]
     is_test = np.isin(np.arange(len(take)), dataset.test)
     for num_subjects, by_subject in ((3, True), (2, False)):
-        subject = take % num_subjects + np.where(is_test, 10, 0)  # the tested ones are others
+        subject = take % num_subjects + np.where(is_test, 10, 0)  # no subject is in both splits
         groups = probe.validation_groups(with_subjects(dataset, subject))
         expected = subject if by_subject else views["take"]
         np.testing.assert_array_equal(groups, expected[dataset.train])
-    for subject in (take % 3, np.full_like(take, -1)):  # the same subjects are tested; subjects are unknown
+    for subject in (take % 3, np.full_like(take, -1)):  # subjects are in both splits, or unknown
         groups = probe.validation_groups(with_subjects(dataset, subject))
         np.testing.assert_array_equal(groups, views["take"][dataset.train])
 
 
 def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
-    """They find what the features hold. Here a planted encoder writes the take and the class of a clip into them."""
+    """Measures are taken of a random encoder, and of planted features that hold the take and the class of a clip."""
     prepared, views = dataset.prepared, dataset.prepared.views
     rows = {"train_rows": dataset.train, "test_rows": dataset.test}
     measured = online_probes.measure(model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=3, **rows)
@@ -383,7 +383,7 @@ def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
     measured = online_probes.measure(model, params, prepared, dataset.spec, mesh, global_batch_size=8, knn_k=1, **rows)
     known = np.isin(views["label"][dataset.test], views["label"][dataset.train])
     assert measured["knn_top_1"] >= known.mean() and measured["retrieval_recall_1"] == 1
-    # Without labels, or with one camera, what cannot be measured is left out.
+    # Measures that need labels, or two cameras, are left out where there are none.
     without = dict(prepared.views) | {"label": np.full_like(views["label"], -1)}
     unlabelled = dataclasses.replace(prepared, views=without)
     measured = online_probes.measure(
@@ -398,7 +398,7 @@ def test_measures_during_pretraining(model, params, dataset, mesh, monkeypatch):
     assert not retrieval.camera_pairs(*(views[name][one_camera["test_rows"]] for name in ("take", "view")))
 
 
-def test_the_probe_task_refuses(synthetic_set, dataset, mesh, tmp_path):
+def test_a_probe_of_a_missing_run_is_refused(synthetic_set, dataset, mesh, tmp_path):
     missing = make_config(synthetic_set, "init_from=/nowhere/at/all")
     with pytest.raises(ValueError, match="nowhere/at/all holds no checkpoint"):
         probe.run(missing, dataset, mesh, str(tmp_path))

@@ -96,7 +96,7 @@ def mixed(seed_count: int, size: int = 16, **options: float) -> tuple[np.ndarray
 
 
 def own_shares(targets: np.ndarray) -> np.ndarray:
-    """float[draws]: what samples kept of their own class; checks that the rest went to their mirror's class."""
+    """float[draws]: the samples' share of their own class. Checks that the mixed-in sample's class has the rest."""
     shares = targets[:, 0, 0]
     expected = shares[:, None, None] * np.eye(SAMPLES) + (1 - shares)[:, None, None] * np.eye(SAMPLES)[::-1]
     np.testing.assert_allclose(targets, expected, atol=1e-6)
@@ -114,12 +114,12 @@ def test_mixup_blends_pixels_by_the_share_of_the_target():
     video, clips, targets = mixed(20, **MIXUP)
     for clip, share in zip(clips, own_shares(targets).astype(np.float64), strict=True):
         blended = share * video + (1 - share) * video[::-1]
-        # Rounded, not cut off; where the fraction is a half to within the precision of float32 either way will do.
+        # Pixels are rounded to the nearest. Near a half, float32 may round either way.
         assert np.abs(clip - blended).max() <= 0.5 + 1e-3
 
 
 def test_cutmix_targets_follow_the_area_that_is_really_covered():
-    """One box for the whole batch and for all frames; the border of the frame cuts some."""
+    """All clips and frames of a batch share one box. Some boxes are cut by the frame's border."""
     video, clips, targets = mixed(60, **CUTMIX)
     cut_by_the_border = 0
     for clip, share in zip(clips, own_shares(targets), strict=True):
@@ -141,7 +141,7 @@ def test_shares_follow_their_distributions():
     # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)).
     assert shares.mean() == pytest.approx(0.5, abs=0.03)
     assert shares.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.01)
-    # A box is only a box without the border: its mean area against the same boxes drawn by NumPy.
+    # The border cuts boxes, so their mean area is compared with that of boxes drawn by NumPy.
     _, _, targets = mixed(draws, 16, **CUTMIX)
     rng = np.random.default_rng(0)
     side = np.sqrt(1 - rng.beta(1, 1, draws))
@@ -151,16 +151,16 @@ def test_shares_follow_their_distributions():
 
 
 @pytest.mark.parametrize(("mix_probability", "cutmix_probability"), [(0.7, 0.5), (1.0, 0.2)])
-def test_so_many_steps_mix_and_so_many_of_them_cut(mix_probability, cutmix_probability):
+def test_mixup_and_cutmix_occur_with_their_probabilities(mix_probability, cutmix_probability):
     draws = 2000
     options = BOTH | {"mix_probability": mix_probability, "cutmix_probability": cutmix_probability}
     video, clips, _ = mixed(draws, 8, **options)
     unchanged = (clips == video).all(axis=(1, 2, 3, 4, 5))
-    # What is cut consists of pixels of either sample.
+    # CutMix takes every pixel from one of the two samples.
     either = ((clips == video) | (clips == video[::-1])).all(axis=(1, 2, 3, 4, 5)) & ~unchanged
     blended = ~either & ~unchanged
     assert blended.mean() == pytest.approx(mix_probability * (1 - cutmix_probability), abs=0.04)
-    # The smallest boxes cover no pixel at all: a few steps of those that cut change nothing.
+    # The smallest boxes cover no pixel, so that CutMix changes nothing in a few steps.
     assert 0.85 * mix_probability * cutmix_probability < either.mean() + 0.03
     assert either.mean() < mix_probability * cutmix_probability + 0.03
 
@@ -174,7 +174,7 @@ def test_nothing_is_mixed_when_it_is_off(off):
     np.testing.assert_array_equal(targets, np.broadcast_to(np.eye(SAMPLES), targets.shape))
 
 
-def test_label_smoothing_is_optaxs():
+def test_label_smoothing_agrees_with_optax():
     label = np.array([0, 3, 3, 1])
     for smoothing in (0.0, 0.1, 0.5):
         expected = optax.smooth_labels(jax.nn.one_hot(label, 5), smoothing)
@@ -223,7 +223,7 @@ def test_parts_of_a_mixed_batch_equal_the_whole_without_drop_path(synthetic_set)
 
 
 def test_every_part_drops_paths_anew(synthetic_set):
-    """Two parts by accumulation against two gradients by hand, each with the key of its own first row."""
+    """Accumulation over two parts gives the mean of two gradients, each with the key of its own first row."""
     _, _, task = make_task(synthetic_set, "model.drop_path=0.5", "model.head_init_scale=1.0")
     params = jax.jit(task.init)(jax.random.key(0))
     inputs = jax.jit(task.randomize)(random_batch(task, 8), jax.random.key(1))
@@ -241,14 +241,14 @@ def test_every_part_drops_paths_anew(synthetic_set):
 
 @functools.cache
 def pretrained_params():
-    """In the structure of a pre-training run with scanned layers; drawn by NumPy, which compiles nothing."""
+    """Random parameters of a pre-training run with scanned layers, drawn by NumPy to avoid compiling."""
     rng = np.random.default_rng(7)
     shapes = jax.eval_shape(Pretrain.from_config(tiny.make_config()).init, jax.random.key(0))
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), shapes)
 
 
 def save_pretrained(workdir, *, scan_layers: bool, with_ema: bool):
-    """A pre-training run's checkpoint; its average differs from its last parameters. Returns what to start from."""
+    """Saves a pre-training run whose average differs from its last parameters. Returns the encoder to start from."""
     config = tiny.make_config()
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
     params = pretrained_params() if scan_layers else layers.unstack_blocks(pretrained_params())
@@ -268,7 +268,7 @@ def save_pretrained(workdir, *, scan_layers: bool, with_ema: bool):
     [(True, True, True), (True, False, False), (False, True, True), (False, False, False)],
 )
 def test_the_encoder_begins_as_pre_trained(synthetic_set, tmp_path, saved_scanned, scanned, with_ema, capsys):
-    """Clips may differ from pre-training's. The average is taken if one was kept. Only the encoder is taken."""
+    """Clips may have another size than in pre-training. Only the encoder is taken, of the average if there is one."""
     encoder = save_pretrained(tmp_path / "pretrained", scan_layers=saved_scanned, with_ema=with_ema)
     other = (f"model.scan_layers={scanned}", "data.num_frames=8", "data.crop_size=(40,24)", "optimizer.ema_decay=0.9")
     state = start(synthetic_set, tmp_path / "run", *other, f"init_from={tmp_path / 'pretrained'}")
@@ -323,7 +323,7 @@ def finished(synthetic_set, tmp_path_factory):
 
 
 def test_a_test_averages_the_probabilities_of_all_clips_and_crops(synthetic_set, tmp_path):
-    """The whole evaluation against single clips, by hand: softmax, mean over the clips of a view, and counting."""
+    """The evaluation agrees with softmax, the mean over a view's clips, and counting, computed clip by clip here."""
     config, dataset, task = make_task(synthetic_set, "model.head_init_scale=100.0", "eval.batch_size=50")
     views, num_classes = dataset.prepared.views, dataset.num_classes
     params = jax.jit(task.init)(jax.random.key(0))
@@ -332,7 +332,7 @@ def test_a_test_averages_the_probabilities_of_all_clips_and_crops(synthetic_set,
     )
     rows, videos = zip(*[(batch["row"], batch["video"]) for batch in clips], strict=True)
     rows, videos = np.concatenate(rows), np.concatenate(videos)
-    # What all clips share would make a random head see one class everywhere: it is taken off.
+    # The clips' common part would make a random head predict one class for all. It is subtracted.
     kernel = params["head"]["kernel"]
     apply = jax.jit(task.model.apply)
     shared = np.linalg.lstsq(kernel.T, np.asarray(apply({"params": params}, videos)).mean(axis=0), rcond=None)[0]
@@ -390,11 +390,11 @@ def test_held_out_takes_are_measured_where_asked(synthetic_set):
     batches = list(classification.batches(task, config))
     rows, valid = (np.concatenate([batch[key] for batch in batches]) for key in ("row", "valid"))
     np.testing.assert_array_equal(rows[valid], dataset.held_out)
-    assert 0 < len(dataset.held_out) < len(rows)  # eight to a batch, of six
+    assert 0 < len(dataset.held_out) < len(rows)  # the last batch is padded
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(finished, synthetic_set, tmp_path, monkeypatch):
-    """Equal bit for bit, with mixing, drop path, augmentation, accumulation and an average of the parameters."""
+    """Both end equal bit for bit, with mixing, drop path, augmentation, accumulation and averaged parameters."""
     whole, options, results = finished
     labelled_batches = pipeline.labelled_batches
 
@@ -455,7 +455,7 @@ def test_what_the_data_cannot_give_is_refused(synthetic_set, override, message):
 
 
 def test_a_few_clips_are_learnt_by_heart(synthetic_set):
-    """Twelve clips of one camera, without augmentation and regularisation, are learnt almost all in 150 steps."""
+    """150 steps without augmentation and regularisation fit nearly all of twelve clips of one camera."""
     off = ("augment.randaugment_num_ops=0", "augment.random_erasing=0.0", "mix.mix_probability=0.0")
     off += ("loss.label_smoothing=0.0", "model.drop_path=0.0", "optimizer.layer_decay=1.0", "data.repeats=1")
     _, _, task = make_task(synthetic_set, *off, "data.train_views=('C001',)")
@@ -497,7 +497,7 @@ def miniature(request, tmp_path):
     indirect=True,
 )
 def test_every_data_set_can_be_fine_tuned_on(miniature, tmp_path):
-    """From pre-training to accuracies, two steps: the head has the set's classes, all its test views are counted."""
+    """Two steps from a pre-trained encoder: the head has the set's classes, and every test view is counted."""
     directory, protocol = miniature
     save_pretrained(tmp_path / "pretrained", scan_layers=True, with_ema=False)
     options = (f"data.protocol={protocol}", "data.frame_stride=2", f"init_from={tmp_path / 'pretrained'}")

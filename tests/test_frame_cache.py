@@ -1,4 +1,4 @@
-"""Frames that are kept in memory: the same batches, bit for bit, and each frame is decoded once."""
+"""Frames kept in memory give the same batches bit for bit, and each frame is decoded once."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def every_crop(dataset):
 
 
 def assert_equal(dataset, other, read, count=6):
-    """All batches of both data sets. The second gives each batch twice, from files and from memory."""
+    """Compares batches of both data sets, twice: the second time `other` reads from memory."""
     for _ in range(2):
         pairs = list(itertools.islice(zip(read(dataset), read(other), strict=False), count))
         assert len(pairs) > 1
@@ -54,7 +54,7 @@ def assert_equal(dataset, other, read, count=6):
             jax.tree.map(np.testing.assert_array_equal, batch, kept)
 
 
-@pytest.mark.parametrize("crops", [{}, {"crop_scales": (0.8,), "repeats": 2}])  # 0.8 of 40 pixels: nothing to resize
+@pytest.mark.parametrize("crops", [{}, {"crop_scales": (0.8,), "repeats": 2}])  # 0.8 of 40 pixels are the crop's 32
 @pytest.mark.parametrize("read", [training, evaluation])
 def test_batches_for_pre_training_are_the_same(directory, crops, read):
     assert_equal(pretraining(directory, "off", **crops), pretraining(directory, "memory", **crops), read)
@@ -72,7 +72,7 @@ def test_reading_processes_share_what_is_kept(directory):
         jax.tree.map(np.testing.assert_array_equal, batch, by_workers)
     cache = kept.prepared.pixels or kept.prepared.coefficients
     rooms = [cache.of(record) for record in kept.prepared.views["record"].tolist()]
-    assert any(marks.any() for _, marks in rooms)  # what the processes have read is here
+    assert any(marks.any() for _, marks in rooms)  # the processes' frames are visible here
 
 
 def test_what_has_been_read_is_not_read_again(directory, monkeypatch):

@@ -1,4 +1,4 @@
-"""Frames are found in the shards without reading what lies between them."""
+"""Single frames are read from the shards without the bytes between them."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ from array_record.python import array_record_module
 from data.prepare import shards
 from data.store import frame_index, takes
 
-SIZES = [1, 40, 65_000, 65_512, 65_513, 200_000, 7]  # around a block's 65,512 bytes beside its header
+SIZES = [1, 40, 65_000, 65_512, 65_513, 200_000, 7]  # around the 65,512 bytes of a block after its header
 
 
 @pytest.fixture(scope="module")

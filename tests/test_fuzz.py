@@ -89,7 +89,7 @@ def test_archives_that_lead_outside_write_nothing_there(seeds, tmp_path, capsys)
     ("claim", "reason"),
     [
         (dict(frames=10**9), "claims 1000000000 frames"),
-        # The size in the stream is another one: what counts is what the decoder finds.
+        # The stream states its own size, which the decoder uses.
         (dict(width=40_000, height=30_000), ""),
         (dict(width=2**31 - 1, height=2**31 - 1), ""),
     ],

@@ -1,4 +1,4 @@
-"""Read-outs of 3D pose: the truth of clips, and predictions from planted and from random features."""
+"""Read-outs of 3D pose: the true poses of clips, and predictions from planted and from random features."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ def test_targets_are_those_of_the_frames_that_a_clip_shows(prepared):
     root = prepared.truth.root
     slice_of = np.delete(joints[2:4] - joints[2:4, [root]], root, axis=1).mean(axis=0)  # its second slice
     np.testing.assert_allclose(targets.camera[3, 1], slice_of.reshape(-1), atol=1e-6)
-    # Of the second slice: central differences at frames 2 and 3 of the clip, 0.2 s apart.
+    # The second slice's velocity: central differences at the clip's frames 2 and 3, whose neighbours are 0.4 s apart.
     relative = np.delete(joints - joints[:, [root]], root, axis=1)
     speed = ((relative[3] - relative[1]) + (relative[4] - relative[2])) / 2 / 0.4
     np.testing.assert_allclose(targets.velocity[3, 1], speed.reshape(-1), atol=1e-4)
@@ -66,7 +66,8 @@ def test_a_pose_in_the_persons_own_frame_does_not_depend_on_the_camera(prepared)
     np.testing.assert_allclose(targets.actor[0], targets.actor[1], atol=1e-6)
     assert np.abs(targets.camera[0] - targets.camera[1]).max() > 0.1
     lengths = [np.linalg.norm(part.reshape(len(rows), 4, -1, 3), axis=-1) for part in (targets.actor, targets.camera)]
-    np.testing.assert_allclose(*lengths, atol=2e-3)  # a rotation (of each frame, before the mean of two)
+    # Each frame is rotated, which keeps lengths; the mean over a slice's two frames comes after it.
+    np.testing.assert_allclose(*lengths, atol=2e-3)
 
 
 def planted(prepared, model, rows, content):
@@ -134,7 +135,7 @@ def test_a_set_without_truth_is_refused(prepared):
 
 
 def test_a_random_encoder_tells_some_of_the_pose(prepared, model):
-    """The read-out as the probe runs it, on features that were extracted."""
+    """The probe's read-out, on features that a random encoder extracts."""
     from data import pipeline
     from mv2mae_jax.distributed import sharding
 
@@ -155,7 +156,7 @@ def test_a_random_encoder_tells_some_of_the_pose(prepared, model):
 
 
 def test_a_skeleton_is_drawn_where_the_camera_sees_the_joints(prepared):
-    row, spec = 4, dataclasses.replace(SPEC, tubelet_size=(1, 8, 8))  # every frame a slice of its own
+    row, spec = 4, dataclasses.replace(SPEC, tubelet_size=(1, 8, 8))  # a slice per frame
     told = geometry.targets(prepared, spec, np.array([row])).camera[0]
     video = np.zeros((8, 32, 32, 3), np.uint8)
     drawn = poses.draw(prepared, spec, row, video, told, 8)
@@ -167,5 +168,6 @@ def test_a_skeleton_is_drawn_where_the_camera_sees_the_joints(prepared):
         for x, y in np.round((joints + 0.5) * factor - 0.5).astype(int):
             if 3 <= x < 32 * factor - 3 and 3 <= y < 32 * factor - 3:
                 assert picture[y - 2 : y + 3, x - 2 : x + 3].any()
+    # Right predictions are drawn over the true joints, wrong ones beside them.
     wrong = poses.draw(prepared, spec, row, video, told + 0.5, 8)
-    assert (wrong == poses.TRUE).all(axis=-1).sum() > 5 * (drawn == poses.TRUE).all(axis=-1).sum()  # covered by orange
+    assert (wrong == poses.TRUE).all(axis=-1).sum() > 5 * (drawn == poses.TRUE).all(axis=-1).sum()

@@ -1,4 +1,4 @@
-"""Sets that grow, part by part, and several sets that are used as one: nothing but the order of the records differs."""
+"""Growing sets, and several sets used as one: only the order of the records differs from one preparation."""
 
 import json
 import pickle
@@ -82,7 +82,7 @@ def test_a_grown_set_holds_what_one_preparation_gives(raw, grown, tmp_path):
     assert both.subject_names == whole.subject_names == ("anna", "bob", "carl")
     assert contents(grown) == contents(tmp_path / "whole")
     counts, expected = (json.loads((f / "prepared.json").read_text())["counts"] for f in (grown, tmp_path / "whole"))
-    del counts["bytes"], expected["bytes"]  # of the shards, which there are more of
+    del counts["bytes"], expected["bytes"]  # a grown set has more shards
     assert counts == expected
     assert metadata.verify(grown) == []
 
@@ -248,7 +248,7 @@ def test_batches_of_several_sets_are_a_function_of_seed_and_step(two, form):
     assert {int(t) for batch in found for t in batch["take"]} <= set(range(8))
 
 
-def test_one_directory_gives_what_it_gave(two):
+def test_one_directory_gives_the_same_batches_as_a_list_of_it(two):
     prepared = joined.open_sets(str(two[0]))
     assert prepared.directory == str(two[0]) and not prepared.parts
     assert_equal(batches(str(two[0])), batches(f"('{two[0]}',)"))

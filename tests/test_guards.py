@@ -1,4 +1,4 @@
-"""Updates that are not finite are skipped inside the step and counted, and many stop the run; spikes are told."""
+"""Updates that are not finite are skipped and counted, and many in a row stop the run. Spikes are reported."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from tests import tiny
 
 
 class Poisoned:
-    """A task whose loss, or the gradient of whose loss, is not finite where the batch says so."""
+    """A task whose loss (poison 1) or gradient (poison 2) is not finite if the batch says so."""
 
     def __init__(self):
         self.params = {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}
@@ -52,9 +52,9 @@ def test_an_update_that_is_not_finite_is_skipped(step_and_state, poison):
     skipped, told = step(first, poisoned)
     assert told["skipped_update"] == 1
     assert not (math.isfinite(told["loss"]) and math.isfinite(told["gradient_norm"]))
-    assert int(skipped.step) == 2, "the step counts all the same: data and randomness go on"
+    assert int(skipped.step) == 2, "a skipped step is counted, so that data and randomness advance"
     jax.tree.map(np.testing.assert_array_equal, skipped.replace(step=first.step), first)
-    # What follows is what would have followed at this step without the poisoned one.
+    # The next update is the one that this step would make without the poisoned step before it.
     after, told = step(skipped, fine)
     expected, _ = step(first.replace(step=skipped.step), fine)
     assert told["skipped_update"] == 0
@@ -81,7 +81,7 @@ def test_the_learning_rate_that_is_applied_is_the_one_that_is_told(name):
         before, (state, told) = state.params["kernel"], step(state, {"poison": jnp.float32(2 <= number < 7)})
         applied = 1 - float(state.params["kernel"][1, 2] / before[1, 2])
         assert told["skipped_update"] == (2 <= number < 7)
-        expected = 0.5 * (1 + math.cos(math.pi * number / 10))  # of the run's own step: the cosine ends with the run
+        expected = 0.5 * (1 + math.cos(math.pi * number / 10))  # skipped steps count: the cosine ends with the run
         assert float(told["learning_rate"]) == pytest.approx(expected, abs=1e-6)
         assert applied == pytest.approx(0.0 if told["skipped_update"] else 0.5 * expected, abs=1e-5)
 
@@ -96,7 +96,7 @@ def named(batch) -> list[str]:
     return [f"t{number}" for number in batch["take"]]
 
 
-def test_so_many_in_a_row_stop_the_run_with_steps_takes_and_checkpoint(tmp_path):
+def test_skipped_updates_in_a_row_stop_the_run_with_steps_takes_and_checkpoint(tmp_path):
     for step in (2, 4, 7, "5.damaged"):
         (tmp_path / str(step)).mkdir()
     guard = guards.SkippedUpdates(3, str(tmp_path), named)
@@ -129,7 +129,7 @@ def window(losses) -> metrics.Window:
         ([*[1.0] * 12, 2.9, *[1.0] * 5], []),  # less than three times the median
         ([1.0, 1.0, 1.0, 1.0, 9.0, 1.0], []),  # too few before it
         ([1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 9.0], [67]),
-        ([*np.linspace(5, 1, 20)], []),  # the fall at the start of a run is none
+        ([*np.linspace(5, 1, 20)], []),  # the falling loss at the start of a run is no spike
         ([*[1.0] * 6, math.inf], [67]),
     ],
 )
@@ -160,7 +160,7 @@ def test_damaged_samples_are_counted_logged_and_stop_the_run_beyond_the_stated_s
     assert rows[0]["reason"] == "record 7 could not be read, and now can"
     assert capsys.readouterr().out.count("Damaged, replaced by another sample") == 2
 
-    # 0.5 % of 1000 samples are five; going on from step 2 forgets what came after it.
+    # 0.5 % of 1000 samples are five. A run that resumes at step 2 forgets the damage of later steps.
     again = guards.DamagedSamples(str(tmp_path), prepared, 0.005, first_step=2, count=2)
     again.take_out(3, batch_with(9, 9, 9))
     with pytest.raises(takes.DamagedRecord, match=r"6 samples .* up to step 4, more than .* = 0.005 of 1000"):
@@ -171,7 +171,7 @@ def test_damaged_samples_are_counted_logged_and_stop_the_run_beyond_the_stated_s
 
 
 def test_the_tiny_model_trains_on_after_a_poisoned_batch():
-    """The same through the real task: a batch of infinite motion makes the weights, and so the loss, not finite."""
+    """The same with the real task: motion energies of NaN make the weights, and so the loss, not finite."""
     config = tiny.make_config()
     task = Pretrain.from_config(config)
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)

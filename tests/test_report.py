@@ -394,9 +394,3 @@ def test_names_are_no_markup_in_charts_and_pages(tmp_path):
     seen = examine.Examined(neighbours=neighbours.Neighbours(about=NAMES[2], queries=[], maps=maps))
     text = page.render([run], [seen], "python")
     assert "<b>" not in text and "<i>" not in text and text.count(html.escape(NAMES[2])) > 4
-
-
-def test_help_has_examples(capsys):
-    with pytest.raises(SystemExit):
-        command.main(["--help"])
-    assert "examples:" in capsys.readouterr().out
