@@ -365,3 +365,17 @@ def test_cropped_videos_of_rocog_are_preferred_to_uncropped_ones():
     assert both.parse(cropped).take == catalog.get("rocog").with_names_from([uncropped]).parse(uncropped).take
     with pytest.raises(ValueError, match="cropped real videos are there, too"):
         both.parse(uncropped)
+
+
+def test_livinglab_is_etri_in_other_persons():
+    names = catalog.get("etri_livinglab")
+    video = names.parse("P201-P210/P203/A010_P203_G002_C004.mp4")
+    assert (video.take, video.view, names.class_names[video.label]) == ("A010_P203_G002", "C004", "brushing teeth")
+    assert names.format(video) == "A010_P203_G002_C004.mp4" and names.sync == "frames"
+    for path, reason in {
+        "A010_P003_G002_C004.mp4": "another data set .--dataset=etri.",
+        "A056_P203_G002_C004.mp4": "actions are 1 to 55",
+        "A001_P203_G000_C004.mp4": "count from 1",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            names.parse(path)

@@ -1,4 +1,4 @@
-"""Encoders of runs as functions and as files, and the command that extracts features with them."""
+"""A run's encoder as a function and as a file, and the command that extracts features with it."""
 
 import json
 import subprocess
@@ -79,7 +79,7 @@ def test_the_encoder_of_a_fine_tuned_run_gives_what_its_head_pools(tmp_path):
     np.testing.assert_allclose(logits, model.apply({"params": params}, video), atol=1e-4)
 
 
-def test_what_is_no_run_or_no_clip_is_refused(tmp_path, encoder, pretrained, capsys):
+def test_a_missing_step_and_a_missing_run_are_refused(tmp_path, pretrained, capsys):
     with pytest.raises(ValueError, match="no checkpoint of step 7: it has steps 3"):
         inference.load_encoder(pretrained[0], 7)
     assert inference.main([f"--workdir={tmp_path}", f"--output={tmp_path}/x"]) == 2
@@ -104,7 +104,7 @@ class Wrapped:
 def test_the_encoder_takes_what_numpy_reads_and_lists_of_it(encoder, form):
     video = random_video(3)
     np.testing.assert_array_equal(encoder(form(video)), encoder(video))
-    assert encoder(form(video[0])).shape == (32, 24)  # also a list of frames
+    assert encoder(form(video[0])).shape == (32, 24)  # a list may hold frames, too
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,8 @@ def test_an_exported_folder_gives_the_features_of_its_run(pretrained, encoder, s
     np.testing.assert_allclose(exported(video), encoder(video), atol=1e-5)
     assert exported.step is None
     written = (tmp_path / "out/config.json").read_text()
-    others = {key: value for key, value in json.loads(written).items() if key != "frame_stride"}  # as of transformers
+    # A folder that transformers wrote has no frame_stride.
+    others = {key: value for key, value in json.loads(written).items() if key != "frame_stride"}
     (tmp_path / "out/config.json").write_text(json.dumps(others))
     assert run_command(tmp_path / "out", synthetic_set, tmp_path / "f.npz") == 2
     assert "pass --frame_stride" in capsys.readouterr().err
@@ -250,7 +251,7 @@ def test_a_table_says_what_its_clips_are(pretrained, synthetic_set, tmp_path):
     assert run_command(pretrained[0], synthetic_set, tmp_path / "own.npz") == 0
     own = np.load(tmp_path / "own.npz")
     assert set(own["take"][own["split"] == "held_out"]) == set(held_out.take_names)
-    assert set(own["split"]) == {"train", "held_out"}, "the run trains on all, but for those"
+    assert set(own["split"]) == {"train", "held_out"}, "the run trains on all other takes"
     assert run_command(pretrained[0], synthetic_set, tmp_path / "x.npz", "--protocol=xsubject") == 2
 
 
@@ -280,7 +281,7 @@ def test_the_five_lines_to_scikit_learn(pretrained, synthetic_set, tmp_path, mon
 
 
 def test_video_files_give_the_features_of_the_prepared_set(pretrained, synthetic_set, tmp_path):
-    """Files of any depth; two clips each; the same numbers as through data.prepare at the same size."""
+    """Two clips of each video file give the same numbers as data.prepare's set of the same size."""
     raw = synthetic_set.parent / "raw"
     more = ("--pooling=slices", "--clips_per_video=2")
     assert run_command(pretrained[0], synthetic_set, tmp_path / "prepared.npz", *more) == 0
@@ -328,12 +329,12 @@ def test_an_interrupted_extraction_goes_on(pretrained, synthetic_set, tmp_path, 
 def test_an_extraction_killed_before_its_parts_were_removed_is_whole(
     pretrained, synthetic_set, tmp_path, monkeypatch, capsys, ending, left
 ):
-    """Between the renaming of the output and the end of the removal."""
+    """The process is killed after the output was renamed and before all parts were removed."""
     output, parts = tmp_path / f"f.{ending}", tmp_path / f"f.{ending}.parts"
 
     def killed(folder, **options):
         if not output.exists():
-            return  # it is called at the beginning, too
+            return  # the call at the beginning of an extraction
         if left == "some":
             (parts / "facts.json").unlink()
             (parts / "000000.npz").unlink()

@@ -1,4 +1,4 @@
-"""What --input may be: folders and archives, one or several; and what is reported of their files."""
+"""The inputs of preparation: folders and archives, one or several, and the report on their files."""
 
 import csv
 import json
@@ -87,7 +87,7 @@ def test_patterns_begin_below_each_input(ntu, tmp_path):
 def test_labels_may_be_another_input(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "A01N01-L_color.avi").write_bytes(b"x")
-    label = {"A01N01-L.txt": b"\xef\xbb\xbf1,2,10\r\n"}  # as some editors save it
+    label = {"A01N01-L.txt": b"\xef\xbb\xbf1,2,10\r\n"}  # with a byte order mark, as some editors write
     archive = zipped(tmp_path / "Label_v2.zip", label)
     _, listing = list_videos(catalog.get("pkummd"), [tmp_path / "videos", archive])
     assert [video.interval for video in listing.videos] == [(2, 10)] and not listing.refused

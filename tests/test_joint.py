@@ -31,22 +31,22 @@ def task_and_inputs():
 
 
 def changed(patches, view, positions):
-    """The same tokens uint8[B, V, N, P] with other pixels in some of one view."""
+    """The same tokens uint8[B, V, N, P], with other pixels at some positions of one view."""
     patches = np.array(patches)
     patches[np.arange(len(patches))[:, None], view, positions] ^= 255
     return patches
 
 
-def test_one_decoder_of_the_same_size_stands_in_for_both(task_and_inputs):
+def test_one_decoder_of_the_same_size_replaces_both(task_and_inputs):
     _, params, _ = task_and_inputs
     _, paired, _ = make_task()
     assert set(params) == {"encoder", "joint_decoder"}
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (params["joint_decoder"], paired["decoder"])]
     assert shapes[0] == shapes[1]
-    jax.tree.map(np.testing.assert_array_equal, params["encoder"], paired["encoder"])  # of the same key
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], paired["encoder"])  # drawn from the same key
 
 
-def test_hidden_tokens_of_no_view_reach_a_prediction_and_visible_ones_of_every_view_reach_all(task_and_inputs):
+def test_predictions_depend_on_the_visible_tokens_of_every_view_and_on_no_hidden_token(task_and_inputs):
     task, params, inputs = task_and_inputs
     reconstruct = jax.jit(task.predict)
     before = reconstruct(params, inputs)
@@ -62,7 +62,7 @@ def test_hidden_tokens_of_no_view_reach_a_prediction_and_visible_ones_of_every_v
             assert difference.reshape(-1, task.model.patch_dim).max(axis=1).min() > 0
 
 
-def test_tokens_have_no_order_but_their_positions_and_no_view_a_role(task_and_inputs):
+def test_the_order_of_tokens_does_not_matter(task_and_inputs):
     task, params, _ = task_and_inputs
     model, num_tokens = task.model, task.model.num_tokens
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_tokens_have_no_order_but_their_positions_and_no_view_a_role(task_and_in
 
 
 def test_views_that_change_places_take_each_others_positions(task_and_inputs):
-    """Exchanging content and masks of two sources equals exchanging the rows of their latents."""
+    """Exchanging content and masks of two sources equals exchanging the positions of their latents."""
     task, params, inputs = task_and_inputs
     model, mask, source_mask = task.model, inputs["target_mask"], inputs["source_mask"]
     exchanged = inputs | {
@@ -92,7 +92,7 @@ def test_views_that_change_places_take_each_others_positions(task_and_inputs):
     visible = [mask.visible, *source_mask.visible.swapaxes(0, 1)]
     latents = [apply("_encode", inputs["patches"][:, v], visible[v]) for v in range(3)]
     decoded = [inputs["decoded_target"], *inputs["decoded_source"].swapaxes(0, 1)]
-    row = [0, 2 * model.num_tokens, model.num_tokens]  # where the positions of each view now begin
+    row = [0, 2 * model.num_tokens, model.num_tokens]  # the first position of each view after the exchange
     side_by_side = [np.concatenate([x[v] + row[v] for v in range(3)], axis=1) for x in (visible, decoded)]
     ends = np.cumsum([rows.shape[1] for rows in decoded])[:-1]
     expected = np.split(apply("decode_joint", np.concatenate(latents, axis=1), *side_by_side), ends, axis=1)
@@ -101,7 +101,7 @@ def test_views_that_change_places_take_each_others_positions(task_and_inputs):
 
 
 def test_the_predictions_against_numpy(task_and_inputs):
-    """Latents of all views side by side, mask tokens behind them, rows of one table over views x tokens."""
+    """The decoder reads the latents of all views, then mask tokens. A table holds a position per view and token."""
     task, params, inputs = task_and_inputs
     params, model = tiny.random_like(params), task.model
     found = jax.jit(task.predict)(params, inputs)
@@ -132,7 +132,7 @@ def test_the_predictions_against_numpy(task_and_inputs):
 
 
 def test_the_loss_is_the_mean_over_the_views(task_and_inputs):
-    """Written out from the predictions in float64, with the motion weights of each view."""
+    """The loss is computed from the predictions in float64, with the motion weights of each view."""
     task, params, inputs = task_and_inputs
     total, metrics = jax.jit(task.loss)(params, inputs)
     predicted = jax.jit(task.predict)(params, inputs)
@@ -158,7 +158,8 @@ def test_evaluation_says_what_the_target_gains_from_the_other_views(task_and_inp
     summary = reconstruction.summarize(task, measured)
     for name in ("loss_joint", "loss_cross", "loss_mean_prediction"):
         assert summary[name] == pytest.approx(float(metrics[name]), rel=1e-5)
-    assert summary["cross_gain_pose"] == pytest.approx(0, abs=1e-6)  # there the sources are the take's own
+    # The stand-ins for the pose are the take's own sources.
+    assert summary["cross_gain_pose"] == pytest.approx(0, abs=1e-6)
     patches = jnp.concatenate([inputs["patches"][:, :1], inputs["other_subject"]], axis=1)
     _, of_others = jax.jit(task.loss)(params, inputs | {"patches": patches})
     gain = float(of_others["loss_cross"]) / float(metrics["loss_cross"]) - 1

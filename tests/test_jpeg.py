@@ -13,12 +13,12 @@ from tests.test_decode import make_clip
 
 
 def noise(num_frames: int, height: int, width: int, seed: int) -> np.ndarray:
-    """Colours change from pixel to pixel, so that a neighbour's chroma would be noticed."""
+    """Random colours, so that the chroma of a neighbouring pixel would be noticed."""
     return np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), np.uint8)
 
 
 def without_markers(frame: np.ndarray, quality: int) -> bytes:
-    """As sets were prepared before windows could be decoded."""
+    """A JPEG file without restart markers, as older versions prepared them."""
     sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
     return data.tobytes()
@@ -49,7 +49,7 @@ def test_pixels_are_those_of_opencv(size, quality):
 
 
 @given(sizes_and_windows(), st.sampled_from([1, 30, 75, 90, 100]), st.integers(0, 2**32 - 1))
-@example(((40, 18), (20, 17, 1, 1)), 90, 0)  # in the last MCUs there is one column of chroma, here one row
+@example(((40, 18), (20, 17, 1, 1)), 90, 0)  # the last MCUs hold one column of chroma; in the next example, one row
 @example(((18, 40), (17, 20, 1, 1)), 90, 0)
 def test_a_window_is_cut_from_the_whole_frame(size_and_window, quality, seed):
     size, window = size_and_window

@@ -1,4 +1,4 @@
-"""Labelled views: which rows are for training and testing, and the content of the batches."""
+"""Labelled views: the rows for training and for testing, and the content of the batches."""
 
 import dataclasses
 import itertools
@@ -167,9 +167,9 @@ def test_augmentation_reaches_the_training_clips(dataset):
 
 @pytest.mark.parametrize("batch_size", [4, 7, 100])
 def test_every_clip_and_crop_comes_once(synthetic_set, batch_size):
-    """For every batch size, also if the crops of a clip are divided between two batches."""
+    """This holds for every batch size, also if two batches share the crops of a clip."""
     dataset = make_dataset(synthetic_set, crop_size=(40, 40))
-    rows = dataset.test[[3, 0, 5]]  # in this order
+    rows = dataset.test[[3, 0, 5]]  # the batches keep this order
     found = list(
         pipeline.clip_batches(
             dataset.prepared, dataset.spec, rows, global_batch_size=batch_size, clips_per_view=2, crops_per_clip=3

@@ -1,4 +1,4 @@
-"""Disks that are full, hang or are gone neither delay nor end a run that reports to them."""
+"""A disk that is full, hangs or has gone neither delays nor ends a run that writes reports to it."""
 
 import builtins
 import contextlib
@@ -18,7 +18,7 @@ RECORDS = [b"%07d\n" % i for i in range(400)]  # of 8 bytes
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path, kilobytes: int):
-    """A file system of a few pages, where this process may mount one."""
+    """A file system of this size. Skips the test where this process may not mount one."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -30,7 +30,7 @@ def small_disk(folder: pathlib.Path, kilobytes: int):
 
 
 def writer_that(monkeypatch, path, act) -> None:
-    """Calls `act(number of the call)` before each write to this path. It returns how many bytes fit."""
+    """Calls `act(number of the call)` before each write to this path. It returns how many bytes fit; None means all."""
     real, calls = builtins.open, []
 
     def opened(name, *args, **kwargs):
@@ -77,7 +77,7 @@ def test_a_full_disk_is_told_once_and_nothing_is_missing_when_there_is_room(tmp_
     with small_disk(tmp_path / "disk", 16) as disk:
         log = log_files.LogFile(disk / "log")
         (disk / "other").write_bytes(bytes(12 * 1024))  # leaves a page
-        for record in RECORDS[:600]:
+        for record in RECORDS:
             log.add(record)
         log.add(b"x" * 4096)
         log.flush()
@@ -152,7 +152,7 @@ def test_a_run_on_a_full_disk_ends_with_a_message_or_goes_on(synthetic_set, tmp_
                 faults.start("run.py", *faults.arguments(disk / "run", synthetic_set, "log.every_steps=1")), timeout=120
             )
             assert done.returncode in (0, 2), (kilobytes, done.stderr)
-            told = done.stderr.rpartition("run.py: ")[2]  # TensorStore prints a trace of its own before
+            told = done.stderr.rpartition("run.py: ")[2]  # TensorStore prints a trace of its own before the message
             assert "Traceback" not in told, (kilobytes, done.stderr)
             if done.returncode:
                 assert "no space is left" in told or "could not be written" in told, done.stderr

@@ -1,4 +1,4 @@
-"""Masks: exact counts, partitions, independence; the tokens chosen for decoding."""
+"""Masks have exact counts, split the tokens and are independent. Also: which tokens are decoded."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mv2mae_jax.objectives.mask_kinds import MASK_KINDS
 from mv2mae_jax.objectives.masking import choose_decoded, draw_mask, num_visible_tokens
 
-GRID = (4, 6, 5)  # not square, so that rows and columns cannot be exchanged unseen
+GRID = (4, 6, 5)  # not square, so that exchanged rows and columns are noticed
 NUM_TOKENS = 4 * 6 * 5
 
 
@@ -115,9 +115,9 @@ def test_half_of_all_tokens_decodes_running_cells():
     decoded = choose_decoded(jax.random.key(0), everything, decode_ratio=0.5, grid=grid)
     cells = as_boolean(decoded, 8 * 4 * 6).reshape(5, 8, 2, 2, 3, 2).transpose(0, 1, 2, 4, 3, 5)
     assert (cells.sum((-2, -1)) == 2).all()  # two places of each cell in each time slice
-    for start in range(5):  # every place twice in any four slices
+    for start in range(5):  # any four slices hold every place twice
         assert (cells[:, start : start + 4].sum(1) == 2).all()
-    assert (cells[:, 1:] != cells[:, :-1]).any((-2, -1)).all()  # the cells run
+    assert (cells[:, 1:] != cells[:, :-1]).any((-2, -1)).all()  # each cell's choice changes from slice to slice
 
 
 @pytest.mark.parametrize("decode_ratio", [0.0, 0.001, 1.1])

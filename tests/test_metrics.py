@@ -1,4 +1,4 @@
-"""What a run reports."""
+"""The values that a run reports: averages, history, durations and its lines of progress."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def collect(observe, losses, first_step=1, skipped=(), window=()):
 def test_step_metrics_average_over_the_interval():
     seen = []
     collected = collect(lambda step, values: seen.append((step, float(values["loss"]))), (1.0, 2.0, 6.0))
-    assert seen == [(1, 1.0)], "steps in flight are not waited for"
+    assert seen == [(1, 1.0)], "steps in flight are not observed yet"
     assert metrics.average(collected.take()) == {"loss": 3.0, "skipped_updates": 0.0}
     assert seen == [(1, 1.0), (2, 2.0), (3, 6.0)]
     collected.add(4, {"loss": jnp.float32(5.0), "skipped_update": jnp.float32(0)})
@@ -59,7 +59,7 @@ def test_durations(seconds, text):
     assert metrics.duration(seconds) == text
 
 
-def test_waiting_for_data_is_told_from_computing():
+def test_waiting_for_data_is_distinguished_from_computing():
     clock = metrics.Clock()
     clock._start -= 10.0  # ten seconds ago
     assert clock.wait_for(iter(["batch"])) == "batch"

@@ -1,4 +1,4 @@
-"""Names as file systems and archives have them, and videos too short or too still to train on."""
+"""Names of files in folders and archives, and videos that are too short or show no motion."""
 
 import csv
 import json
@@ -179,7 +179,7 @@ def test_a_camera_that_stops_much_earlier_is_told(tmp_path):
 
 def test_a_file_that_was_cut_is_truncated_still(tmp_path):
     path = write_timed(tmp_path / "a.avi", list(range(60)), codec="mpeg4")
-    video_files.claim_in_avi(path, num_frames=80)  # its index does not know of more
+    video_files.claim_in_avi(path, num_frames=80)  # its index has no more than 60
     with open(path, "rb") as file, pytest.raises(raw_video.BadVideo, match="truncated: 60 frames of the 80"):
         list(raw_video.read(file, 32)[1])
 
@@ -191,7 +191,7 @@ def test_features_of_an_avi_file_repeat_frames_as_preparation_does(tmp_path, mon
     seen = []
     monkeypatch.setattr("data.clips.frame_indices", lambda length, *_: np.arange(length))
     monkeypatch.setattr("data.samples.crop_clip", lambda clip, *_: seen.append(clip))
-    object.__setattr__(source, "spec", catalog)  # of which nothing is asked
+    object.__setattr__(source, "spec", catalog)  # stands for a ClipSpec; only the attributes set below are read
     for name in ("num_frames", "frame_stride", "crop_size"):
         monkeypatch.setattr(catalog, name, 1, raising=False)
     _, (length, fps) = source._clips_or_reason(0)

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, finds its own repository, and is kept small and without outputs."""
+"""The notebook runs from top to bottom, finds its own repository, is small, and is stored without outputs."""
 
 import ast
 import io

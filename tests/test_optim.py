@@ -81,7 +81,7 @@ def test_parameters_without_gradient_only_decay(params, name):
 
 
 def test_muon_orthogonalises_every_layer_of_a_stack(params):
-    """The singular values of each layer's update are near each other, whatever those of the gradient."""
+    """The singular values of each layer's update are near each other, which those of the gradient are not."""
     base = pretrain_base.get_config().optimizer
     base.name, base.weight_decay = "muon", 0.0
     schedule = optim.Schedule(peak_learning_rate=1.0, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
@@ -98,7 +98,7 @@ def test_muon_orthogonalises_every_layer_of_a_stack(params):
         assert singular[0] / singular[-1] < 5
 
 
-# Layer-wise decay of the learning rate: depth 3, decay 0.5. Written out, since it is what the recipe says.
+# Layer-wise decay of the learning rate for depth 3 and decay 0.5, as in VideoMAE's fine-tuning.
 LAYER_TABLE = {
     "encoder/patch_embed": 0.0625,
     "encoder/blocks/0": 0.125,
@@ -113,7 +113,7 @@ def classifier_params(scan_layers: bool):
     config = tiny.make_finetune_config("model.depth=3", f"model.scan_layers={scan_layers}")
     model = classifier.from_config(config, num_classes=5)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *model.clip_size, 3), jnp.uint8))["params"]
-    # Biases that are not zero, so that it shows whether they decay.
+    # Biases are set to other values than zero, so that a decay of them would show.
     return jax.tree.map(lambda leaf: jnp.where(leaf == 0, 0.3, leaf), params)
 
 
@@ -157,7 +157,7 @@ def test_a_step_moves_every_parameter_by_its_layers_share(scan_layers, weight_de
         np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-9, err_msg=name)
 
 
-def test_muons_update_is_scaled_by_the_same_table():
+def test_updates_of_muon_are_scaled_by_the_same_table():
     params = classifier_params(True)
     schedule = optim.Schedule(peak_learning_rate=0.01, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
     rng = np.random.default_rng(0)

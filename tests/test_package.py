@@ -27,7 +27,7 @@ def run(*command, **options) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
-    """Built from a copy, as setuptools leaves a build folder that a later wheel would take old files from."""
+    """Builds the wheel from a copy: setuptools leaves a build folder, whose old files a later wheel would hold."""
     folder = tmp_path_factory.mktemp("wheel")
     for file in repository()[0]:
         (folder / "tree" / file).parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def test_the_installed_program_works_in_any_folder(wheel, tmp_path):
     (site_packages / "of_the_tests.pth").write_text(sysconfig.get_path("purelib"))
     run(sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet", "--no-index", "--no-deps", wheel)
     here = tmp_path / "elsewhere"
-    for folder in ("data", "configs"):  # people have folders of these names
+    for folder in ("data", "configs"):  # users may have folders of these names
         (here / folder).mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
 

@@ -17,7 +17,7 @@ from tests import tiny
 
 
 class StoppedClock:
-    """A clock on which four steps a second were done, a quarter of the time waiting."""
+    """A clock that shows four steps a second, and a quarter of the time spent waiting."""
 
     def read(self):
         return 4.0, 0.25
@@ -27,7 +27,7 @@ def test_mfu_is_the_share_of_the_published_peak(monkeypatch):
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"))
     cost = perf.StepCost(clips=32, flops=10e12, mesh=mesh)
     values = cost.read(StoppedClock())
-    assert "perf/mfu" not in values  # nobody publishes a CPU's
+    assert "perf/mfu" not in values  # no peak is published for a CPU
     assert values["perf/clips_per_second"] == 128 and values["data/wait_fraction"] == 0.25
     assert values["perf/tflops_per_second_per_device"] == pytest.approx(40)
     monkeypatch.setattr(cost, "peak", 100e12)
@@ -70,7 +70,7 @@ def test_flops_do_not_depend_on_how_attention_is_computed():
     config_.compute_dtype = "bfloat16"
     config_.model.width, config_.model.decoder_width = 8 * config_.model.num_heads, 8 * config_.model.decoder_heads
     batch, counts = tiny.make_batch(config_, 0), []
-    for config_.model.attention in ("xla", "chunked", "per_head", "cudnn"):  # the last can only be counted here
+    for config_.model.attention in ("xla", "chunked", "per_head", "cudnn"):  # "cudnn" is counted, but not run
         task = Pretrain.from_config(config_)
         plain = dataclasses.replace(task, model=task.model.with_compute(attention="xla"))
         params = jax.eval_shape(plain.init, jax.random.key(0))
@@ -97,7 +97,7 @@ def test_memory_of_a_cpu_is_that_of_the_process():
         ("always [madvise] never", "", ("glibc", "2.36"), True),
         ("always [madvise] never", "glibc.malloc.check=1", ("glibc", "2.35"), True),
         ("always [madvise] never", "glibc.malloc.hugetlb=1", ("glibc", "2.36"), False),
-        ("always [madvise] never", "", ("glibc", "2.31"), False),  # does not know the variable
+        ("always [madvise] never", "", ("glibc", "2.31"), False),  # older than the tunable
         ("always [madvise] never", "", ("", ""), False),  # musl, macOS
         ("[always] madvise never", "", ("glibc", "2.36"), False),
         ("always madvise [never]", "", ("glibc", "2.36"), False),

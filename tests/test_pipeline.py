@@ -1,4 +1,4 @@
-"""The input pipeline: a batch is a pure function of (seed, step), and its contents are what the video shows."""
+"""The input pipeline: a batch is a pure function of (seed, step), and its pixels are those of the videos."""
 
 import dataclasses
 import hashlib
@@ -97,7 +97,7 @@ def test_an_epoch_visits_every_element_once_and_the_next_in_another_order(datase
     assert seen[0] != seen[1]
 
 
-def test_another_seed_another_stream(dataset):
+def test_another_seed_gives_another_stream(dataset):
     first, second = batches(dataset, 1)[0], batches(dataset, 1, seed=1)[0]
     assert not np.array_equal(first["take"], second["take"])
 
@@ -189,7 +189,7 @@ def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same):
 
 
 def test_a_failing_read_in_an_evaluation_names_the_take(dataset, monkeypatch):
-    """A test set with holes would be another test set. For training see test_damaged_data.py."""
+    """An evaluation without some samples would not be comparable. For training see test_damaged_data.py."""
     monkeypatch.setattr(takes, "RETRY_AFTER_SECONDS", ())
     views = dict(dataset.prepared.views) | {"num_frames": dataset.prepared.views["num_frames"] + 10**6}
     lying = dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, views=views))
@@ -223,7 +223,7 @@ def test_evaluation_sees_every_held_out_element_once(dataset):
 
 
 def evaluated_takes(dataset, max_takes, **options) -> list[str]:
-    """Their names, in the order of evaluation."""
+    """The names of the takes, in the order of evaluation."""
     found = pipeline.eval_batches(dataset, seed=0, global_batch_size=4, max_takes=max_takes, **options)
     takes = np.concatenate([batch["take"][batch["valid"]] for batch in found])
     return dataset.held_out.take_names[takes].tolist()
@@ -249,7 +249,7 @@ def test_evaluation_is_the_same_every_time_and_for_every_number_of_processes(dat
         assert_equal(batch, {key: np.concatenate([half[step][key] for half in halves]) for key in batch})
 
 
-def test_stand_in_takes_share_the_room_and_differ_as_promised(synthetic_set):
+def test_stand_in_takes_share_the_room_and_differ_in_subject_or_action(synthetic_set):
     dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
     takes, views = dataset.held_out, dataset.prepared.views
     others = samples.OtherTakes.find(views, takes)
@@ -265,12 +265,12 @@ def test_stand_in_takes_share_the_room_and_differ_as_promised(synthetic_set):
             assert facts["label"][other] != facts["label"][take]
         for found in (others.subject[take], others.action[take]):
             alike = facts["performance"][found] == facts["performance"][take]
-            assert alike.all() or not alike.any(), "those facing the same camera are preferred"
+            assert alike.all() or not alike.any(), "takes that face the same camera are preferred"
 
 
 @pytest.mark.parametrize("unlabelled", ["all", "some"])
 def test_takes_without_labels_have_no_other_action(synthetic_set, unlabelled):
-    """Takes without a label are neither asked nor partners: an unknown action may equal any other."""
+    """Takes without a label get no partner and are no partner, because an unknown action may equal any other."""
     dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
     views, takes = dict(dataset.prepared.views), dataset.held_out
     unknown = np.ones(len(takes.take_names), bool) if unlabelled == "all" else np.arange(len(takes.take_names)) % 2 == 0

@@ -1,4 +1,4 @@
-"""Preparation: the same bytes whatever happens on the way, and every bad video set aside with its reason."""
+"""Preparation writes the same bytes after any interruption, and sets bad videos aside with a reason."""
 
 import csv
 import fcntl
@@ -51,7 +51,7 @@ def arguments(raw: Path, output: Path, *more: str) -> list[str]:
 
 
 def start(raw: Path, output: Path, *more: str, **options) -> subprocess.Popen:
-    """A preparation as a user starts it."""
+    """Starts a preparation in a process of its own, as a user does."""
     command = [sys.executable, "-m", "data.prepare", *arguments(raw, output, *more)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
@@ -100,7 +100,7 @@ def test_killed_and_started_again_it_writes_the_same_bytes(raw, uninterrupted, t
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert workers
-    wait_for(lambda: not any("spawn_main" in command_of(pid) for pid in workers))  # none goes on alone
+    wait_for(lambda: not any("spawn_main" in command_of(pid) for pid in workers))  # the workers end with their parent
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("parts/*.json")}
     assert num_finished <= len(finished) < 9
     assert not (tmp_path / "prepared.json").exists()
@@ -125,7 +125,7 @@ def test_a_killed_worker_is_told_with_the_video_it_read(tmp_path):
 
 
 def test_a_full_disk_stops_it_and_it_goes_on_later(raw, uninterrupted, tmp_path):
-    def limit_file_size():  # the kernel refuses to write more, as a full disk does
+    def limit_file_size():  # beyond this size the kernel refuses to write, as it does on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
     process = start(raw, tmp_path, preexec_fn=limit_file_size)
@@ -163,7 +163,7 @@ def test_only_the_shard_of_a_changed_video_is_made_again(raw, tmp_path):
 
 @pytest.fixture(scope="module")
 def with_bad_videos(tmp_path_factory):
-    """Takes of three cameras each, of which one or more are bad, and the reason expected of each bad file."""
+    """(folder, expected reason by file): takes of three cameras, one or more of them bad."""
     folder, expected = tmp_path_factory.mktemp("bad"), {}
     frames = video_files.moving_square(24, 48, 64, seed=1)
 
@@ -196,7 +196,7 @@ def with_bad_videos(tmp_path_factory):
     gigapixel = {"damage": lambda path: video_files.claim_in_avi(path, size=(40_000, 30_000)), "codec": "ffv1"}
     add("gigapixel", "above the limit of 33177600 pixels", **gigapixel)
     add("longer", "60 frames, its siblings 0 24, 1 24: more than 20 apart", bad=np.tile(frames, (3, 1, 1, 1))[:60])
-    for view, num_frames in enumerate((10, 50)):  # no two agree: neither is known to be right
+    for view, num_frames in enumerate((10, 50)):  # the two differ, and neither is known to be right
         name = f"torn_cam{view}.avi"
         video_files.write_video(folder / name, video_files.moving_square(num_frames, 48, 64, seed=view))
         expected[name] = f"{num_frames} frames, its siblings {1 - view} {60 - num_frames}"
@@ -236,7 +236,7 @@ def test_bad_videos_are_set_aside_with_their_reason(with_bad_videos, prepared_wi
 
 
 def test_no_cell_of_a_table_is_a_formula(tmp_path):
-    """Spreadsheets compute cells that begin like this. Taking the first `'` away gives the name back."""
+    """Spreadsheets execute cells that begin with such characters. Without its first `'`, a cell is the name again."""
     names = [
         "=1+1.mp4",
         "+cmd|' /C calc'!A0",
@@ -256,7 +256,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
     for name, row in zip(names, rows, strict=True):
         assert row["path"] == row["reason"] and not row["path"].startswith(("=", "+", "-", "@", "\t", "\r"))
         assert row["path"].removeprefix("'") == name
-    assert len(rows) == len(names) and rows[7]["path"] == names[7], "what is no formula stays as it is"
+    assert len(rows) == len(names) and rows[7]["path"] == names[7], "other names stay as they are"
     tables.write(text := io.StringIO(), ("count", "none"), [{"count": -2, "none": None}])
     assert text.getvalue() == "count,none\n-2,\n"
 
@@ -277,7 +277,7 @@ def test_a_larger_tolerance_keeps_views_of_other_lengths(with_bad_videos, tmp_pa
     for path in folder.glob("longer_cam*"):
         (few / path.name).write_bytes(path.read_bytes())
     assert prepare.main(arguments(few, tmp_path / "prepared", "--max_length_difference=36")) == 0
-    assert sorted(takes.open_prepared(tmp_path / "prepared").views["num_frames"]) == [24, 24, 24]  # what all span
+    assert sorted(takes.open_prepared(tmp_path / "prepared").views["num_frames"]) == [24, 24, 24]  # the common time
     assert prepare.main(arguments(few, tmp_path / "by_number", "--sync=frames", "--max_length_difference=36")) == 0
     assert sorted(takes.open_prepared(tmp_path / "by_number").views["num_frames"]) == [24, 24, 60]
 
@@ -307,7 +307,7 @@ def test_two_different_files_for_one_view_are_refused_by_name(other, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(PreparationError, match=r"S001C001.*s001c001p001r001a001\.mp4") as refused:
         list_videos(catalog.get("ntu60"), tmp_path)
-    assert "--pattern" not in str(refused.value), "ntu60 has none"
+    assert "--pattern" not in str(refused.value), "ntu60 takes no pattern"
 
 
 def test_an_input_without_videos_tells_what_it_found(tmp_path):
@@ -375,14 +375,14 @@ def test_dry_run_writes_nothing(raw, tmp_path, capsys):
 
 def test_size_and_time_are_told_beforehand(raw, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
-    wanted = arguments(raw, tmp_path, "--quality=95")  # 0.30 MB, in the middle of what is told as 0.3
+    wanted = arguments(raw, tmp_path, "--quality=95")  # makes 0.30 MB, which is reported as 0.3
     assert prepare.main(wanted) == 0
     said = capsys.readouterr().out
     told = re.search(r"expected, from 5 files of 36: ([\d.]+) MB", said)
     assert said.index("expected") < said.index("out: ")
     assert "warning: only 0 MB are free" in said
     stored = sum(np.load(tmp_path / frame_index.NAME)["num_bytes"]) / 1e6
-    assert float(told[1]) == pytest.approx(stored, abs=0.05)  # told to 0.1 MB, from a sample
+    assert float(told[1]) == pytest.approx(stored, abs=0.05)  # an estimate from a sample, reported to 0.1 MB
     assert prepare.main(wanted) == 0
     assert "expected" not in capsys.readouterr().out  # nothing is left to do
 
@@ -415,7 +415,7 @@ def test_damage_in_a_shard_names_the_takes_and_is_repaired(raw, uninterrupted, t
     prepared = takes.open_prepared(tmp_path)
     shard = next(tmp_path.glob("*-00002-of-*"))
     content = bytearray(shard.read_bytes())
-    content[content.index(b"t05") - 1000] ^= 1  # in the frames, which stand before the names
+    content[content.index(b"t05") - 1000] ^= 1  # a byte of the frames, which come before the names
     shard.write_bytes(content)
     assert prepare.main(["--verify", f"--output={tmp_path}"]) == ExitCode.FAILED
     assert f"{shard.name}: damaged; takes t05\n" in capsys.readouterr().out
@@ -428,7 +428,7 @@ def test_damage_in_a_shard_names_the_takes_and_is_repaired(raw, uninterrupted, t
 
 
 @pytest.mark.parametrize("name", ["00002-of-00009.json", "00002-of-00009.frames.npy"])
-def test_what_says_what_is_done_is_not_believed_when_damaged(raw, uninterrupted, tmp_path, name):
+def test_damaged_accounts_of_a_shard_are_not_trusted(raw, uninterrupted, tmp_path, name):
     for path, content in files_of(uninterrupted).items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)

@@ -23,7 +23,7 @@ def make_task(**sections):
     task = pretrain.Pretrain.from_config(config)
     batch = tiny.make_batch(config, 0)
     count = len(batch["video"])
-    batch |= {  # what evaluation adds; without source views nothing stands in for one
+    batch |= {  # keys that evaluation adds; without source views the stand-ins are empty
         "other_subject": batch["video"][::-1, 1:].copy(),
         "other_action": batch["video"][:, 1:].copy(),
         "has_other_subject": np.ones(count, bool),
@@ -55,7 +55,7 @@ def visible_pixels_changed(inputs):
 
 
 def test_visible_tokens_are_no_targets(task_and_inputs):
-    """With fixed predictions, nothing that the encoder sees can change a loss."""
+    """With fixed predictions, the pixels of visible tokens do not change a loss."""
     task, params, inputs = task_and_inputs
     predicted = jax.jit(task.predict)(params, inputs)
     before = task.measure(predicted, task.targets(inputs))
@@ -64,7 +64,7 @@ def test_visible_tokens_are_no_targets(task_and_inputs):
 
 
 def test_total_is_self_loss_of_both_views_plus_lambda_times_cross_loss(task_and_inputs):
-    """The loss written out from the model's predictions, token by token, in float64."""
+    """The loss is computed from the model's predictions, token by token, in float64."""
     task, params, inputs = make_task(loss=dict(cross_weight=0.5), masking=dict(source_mask_ratio=0.5))
     total, metrics = jax.jit(task.loss)(params, inputs)
     predicted = jax.jit(task.predict)(params, inputs)

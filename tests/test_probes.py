@@ -1,4 +1,4 @@
-"""Accuracies, probes and retrieval: planted features are found, noise is not, and others' programs agree."""
+"""Accuracies, probes and retrieval find planted features, find nothing in noise, and agree with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_a_class_that_does_not_occur_does_not_count():
     assert "top_5" not in results  # there are but three classes
 
 
-def test_equal_scores_are_no_hit_in_disguise():
+def test_equal_scores_give_the_accuracy_of_chance():
     results = accuracy.summarize(np.zeros((8, 8)), np.arange(8))
     assert results["top_1"] == 1 / 8 and results["top_5"] == 5 / 8
 
@@ -112,7 +112,7 @@ def test_knn_votes_weighted_by_similarity_equal_a_direct_computation():
         np.testing.assert_allclose(row, votes / votes.sum(), rtol=1e-4, atol=1e-6)
 
 
-# Ridge regression and quantities told by attention
+# Ridge regression, and regression by attention
 
 
 @pytest.mark.parametrize("penalty", [1.0, 300.0])
@@ -136,11 +136,11 @@ def test_ridge_finds_what_is_planted_and_nothing_in_noise():
     assert found.penalty == 0.01
     found = regression.ridges(x[:1500], [noise[:1500]], x[1500:], group=group)[0]
     assert abs(regression.r2(found.prediction, noise[1500:])) < 0.01
-    assert found.penalty >= 1e5  # of noise next to nothing is to be believed
+    assert found.penalty >= 1e5  # in noise, the largest penalties validate best
 
 
 def test_the_penalty_is_chosen_on_groups_that_are_held_out():
-    """Within a group all rows share one target, so a row of the same group would recommend learning by heart."""
+    """All rows of a group share one target. If a group were split, memorising it would validate best."""
     rng = np.random.default_rng(0)
     group = np.arange(1200) // 6
     x = (rng.normal(size=(200, 120))[group] + 0.01 * rng.normal(size=(1200, 120))).astype(np.float32)
@@ -163,8 +163,8 @@ def test_measures_of_quantities_equal_scikit_learn():
     assert regression.joint_error(prediction, target) == pytest.approx(np.mean(distances))
 
 
-def test_attention_tells_a_product_of_two_tokens_of_one_clip():
-    """The product is no linear function of the tokens: ridge finds nothing, the head with a hidden layer does."""
+def test_attention_predicts_a_product_of_two_tokens_of_one_clip():
+    """A product is no linear function of the tokens. Ridge regression fails, and a head with a hidden layer works."""
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(3000, 2, 4)).astype(np.float32)
     tokens[..., 3] = [0, 1]  # which token it is
@@ -182,7 +182,7 @@ def test_attention_tells_a_product_of_two_tokens_of_one_clip():
 
 
 def planted_tokens(num_rows, *, num_classes=4, num_tokens=12, width=16, seed=0):
-    """One token anywhere in the clip carries the class; the others are noise."""
+    """Tokens float16[M, N, D] and classes. One token at a random place carries the class; the others are noise."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, num_classes, num_rows)
     tokens = rng.normal(size=(num_rows, num_tokens, width))
@@ -238,8 +238,8 @@ def test_linear_probe_is_as_good_as_scikit_learns_logistic_regression():
     np.testing.assert_allclose(scaled.scores, probed.scores, atol=2e-2)  # units and offsets do not matter
 
 
-def test_test_rows_decide_nothing():
-    """What is predicted for a row, and which setting is chosen, does not depend on the other rows tested."""
+def test_predictions_do_not_depend_on_the_other_test_rows():
+    """Neither a row's prediction nor the chosen setting depends on which other rows are tested."""
     x, y = gaussian_classes(num_rows=200)
     all_rows, few_rows = run_linear(x, y, 150), run_linear(x[:160], y[:160], 150)
     np.testing.assert_allclose(all_rows.scores[:10], few_rows.scores, atol=1e-4)
@@ -248,7 +248,7 @@ def test_test_rows_decide_nothing():
 
 def test_the_setting_with_the_best_validation_accuracy_is_chosen():
     x, y = gaussian_classes(num_rows=400, distance=1.0)
-    # At 1e-9 nothing is learned, and a decay that large shrinks the weights to nothing.
+    # A rate of 1e-9 learns nothing, and a decay of 50 shrinks the weights to nothing.
     probed = run_linear(x, y, 300, learning_rates=(1e-9, 1e-2), weight_decays=(0.0, 50.0))
     assert probed.learning_rate == 1e-2
     assert probed.validation_score.shape == (2, 2)
@@ -268,7 +268,7 @@ def test_every_setting_trains_as_if_it_were_alone():
 
 
 def test_attentive_probe_equals_multi_head_attention_written_out():
-    """Folded keys and late values are what a multi-head cross-attention with a learned query computes."""
+    """Keys folded into the queries, and values after pooling, equal cross-attention with a learned query per head."""
     rng = np.random.default_rng(0)
     heads, width, size, num_tokens = 2, 8, 4, 5
     x = rng.normal(size=(3, num_tokens, width)).astype(np.float32)
@@ -289,7 +289,7 @@ def test_attentive_probe_equals_multi_head_attention_written_out():
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_groups_are_not_torn_apart():
+def test_groups_are_not_split():
     group = np.random.default_rng(0).permutation(np.repeat([f"S{i:03}" for i in range(10)], 3))
     kept, held_out = probes.split_groups(group, 0.2, seed=0)
     assert sorted([*kept, *held_out]) == list(range(30))
@@ -335,7 +335,7 @@ def test_knn_and_attention_refuse():
 
 
 def clips_of_takes(*, num_takes=20, num_views=3, num_classes=4, noise=1.0, seed=0):
-    """(features, take, view, label): what a take looks like, the same in every view, and noise; rows shuffled."""
+    """(features, take, view, label), shuffled. Features are a take's vector, equal in all its views, plus noise."""
     rng = np.random.default_rng(seed)
     content, label = rng.normal(size=(num_takes, 8)), rng.integers(0, num_classes, num_takes)
     take, view = (a.ravel() for a in np.meshgrid(np.arange(num_takes), np.arange(num_views), indexing="ij"))
@@ -375,7 +375,7 @@ def test_retrieval_equals_brute_force():
             of_pairs.append([*means, np.mean(nearest), np.mean(precisions)])
     names = ("recall_1", "recall_5", "mean_rank", "gallery_size", "class_recall_1", "class_map")
     assert found == pytest.approx(dict(zip(names, np.mean(of_pairs, axis=0), strict=True)), rel=1e-5)
-    assert 0.1 < found["recall_1"] < 0.9  # neither trivial nor hopeless
+    assert 0.1 < found["recall_1"] < 0.9  # neither too easy nor too hard
 
 
 def test_constant_features_find_nothing():
@@ -398,7 +398,7 @@ def test_retrieval_refuses():
     with pytest.raises(ValueError, match=r"two cameras.*C001 \("):
         retrieval.measure(features[one], take[one], view[one])
     with pytest.raises(ValueError, match="two cameras"):
-        retrieval.measure(features, np.arange(len(take)), view)  # every take was seen once
+        retrieval.measure(features, np.arange(len(take)), view)  # each take has one view
     twice = np.arange(len(take)).repeat(2)
     with pytest.raises(ValueError, match="twice"):
         retrieval.measure(features[twice], take[twice], view[twice])

@@ -1,4 +1,4 @@
-"""Several processes train as one: the same losses, one set of files, and checkpoints that any number can go on with."""
+"""Several processes train as one: equal losses, one set of files, and checkpoints for any number of processes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from mv2mae_jax.runs import heartbeats
 from tests import faults, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Rows of training and of evaluation every two steps, and a learning rate that does not depend on the run's length.
+# Training and evaluation report every two steps. The learning rate does not depend on the run's length.
 OPTIONS = (
     "eval.every_steps=2",
     "optimizer.ema_decay=0.9",
@@ -35,11 +35,11 @@ def free_port() -> int:
 
 
 def run(workdir, data_dir, num_processes, *overrides) -> list[str]:
-    """Trains with as many processes of one device each; the output of every process."""
+    """Trains with this number of processes, of one device each. Returns the output of every process."""
     overrides = tiny.overrides(f"data.dir={data_dir}", *tiny.OVERRIDES, *OPTIONS, *overrides)
     command = [sys.executable, "run.py", "--config=configs/pretrain_base.py", f"--workdir={workdir}"]
     command += overrides
-    command += ["--allow_changes=total_steps"]  # with a learning rate that does not depend on it
+    command += ["--allow_changes=total_steps"]  # the learning rate does not depend on it
     port = free_port()
     environment, started = os.environ | {"XLA_FLAGS": tiny.QUICK_FLAGS, "JAX_PLATFORMS": "cpu"}, []
     for index in range(num_processes):
@@ -99,7 +99,7 @@ def test_a_process_that_is_killed_is_named_by_the_other(synthetic_set, tmp_path,
     options = ("total_steps=100000", "limits.heartbeat_timeout_seconds=5")
     started = [
         faults.start_struck(
-            "SIGKILL" if index == killed else "SIGCONT",  # the latter does nothing
+            "SIGKILL" if index == killed else "SIGCONT",  # SIGCONT does nothing
             "step",
             5,
             tmp_path,
@@ -114,25 +114,29 @@ def test_a_process_that_is_killed_is_named_by_the_other(synthetic_set, tmp_path,
     told = other.stderr.strip().splitlines()[-1]
     assert told.startswith(f"Process {1 - killed} of 2: process {killed} ") and " is gone, " in told, other.stderr
     assert "start all processes together again by the same commands" in told
-    if killed == 0:  # holds JAX's coordination service, without which JAX ends the others by itself
+    if killed == 0:  # process 0 holds JAX's coordination service; without it, JAX ends the other process
         return
     assert other.returncode == ExitCode.PREEMPTED
     assert "not heard of for 5 s (limits.heartbeat_timeout_seconds)" in told
-    assert len(other.stderr.strip().splitlines()) < 10 and "Traceback" not in other.stderr, "the sentence is not buried"
+    assert len(other.stderr.strip().splitlines()) < 10 and "Traceback" not in other.stderr, (
+        "more would hide the message"
+    )
 
 
-def test_silence_is_measured_by_the_own_clock():
+def test_silence_is_measured_by_the_clock_of_the_listener():
     silence = heartbeats.Silence([0, 2, 3], now=100.0)
     assert silence.over(10.0, {0: "1 a", 2: "1 b"}, now=105.0) == []
-    assert silence.over(10.0, {0: "2 a", 2: "1 b"}, now=110.5) == [3], "the one that was never heard of"
+    assert silence.over(10.0, {0: "2 a", 2: "1 b"}, now=110.5) == [3], "process 3 was never heard of"
     assert silence.over(10.0, {0: "2 a", 2: "1 b", 3: "1 c"}, now=115.5) == [2]
-    assert silence.over(10.0, {}, now=120.0) == [2], "without news nobody is younger"
+    assert silence.over(10.0, {}, now=120.0) == [2], "only process 2 was silent for 10 s"
     assert silence.over(10.0, {0: "ended a", 2: "2 b", 3: "2 c"}, now=121.0) == []
-    assert silence.over(10.0, {0: "ended a", 2: "3 b", 3: "3 c"}, now=140.0) == [], "who has ended may be silent"
+    assert silence.over(10.0, {0: "ended a", 2: "3 b", 3: "3 c"}, now=140.0) == [], (
+        "process 0 has ended, so may be silent"
+    )
 
 
 def without_warnings(output: str) -> str:
-    """What a run itself says: without the log lines of JAX's coordination."""
+    """The output of the run itself, without the log lines of JAX's coordination service."""
     return "\n".join(line for line in output.splitlines() if not re.match(r"[IWE]\d{4} |\[Gloo\]|WARNING:", line))
 
 

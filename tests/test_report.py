@@ -1,4 +1,4 @@
-"""The report says what the files of a run say, and a browser shows it."""
+"""The report's numbers, charts and pictures are those of the run's files. test_report_in_browser.py renders it."""
 
 import functools
 import html
@@ -26,7 +26,7 @@ from tests import faults, tiny
 
 
 def write_run(workdir, *, task="pretrain", overrides=(), rows=(), results=None):
-    """A workdir with the files of a run, without the run."""
+    """Writes the files that a run leaves in its workdir."""
     workdir.mkdir(parents=True)
     config = json.loads(configs.load(f"configs/{task}_base.py", overrides).to_json())
     (workdir / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -124,7 +124,7 @@ def test_results_of_an_earlier_end_are_not_those_of_a_run_that_goes_on(tmp_path)
     ended = collect.read(write_run(tmp_path / "ended", rows=rows[:1], results=results))
     going_on = collect.read(write_run(tmp_path / "going_on", rows=rows, results=results))
     assert ended.results is not None and going_on.results is None
-    assert going_on.metrics == {"eval/loss_self": 0.25}, "what was measured so far"
+    assert going_on.metrics == {"eval/loss_self": 0.25}, "the values measured so far"
 
 
 def test_accuracies_and_mistakes_of_probes_are_those_in_the_file(tmp_path):
@@ -220,7 +220,7 @@ def test_attention_is_that_of_a_decoder_written_out_in_numpy(form):
             np.asarray(source_latents[sample], np.float64).reshape(sources.visible[0].size, -1),
             np.asarray(sources.visible[sample]).reshape(-1),
         )
-        np.testing.assert_allclose(prediction, predicted[sample], atol=2e-4)  # the same decoder
+        np.testing.assert_allclose(prediction, predicted[sample], atol=2e-4)  # so that both are the same decoder
         np.testing.assert_allclose(found[sample], by_hand, atol=2e-5)
 
 
@@ -242,7 +242,7 @@ def test_the_picture_is_warm_where_the_attention_is_and_pale_where_hidden():
     red, blue = picture[..., 0], picture[..., 2]
     half = len(picture) // 2
     assert (red[:half, :half] > 200).all() and (blue[:half, :half] < 60).all(), "all attention"
-    assert (picture[half:, half:] == (60, 60, 200)).all(), "seen, not looked at"
+    assert (picture[half:, half:] == (60, 60, 200)).all(), "visible, without attention"
     assert (red[:half, half:] == blue[:half, half:]).all(), "hidden: without colour"
 
 
@@ -303,14 +303,14 @@ def test_agreement_of_neighbours_leaves_the_own_take_out():
     pooled = np.array([[1, 0], [1, 0.01], [0, 1], [0.01, 1]])
     take = np.array(["s", "s", "t", "u"])
     share, chance = neighbours.nearest_agree(pooled, take, np.array(["x", "x", "x", "y"]))
-    # Of s both clips are nearest to u (y); t and u to each other (y and x).
+    # Both clips of s are nearest to u (class y). t and u are nearest to each other (classes y and x).
     assert share == 0 and chance == pytest.approx(np.mean([1 / 2, 1 / 2, 2 / 3, 0]))
 
 
 # The command
 
 
-def test_what_is_no_run_is_refused_in_a_line(tmp_path, capsys):
+def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path, capsys):
     for workdir, said in ((tmp_path, "holds none of"), (tmp_path / "nothing", "does not exist")):
         assert command.main([f"--workdir={workdir}"]) == 2
         error = capsys.readouterr().err
@@ -318,7 +318,7 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, capsys):
+def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
     report.write_at_end(str(tmp_path))
     said = capsys.readouterr().out
     assert said.startswith("No report was written: ") and said.count("\n") == 1 and "To try again" in said
@@ -326,7 +326,7 @@ def test_a_report_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGHUP"])
 def test_the_process_of_a_report_ends_with_the_run(tmp_path, name):
-    """Otherwise it would write to a workdir that another run has locked."""
+    """A report that outlived its run would write to a workdir that another run may have locked."""
     stand_in = tmp_path / "python"
     stand_in.write_text(
         f"#!{sys.executable}\nimport os, time\nfrom mv2mae_jax import report\n"
@@ -342,7 +342,7 @@ def test_the_process_of_a_report_ends_with_the_run(tmp_path, name):
         assert run.poll() is None, run.stderr.read()
     child = int((tmp_path / "pid").read_text())
     run.send_signal(getattr(signal, name))
-    run.communicate()  # until the pipes of the child, which hold its own, are closed too
+    run.communicate()  # the child holds the same pipes, so this waits for it, too
     while (
         os.path.exists(f"/proc/{child}")
         and Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -54,7 +54,7 @@ def run(*command: str) -> None:
 
 
 class Browser:
-    """A headless Chromium with the few things that the tests ask of it."""
+    """A headless Chromium: opens pages, runs scripts, takes pictures and presses keys."""
 
     def __init__(self):
         from selenium import webdriver
@@ -123,7 +123,7 @@ def test_every_section_is_there_and_nothing_is_left_out(browser, pretrained, com
     assert "attention-1" not in ids and "left-out" not in ids
 
 
-def test_the_page_renders_without_a_word_on_the_console_and_asks_for_nothing(browser, page):
+def test_the_page_logs_nothing_to_the_console_and_fetches_nothing(browser, page):
     browser.open(page)
     assert browser.driver.get_log("browser") == []
     assert browser.run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:'))") == []
@@ -135,7 +135,7 @@ def test_the_page_renders_without_a_word_on_the_console_and_asks_for_nothing(bro
     assert page.stat().st_size < 5e6
 
 
-# Of every figure that can be seen: its number, its words, and its box in the page.
+# For every visible figure: its number, its description, and its box in the page.
 FIGURES = """
 return [...document.querySelectorAll('figure img, figure svg')].map((e, i) => {
   const box = e.getBoundingClientRect();
@@ -149,7 +149,7 @@ def test_every_figure_shows_something(browser, page):
     browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
     browser.run("document.querySelector('#pause').click()")
     seen = set()
-    for token in range(1, 6):  # hidden pictures come to light as their token is chosen
+    for token in range(1, 6):  # choosing a token shows its pictures
         browser.run("document.querySelectorAll(arguments[0]).forEach(i => i.click())", f".picker input[id$='-{token}']")
         screen = browser.page().astype(int)
         for number, described, *box in browser.run(FIGURES):
@@ -159,7 +159,7 @@ def test_every_figure_shows_something(browser, page):
             left, top, width, height = (round(value) for value in box)
             assert min(width, height) > 60, described
             pixels = screen[top + 2 : top + height - 2, left + 2 : left + width - 2]
-            if "encoder sees" not in described:  # may be all grey: nothing visible at that moment
+            if "encoder sees" not in described:  # may be all grey, if no token of that moment is visible
                 assert pixels.std(axis=(0, 1)).max() > 4, described
     assert len(seen) == len(browser.find("figure img, figure svg")) > 15
 
@@ -191,7 +191,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser, page):
     assert min(widths) > 250
 
 
-# The text's colour and the first background below it that is not transparent, of all text that can be seen.
+# For all visible text: its colour, the first background behind it that is not transparent, and its beginning.
 COLOURS = """
 const found = [];
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -221,7 +221,7 @@ def contrast(first: str, second: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_and_lines_can_be_told_from_their_background(browser, page, dark):
+def test_text_and_lines_have_enough_contrast(browser, page, dark):
     browser.open(page, dark=dark)
     browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
     body = browser.run("return getComputedStyle(document.body).backgroundColor")

@@ -1,4 +1,4 @@
-"""Folders of numbered images as videos: NUCLA's frame release, NTU's frames, one's own."""
+"""Folders of numbered images are read as videos: NUCLA's frame release, frames of NTU, and a user's own."""
 
 import tarfile
 import zipfile
@@ -19,7 +19,7 @@ from tests.video_files import time_shown, timed_frame
 
 
 def images(folder: Path, numbers, name: str = "{:04}.jpg", also: str = "") -> Path:
-    """Images that show their numbers, and perhaps grey ones beside them."""
+    """Writes images that show their numbers. With `also`, writes grey images of these names beside them."""
     folder.mkdir(parents=True)
     for number in numbers:
         cv2.imwrite(str(folder / name.format(number)), timed_frame(number)[..., ::-1])
@@ -115,17 +115,3 @@ def test_what_is_no_series_is_set_aside_with_its_reason(tmp_path):
     assert [reason for _, reason in listing.unmatched] == [
         "'t/2' holds several series of images, a*.jpg, b*.png: keep one of them"
     ]
-
-
-def test_livinglab_is_etri_in_other_persons():
-    names = catalog.get("etri_livinglab")
-    video = names.parse("P201-P210/P203/A010_P203_G002_C004.mp4")
-    assert (video.take, video.view, names.class_names[video.label]) == ("A010_P203_G002", "C004", "brushing teeth")
-    assert names.format(video) == "A010_P203_G002_C004.mp4" and names.sync == "frames"
-    for path, reason in {
-        "A010_P003_G002_C004.mp4": "another data set .--dataset=etri.",
-        "A056_P203_G002_C004.mp4": "actions are 1 to 55",
-        "A001_P203_G000_C004.mp4": "count from 1",
-    }.items():
-        with pytest.raises(ValueError, match=reason):
-            names.parse(path)

@@ -1,4 +1,4 @@
-"""Placement changes where arrays live, never what a step computes."""
+"""Sharding changes where arrays lie, but not what a step computes."""
 
 import os
 import pathlib
@@ -51,7 +51,7 @@ def assert_same_numbers(folder: pathlib.Path, slack=1.1, meshes=MESHES, **option
 
 
 def test_eight_devices_equal_one(tmp_path):
-    """The model is tiny; its kernels are cut nevertheless, its biases and tables of odd sizes are not."""
+    """MIN_FSDP_ELEMENTS is lowered so that the tiny model's kernels are sharded. Biases and odd sizes are not."""
     assert_same_numbers(tmp_path, slack=2.0, meshes=[{"data": 2, "fsdp": 4}], steps=3, min_fsdp_elements=64)
 
 
@@ -65,7 +65,7 @@ def test_eight_devices_equal_one_for_vit_s(tmp_path):
 
 @pytest.mark.slow
 def test_a_wide_model_is_cut_evenly_over_the_devices(tmp_path):
-    """Parameters, EMA and both moments of 16 bytes a weight: no device holds more than its share of 200 MB."""
+    """A weight takes 16 bytes: parameter, EMA and both moments. No device holds more than its share of 200 MB."""
     options = {"model": {"width": 1024, "num_heads": 16, "decoder_width": 256, "decoder_heads": 8}}
     options["optimizer"] = {"ema_decay": 0.99, "base_learning_rate": 1e-4}
     assert_same_numbers(tmp_path, steps=2, min_fsdp_elements=sharding.MIN_FSDP_ELEMENTS, **options)

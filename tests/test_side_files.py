@@ -1,4 +1,4 @@
-"""Damaged small files are said, set aside where a run writes them, and passed over where they are only read."""
+"""Damaged small files are reported, set aside by the run that writes them, and passed over by readers."""
 
 import json
 import os
@@ -27,7 +27,7 @@ BAD_LINES = {
 def test_the_other_lines_are_read_and_kept(tmp_path, capsys, line):
     path, content = tmp_path / "history.jsonl", LINES[0] + line + LINES[2]
     path.write_bytes(content)
-    for _ in range(2):  # whoever only reads changes nothing
+    for _ in range(2):  # reading alone changes nothing
         assert side_files.read_rows(path, side_files.is_numbers) == [ROWS[0], ROWS[2]]
         assert capsys.readouterr().out == f"{path} is damaged in line 2. Its other 2 line(s) are used.\n"
         assert path.read_bytes() == content

@@ -1,4 +1,4 @@
-"""Offsets that are known, estimated: from claps, from motion, and not at all where nothing tells."""
+"""Known offsets are estimated from claps and from motion, and none is given where the videos do not show one."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ SOUND_RATE = 8000
 
 
 def write_take(path: Path, begin: float, seconds: float, path_of_light, clap: float | None, seed: int, size=32) -> Path:
-    """A view, from `begin` on, of a light whose place is `path_of_light` (a function of seconds), and of a clap."""
+    """Writes a view that begins at `begin`. It shows a light, at `path_of_light(seconds)`, and may record a clap."""
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=30)
@@ -69,9 +69,9 @@ def test_known_offsets_are_found(tmp_path, method, frames):
         assert abs(found.seconds[view] - (begin - begins["A"])) * 30 <= frames, view
 
 
-def test_what_does_not_tell_is_not_guessed(tmp_path, capsys):
+def test_an_offset_that_the_videos_do_not_show_is_not_guessed(tmp_path, capsys):
     write_take(tmp_path / "t_camA.mp4", 0, 4, wandering(1), None, 0)
-    write_take(tmp_path / "t_camB.mp4", 0, 4, wandering(2), None, 1)  # of something else
+    write_take(tmp_path / "t_camB.mp4", 0, 4, wandering(2), None, 1)  # films another movement
     (tmp_path / "t_camC.mp4").write_bytes(b"no video")
     output = tmp_path / "out" / "offsets.csv"
     output.parent.mkdir()

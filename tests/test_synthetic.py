@@ -71,7 +71,7 @@ def test_setup_and_class_are_independent():
         expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
         chi_squared = ((table - expected) ** 2 / expected).sum()
         freedom = (len(values) - 1) * (len(ACTIONS) - 1)
-        assert chi_squared < freedom / 2, (attribute, chi_squared)  # Random assignment would give about `freedom`.
+        assert chi_squared < freedom / 2, (attribute, chi_squared)  # A random assignment would give about `freedom`.
 
 
 @pytest.mark.parametrize("num_takes", [100, 160, 200])
@@ -222,7 +222,7 @@ def test_normals_point_away_from_the_sphere_that_touches_the_surface():
         normal = np.stack([flat * np.cos(turn), flat * np.sin(turn), np.full(50, lift)], axis=1)
         surface = share[:, None] * [0, 0, length] + (r0 + share * (r1 - r0))[:, None] * normal
         np.testing.assert_allclose(renderer._along(surface, length, r0, r1), share, atol=1e-6)
-    # Beyond the ends it is the end's sphere.
+    # Beyond the ends, the sphere at the end touches.
     np.testing.assert_array_equal(renderer._along(np.array([[0, 0, -0.1], [0, 0, 0.4]]), 0.3, 0.1, 0.1), [0, 1])
 
 
@@ -378,7 +378,7 @@ def test_the_background_does_not_depend_on_the_class():
             body = writer.take_body(SEED, take)
             points = np.concatenate([joint[:1] for joint in body.joints.values()])
             shadow = room.light + (points - room.light) * (room.light[2] / (room.light[2] - points[:, 2:]))
-            for cloud, metres in ((points, 0.4), (shadow, 0.6)):  # Joints lie within this of the skin and the shade.
+            for cloud, metres in ((points, 0.4), (shadow, 0.6)):  # Skin and shadow are nearer to a joint than this.
                 low, high = cloud.min(axis=0) - metres, cloud.max(axis=0) + metres
                 corners = np.array(list(itertools.product(*zip(low, high, strict=True))))  # (8, 3)
                 pixels = camera.project(corners)[0]
@@ -446,7 +446,7 @@ def test_the_sheet_shows_every_camera(tmp_path, capsys):
     assert main(arguments) == 0
     sheet = tmp_path / "contact_sheet.png"
     assert sheet.exists() and str(sheet) in capsys.readouterr().out
-    assert main(arguments) == 0  # The sheet is no stranger in the folder.
+    assert main(arguments) == 0  # The sheet counts as a file of the data set.
 
 
 @pytest.mark.parametrize("text", ["321x180", "320x181", "16x16", "320", "axb", "-320x180"])

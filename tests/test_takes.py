@@ -1,4 +1,4 @@
-"""Reading a prepared set back: the right frames, upright, in the right colours, and only those."""
+"""Reading a prepared set: only the wanted frames are decoded, upright and in the right colours."""
 
 import concurrent.futures
 import json
@@ -19,8 +19,8 @@ from tests import video_files
 
 SHORT_SIDE = 32
 REAL = Path(__file__).parent.parent.parent / "shared" / "real_multiview"
-# [ours] Mean over pixels and colours, of 255: what JPEG at quality 90 with halved chroma may cost; up to 3.1 on real
-# pictures rich in detail, where a shift by one pixel costs more than 7.
+# [ours] The mean error that JPEG of quality 90 with halved chroma may cause, on a scale of 255. On real pictures with
+# much detail it causes up to 3.1, and a shift by one pixel more than 7.
 JPEG_TOLERANCE = 4.0
 
 
@@ -65,7 +65,7 @@ def test_frames_are_those_of_the_video_resized(raw, prepared):
 
 
 def test_colours_are_red_green_blue(prepared):
-    square = prepared.read(0, np.array([0]))[0, 16, 4]  # inside of the square, whose colour is (220, 30, 30)
+    square = prepared.read(0, np.array([0]))[0, 16, 4]  # inside the square, whose colour is (220, 30, 30)
     assert np.abs(square.astype(int) - (220, 30, 30)).max() < 25
 
 

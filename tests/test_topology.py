@@ -1,4 +1,4 @@
-"""Reports for absent hardware: loops, products, traffic and communication are counted right, and what follows."""
+"""Reports for absent hardware: products, loops, traffic and collectives are counted, and bounds follow from them."""
 
 import dataclasses
 import importlib.metadata
@@ -59,7 +59,7 @@ def unrolled():
 def test_scanned_layers_count_as_often_as_they_run(scanned, unrolled):
     looped, flat = (hlo_cost.matmul_flops(hlo.parse(program.as_text())) for program in (scanned, unrolled))
     assert looped == pytest.approx(flat, rel=1e-6)
-    # XLA's own count takes each of three stacks of two layers for one layer: that is why there is another one.
+    # XLA's own count takes each of three stacks of two layers for one layer, so that hlo_cost counts by itself.
     assert scanned.cost_analysis()["flops"] < 0.8 * unrolled.cost_analysis()["flops"]
 
 
@@ -69,7 +69,7 @@ def test_traffic_agrees_with_xla_where_nothing_loops(unrolled):
 
 
 def forward_flops(*, width: int, depth: int, decoder_width: int, decoder_depth: int) -> float:
-    """Products of one sample's forward pass, counted by hand: two views encoded and decoded, and one cross-decoded."""
+    """FLOPs of one sample's forward pass by formula: two views are encoded and decoded, and one is cross-decoded."""
 
     def block(tokens: int, width: int, source: int = 0) -> float:
         dense = 2 * tokens * 12 * width**2  # qkv 3, projection 1, MLP 8
@@ -97,7 +97,7 @@ def test_model_flops_are_three_forward_passes(scan_layers):
 def test_the_program_computes_what_the_model_needs(scanned):
     executed = hlo_cost.matmul_flops(hlo.parse(scanned.as_text()))
     needed = topology.model_flops(tiny_config())
-    # The pixels have no gradient: the patch embedding saves one of its three products.
+    # Pixels need no gradient, which saves one of the patch embedding's three products.
     saved = 4 * 2 * 2 * VISIBLE * PATCH * 24
     assert executed == pytest.approx(needed - saved, rel=1e-6)
 
@@ -159,7 +159,7 @@ def test_collectives_of_eight_devices(eight_devices):
 
 
 def test_fsdp_gathers_weights_and_no_activations(eight_devices):
-    """Without `sharding.whole` the products follow the cut of the weights, and activations are exchanged."""
+    """Without `sharding.whole`, products would follow the weights' sharding, and activations would be exchanged."""
     step = eight_devices["step"]
     assert set(step) <= {"all-gather", "reduce-scatter", "all-reduce"}
     params = jax.eval_shape(Pretrain.from_config(tiny_config()).init, jax.random.key(0))
@@ -233,8 +233,8 @@ ENTRY %main (x: (s32[], f32[12,8,128], f32[12,8,128]), y: bf16[100,64]) -> bf16[
 
 def test_main_memory_traffic_of_slices_loops_and_fast_memory():
     module = hlo.parse(TRAFFIC)
-    layer = 8 * 128 * 4  # one layer is read and one written in each of 12 rounds; the stacks are not
-    padded = 104 * 128 * 2  # rows to a multiple of 8, columns to 128; the copy and the sum lie in VMEM
+    layer = 8 * 128 * 4  # each of 12 rounds reads and writes one layer, not the whole stacks
+    padded = 104 * 128 * 2  # rows are padded to a multiple of 8, columns to 128; copy and sum lie in VMEM
     moved = hlo_cost.bytes_moved(module, hlo_cost.hbm_bytes)
     assert moved["copy"] == padded
     counters = moved["fusion"] - 12 * 2 * layer
@@ -289,7 +289,7 @@ def test_asynchronous_collectives_of_tpus_count_once_and_joined_sums_each():
     assert scatter.wire_bytes == 1 / 2 * 256
 
 
-# As the TPU compiler writes it, shortened: a gather starts, goes on beside a sum, and ends. Its buffers are handed on.
+# A shortened program of the TPU compiler. A gather starts, runs beside a sum, and ends; its buffers pass through all.
 IN_FLIGHT = """HloModule m, num_partitions=4
 
 %start (p: f32[2,8]) -> (f32[2,8], f32[8,8], s32[2]) {
@@ -388,7 +388,7 @@ def test_bounds_come_from_the_slowest_of_three():
 
 
 def test_clocks_of_the_published_peaks():
-    """v4's clock is published, so that the rule by which the others' follow can be held against it."""
+    """The clocks of other chips are derived from their peaks. v4's clock is published, which checks the derivation."""
     assert CHIPS["v4"].flops_per_second / (2 * 128 * 128 * 8) == pytest.approx(CHIPS["v4"].clock_hz, rel=0.01)
 
 
@@ -416,7 +416,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(message):
 
 
 class Refused(jax.stages.Lowered):
-    """A step of whose program the compiler says that it does not fit."""
+    """A lowered step that the compiler refuses for lack of memory."""
 
     def __init__(self):
         pass
@@ -516,7 +516,7 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_libtpu
 def test_the_compiler_refuses_a_batch_that_does_not_fit():
-    """Its words differ from version to version; this one's must be understood."""
+    """The compiler's wording differs between versions. The wording of the installed one must be understood."""
     where = topology.find_slice("v5e:2x2")
     record = topology.report(tiny_config("compute_dtype=bfloat16", "global_batch_size=4000000"), where)
     assert not record["fits"]
@@ -557,7 +557,7 @@ topology.lower_train_step(configs.load("configs/ntu120.py", overrides), where.de
 @needs_libtpu
 @pytest.mark.skipif("CI" in os.environ, reason="compiles for three minutes of a core")
 def test_the_compiler_of_v6e_takes_the_predictions_of_several_views():
-    """It aborts where it makes cutting them into views a part of the product: at these sizes, not at smaller ones."""
+    """The compiler aborts if it fuses the split into views with the product. Smaller sizes do not show this."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", COMPILE_FOR_V6E], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:2000]

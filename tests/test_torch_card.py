@@ -1,6 +1,5 @@
-"""The model cards: their code runs as it is pasted, names are no markup, and no path of this machine is told."""
+"""Model cards: their code runs as pasted, names cannot become markup, and no path of this machine appears."""
 
-import contextlib
 import functools
 import json
 import re
@@ -79,7 +78,7 @@ def test_every_snippet_runs_as_pasted(kind, layout, tmp_path, monkeypatch, hub_m
 
 
 def vision_transformer(*, img_size, patch_size, tubelet_size, all_frames, num_classes, **sizes):
-    """Stands in for VideoMAE's, whose package is not installed here: the same parameters by the same names."""
+    """Stands for VideoMAE's model, whose package is not installed here. Parameters have the same names and shapes."""
     assert sizes["qkv_bias"] and sizes["norm_layer"](4).eps == 1e-6
     return mv2mae_torch.Classifier(
         clip_size=(all_frames, *img_size),
@@ -115,7 +114,7 @@ def test_the_data_set_is_named_where_it_is_there(tmp_path, monkeypatch):
 
 
 def test_names_are_no_markup(tmp_path, monkeypatch):
-    """Read by an independent parser of Markdown: every name is one inline code, and all else stands as it would."""
+    """A Markdown parser finds every name as one inline code, and the card's headings, table and fence as intended."""
     markdown_it = pytest.importorskip("markdown_it")
     run = make_run("fine_tuned", git_revision="`$|<i>", metrics={"test/a|b`c": 0.5, "test/top_1": 0.25})
     run.config.data.protocol = "x`|y"
@@ -136,10 +135,8 @@ def test_names_are_no_markup(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [*HOSTILE_NAMES, "", "`", "``` `` `", " x "])
 def test_inline_code(name):
-    written = model_card.code(name)
-    with contextlib.suppress(ImportError):
-        from markdown_it import MarkdownIt
-
-        (paragraph,) = [token for token in MarkdownIt().parse(f"a {written} b") if token.type == "inline"]
-        kinds = [child.type for child in paragraph.children]
-        assert kinds == ["text", "code_inline", "text"] or not name.strip()
+    markdown_it = pytest.importorskip("markdown_it")
+    tokens = markdown_it.MarkdownIt().parse(f"a {model_card.code(name)} b")
+    (paragraph,) = [token for token in tokens if token.type == "inline"]
+    kinds = [child.type for child in paragraph.children]
+    assert kinds == ["text", "code_inline", "text"] or not name.strip()

@@ -1,4 +1,4 @@
-"""Fine-tuned classifiers on their way to PyTorch and back, against transformers' VideoMAEForVideoClassification."""
+"""Fine-tuned classifiers, exported and imported, compared with transformers' VideoMAEForVideoClassification."""
 
 import functools
 import json
@@ -173,7 +173,7 @@ def make_run(variant: str, depth: int | None = None) -> trained_run.Run:
     """A run as `read_run` returns it, of random weights: full widths, a short clip."""
     config = tiny.make_finetune_config("model.drop_path=0.0")
     config.model.update(variant=variant, tubelet_size=TUBELET, width=None, num_heads=None, depth=depth)
-    config.model.norm_affine = "folded"  # as on a GPU; what is compared layer by layer is not
+    config.model.norm_affine = "folded"  # as on a GPU; the comparison layer by layer uses the other form
     config.data.crop_size = CLIP[1:]
     model = classifier.from_config(config, NUM_CLASSES)
     return trained_run.Run(
@@ -200,14 +200,14 @@ def hugging_face(folder):
 
 
 def export(run, folder):
-    """The files alone; the exporter's own check has its own tests."""
+    """Writes the files without the exporter's check, which has tests of its own."""
     folder.mkdir()
     exporter.write_hugging_face(run, names.to_videomae(run.params, TUBELET), folder)
 
 
 @pytest.mark.parametrize("variant", ["Ti", "S", "B"])
 def test_logits_agree_with_transformers_both_ways(variant, tmp_path):
-    """Exported weights there, and their own weights imported here."""
+    """Weights exported to transformers, and weights imported from it, give the same logits."""
     run = make_run(variant)
     model, video = scanned(run), random_video(run.model)
     export(run, tmp_path / "ours")
@@ -224,7 +224,7 @@ def test_logits_agree_with_transformers_both_ways(variant, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     fresh = jax.tree.map(jnp.zeros_like, layers.stack_blocks(run.params))
     params = importer.load_videomae(tmp_path / "theirs", fresh, model)
-    assert np.abs(np.asarray(expected - found)).max() > 1e-2  # other weights indeed
+    assert np.abs(np.asarray(expected - found)).max() > 1e-2  # the weights are different ones
     np.testing.assert_allclose(make_logits(model, params, video), expected, atol=1e-4)
 
 

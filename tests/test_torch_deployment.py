@@ -1,4 +1,4 @@
-"""The port in what models are served with: any batch size in torch.export and ONNX, torch.compile, bfloat16."""
+"""The port in torch.export and ONNX with any batch size, in torch.compile, and in other dtypes."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ NUM_TOKENS = 48
 
 
 class Features(nn.Module):
-    """What torch.export and ONNX take: a module whose `forward` is the method wanted."""
+    """A module whose `forward` is the model's `features`, as torch.export and ONNX take only `forward`."""
 
     def __init__(self, model):
         super().__init__()
@@ -64,7 +64,7 @@ def as_tuple(outputs):
 
 
 KINDS = ("classifier", "features", "encoder", "reconstruction")
-# One of them says most of it; compilers take their time.
+# Compilers are slow, so that only one kind is tested by default.
 MOSTLY_SLOW = ("classifier", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:]))
 
 
@@ -96,8 +96,8 @@ def test_onnx_leaves_the_batch_size_open(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_torch_compile_takes_it_whole(kind):
-    """Without a break in the graph. The backend leaves out the C++ compiler."""
+def test_torch_compile_makes_one_graph(kind):
+    """The backend "eager" does without the C++ compiler."""
     module, inputs = make(kind)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Exports and imports of a small run: nothing is lost, and what is wrong does not pass."""
+"""Exports and imports of a small run: no value is lost, and wrong exports are refused."""
 
 import argparse
 import dataclasses
@@ -84,7 +84,7 @@ def test_export_and_import_are_inverse_to_the_last_bit(workdir, tmp_path, layout
 @pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
 @pytest.mark.parametrize("layout", ["hf", "videomae"])
 def test_heads_predict_what_the_other_side_compares_with(tmp_path, layout, target):
-    """The loss of the file's predictions by VideoMAE's definition is that of JAX's, in pixels from 0 to 1."""
+    """VideoMAE's loss, in pixels from 0 to 1, is the same for the predictions of the file and of JAX."""
     workdir = make_run(tmp_path / "run", target)
     assert run_command(workdir, layout, tmp_path / "out") == 0
     task, params = tiny_task(), tiny_params(6)
@@ -121,7 +121,7 @@ def test_heads_predict_what_the_other_side_compares_with(tmp_path, layout, targe
 
 
 def test_a_wrong_target_is_caught(workdir, tmp_path, capsys, monkeypatch):
-    """Layers agree, the loss does not."""
+    """All layers agree, but the loss differs."""
     right = exporter.hugging_face_config
     monkeypatch.setattr(exporter, "hugging_face_config", lambda run: right(run) | {"norm_pix_loss": True})
     assert run_command(workdir, "hf", tmp_path / "hf") == 1
@@ -163,7 +163,7 @@ def test_decoders_of_another_target_are_told(workdir, tmp_path, layout, capsys):
     ["C001", "a`b", "``", "`", "a|b", "*x* _y_ __z__", "<b>&amp;", "[a](b) ![c](d)", "# h", "$x$", "a\\|b", "~~x~~"],
 )
 def test_names_are_no_markup_in_the_card(name):
-    """By a Markdown parser, in a table and among text."""
+    """A Markdown parser reads the names as code, in a table and within text."""
     parser = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False})
     table = f"| metric | |\n|---|---|\n| {model_card.cell(f'top_1/{name}')} | 0.5 |\n"
     assert f"<td><code>top_1/{html.escape(name)}</code></td>\n<td>0.5</td>" in parser.render(table)
@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path, capsys):
 
 
 def test_the_port_needs_nothing_but_torch_and_computes_both_decoders(workdir, tmp_path):
-    """In an interpreter that sees neither this package nor JAX; two source views, other masks than the target's."""
+    """The interpreter sees neither this package nor JAX. There are two source views, with a mask ratio of their own."""
     run_command(workdir, "port", tmp_path / "out")
     task = dataclasses.replace(tiny_task(), num_source_views=2, source_mask_ratio=0.5)
     rng = np.random.default_rng(5)
@@ -289,7 +289,7 @@ def test_of_a_run_with_a_joint_decoder_the_encoder_is_exported(tmp_path, capsys)
     with torch.no_grad():
         found = mv2mae_torch.load(tmp_path / "port").features(torch.from_numpy(video))
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    fresh = jax.tree.map(jnp.asarray, tiny_params(99))  # of a model with MV2MAE's decoders
+    fresh = jax.tree.map(jnp.asarray, tiny_params(99))  # parameters of a model with MV2MAE's decoders
     imported = importer.load_videomae(tmp_path / "videomae" / "videomae.pth", fresh, tiny_task().model)
     jax.tree.map(np.testing.assert_array_equal, imported["encoder"], params["encoder"])
     jax.tree.map(np.testing.assert_array_equal, imported["decoder"], fresh["decoder"])
@@ -329,7 +329,7 @@ def first_differences(video: np.ndarray) -> np.ndarray:
 
 
 def exchange_heads(state):
-    """The first two heads of one projection's input."""
+    """Exchanges the first two heads in the input of one projection."""
     weight = state["decoder.blocks.1.attn.proj.weight"]
     head = weight.shape[1] // 3
     weight[:, : 2 * head] = np.roll(weight[:, : 2 * head], head, axis=1)
@@ -374,7 +374,7 @@ def test_a_wrong_eps_is_caught(workdir, tmp_path, capsys, monkeypatch):
     assert "encoder.blocks.0.norm1 is a LayerNorm with eps 1e-12" in capsys.readouterr().err
 
 
-def test_without_torch_nothing_is_claimed(workdir, tmp_path, monkeypatch, capsys):
+def test_without_torch_the_card_says_that_nothing_was_compared(workdir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(exporter, "_installed", lambda package: False)
     assert run_command(workdir, "hf", tmp_path / "hf") == 0
     assert "NOT compared with JAX: torch and transformers" in capsys.readouterr().out
@@ -417,7 +417,7 @@ def prefixed(prefix, state):
 
 
 def as_videomae_saves(state):
-    """What `utils.save_model` of VideoMAE writes."""
+    """The content of a file by VideoMAE's `utils.save_model`."""
     options = argparse.Namespace(normlize_target=True, mask_ratio=0.9, output_dir="x", opt_betas=[0.9, 0.95])
     return {"model": state, "optimizer": {"state": {}}, "epoch": 3, "scaler": {"scale": 1.0}, "args": options}
 
@@ -457,7 +457,7 @@ def as_numpy(state):
 
 
 def write_shards(folder, state, extension):
-    """As transformers' save_pretrained writes a model that is larger than `max_shard_size`."""
+    """Writes two files and an index, as save_pretrained does for a model larger than `max_shard_size`."""
     stem, index = {
         "safetensors": ("model-0000{}-of-00002.safetensors", "model.safetensors.index.json"),
         "bin": ("pytorch_model-0000{}-of-00002.bin", "pytorch_model.bin.index.json"),
@@ -542,7 +542,7 @@ def test_a_decoder_is_loaded_whole_or_not_at_all(tiny_state, tmp_path, caplog):
 
 
 def test_positions_follow_the_model_that_imports(workdir, tmp_path):
-    """More frames and another resolution: the weights fit, and the table is the larger clip's."""
+    """The importing model has more frames and another resolution. Weights fit, and positions are those of its clip."""
     run_command(workdir, "videomae", tmp_path / "out")
     config = tiny.make_config()
     config.data.num_frames, config.data.crop_size = 8, (48, 32)

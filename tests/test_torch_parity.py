@@ -1,4 +1,4 @@
-"""Exported and imported models against an independent implementation: transformers' VideoMAE, in float32."""
+"""Exported and imported models compared with an independent implementation, transformers' VideoMAE, in float32."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from mv2mae_jax.torch_export import exporter, trained_run
 from mv2mae_jax.torch_weights import importer, names
 from tests import tiny, torch_runs
 
-CLIP, TUBELET = (4, 32, 48), (2, 16, 16)  # grid (2, 2, 3): no two axes alike but one
+CLIP, TUBELET = (4, 32, 48), (2, 16, 16)  # grid (2, 2, 3)
 NUM_TOKENS = 12
 VISIBLE = np.array([[0, 3, 4, 8, 11], [1, 2, 5, 7, 9]], np.int32)
 HIDDEN = np.array([[i for i in range(NUM_TOKENS) if i not in row] for row in VISIBLE], np.int32)
@@ -52,7 +52,7 @@ def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None)
 
 
 def export(run: trained_run.Run, folder) -> None:
-    """The files alone; the exporter's own check has its own tests."""
+    """Writes the files without the exporter's check, which has tests of its own."""
     folder.mkdir()
     exporter.write_hugging_face(run, names.to_videomae(run.params, TUBELET), folder)
 
@@ -78,7 +78,7 @@ def jax_reconstruction(model, params, video):
 
 
 def transformers_reconstruction(model, video):
-    """The same of transformers' model."""
+    """The features and predictions of transformers' model."""
     pixels = torch_runs.pixel_values(video)
     with torch.no_grad():
         features = model.videomae(pixels).last_hidden_state
@@ -86,7 +86,7 @@ def transformers_reconstruction(model, video):
 
 
 def hugging_face(folder, **config):
-    """VideoMAEForPreTraining from a folder: (model with VideoMAE's own eps in the decoder's last norm, report)."""
+    """VideoMAEForPreTraining from a folder: (model, loading report). The decoder's last norm has VideoMAE's own eps."""
     model, report = transformers.VideoMAEForPreTraining.from_pretrained(folder, output_loading_info=True, **config)
     model.decoder.norm.eps = 1e-6
     return model.eval(), report
@@ -94,7 +94,7 @@ def hugging_face(folder, **config):
 
 @pytest.mark.parametrize("variant", ["Ti", "S", "B"])
 def test_features_and_predictions_agree_with_transformers_both_ways(variant, tmp_path):
-    """Exported weights there, and their own weights imported here."""
+    """Weights exported to transformers, and weights imported from it, give the same features and predictions."""
     run, video = make_run(variant), random_video(2)
     export(run, tmp_path / "ours")
     theirs, report = hugging_face(tmp_path / "ours")
@@ -121,7 +121,7 @@ def test_features_and_predictions_agree_with_transformers_both_ways(variant, tmp
     for found, earlier, ours in zip(
         transformers_reconstruction(theirs, video), before, compute(imported, video), strict=True
     ):
-        assert np.abs(found - earlier).max() > 1e-2  # other weights indeed
+        assert np.abs(found - earlier).max() > 1e-2  # the weights are different ones
         np.testing.assert_allclose(ours, found, atol=1e-4)
 
 
@@ -179,7 +179,7 @@ def relative_difference(first, second) -> float:
 
 
 def test_the_state_dict_of_vit_s_is_videomaes():
-    """218 tensors, 24,029,376 parameters: counted in VideoMAE's pretrain_videomae_small_patch16_224."""
+    """VideoMAE's pretrain_videomae_small_patch16_224 with decoder_depth=4 has 218 tensors of 24,029,376 parameters."""
     state = names.to_videomae(make_run("S", cross_view=False).params, TUBELET)
     assert len(state) == 218
     assert sum(array.size for array in state.values()) == 24_029_376

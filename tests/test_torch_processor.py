@@ -1,4 +1,4 @@
-"""Videos on their way into an exported model: frames and crops are those of training, whatever the video's shape."""
+"""The exported processor chooses the frames and crops of training, for videos of any shape."""
 
 import functools
 import json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("hub_modules")
 
 @pytest.fixture(scope="module", params=[(32, 32), (64, 96), (96, 64)], ids=str)
 def exported(request, tmp_path_factory):
-    """A pre-trained run's (run, Hugging Face folder) of this crop size, random weights."""
+    """(run, Hugging Face folder) of a pre-trained run with random weights and this crop size."""
     config = tiny.make_config()
     config.data.crop_size, config.data.frame_stride = request.param, STRIDE
     task = Pretrain.from_config(config)
@@ -77,7 +77,7 @@ def centred_cosine(first, second):
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (170, 302), (97, 97)], ids=str)
-def test_raw_frames_give_the_features_of_the_own_path(exported, size):
+def test_raw_frames_give_the_features_of_this_project(exported, size):
     run, folder = exported
     video = blobs(*size)
     encode = torch_runs.jit(functools.partial(features.encode, run.model))
@@ -98,7 +98,7 @@ def test_raw_frames_give_the_features_of_the_own_path(exported, size):
     wrong = processor(list(video[:4]), return_tensors="pt")  # other frames
     assert centred_cosine(theirs_of(wrong), expected) < 0.9
 
-    # transformers' own class shows part of the crop of training at least, without black bars, and undistorted.
+    # transformers' own class shows a part of training's crop, without black bars or distortion.
     plain = transformers.VideoMAEImageProcessorPil.from_pretrained(folder)
     white = plain([np.full((*size, 3), 255, np.uint8)] * 4, return_tensors="np")["pixel_values"]
     assert white.shape == (1, 4, 3, *run.model.clip_size[1:]) and white.min() > 2
@@ -162,7 +162,7 @@ def test_a_saved_processor_is_the_same(exported, tmp_path):
 
 
 def test_the_folder_stands_alone(exported, tmp_path):
-    """Copied elsewhere, as to the Hub."""
+    """A copy of the folder works alone, as it must on the Hub."""
     shutil.copytree(exported[1], tmp_path / "copy")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "copy", trust_remote_code=True)
     assert processor.frame_stride == STRIDE

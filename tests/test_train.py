@@ -1,4 +1,4 @@
-"""The training step and the loop: accumulation and interruption change nothing."""
+"""The training step and the loop. Accumulation and interruptions do not change the results."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_accumulated_parts_equal_the_whole_batch(plain_run):
 
 
 def test_a_step_equals_its_definition():
-    """One AdamW step written out from the loss's gradient, without mesh and donation."""
+    """One step of AdamW, computed from the loss's gradient without mesh and donation."""
     config = tiny.make_config()
     task = Pretrain.from_config(config)
     schedule = optim.Schedule(peak_learning_rate=0.01, final_learning_rate=0.0, warmup_steps=0, total_steps=10)
@@ -68,7 +68,7 @@ def test_a_step_equals_its_definition():
         return parameter - 0.01 * (gradient / (jnp.abs(gradient) + 1e-8) + decay)  # bias-corrected first step
 
     expected = jax.tree_util.tree_map_with_path(adamw, state.params, grads)
-    # Where a gradient is near zero its sign, all that is left of it in the first step, is a matter of rounding.
+    # The first step depends on the gradient's sign alone, which rounding may change where the gradient is near zero.
     sure = jax.tree.map(lambda g: jnp.abs(g) > 1e-5, grads)
     jax.tree.map(
         lambda a, b, s: np.testing.assert_allclose(np.where(s, a, 0), np.where(s, b, 0), rtol=1e-3, atol=2e-5),
@@ -90,7 +90,7 @@ def test_steps_differ_in_their_masks():
 
 
 def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monkeypatch):
-    """Each batch that waits for the device occupies its memory."""
+    """Every batch that waits for the device occupies device memory."""
     done = []
 
     def slow(values):
@@ -150,13 +150,13 @@ def final_state(workdir):
 
 @pytest.mark.slow
 def test_an_interrupted_run_equals_an_uninterrupted_one(synthetic_set, tmp_path):
-    """Stopped and started again by the same command: equal bit for bit, with EMA and accumulation."""
+    """A run that is stopped and started again by the same command ends equal bit for bit, with EMA and accumulation."""
     options = ("optimizer.ema_decay=0.9", "optimizer.accumulation_steps=2")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     first = run(whole, synthetic_set, *options)
     assert "6/6  100%" in first.stdout
 
-    # The interruption: a third of the way the data can no longer be read, as if the machine had been taken away.
+    # Reading the data fails after three batches, which stands for a machine that was taken away.
     code = """
 import os, sys, time
 from data import pipeline
@@ -196,7 +196,7 @@ sys.exit(run.main(sys.argv[1:]))
     started = run(
         tmp_path / "from", synthetic_set, f"init_from={parts}", "total_steps=1", "optimizer.base_learning_rate=1e-9"
     )
-    assert "6" in started.stdout
+    assert f"parameters taken from {parts}." in started.stdout
     _, new_state = final_state(tmp_path / "from")
     assert_close(new_state["params"], state["ema_params"], rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""3D joints and cameras beside the videos: they lie where pictures show the actor; what does not fit is refused."""
+"""3D joints and cameras beside the videos: joints lie on the actor in the pictures, and wrong tables are refused."""
 
 import pickle
 import re
@@ -31,7 +31,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-# --- What is generated, and what preparation makes of it --------------------------------------------------------------
+# --- Generated joints and cameras, and their preparation --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=STYLES)
@@ -78,7 +78,7 @@ def test_joints_are_projected_onto_the_actor(generated):
     points = prepared.truth.in_pixels(rows, frames)
     assert points.shape == (len(rows), 7, len(actors.JOINTS), 2) and points.dtype == np.float32
     assert on_the_actor(prepared, style, points) > 0.95
-    assert on_the_actor(prepared, style, points + np.array([SHORT_SIDE / 6, 0])) < 0.4  # beside the actor
+    assert on_the_actor(prepared, style, points + np.array([SHORT_SIDE / 6, 0])) < 0.4  # a shift beside the actor
     other = np.roll(rows, 1)
     assert np.abs(prepared.truth.in_pixels(other, frames[other]) - points)[..., 0].max() > 3
 
@@ -138,7 +138,7 @@ def test_points_behind_a_camera_have_no_pixel(generated):
     assert np.isfinite(found[0, 0]).all() and np.isnan(found[0, 1]).all()
 
 
-def test_frames_beyond_the_end_are_refused_and_processes_get_it_without_its_tables(generated):
+def test_frames_beyond_the_end_are_refused_and_pickles_leave_out_the_tables(generated):
     _, prepared, _ = generated
     rows, frames = rows_and_frames(prepared)
     with pytest.raises(ValueError, match="beyond the end"):
@@ -163,7 +163,7 @@ def test_any_flipped_bit_of_the_truth_is_found(generated, capsys):
     assert prepare.main(["--verify", f"--output={folder}"]) == 0
 
 
-# --- What a user gives ------------------------------------------------------------------------------------------------
+# --- Joints and cameras of a user -------------------------------------------------------------------------------------
 
 HIP = np.array([4.0, -3.0, 1.0])
 NAMES, HEIGHT, WIDTH, NUM_FRAMES = ("hip", "head", "hand"), 48, 64, 12
@@ -218,7 +218,7 @@ def prepare_folder(raw: Path, output: Path, *more: str) -> int:
     return prepare.main(["--dataset=folder", f"--input={raw}", f"--output={output}", "--workers=1", *more])
 
 
-def test_a_set_without_truth_is_as_it_was(videos, tmp_path):
+def test_truth_adds_its_files_and_changes_no_other(videos, tmp_path):
     assert prepare_folder(videos, tmp_path / "without") == 0
     raw = tmp_path / "raw"
     shutil.copytree(videos, raw)
@@ -247,7 +247,7 @@ def test_motion_capture_of_ones_own_is_carried(videos, tmp_path, capsys):
     np.testing.assert_allclose(middle, np.broadcast_to([15.5, 11.5], middle.shape), atol=1e-4)
 
 
-def test_named_sets_take_it_too(tmp_path):
+def test_named_data_sets_take_a_truth(tmp_path):
     path = "S001C{:03}P001R001A001_rgb.avi"
     frames = video_files.moving_square(NUM_FRAMES, HEIGHT, WIDTH, seed=0)
     joints, cameras = motion_capture(num_takes=1)
@@ -379,7 +379,7 @@ def test_a_bad_form_is_told_before_anything_is_decoded(videos, tmp_path, capsys)
     (source / truth.SKELETON).unlink()
     raw = tmp_path / "raw"
     shutil.copytree(videos, raw)
-    shutil.copytree(source, raw / "truth")  # found by itself, and not passed over because a file is missing
+    shutil.copytree(source, raw / "truth")  # is found without --truth, and not passed over although a file is missing
     for option in ([f"--truth={source}"], ["--truth=nowhere"], []):
         for dry in ([], ["--dry_run"]):
             assert prepare_folder(raw, tmp_path / "prepared", *option, *dry) == ExitCode.REFUSED, option

@@ -1,4 +1,4 @@
-"""Clips cut into tubelets and put together again, their positions and pixels."""
+"""Clips are cut into tubelets and put together again; positions and normalised pixels."""
 
 import math
 
@@ -26,8 +26,8 @@ def test_patchify_against_slicing():
     np.testing.assert_array_equal(tubelets.unpatchify(tokens, CLIP, TUBELET), video)
 
 
-def test_cutting_what_was_put_together_compiles_to_nothing():
-    """mv2mae_jax/models/stored_frames.py relies on it."""
+def test_patchify_after_unpatchify_compiles_to_nothing():
+    """mv2mae_jax/models/stored_frames.py relies on this."""
     video = jnp.zeros((2, *CLIP, 3), jnp.uint8)
     tokens = tubelets.patchify(video, TUBELET)
 

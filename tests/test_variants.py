@@ -1,4 +1,4 @@
-"""Models by name and by config: what is refused, and what `auto` means."""
+"""Models by name and by config: refused settings, and the meaning of `auto`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pictures can be read back and show what they say."""
+"""Pictures can be read back and show the given videos and weights."""
 
 import cv2
 import numpy as np
@@ -51,7 +51,7 @@ def test_blurring_removes_fine_detail_from_every_video(tmp_path):
     sharp = visualize.write(shown, str(tmp_path / "sharp"), step=1)["sample_0"]
     blurred = visualize.write(shown, str(tmp_path / "blurred"), step=1, blur_sigma=3.0)["sample_0"]
     row_height = sharp.shape[0] // 6
-    for row in range(5):  # noise in, nearly grey out
+    for row in range(5):  # blurred noise is nearly grey
         rows = slice(row * row_height + visualize._LABEL_HEIGHT, (row + 1) * row_height - 4)
         tile = slice(0, 112)
         assert blurred[rows, tile].std() < 0.25 * sharp[rows, tile].std()

@@ -1,4 +1,4 @@
-"""Runs small enough for tests: their configs, and pre-training's steps without files around them."""
+"""Runs small enough for tests: their configs, and pre-training steps without data files."""
 
 import math
 
@@ -12,11 +12,11 @@ from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.train import jit_train_step
 
-# Compiler options of what is compiled much and run little; as XLA_FLAGS for subprocesses.
+# Compiler options for programs that compile long and run briefly. QUICK_FLAGS are the same as XLA_FLAGS.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 QUICK_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
 
-# As command-line overrides, so that the same run can be started with run.py.
+# Overrides of a command line, so that run.py can start the same run.
 OVERRIDES = (
     "total_steps=6",
     "global_batch_size=8",
@@ -51,7 +51,7 @@ FINETUNE_OVERRIDES = (
 
 
 def options(*words: str) -> list[str]:
-    """Words of a command line; where `--key=value` stands twice, which no command takes, the later one."""
+    """The words of a command line. Of two `--key=value` with one key, which commands refuse, the later one stays."""
     return list({word.partition("=")[0]: word for word in words}.values())
 
 
@@ -78,7 +78,7 @@ def make_finetune_config(*overrides: str):
 
 
 def random_like(shapes, seed=0):
-    """Parameters of a plausible size; no bias is zero and no scale one."""
+    """Random parameters of a plausible size. No bias is zero and no scale is one."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -104,7 +104,7 @@ def make_batch(config, step: int) -> dict[str, np.ndarray]:
 
 
 def run_steps(config, num_steps: int):
-    """Trains on random batches over all devices: (final state, where it lives; [metrics of each step])."""
+    """Trains on random batches over all devices -> (final state on the devices, metrics of each step)."""
     mesh = sharding.make_mesh(**config.mesh)
     task = Pretrain.from_config(config)
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)

@@ -1,4 +1,4 @@
-"""What the tests of both ways to PyTorch share."""
+"""Helpers that the tests of export to PyTorch and of import from it share."""
 
 import functools
 import re
@@ -11,17 +11,17 @@ from mv2mae_jax.torch_export import __main__ as command
 from mv2mae_jax.torch_weights import names
 from tests import tiny
 
-# These tests compile much and compute little.
+# These tests compile long and run briefly.
 jit = functools.partial(jax.jit, compiler_options=tiny.QUICK)
 
 
 def run_command(workdir, layout, output, *more: str) -> int:
-    """The exporter's command: its exit code."""
+    """Runs the exporter's command and returns its exit code."""
     return command.main([f"--workdir={workdir}", f"--format={layout}", f"--output={output}", *more])
 
 
 def assert_caught(workdir, layout, output, damage, named: str, monkeypatch, capsys) -> None:
-    """An export whose weights are damaged on the way is rejected, and the message matches `named`."""
+    """Checks that an export with damaged weights is rejected, with a message that matches `named`."""
     right = names.to_videomae
     monkeypatch.setattr(names, "to_videomae", lambda *args: damage(right(*args)))
     assert run_command(workdir, layout, output) == 1
@@ -30,6 +30,6 @@ def assert_caught(workdir, layout, output, damage, named: str, monkeypatch, caps
 
 
 def pixel_values(video: np.ndarray) -> torch.Tensor:
-    """uint8[B, T, H, W, 3] -> what transformers' models take, (B, T, 3, H, W)."""
+    """uint8[B, T, H, W, 3] -> float32[B, T, 3, H, W], normalised as transformers' models take them."""
     normalized = (video / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     return torch.from_numpy(normalized.astype(np.float32)).permute(0, 1, 4, 2, 3)

@@ -1,4 +1,4 @@
-"""Small videos for the tests, written with PyAV: real containers and codecs, known pictures."""
+"""Writes small videos for the tests with PyAV, in real containers and codecs and with known pictures."""
 
 import struct
 from fractions import Fraction
@@ -32,9 +32,9 @@ def write_video(
     pixel_aspect: Fraction | None = None,
     title: str = "",
 ) -> Path:
-    """Writes uint8[T, h, w, 3] RGB frames at a quality without visible loss; the folder is made."""
+    """Writes uint8[T, h, w, 3] RGB frames without visible loss of quality. Creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without mbtree=0, x264's bytes differ from run to run, and with them what a damage does.
+    # Without mbtree=0, x264's bytes differ from run to run, and so would the effect of damage.
     x264 = {"crf": "10", "g": "8", "x264-params": "mbtree=0"}
     options = {"libx264": x264, "libvpx-vp9": {"crf": "10", "b": "0", "cpu-used": "8"}}.get(codec, {})
     with av.open(str(path), "w", format=container) as output:
@@ -66,7 +66,7 @@ def write_sound(path: Path) -> Path:
 
 
 def rotate_by_metadata(path: Path, turn: tuple[int, int, int, int] = (0, 1, -1, 0)) -> None:
-    """Tells players of an MP4 file to turn it by (a, b, c, d); as phones do held upright: clockwise by 90 degrees."""
+    """Makes players turn an MP4 file by (a, b, c, d). The default is a phone's held upright: 90 degrees clockwise."""
     data = bytearray(path.read_bytes())
     # ISO 14496-12, 8.3.2: the matrix follows 40 bytes of a version 0 track header.
     matrix = data.index(b"tkhd") + 4 + 40
@@ -96,9 +96,9 @@ def decode(path: Path) -> np.ndarray:
 
 
 def timed_frame(number: int, height: int = 96, width: int = 128) -> np.ndarray:
-    """A frame that shows when it was filmed, as `time_shown` reads it, and which way is up. uint8[h, w, 3], RGB.
+    """A frame that shows a number, which `time_shown` reads, and which way is up. uint8[h, w, 3], RGB.
 
-    Eight blocks in its middle hold the number's bits; the corners are red, green / blue, white.
+    Eight blocks in its middle hold the number's bits. The corners are red and green above, blue and white below.
     """
     frame = np.full((height, width, 3), 90, np.uint8)
     bits = np.unpackbits(np.uint8(number))
@@ -135,17 +135,17 @@ def write_timed(
     stated_rate: int | None = None,
     size: tuple[int, int] = (96, 128),
 ) -> Path:
-    """Frames that show their numbers, each stamped with its own, in 1/`rate` seconds.
+    """Writes frames that show their numbers. A frame's time stamp is its number, in units of 1/`rate` seconds.
 
     Args:
-      path: of the file; its ending says the container.
-      numbers: rising.
-      codec: of FFmpeg.
-      rate: of the stamps.
-      b_frames: at most, between two others.
-      first: the stamp of the first frame, if not its number; the others follow.
-      stated_rate: what the header says, if not `rate`.
-      size: height and width.
+      path: of the file. Its ending decides on the container.
+      numbers: the frames' numbers, in rising order.
+      codec: FFmpeg's name of the codec.
+      rate: time stamps per second.
+      b_frames: the largest number of B-frames between two other frames.
+      first: the stamp of the first frame, if it is not its number. The other stamps are shifted alike.
+      stated_rate: the frame rate in the header, if it is not `rate`.
+      size: (height, width) in pixels.
     """
     options = {"g": "12", "preset": "veryfast", "x264-params": f"bframes={b_frames}"} if codec == "libx264" else {}
     with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"} if path.suffix == ".mkv" else {}) as output:
@@ -165,7 +165,7 @@ def write_timed(
 
 
 def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
-    """Tells players of an MP4 file to show its pixel (x, y) at (a x + c y, b x + d y); each -1, 0 or 1."""
+    """Makes players show pixel (x, y) of an MP4 file at (a x + c y, b x + d y). Each of a, b, c, d is -1, 0 or 1."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # ISO 14496-12, 8.3.2: behind 40 bytes of a version 0 track header
     data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
@@ -173,7 +173,7 @@ def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
 
 
 def with_thumbnail(path: Path, source: Path, num_frames: int = 1) -> Path:
-    """As `source`, but its first video track is another, of a few red pictures that last as long as all of it."""
+    """Copies `source` and puts another video track before its own, of a few red pictures that last as long."""
     with av.open(str(source)) as video, av.open(str(path), "w") as output:
         thumbnail = output.add_stream("mjpeg", rate=1)
         thumbnail.height, thumbnail.width, thumbnail.pix_fmt = 48, 64, "yuvj420p"
