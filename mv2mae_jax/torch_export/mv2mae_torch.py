@@ -1,17 +1,21 @@
 """MV2MAE in PyTorch, in one file that needs nothing but torch.
 
-Encoder, both decoders, classifier and the motion-weighted loss of *Self-Supervised Video Pre-Training with Motion-Aware
-Multi-View Masked Autoencoders* (arXiv 2401.15900), with the outputs of the JAX model that was exported:
+The file holds the encoder, both decoders, the classifier and the motion-weighted loss of *Self-Supervised Video
+Pre-Training with Motion-Aware Multi-View Masked Autoencoders* (arXiv 2401.15900). With exported weights, a model gives
+the outputs of the JAX model that was exported:
 
     import mv2mae_torch
     model = mv2mae_torch.load("EXPORTED_FOLDER")  # MV2MAE after pre-training, Classifier after fine-tuning
     features = model.features(video)  # uint8[B, T, H, W, 3] RGB -> float32[B, N, D]
-    logits = model(video)  # of a Classifier: float32[B, K]
+    logits = model(video)  # only for a Classifier -> float32[B, K]
 
-Parameters are named as in MCG-NJU/VideoMAE; the cross-view decoder's follow naver/croco under `cross_decoder.`.
-Positions of tokens are flat over (time, row, column), the pixels of a token over (t, h, w, c). After `.to(dtype)` a
-model computes and answers in that dtype; clips stay uint8. torch.compile, torch.export and ONNX take it, for any batch
-size.
+A clip is cut into N tubelets of (t, h, w) pixels, the tokens of the model. Tokens are numbered by (time, row, column).
+The P = 3 t h w values of a token are ordered by (t, h, w, c). In shapes, B is the batch, V the number of views,
+S = V - 1 the number of source views, K the number of classes and D the width.
+
+Parameters have the names of MCG-NJU/VideoMAE. Those of the cross-view decoder begin with `cross_decoder.`; within its
+blocks, cross-attention has the names of naver/croco. After `.to(dtype)` a model computes in this dtype and returns it;
+clips stay uint8. torch.compile, torch.export and ONNX accept the models, with any batch size.
 """
 
 import json
@@ -27,7 +31,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load(folder: str) -> "MV2MAE | PretrainedEncoder | Classifier":
-    """The exported model, in evaluation mode, on the CPU. Every weight must be there and none may be left over."""
+    """Loads an exported model on the CPU, in evaluation mode. The file must hold exactly the model's parameters.
+
+    Args:
+      folder: of the export, with config.json and model.safetensors.
+    """
     config = json.loads((pathlib.Path(folder) / "config.json").read_text())
     architectures = {"MV2MAE": MV2MAE, "PretrainedEncoder": PretrainedEncoder, "Classifier": Classifier}
     model = architectures[config["architecture"]](**config["model"])
@@ -36,7 +44,10 @@ def load(folder: str) -> "MV2MAE | PretrainedEncoder | Classifier":
 
 
 def read_safetensors(path: str) -> dict[str, Tensor]:
-    """Reads float32 tensors from a .safetensors file without its library: a length, a JSON header, the numbers."""
+    """Reads the float32 tensors of a .safetensors file, without the library of this name.
+
+    The file is the header's length in 8 bytes, the header in JSON, and the tensors' bytes.
+    """
     data = bytearray(pathlib.Path(path).read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -50,7 +61,7 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
 
 
 def patchify(video: Tensor, tubelet_size: tuple[int, int, int]) -> Tensor:
-    """video [..., T, H, W, C] -> tokens [..., N, t*h*w*C]."""
+    """Cuts video [..., T, H, W, C] into tokens [..., N, t*h*w*C]."""
     *batch, frames, height, width, channels = video.shape
     t, h, w = tubelet_size
     x = video.reshape(-1, frames // t, t, height // h, h, width // w, w, channels)
@@ -58,20 +69,24 @@ def patchify(video: Tensor, tubelet_size: tuple[int, int, int]) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
-    """tokens [..., N, P] at positions int64[..., K] -> [..., K, P]."""
+    """Takes the tokens at some positions: tokens [..., N, P], positions int64[..., M] -> [..., M, P]."""
     return tokens.gather(-2, positions[..., None].expand(*positions.shape, tokens.shape[-1]))
 
 
 def hidden_positions(visible: Tensor, num_tokens: int) -> Tensor:
-    """The positions, ascending, that are not among `visible` int64[..., K] -> int64[..., N - K]."""
-    # Distinct keys, the hidden positions' first: no sort need be stable, which ONNX's is not.
+    """The positions that are not in `visible`, in ascending order: int64[..., Nv] -> int64[..., N - Nv]."""
+    # Visible positions get keys of N and more, so that sorting puts hidden ones first. All keys differ, because ONNX's
+    # sort is not stable.
     keys = torch.arange(num_tokens, device=visible.device).expand(*visible.shape[:-1], num_tokens)
     order = keys.scatter(-1, visible, visible + num_tokens).argsort(dim=-1)
     return order[..., : num_tokens - visible.shape[-1]]
 
 
 def sinusoid_table(num_positions: int, width: int) -> Tensor:
-    """float32[num_positions, width]: angle pos / 10000^(2*(j//2)/width), sine on even j, cosine on odd j."""
+    """Position embeddings float32[num_positions, width].
+
+    Channel j holds the sine (even j) or cosine (odd j) of position / 10000^(2*(j//2)/width).
+    """
     channel = torch.arange(width)
     rate = torch.pow(10000.0, 2 * (channel // 2).double() / width)
     angle = torch.arange(num_positions).double()[:, None] / rate
@@ -79,7 +94,7 @@ def sinusoid_table(num_positions: int, width: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention with biases on q and v only; rows of `qkv` are q, k, v, each head by head."""
+    """Self-attention with biases on queries and values only. The rows of `qkv` are queries, keys, values, by head."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -95,7 +110,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries from x [B, Nq, D], keys and values from source [B, Nk, D] -> [B, Nq, D]."""
+    """Cross-attention: queries from x [B, Nq, D], keys and values from source [B, Nk, D] -> [B, Nq, D]."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -110,12 +125,14 @@ class CrossAttention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-    """[B, Nq, D], [B, Nk, D], [B, Nk, D] -> [B, Nq, D]."""
+    """Multi-head attention: query [B, Nq, D], key [B, Nk, D], value [B, Nk, D] -> [B, Nq, D]."""
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
@@ -126,7 +143,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; with `cross`, cross-attention stands between self-attention and MLP."""
+    """Pre-norm transformer block. With `cross`, cross-attention comes between self-attention and MLP."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, cross: bool = False):
         super().__init__()
@@ -148,7 +165,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """float32[B, T, H, W, 3] -> tokens [B, N, D]."""
+    """Linear embedding of each tubelet: float32[B, T, H, W, 3] -> tokens [B, N, D]."""
 
     def __init__(self, width: int, tubelet_size: tuple[int, int, int]):
         super().__init__()
@@ -159,7 +176,10 @@ class PatchEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ViT over the visible tokens of a clip; a classifier norms what it pools instead of the tokens."""
+    """ViT over the visible tokens of a clip.
+
+    A classifier has `final_norm=False`, because it normalises the mean of the tokens instead of the tokens.
+    """
 
     def __init__(
         self,
@@ -176,7 +196,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
 
     def forward(self, video: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
-        video = video.to(self.patch_embed.proj.weight.dtype)  # of the model, bfloat16 for example
+        video = video.to(self.patch_embed.proj.weight.dtype)  # the model's dtype, e.g. bfloat16
         x = take_tokens(self.patch_embed(video) + positions, visible)
         for block in self.blocks:
             x = block(x)
@@ -184,7 +204,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Blocks over [visible tokens, mask tokens]; only the mask tokens' outputs are predicted."""
+    """Transformer over visible tokens and mask tokens. It predicts the pixels of the hidden tokens alone.
+
+    Inputs are visible [B, Nv, D], hidden [B, Nh, D] and, with `cross`, source [B, Ns, D]. The output is [B, Nh, P].
+    """
 
     def __init__(self, width: int, depth: int, num_heads: int, mlp_ratio: float, patch_dim: int, cross: bool = False):
         super().__init__()
@@ -200,7 +223,7 @@ class Decoder(nn.Module):
 
 
 class CrossDecoder(Decoder):
-    """The cross-view decoder with a projection and a mask token of its own; the self-view ones stand in `MV2MAE`."""
+    """The cross-view decoder, with a projection and mask token of its own. `MV2MAE` holds the self-view decoder's."""
 
     def __init__(self, encoder_width: int, width: int, *sizes):
         super().__init__(width, *sizes, cross=True)
@@ -209,7 +232,11 @@ class CrossDecoder(Decoder):
 
 
 def normalize_pixels(video: Tensor, clip_size: tuple[int, int, int]) -> Tensor:
-    """uint8[B, T, H, W, 3] RGB of (T, H, W) = clip_size -> float32, by ImageNet's statistics."""
+    """Normalises pixels by ImageNet's mean and deviation: uint8[B, T, H, W, 3] RGB -> float32[B, T, H, W, 3].
+
+    Raises:
+      ValueError: the clips are not uint8, or their size is not clip_size = (T, H, W).
+    """
     if video.dtype != torch.uint8 or tuple(video.shape[1:]) != (*clip_size, 3):
         raise ValueError(
             f"The encoder takes uint8 clips (B, {', '.join(map(str, clip_size))}, 3), got {video.dtype} "
@@ -220,14 +247,15 @@ def normalize_pixels(video: Tensor, clip_size: tuple[int, int, int]) -> Tensor:
 
 
 def every_position(batch: int, table: Tensor) -> Tensor:
-    """int64[batch, N]: all rows of a table of positions [N, D], in order."""
+    """int64[batch, N]: the positions 0 to N - 1 for each clip, where `table` is [N, D]."""
     return torch.arange(len(table), device=table.device).expand(batch, -1)
 
 
 class Classifier(Encoder):
-    """Clip -> logits: the encoder over all tokens, their mean, a norm, a linear head; VideoMAE's fine-tuned model.
+    """VideoMAE's fine-tuned model: the encoder over all tokens, their mean, a norm and a linear head.
 
-    Arguments as config.json's `model`: clip_size (T, H, W) and tubelet_size (t, h, w) in pixels.
+    The arguments are those of `model` in config.json. clip_size is (T, H, W) and tubelet_size (t, h, w), in frames and
+    pixels.
     """
 
     def __init__(
@@ -249,17 +277,21 @@ class Classifier(Encoder):
         self.register_buffer("positions", sinusoid_table(num_tokens, width), persistent=False)
 
     def features(self, video: Tensor) -> Tensor:
-        """uint8[B, T, H, W, 3] RGB -> float32[B, N, D], before their mean."""
+        """The encoder's tokens, before the mean: uint8[B, T, H, W, 3] RGB -> float32[B, N, D]."""
         everything = every_position(video.shape[0], self.positions)
         return super().forward(normalize_pixels(video, self.clip_size), everything, self.positions)
 
     def forward(self, video: Tensor) -> Tensor:
-        """uint8[B, T, H, W, 3] RGB -> logits float32[B, K]."""
+        """Logits of the classes: uint8[B, T, H, W, 3] RGB -> float32[B, K]."""
         return self.head(self.fc_norm(self.features(video).mean(dim=1)))
 
 
 class PretrainedEncoder(nn.Module):
-    """The encoder of a run whose decoder is not exported. Arguments as config.json's `model`, sizes in pixels."""
+    """The encoder of a pre-training run whose decoder is not exported, as for a joint decoder.
+
+    The arguments are those of `model` in config.json. clip_size is (T, H, W) and tubelet_size (t, h, w), in frames and
+    pixels.
+    """
 
     def __init__(
         self,
@@ -278,16 +310,23 @@ class PretrainedEncoder(nn.Module):
         self.register_buffer("encoder_positions", sinusoid_table(self.num_tokens, width), persistent=False)
 
     def features(self, video: Tensor) -> Tensor:
-        """uint8[B, T, H, W, 3] RGB -> float32[B, N, D], every token visible."""
+        """The encoder's tokens, all of them visible: uint8[B, T, H, W, 3] RGB -> float32[B, N, D]."""
         return self.encode(video, every_position(video.shape[0], self.encoder_positions))
 
     def encode(self, video: Tensor, visible: Tensor) -> Tensor:
-        """uint8[B, T, H, W, 3] RGB, int64[B, Nv] -> float32[B, Nv, D] from the visible tokens alone."""
+        """Encodes the visible tokens alone: uint8[B, T, H, W, 3] RGB, positions int64[B, Nv] -> float32[B, Nv, D]."""
         return self.encoder(normalize_pixels(video, self.clip_size), visible, self.encoder_positions)
 
 
 class MV2MAE(PretrainedEncoder):
-    """Arguments as config.json's `model`: clip_size (T, H, W) and tubelet_size (t, h, w) in pixels."""
+    """The pre-trained model: one encoder, a self-view decoder and, with `cross_view`, a cross-view decoder.
+
+    The self-view decoder reconstructs a view from the view's own visible tokens. The cross-view decoder reconstructs
+    the target view from its own visible tokens and those of the source views.
+
+    The arguments are those of `model` in config.json. clip_size is (T, H, W) and tubelet_size (t, h, w), in frames and
+    pixels.
+    """
 
     def __init__(
         self,
@@ -313,13 +352,31 @@ class MV2MAE(PretrainedEncoder):
         self.register_buffer("decoder_positions", sinusoid_table(self.num_tokens, decoder_width), persistent=False)
 
     def decode_self(self, latents: Tensor, visible: Tensor) -> Tensor:
-        """Latents [B, Nv, D] of the visible tokens -> float32[B, N - Nv, P], the hidden tokens in ascending order."""
+        """Predicts the hidden tokens of a view from the view itself.
+
+        Args:
+          latents: float32[B, Nv, D], the encoder's output.
+          visible: int64[B, Nv], the positions of these tokens.
+
+        Returns:
+          float32[B, N - Nv, P], the hidden tokens in ascending order of their positions.
+        """
         hidden = hidden_positions(visible, self.num_tokens)
         table = self.decoder_positions
         return self.decoder(self.encoder_to_decoder(latents) + table[visible], self.mask_token + table[hidden])
 
     def decode_cross(self, latents: Tensor, visible: Tensor, source_latents: Tensor, source_visible: Tensor) -> Tensor:
-        """As `decode_self`, with the sources' [B, S, Ns, D] at int64[B, S, Ns]."""
+        """Predicts the hidden tokens of the target view from the target and the source views.
+
+        Args:
+          latents: float32[B, Nv, D], the encoder's output for the target view.
+          visible: int64[B, Nv], the positions of these tokens.
+          source_latents: float32[B, S, Ns, D], the encoder's output for each source view.
+          source_visible: int64[B, S, Ns], the positions of these tokens.
+
+        Returns:
+          float32[B, N - Nv, P], the hidden tokens in ascending order of their positions.
+        """
         hidden = hidden_positions(visible, self.num_tokens)
         decoder, table = self.cross_decoder, self.decoder_positions
         target = decoder.encoder_to_decoder(latents) + table[visible]
@@ -330,13 +387,15 @@ class MV2MAE(PretrainedEncoder):
         """Reconstructs the hidden tokens of every view.
 
         Args:
-          video: uint8[B, V, T, H, W, 3] RGB; view 0 is the target, the S = V - 1 others are sources.
-          target_visible: int64[B, Nv]; source_visible: int64[B, S, Ns]: positions that the encoder sees. S may be 0
-            where there is no cross-view decoder.
+          video: uint8[B, V, T, H, W, 3] RGB. View 0 is the target, and the other S = V - 1 views are sources.
+          target_visible: int64[B, Nv], the positions of the target view that the encoder sees.
+          source_visible: int64[B, S, Ns], those of each source view. S may be 0 if there is no cross-view decoder.
 
         Returns:
-          self_target float32[B, N - Nv, P], self_source float32[B, S, N - Ns, P] (None without sources), cross
-          float32[B, N - Nv, P] (None without a cross-view decoder), in the space of the loss's target.
+          Predictions as the loss's target defines them (see `targets`):
+          self_target: float32[B, N - Nv, P], the target view from itself.
+          self_source: float32[B, S, N - Ns, P], each source view from itself; None without source views.
+          cross: float32[B, N - Nv, P], the target view from all views; None without a cross-view decoder.
         """
         batch, num_sources = source_visible.shape[:2]
         target_latents = self.encode(video[:, 0], target_visible)
@@ -364,7 +423,17 @@ class MV2MAE(PretrainedEncoder):
         pixel_range: float = 255.0,
         weighted_views: str = "all",
     ) -> Tensor:
-        """Self-view loss of every view + cross_weight * cross-view loss; settings as config.json's `loss`."""
+        """The loss of pre-training: the self-view losses of all views, plus cross_weight times the cross-view loss.
+
+        Args:
+          video, target_visible, source_visible: as in `forward`.
+          target: 'pixels' or 'normalized_pixels', see `targets`.
+          cross_weight: weight of the cross-view loss.
+          temperature, ess_fraction, pixel_range: see `motion_weights`.
+          weighted_views: 'all', or 'target' to weight the tokens of source views equally.
+
+        Settings from `target` on are those of `loss` in config.json.
+        """
         predictions = self(video, target_visible, source_visible)
         patches = patchify(video, self.tubelet_size)
         weights = motion_weights(
@@ -391,9 +460,10 @@ class MV2MAE(PretrainedEncoder):
 
 
 def motion_energy(video: Tensor, tubelet_size: tuple[int, int, int]) -> Tensor:
-    """uint8[..., T, H, W, 3] -> float32[..., N]: norm of the differences between neighbouring frames, per token.
+    """Motion energy of each token: uint8[..., T, H, W, 3] -> float32[..., N].
 
-    The first frame takes the second's difference.
+    The energy is the norm, over a token's pixels, of the difference between each frame and the frame before. The first
+    frame takes the difference of the second.
     """
     video = video.float()
     difference = video.diff(dim=-4)
@@ -408,10 +478,19 @@ def motion_weights(
     ess_fraction: float | None = None,
     pixel_range: float = 255.0,
 ) -> Tensor:
-    """softmax(motion / temperature) over all tokens of a clip, scaled to mean 1: float32[..., N] -> float32[..., N].
+    """Weight of each token: a softmax of its motion energy over all tokens of the clip, rescaled to mean 1.
 
-    With `ess_fraction` the temperature is solved per clip, so that the effective number of tokens
-    (sum w)^2 / sum w^2 is this fraction of N.
+    Exactly one of `temperature` and `ess_fraction` is given.
+
+    Args:
+      motion: float32[..., N], the energies of `motion_energy`.
+      temperature: t of softmax(motion / t), for a norm over pixels that span `pixel_range`.
+      ess_fraction: solve t for each clip, so that the effective number of tokens, (sum w)^2 / sum w^2, is this
+        fraction of N. `pixel_range` then has no effect.
+      pixel_range: range of the pixels for which `temperature` is meant, 255 or 1.
+
+    Returns:
+      float32[..., N], mean 1 over the last axis.
     """
     if (temperature is None) == (ess_fraction is None):
         raise ValueError(f"Give either temperature ({temperature}) or ess_fraction ({ess_fraction}).")
@@ -419,8 +498,9 @@ def motion_weights(
     if ess_fraction is None:
         return num_tokens * F.softmax(motion * (pixel_range / 255 / temperature), dim=-1)
     below_max = motion - motion.amax(-1, keepdim=True)
+    # Energies are scaled to [-1, 0]. Bisection then finds the logarithm of 1 / temperature.
     below_max = below_max / (-below_max.amin(-1, keepdim=True)).clamp(min=torch.finfo(torch.float32).tiny)
-    low = torch.full_like(motion[..., :1], math.log(1e-3))  # log of 1 / temperature, energies on [-1, 0]
+    low = torch.full_like(motion[..., :1], math.log(1e-3))
     high = torch.full_like(low, math.log(1e9))
     for _ in range(40):
         middle = (low + high) / 2
@@ -431,7 +511,13 @@ def motion_weights(
 
 
 def targets(patches: Tensor, kind: str) -> Tensor:
-    """uint8[..., P] -> float32[..., P]: 'pixels' by ImageNet's statistics, 'normalized_pixels' by each patch's own."""
+    """The values that the decoders are to predict: patches uint8[..., P] -> float32[..., P].
+
+    Args:
+      patches: the pixels of tokens.
+      kind: 'pixels' are normalised by ImageNet's mean and deviation, 'normalized_pixels' by the mean and deviation of
+        the token's own values of each colour.
+    """
     pixels = patches.unflatten(-1, (-1, 3)) / 255
     if kind == "pixels":
         mean, std = (torch.tensor(values, device=patches.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -442,5 +528,13 @@ def targets(patches: Tensor, kind: str) -> Tensor:
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean over tokens of weight * squared error, the error a mean over a token's values: [..., M, P] -> []."""
+    """Mean over tokens of weight times squared error, which is averaged over a token's values.
+
+    Args:
+      prediction, target: float32[..., M, P].
+      weights: float32[..., M].
+
+    Returns:
+      float32[].
+    """
     return (weights * (prediction - target).square().mean(-1)).mean()
