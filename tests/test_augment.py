@@ -140,7 +140,7 @@ def test_frames_are_treated_alike(seed):
 
 
 def test_draws_of_randaugment(monkeypatch):
-    """All operations equally often, each carried out in half of the cases, strengths as set, signs in balance."""
+    """All operations are equally frequent, and half of the draws are applied. Strengths and signs have their shares."""
     drawn = []
     monkeypatch.setattr(augment, "apply", lambda name, video, strength: (drawn.append((name, strength)), video)[1])
     rng, clips = np.random.default_rng(0), 3000

@@ -65,7 +65,7 @@ def test_without_motion_there_is_no_box(frames, reason):
         ((40, 20, 60, 80), 0, 1, (20, 20, 80, 80)),  # widened about its middle
         ((40, 20, 120, 60), 0, 1, (40, 0, 120, 80)),  # made higher
         ((0, 20, 20, 80), 0, 1, (0, 20, 60, 80)),  # moved in at the left
-        ((180, 20, 200, 80), 0, 1, (140, 20, 200, 80)),  # and at the right
+        ((180, 20, 200, 80), 0, 1, (140, 20, 200, 80)),  # moved in at the right
         ((0, 0, 200, 100), 0.2, 1, (0, 0, 200, 100)),  # limited to the picture
         ((20, 10, 140, 90), 0, 1, (20, 0, 140, 100)),  # made as high as the picture allows
         ((-10, 20, 60, 60), 0, None, (0, 20, 70, 60)),  # most of it is inside

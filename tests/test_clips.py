@@ -1,4 +1,4 @@
-"""Which frames, views and pixels a clip is made of."""
+"""The frames, views and crops that a clip is made of."""
 
 import numpy as np
 import pytest

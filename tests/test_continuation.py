@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and that `auto` keeps its meaning."""
+"""Settings that may change when a run is resumed, and the values that `auto` must keep."""
 
 import types
 

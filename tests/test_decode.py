@@ -42,7 +42,7 @@ def make_clip(num_frames: int, height: int, width: int, seed: int = 0) -> np.nda
 
 
 def stored_form(frames: np.ndarray, boxes, quality: int = 90) -> dict[str, np.ndarray]:
-    """One clip as data/pipeline.py puts it into a batch."""
+    """A batch of one clip, in the form that data/pipeline.py gives it."""
     coefficients = np.stack([dct.unpack(dct.encode(frame, quality))[0] for frame in frames])
     return {
         "coefficients": coefficients[None],
@@ -80,7 +80,7 @@ def test_pixels_are_those_that_libjpeg_decodes_from_the_same_coefficients(size, 
 
 
 def test_coefficients_are_those_that_libjpeg_writes():
-    """The same quantisation steps, and the same coefficients except for roundings near a half."""
+    """The quantisation steps are equal, and so are the coefficients, except for roundings near a half."""
     frame = make_clip(1, 48, 64)[0]
     blocks, steps = jpeg_file.coefficients(jpeg.encode(frame, 50))
     np.testing.assert_array_equal(np.maximum(steps, dct.MIN_STEP), dct.steps(50))

@@ -443,7 +443,7 @@ def test_a_workdir_of_another_task_is_refused(synthetic_set, tmp_path):
     ("override", "message"),
     [
         ("data.labels_per_class=50", "has only . take"),
-        ("data.protocol=xset", "synthetic has no protocol 'xset'"),  # of NTU RGB+D 120
+        ("data.protocol=xset", "synthetic has no protocol 'xset'"),  # only NTU RGB+D 120 has it
         ("data.train_views=('C004',)", "views of the training split are C001, C002, C003"),
         ("augment.flip=0.5", "a mirror image changes the class"),
         ("eval.split=held_out", "hold out no labelled view"),

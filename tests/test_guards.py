@@ -171,7 +171,7 @@ def test_damaged_samples_are_counted_logged_and_stop_the_run_beyond_the_stated_s
 
 
 def test_the_tiny_model_trains_on_after_a_poisoned_batch():
-    """The same with the real task: motion energies of NaN make the weights, and so the loss, not finite."""
+    """With the real task, motion energies of NaN make the weights and the loss not finite. That update is skipped."""
     config = tiny.make_config()
     task = Pretrain.from_config(config)
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)

@@ -119,7 +119,7 @@ def test_more_runs_than_colours_are_refused(tmp_path):
 
 
 def test_results_of_an_earlier_end_are_not_those_of_a_run_that_goes_on(tmp_path):
-    results = {"metrics": {"eval/loss_self": 0.25}}  # of step 5
+    results = {"metrics": {"eval/loss_self": 0.25}}  # measured at step 5
     rows = [{"step": 5, "eval/loss_self": 0.25}, {"step": 8, "train/loss": 1.0}]
     ended = collect.read(write_run(tmp_path / "ended", rows=rows[:1], results=results))
     going_on = collect.read(write_run(tmp_path / "going_on", rows=rows, results=results))

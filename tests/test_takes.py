@@ -26,7 +26,7 @@ JPEG_TOLERANCE = 4.0
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """One take of five cameras: upright, a phone held upright, broad pixels, another codec, smaller than needed."""
+    """One take of five cameras: plain, turned by 90 degrees, with wide pixels, in another codec, and of small size."""
     folder = tmp_path_factory.mktemp("raw")
     frames = video_files.moving_square(20, 60, 96, seed=3)
     video_files.write_video(folder / "a_cam1.avi", frames)
