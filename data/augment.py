@@ -29,22 +29,15 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 class Augmentation:
     """What a training clip goes through besides its random crop; everything is off by default.
 
-    Attributes:
-      randaugment_num_ops: operations drawn per clip; each is carried out with probability 0.5.
-      randaugment_magnitude: their mean strength, 0 to 10.
-      randaugment_magnitude_std: its standard deviation from operation to operation.
-      random_erasing: probability that a box is overwritten by noise.
-      flip: probability of a mirror image.
-
     Raises:
       ValueError: a value out of its range.
     """
 
-    randaugment_num_ops: int = 0
-    randaugment_magnitude: float = 7.0
-    randaugment_magnitude_std: float = 0.5
-    random_erasing: float = 0.0
-    flip: float = 0.0
+    randaugment_num_ops: int = 0  # operations drawn per clip; each is carried out with probability 0.5
+    randaugment_magnitude: float = 7.0  # their mean strength, 0 to 10
+    randaugment_magnitude_std: float = 0.5  # its standard deviation from operation to operation
+    random_erasing: float = 0.0  # probability that a box is overwritten by noise
+    flip: float = 0.0  # probability of a mirror image
 
     def __post_init__(self):
         for name, largest in (("randaugment_magnitude", MAX_MAGNITUDE), ("random_erasing", 1.0), ("flip", 1.0)):

@@ -20,31 +20,20 @@ MOST_LINEAR = 1.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """What one training sample looks like.
+    """What one training sample looks like."""
 
-    Attributes:
-      num_frames: frames of a clip, T.
-      frame_stride: distance of neighbouring sampled frames, in frames of the stored video.
-      crop_size: (height, width) in pixels that every crop is resized to.
-      crop_scales: sides of the random crops, as fractions of the largest box of the crop's aspect ratio in the frame.
-      same_crop_in_views: whether all views of a sample share the (relative) crop box.
-      tubelet_size: (frames, height, width) of one token, for the motion energies.
-      num_source_views: source views beside the target view, S; a sample holds V = 1 + S views.
-      view_pairs: allowed (target, source) view names; empty means all pairs of different views.
-      repeats: crops taken from frames that are decoded once (repeated augmentation).
-      motion_on: 'host' puts the motion energies of `video` into a batch if its pixels are known; 'device' leaves them
-        to mv2mae_jax/models/stored_frames.py.
-    """
-
-    num_frames: int
-    frame_stride: int
-    crop_size: tuple[int, int]
-    tubelet_size: tuple[int, int, int]
+    num_frames: int  # frames of a clip, T
+    frame_stride: int  # distance of neighbouring sampled frames, in frames of the stored video
+    crop_size: tuple[int, int]  # (height, width) in pixels that every crop is resized to
+    tubelet_size: tuple[int, int, int]  # (frames, height, width) of one token, for the motion energies
+    # Sides of the random crops, as fractions of the largest box of the crop's aspect ratio in the frame.
     crop_scales: tuple[float, ...] = (1.0,)
-    same_crop_in_views: bool = True
-    num_source_views: int = 1
-    view_pairs: tuple[tuple[str, str], ...] = ()
-    repeats: int = 1
+    same_crop_in_views: bool = True  # whether all views of a sample share the (relative) crop box
+    num_source_views: int = 1  # source views beside the target view, S; a sample holds V = 1 + S views
+    view_pairs: tuple[tuple[str, str], ...] = ()  # allowed (target, source) names; empty: all pairs of different views
+    repeats: int = 1  # crops taken from frames that are decoded once (repeated augmentation)
+    # 'host' puts the motion energies of `video` into a batch if its pixels are known; 'device' leaves them to
+    # mv2mae_jax/models/stored_frames.py.
     motion_on: str = "host"
 
     @classmethod
@@ -108,15 +97,10 @@ def spread_positions(clips_per_view: int) -> list[float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropDraw:
-    """A crop in relative terms, so that it means the same in views of different sizes.
+    """A crop in relative terms, so that it means the same in views of different sizes."""
 
-    Attributes:
-      scale: (height, width) as fractions of the largest box of the target aspect ratio.
-      offset: (vertical, horizontal) position in [0, 1]; 0.5 is the centre.
-    """
-
-    scale: tuple[float, float] = (1.0, 1.0)
-    offset: tuple[float, float] = (0.5, 0.5)
+    scale: tuple[float, float] = (1.0, 1.0)  # (height, width) as parts of the largest box of the target aspect ratio
+    offset: tuple[float, float] = (0.5, 0.5)  # (vertical, horizontal) position in [0, 1]; 0.5 is the centre
 
 
 def draw_crop(rng: np.random.Generator, crop_scales: tuple[float, ...]) -> CropDraw:
@@ -162,21 +146,13 @@ def enclosing_box(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TakeViews:
-    """Which views every take has, and which (take, target view) elements can be formed.
+    """Which views every take has, and which (take, target view) elements can be formed."""
 
-    Attributes:
-      take_names: str[num_takes], sorted.
-      view_names: str[num_views], sorted.
-      rows: int[num_takes, num_views], the manifest row of a take's view, -1 if the take lacks the view.
-      allowed: bool[num_views, num_views], whether [target, source] may be paired.
-      elements: int[num_elements, 2], (take, target view) in order.
-    """
-
-    take_names: np.ndarray
-    view_names: np.ndarray
-    rows: np.ndarray
-    allowed: np.ndarray
-    elements: np.ndarray
+    take_names: np.ndarray  # str[num_takes], sorted
+    view_names: np.ndarray  # str[num_views], sorted
+    rows: np.ndarray  # int[num_takes, num_views], the manifest row of a take's view, -1 if the take lacks the view
+    allowed: np.ndarray  # bool[num_views, num_views], whether [target, source] may be paired
+    elements: np.ndarray  # int[num_elements, 2], (take, target view) in order
 
     def sources(self, take: int, target: int) -> np.ndarray:
         """View indices that may serve as sources for `target` in `take`."""

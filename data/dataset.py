@@ -14,19 +14,12 @@ from data.store.joined import open_sets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What the pipeline reads from.
+    """What the pipeline reads from."""
 
-    Attributes:
-      prepared: the shards and the manifest.
-      spec: what a sample looks like.
-      train: the takes to train on and their (take, target view) elements.
-      held_out: the takes for reconstruction metrics, or None where there are none.
-    """
-
-    prepared: takes.Prepared
-    spec: clips.ClipSpec
-    train: clips.TakeViews
-    held_out: clips.TakeViews | None
+    prepared: takes.Prepared  # the shards and the manifest
+    spec: clips.ClipSpec  # what a sample looks like
+    train: clips.TakeViews  # the takes to train on and their (take, target view) elements
+    held_out: clips.TakeViews | None  # the takes for reconstruction metrics, or None where there are none
 
     @classmethod
     def from_config(cls, config: config_dict.ConfigDict) -> "Dataset":

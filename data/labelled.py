@@ -16,29 +16,18 @@ from data.store.joined import open_sets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledDataset:
-    """Single views as separate clips, with labels.
+    """Single views as separate clips, with labels."""
 
-    Attributes:
-      prepared: the shards and the manifest.
-      spec: what a sample looks like; `num_source_views` is 0.
-      train: int64[...], ascending manifest rows to train on.
-      held_out: int64[...], rows of whole takes cut off the training split, for validation; may be empty.
-      test: int64[...], rows of the protocol's test split.
-      class_names: in the order of the labels.
-      augmentation: of the training clips.
-      clips_per_view: temporal clips of a view at test.
-      crops_per_clip: spatial crops of a clip at test, 1 or 3.
-    """
-
-    prepared: takes.Prepared
-    spec: clips.ClipSpec
-    train: np.ndarray
-    held_out: np.ndarray
-    test: np.ndarray
-    class_names: tuple[str, ...]
+    prepared: takes.Prepared  # the shards and the manifest
+    spec: clips.ClipSpec  # what a sample looks like; `num_source_views` is 0
+    train: np.ndarray  # int64[...], ascending manifest rows to train on
+    held_out: np.ndarray  # int64[...], rows of whole takes cut off the training split, for validation; may be empty
+    test: np.ndarray  # int64[...], rows of the protocol's test split
+    class_names: tuple[str, ...]  # in the order of the labels
+    # Of the training clips.
     augmentation: augment.Augmentation = dataclasses.field(default_factory=augment.Augmentation)
-    clips_per_view: int = 1
-    crops_per_clip: int = 1
+    clips_per_view: int = 1  # temporal clips of a view at test
+    crops_per_clip: int = 1  # spatial crops of a clip at test, 1 or 3
 
     def __post_init__(self):
         clips.spread_positions(self.clips_per_view)  # refuses a wrong number now, not after the training

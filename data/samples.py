@@ -29,17 +29,11 @@ _CACHED_BYTES = 2**18  # [ours] assumed size of a core's cache
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Views:
-    """What was drawn for a sample: the same frames of several views of a take, in several crops.
+    """What was drawn for a sample: the same frames of several views of a take, in several crops."""
 
-    Attributes:
-      rows: int[V], manifest rows.
-      position: of the clip; see `clips.frame_indices`.
-      crops: R lists of V crops.
-    """
-
-    rows: np.ndarray
-    position: float
-    crops: list[list[clips.CropDraw]]
+    rows: np.ndarray  # int[V], manifest rows
+    position: float  # of the clip; see `clips.frame_indices`
+    crops: list[list[clips.CropDraw]]  # R lists of V crops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -350,15 +344,10 @@ def _single_views(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OtherTakes:
-    """For each take, the takes that may replace its source view in the cross-view evaluation.
+    """For each take, the takes that may replace its source view in the cross-view evaluation."""
 
-    Attributes:
-      subject: take -> takes of other subjects in the same setup.
-      action: take -> takes of the same subject in the same setup with another label, both labels known.
-    """
-
-    subject: dict[int, np.ndarray]
-    action: dict[int, np.ndarray]
+    subject: dict[int, np.ndarray]  # take -> takes of other subjects in the same setup
+    action: dict[int, np.ndarray]  # take -> takes of the same subject in the same setup with another label, both known
 
     @classmethod
     def find(cls, views: dict[str, np.ndarray], take_views: clips.TakeViews) -> "OtherTakes":
@@ -390,15 +379,11 @@ class OtherTakes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawEvalSample(grain.transforms.RandomMap):
-    """Row number -> centre crops of a target view, its source views, and sources from other takes, for `read_batch`.
-
-    Attributes:
-      elements: int[num_elements, 2], (take, target view) in the order of evaluation; further rows start over.
-    """
+    """Row number -> centre crops of a target view, its source views, and sources from other takes, for `read_batch`."""
 
     dataset: Dataset
     take_views: clips.TakeViews
-    elements: np.ndarray
+    elements: np.ndarray  # int[num_elements, 2], (take, target view) in order of evaluation; further rows start over
     others: OtherTakes
 
     def random_map(self, row: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -59,17 +59,11 @@ class NoBox(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crop:
-    """How views are cut.
+    """How views are cut."""
 
-    Attributes:
-      by: motion | table | skeletons: where the boxes come from.
-      margin: share of the box's longer side that is added on every side.
-      aspect: width / height that a box is extended to; None leaves it.
-    """
-
-    by: str
-    margin: float
-    aspect: float | None
+    by: str  # motion | table | skeletons: where the boxes come from
+    margin: float  # share of the box's longer side that is added on every side
+    aspect: float | None  # width / height that a box is extended to; None leaves it
 
 
 def make_crop(crop: str, margin: float | None, aspect: float | None) -> Crop | None:

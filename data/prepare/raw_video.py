@@ -62,25 +62,15 @@ class BadVideo(Exception):
 
 @dataclasses.dataclass(kw_only=True)
 class Source:
-    """An open video, and what is learnt of it while its frames are read.
+    """An open video, and what is learnt of it while its frames are read."""
 
-    Attributes:
-      file: what the container is read from.
-      container: closed when the last frame was read.
-      stream: the video track that is read.
-      num_tracks: number of video tracks; cover pictures do not count.
-      fps: frames per second, as the header says.
-      seconds: receives the presentation time of every frame.
-      num_empty_at_end: entries without a picture after the last frame, known once that was read.
-    """
-
-    file: BinaryIO
-    container: av.container.InputContainer
-    stream: av.VideoStream
-    num_tracks: int
-    fps: float
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    num_empty_at_end: int = 0
+    file: BinaryIO  # what the container is read from
+    container: av.container.InputContainer  # closed when the last frame was read
+    stream: av.VideoStream  # the video track that is read
+    num_tracks: int  # number of video tracks; cover pictures do not count
+    fps: float  # frames per second, as the header says
+    seconds: list[float] = dataclasses.field(default_factory=list)  # receives the presentation time of every frame
+    num_empty_at_end: int = 0  # entries without a picture after the last frame, known once that was read
 
     @property
     def repeats(self) -> bool:

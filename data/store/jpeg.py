@@ -120,20 +120,13 @@ def _cut(stored: Sequence[bytes], window: Window) -> tuple[Sequence[bytes], int,
 
 
 class _Header(NamedTuple):
-    """What a file holds before its scan.
+    """What a file holds before its scan."""
 
-    Attributes:
-      num_bytes: of the header.
-      size_start: where height and width stand in it, two bytes each.
-      height, width: of the frame, in pixels.
-      interval: of restart markers, in MCUs; 0 is none.
-    """
-
-    num_bytes: int
-    size_start: int
-    height: int
+    num_bytes: int  # of the header
+    size_start: int  # where height and width stand in it, two bytes each
+    height: int  # of the frame, in pixels
     width: int
-    interval: int
+    interval: int  # of restart markers, in MCUs; 0 is none
 
     @classmethod
     def of(cls, data: bytes) -> "_Header":
@@ -152,27 +145,17 @@ class _Header(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Mcus:
-    """The r rows and c columns of MCUs around a window.
+    """The r rows and c columns of MCUs around a window."""
 
-    Attributes:
-      top, left: where they begin, in pixels.
-      first, last: int[r], numbers of the MCUs at the ends of the rows.
-      wanted: int[r, c], numbers of all.
-      new_markers: uint8[r, c], the last byte of the marker after each of them in a file of its own.
-      size: height and width of that file, as its header has them.
-      markers: the last byte of the marker after each MCU of the whole frame.
-      are_most: whether they are so many that cutting them out would take longer than decoding the rest.
-    """
-
-    top: int
+    top: int  # where they begin, in pixels
     left: int
-    first: np.ndarray
+    first: np.ndarray  # int[r], numbers of the MCUs at the ends of the rows
     last: np.ndarray
-    wanted: np.ndarray
-    new_markers: np.ndarray
-    size: bytes
-    markers: bytes
-    are_most: bool
+    wanted: np.ndarray  # int[r, c], numbers of all
+    new_markers: np.ndarray  # uint8[r, c], the last byte of the marker after each of them in a file of its own
+    size: bytes  # height and width of that file, as its header has them
+    markers: bytes  # the last byte of the marker after each MCU of the whole frame
+    are_most: bool  # whether they are so many that cutting them out would take longer than decoding the rest
 
     @classmethod
     def around(cls, window: Window, frame_height: int, frame_width: int) -> "_Mcus":

@@ -31,21 +31,13 @@ SKELETON, JOINTS, CAMERAS = "skeleton.json", "joints.parquet", "cameras.parquet"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truth:
-    """The truth of a prepared set. Picklable. Tables are read when they are first used.
+    """The truth of a prepared set. Picklable. Tables are read when they are first used."""
 
-    Attributes:
-      directory: holds the three files.
-      views: the manifest's columns; `take`, `view`, `fps` and `num_frames` are used.
-      joint_names: of the J joints.
-      edges: pairs of joint numbers, the bones.
-      root: number of the joint that poses are relative to.
-    """
-
-    directory: str
-    views: Mapping[str, np.ndarray]
-    joint_names: tuple[str, ...]
-    edges: tuple[tuple[int, int], ...]
-    root: int
+    directory: str  # holds the three files
+    views: Mapping[str, np.ndarray]  # the manifest's columns; `take`, `view`, `fps` and `num_frames` are used
+    joint_names: tuple[str, ...]  # of the J joints
+    edges: tuple[tuple[int, int], ...]  # pairs of joint numbers, the bones
+    root: int  # number of the joint that poses are relative to
 
     @classmethod
     def open(cls, directory: Path, views: Mapping[str, np.ndarray]) -> "Truth | None":

@@ -27,23 +27,15 @@ Path = Callable[[np.ndarray, float], Mapping[str, np.ndarray | float]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Action:
-    """One class: a path through joint space and how it is travelled.
+    """One class: a path through joint space and how it is travelled."""
 
-    Attributes:
-      name: the class name.
-      path: (phase float[T], amplitude) -> degrees by joint angle name; angles that are left out stay at rest.
-      seconds: time that phase needs from 0 to 1 at speed 1.
-      repeats: whether the path closes at phase 1 and goes round again; otherwise the actor waits, acts once, and stays.
-      reverse: travel the path backwards.
-      mirror: swap left and right.
-    """
-
-    name: str
-    path: Path
-    seconds: float
+    name: str  # of the class
+    path: Path  # (phase float[T], amplitude) -> degrees by joint angle name; angles that are left out stay at rest
+    seconds: float  # time that phase needs from 0 to 1 at speed 1
+    # Whether the path closes at phase 1 and goes round again; otherwise the actor waits, acts once, and stays.
     repeats: bool = True
-    reverse: bool = False
-    mirror: bool = False
+    reverse: bool = False  # travel the path backwards
+    mirror: bool = False  # swap left and right
 
 
 def _there_and_back(phase: np.ndarray) -> np.ndarray:

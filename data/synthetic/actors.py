@@ -25,21 +25,14 @@ NOMINAL_HEIGHT = 1.75  # metres; the bone lengths below add up to it
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One person. Colours are RGB in 0..1, lengths metres.
-
-    Attributes:
-      height: body height.
-      leg_scale, arm_scale, girth: proportions relative to a nominal body of the same height.
-      speed, amplitude: manner of moving, 1 = nominal.
-      cloth: pattern of the shirt, one of 'plain', 'hoops', 'stripes', 'checks', 'dots'.
-      cloth_period: the pattern's period.
-      long_sleeves, long_trousers, long_hair: what is covered.
-    """
+    """One person. Colours are RGB in 0..1, lengths metres."""
 
     height: float
+    # Proportions relative to a nominal body of the same height.
     leg_scale: float
     arm_scale: float
     girth: float
+    # Manner of moving, 1 = nominal.
     speed: float
     amplitude: float
     skin: tuple[float, float, float]
@@ -48,8 +41,9 @@ class Subject:
     shirt_accent: tuple[float, float, float]
     trousers: tuple[float, float, float]
     shoes: tuple[float, float, float]
-    cloth: str
-    cloth_period: float
+    cloth: str  # pattern of the shirt, one of 'plain', 'hoops', 'stripes', 'checks', 'dots'
+    cloth_period: float  # the pattern's period
+    # What is covered.
     long_sleeves: bool
     long_trousers: bool
     long_hair: bool
@@ -97,25 +91,15 @@ def make_subject(seed: int, subject: int) -> Subject:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Body:
-    """The posed body: P round cones in T frames, in world coordinates and metres.
+    """The posed body: P round cones in T frames, in world coordinates and metres."""
 
-    Attributes:
-      names: the P part names.
-      start: float64[T, P, 3], centre of the first sphere.
-      axes: float64[T, P, 3, 3], rows are the part's own x, y, z in the world; z runs along the bone.
-      length: float64[P], distance of the two centres.
-      radii: float64[P, 2], of the two spheres, before flattening.
-      flatness: float64[P, 2], factors on the radii along the part's own x and y.
-      joints: joint name -> float64[T, 3].
-    """
-
-    names: tuple[str, ...]
-    start: np.ndarray
-    axes: np.ndarray
-    length: np.ndarray
-    radii: np.ndarray
-    flatness: np.ndarray
-    joints: dict[str, np.ndarray]
+    names: tuple[str, ...]  # the P part names
+    start: np.ndarray  # float64[T, P, 3], centre of the first sphere
+    axes: np.ndarray  # float64[T, P, 3, 3], rows are the part's own x, y, z in the world; z runs along the bone
+    length: np.ndarray  # float64[P], distance of the two centres
+    radii: np.ndarray  # float64[P, 2], of the two spheres, before flattening
+    flatness: np.ndarray  # float64[P, 2], factors on the radii along the part's own x and y
+    joints: dict[str, np.ndarray]  # joint name -> float64[T, 3]
 
 
 def _rotation(axis: int, angle: np.ndarray) -> np.ndarray:

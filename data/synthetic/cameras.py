@@ -10,17 +10,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Camera:
-    """A pinhole camera.
+    """A pinhole camera."""
 
-    Attributes:
-      intrinsics: K, float64[3, 3], in pixels, square pixels without skew.
-      rotation: R, float64[3, 3], world to camera.
-      translation: t, float64[3], metres.
-    """
-
-    intrinsics: np.ndarray
-    rotation: np.ndarray
-    translation: np.ndarray
+    intrinsics: np.ndarray  # K, float64[3, 3], in pixels, square pixels without skew
+    rotation: np.ndarray  # R, float64[3, 3], world to camera
+    translation: np.ndarray  # t, float64[3], metres
 
     @property
     def centre(self) -> np.ndarray:

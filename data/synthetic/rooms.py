@@ -20,19 +20,13 @@ SEAT_DISTANCE, SEAT_HEIGHT, SEAT_WIDTH = 0.47, 0.36, 0.36  # metres; the seat st
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-    """What a user may ask of the scenes.
+    """What a user may ask of the scenes."""
 
-    Attributes:
-      rooms: 'furnished', or 'plain': walls and floor of one colour each and nothing in the room, not even the seat.
-      actor_share: how much of the frame height a person of 1.75 m takes up; None draws it for each room.
-      facing_spread: degrees; the actor turns up to this far to the left or right of the camera that it faces.
-      fps: frames per second of the videos.
-    """
-
+    # 'furnished', or 'plain': walls and floor of one colour each and nothing in the room, not even the seat.
     rooms: str = "furnished"
-    actor_share: float | None = None
-    facing_spread: float = 7.0
-    fps: int = 30
+    actor_share: float | None = None  # of the frame height, for a person of 1.75 m; None draws it for each room
+    facing_spread: float = 7.0  # degrees that the actor turns at most to either side of the camera that it faces
+    fps: int = 30  # frames per second of the videos
 
 
 STANDARD = Style()
@@ -51,30 +45,21 @@ class Box:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Room:
-    """A setup.
+    """A setup."""
 
-    Attributes:
-      low, high: float64[3], opposite corners of the room.
-      surfaces: floor, back wall, right wall (-y), left wall (+y).
-      boxes: furniture.
-      seat: texture of the seat behind the actor; None where there is none.
-      light: float64[3], position of the lamp.
-      lamp_colour, ambient_colour: float64[3].
-      rig: camera number -> (azimuth in radians, distance, height, height looked at), of the camera.
-      actor_share: how much of the frame height a person of 1.75 m takes up, if the frame is wide enough.
-      seen_width: metres; a frame shows at least this much at the actor's place, so that spread arms fit narrow frames.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
+    low: np.ndarray  # float64[3], a corner of the room
+    high: np.ndarray  # float64[3], the opposite one
+    # Floor, back wall, right wall (-y), left wall (+y).
     surfaces: tuple[textures.Texture, textures.Texture, textures.Texture, textures.Texture]
-    boxes: tuple[Box, ...]
-    seat: textures.Texture | None
-    light: np.ndarray
-    lamp_colour: np.ndarray
-    ambient_colour: np.ndarray
+    boxes: tuple[Box, ...]  # furniture
+    seat: textures.Texture | None  # texture of the seat behind the actor; None where there is none
+    light: np.ndarray  # float64[3], position of the lamp
+    lamp_colour: np.ndarray  # float64[3]
+    ambient_colour: np.ndarray  # float64[3]
+    # Camera number -> (azimuth in radians, distance, height, height looked at).
     rig: dict[int, tuple[float, float, float, float]]
-    actor_share: float
+    actor_share: float  # how much of the frame height a person of 1.75 m takes up, if the frame is wide enough
+    # Metres; a frame shows at least this much at the actor's place, so that spread arms fit narrow frames.
     seen_width: float = 2.5
 
 
@@ -169,15 +154,11 @@ def seat_box(room: Room, performance: int) -> Box:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StillPicture:
-    """The room without actor as one camera sees it.
+    """The room without actor as one camera sees it."""
 
-    Attributes:
-      image: uint8[H, W, 3] RGB. depth: float32[H, W], metres along the optical axis. floor: float32[H, W, 2], the
-      floor point (x, y) in metres that each pixel sees; NOT_FLOOR where it sees something else.
-    """
-
-    image: np.ndarray
-    depth: np.ndarray
+    image: np.ndarray  # uint8[H, W, 3] RGB
+    depth: np.ndarray  # float32[H, W], metres along the optical axis
+    # float32[H, W, 2], the floor point (x, y) in metres that a pixel sees; NOT_FLOOR where it sees something else.
     floor: np.ndarray
 
 
