@@ -7,9 +7,9 @@ import pytest
 
 from console.errors import UserError
 from data import catalog
-from data.prepare import __main__ as prepare
-from data.prepare import carry_truth, clocks, contact_sheet, offsets, parts, raw_video, shards, times
+from data.prepare import carry_truth, clocks, contact_sheet, offsets, parts, preparation, raw_video, shards, times
 from data.prepare.listing import list_videos
+from data.prepare.options import Options
 from data.store import takes
 from tests import video_files
 from tests.video_files import corners_shown, time_shown, write_timed
@@ -27,7 +27,7 @@ def prepared(folder, sync=None, names=None, **options):
     """The prepared set, its frames' numbers by view, and the quarantined reasons by file."""
     output = folder.parent / f"{folder.name}-{sync if sync is None or '/' not in sync else 'file'}"
     names = names or catalog.get("folder", pattern="{take}_cam{view}")
-    told = prepare.prepare(names, folder, output, sync=sync, write_shards=write_here, **options)
+    told = preparation.prepare(names, folder, output, Options(sync=sync, **options), write_shards=write_here)
     aside = {entry["path"]: entry["reason"] for entry in told["quarantined"]}
     if not told["counts"]["videos"]:
         return None, {}, aside
@@ -317,7 +317,7 @@ def test_tables_of_offsets_are_refused_in_words(tmp_path):
 def test_choices_that_do_not_go_together(tmp_path, options, reason):
     names = catalog.get(options.pop("name", "folder"), pattern=None, num_classes=None)
     with pytest.raises(UserError, match=reason):
-        prepare.prepare(names, tmp_path, tmp_path / "out", **options)
+        preparation.prepare(names, tmp_path, tmp_path / "out", Options(**options))
 
 
 def test_the_times_are_told_beforehand(tmp_path):

@@ -11,9 +11,9 @@ from configs import finetune_base, pretrain_base
 from data import catalog, pipeline
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
-from data.prepare import __main__ as prepare
-from data.prepare import metadata, shards
+from data.prepare import metadata, preparation, shards
 from data.prepare.listing import PreparationError
+from data.prepare.options import Options
 from data.store import joined, takes
 from data.synthetic import __main__ as synthetic
 from tests import video_files
@@ -36,9 +36,10 @@ def write_here(jobs, num_files, settings, input_dir, output_dir, num_workers):
         shards.write(job, settings, input_dir, output_dir, starting=lambda path: None)
 
 
-def run(inputs, output: Path, **options) -> dict:
+def run(inputs, output: Path, *, announce=print, write_shards=write_here, **options) -> dict:
     names = catalog.get("folder", pattern=options.pop("pattern", PATTERN))
-    return prepare.prepare(names, inputs, output, **{"short_side": 32, "write_shards": write_here} | options)
+    options = Options(**{"short_side": 32} | options)
+    return preparation.prepare(names, inputs, output, options, announce=announce, write_shards=write_shards)
 
 
 def shards_of(output: Path) -> dict[str, bytes]:
@@ -150,22 +151,24 @@ def test_a_set_of_an_older_version_grows(raw, tmp_path):
 def test_joints_and_cameras_grow_along(tmp_path):
     raw, half = tmp_path / "raw", tmp_path / "half"
     assert synthetic.main([f"--output={raw}", "--takes=4", "--fps=10", "--resolution=48x48", "--progress=none"]) == 0
-    names, options = (
-        catalog.get("synthetic"),
-        {"short_side": 32, "write_shards": write_here, "truth_dir": raw / "truth"},
-    )
-    prepare.prepare(names, raw, tmp_path / "whole", **options)
+    names = catalog.get("synthetic")
+
+    def prepare(inputs: Path, output: str, **options) -> None:
+        options = Options(**{"short_side": 32, "truth_dir": raw / "truth"} | options)
+        preparation.prepare(names, inputs, tmp_path / output, options, write_shards=write_here)
+
+    prepare(raw, "whole")
     whole = takes.open_prepared(tmp_path / "whole")
     last = np.unique(whole.views["take"])[2:]
     half.mkdir()
     for path in list(raw.rglob("*")):
         if path.suffix in names.extensions and names.parse(path.name).take in last:
             path.rename(half / path.name)
-    prepare.prepare(names, raw, tmp_path / "grown", **options)
+    prepare(raw, "grown")
     for _ in range(2):
-        prepare.prepare(names, half, tmp_path / "grown", add=True, **options)
-    prepare.prepare(names, half, tmp_path / "second", **options)
-    prepare.prepare(names, raw, tmp_path / "first", **options)
+        prepare(half, "grown", add=True)
+    prepare(half, "second")
+    prepare(raw, "first")
     assert metadata.verify(tmp_path / "grown") == []
     rows, frames = np.arange(12), np.tile(np.arange(3), (12, 1))
     for found in (takes.open_prepared(tmp_path / "grown"), joined.open_sets((tmp_path / "first", tmp_path / "second"))):
@@ -175,7 +178,7 @@ def test_joints_and_cameras_grow_along(tmp_path):
             of_found, of_whole = (getattr(p.truth, seen)(rows, frames) for p in (found, whole))
             np.testing.assert_array_equal(of_found, of_whole)
     with pytest.raises(PreparationError, match="give --truth=DIR again"):
-        prepare.prepare(names, half, tmp_path / "grown", add=True, **options | {"truth_dir": None})
+        prepare(half, "grown", add=True, truth_dir=None)
 
 
 def test_a_class_counts_when_a_video_of_it_was_prepared(tmp_path):
@@ -255,7 +258,7 @@ def test_one_directory_gives_the_same_batches_as_a_list_of_it(two):
 
 
 def test_sets_that_do_not_agree_are_refused(two, grown, raw, tmp_path):
-    run(raw / "first", tmp_path / "dct", codec_name="dct")
+    run(raw / "first", tmp_path / "dct", codec="dct")
     run(raw / "first", tmp_path / "again")
     for other, reason in {
         grown: "their classes differ, 1 only in .*set.*jump",

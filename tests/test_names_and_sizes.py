@@ -13,8 +13,9 @@ import pytest
 
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import boxes, offsets, raw_video
+from data.prepare import archives, boxes, offsets, preparation, raw_video
 from data.prepare.listing import list_videos
+from data.prepare.options import Options
 from data.store import digests, takes
 from mv2mae_jax.features.sources import VideoSource
 from tests import video_files
@@ -117,7 +118,7 @@ def test_a_name_that_is_not_utf8_is_set_aside_alone(tmp_path):
     assert all("not UTF-8" in reason for reason in aside.values())
     _, listing = listed(tmp_path / "z.zip")
     assert [video.path for video in listing.videos] == ["z.zip/b_cam1.mp4", "z.zip/b_cam2.mp4"]
-    with prepare.archives.Reader(tmp_path, ["z.zip/b_cam2.mp4"]) as reader, reader.open("z.zip/b_cam2.mp4") as file:
+    with archives.Reader(tmp_path, ["z.zip/b_cam2.mp4"]) as reader, reader.open("z.zip/b_cam2.mp4") as file:
         assert file.read() == b"b_cam2.mp4" * 10
 
 
@@ -215,7 +216,7 @@ def test_a_set_without_the_newest_columns_opens_and_one_without_the_oldest_is_re
     for view in (1, 2):
         video_files.write_video(raw / f"a_cam{view}.mp4", video_files.moving_square(12, 48, 64, seed=view))
     output = tmp_path / "out"
-    prepare.prepare(catalog.get("folder"), raw, output, write_shards=write_here)
+    preparation.prepare(catalog.get("folder"), raw, output, Options(), write_shards=write_here)
     whole = takes.open_prepared(output)
     pixels, split = whole.read(1, np.arange(12)), whole.splits("random").tolist()
     newest = ("source_fps", "offset_seconds", "gap_frames", "resampled", "video_tracks")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -374,7 +375,7 @@ def test_dry_run_writes_nothing(raw, tmp_path, capsys):
 
 
 def test_size_and_time_are_told_beforehand(raw, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     wanted = arguments(raw, tmp_path, "--quality=95")  # makes 0.30 MB, which is reported as 0.3
     assert prepare.main(wanted) == 0
     said = capsys.readouterr().out

@@ -75,7 +75,7 @@ def count(names: catalog.Catalog, videos: Iterable[catalog.Video], protocols: Se
 
 
 def compare(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[catalog.Catalog, Comparison]:
-    """Reads names and labels, and finds duplicates. Raises PreparationError, as `list_videos` does."""
+    """Reads names and labels, and finds duplicates. Raises ValueError, as `list_videos` does."""
     names, listed = matching_files(names, inputs, frames_fps=1.0)  # whatever it is
     files, cuts = listed.videos, [(video, names.cut(video)) for video in listed.videos]
     found = {names.format(video) for video in files}

@@ -12,51 +12,25 @@
 """
 
 import argparse
-import contextlib
-import fcntl
+import dataclasses
 import functools
-import math
 import os
 import shlex
-import shutil
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import cv2
-import numpy as np
-import tqdm
 
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
 from data import catalog
 from data.catalog import folder
-from data.prepare import (
-    archives,
-    boxes,
-    carry_truth,
-    clocks,
-    contact_sheet,
-    encoding,
-    metadata,
-    offsets,
-    pairing,
-    parts,
-    preparation_report,
-    raw_video,
-    shards,
-    times,
-    workers,
-)
-from data.prepare.boxes import Box, Crop
-from data.prepare.listing import Listing, PreparationError, list_videos
+from data.prepare import boxes, clocks, estimate, metadata, pairing, preparation_report, workers
+from data.prepare.listing import PreparationError
+from data.prepare.options import Options
+from data.prepare.preparation import prepare
 from data.prepare.preparation_report import count
 from data.store import codec, truth
-
-SAMPLED_FILES = 8  # decoded to estimate size and time: at most so many, and at most one in so many
 
 PROG = "python -m data.prepare"
 EXAMPLES = """
@@ -71,302 +45,6 @@ python -m data.prepare --verify --output=prepared/ntu60  # is every byte as it w
 """
 
 
-def prepare(
-    names: catalog.Catalog,
-    inputs: Path | Sequence[Path],
-    output_dir: Path,
-    *,
-    codec_name: str = "jpeg",
-    short_side: int = 170,
-    quality: int = 90,
-    num_workers: int = 1,
-    max_length_difference: int = 20,
-    sync: str | None = None,
-    fps: float | None = None,
-    max_gap_share: float = clocks.MAX_GAP_SHARE,
-    max_gap_seconds: float = clocks.MAX_GAP_SECONDS,
-    crop: str = "full",
-    crop_margin: float | None = None,
-    crop_aspect: float | None = None,
-    skeletons: Path | None = None,
-    sheet: bool = False,
-    truth_dir: Path | None = None,
-    min_frames: int = pairing.MIN_FRAMES,
-    frames_fps: float | None = None,
-    add: bool = False,
-    announce: Callable[[str], None] = lambda line: None,
-    write_shards: Callable[..., None] = workers.write_shards,
-) -> dict:
-    """Prepares a data set, or goes on with a preparation that was interrupted.
-
-    Args:
-      names: the catalogue of the data set.
-      inputs: folders and archives with the raw videos.
-      output_dir: of the prepared set; made if missing.
-      codec_name: how frames are stored; see data/store/codec.py.
-      short_side: of the stored frames, pixels [ours]: room for crops around the 128 that the model sees. Smaller
-        videos stay as they are.
-      quality: on JPEG's scale, 1 to 100. [ours]
-      num_workers: processes; the files written do not depend on it.
-      max_length_difference: between the views of a take, frames. [ours]: NTU's largest is 18.
-      sync: how the views of a take are put on one clock: 'start', 'timestamps', 'frames', or the path of a table of
-        offsets; None for the data set's own default.
-      fps: ticks per second of that clock; None for the rate that most views of a take have.
-      max_gap_share, max_gap_seconds: see `clocks.Clock`.
-      crop: 'full', 'motion', 'skeletons', or the path of a table of boxes; see data/prepare/boxes.py.
-      crop_margin, crop_aspect: see `boxes.make_crop`.
-      skeletons: the folder of NTU's .skeleton files.
-      sheet: also writes the contact sheet of data/prepare/contact_sheet.py.
-      truth_dir: 3D joints and cameras that the set carries, see data/store/truth.py; None for none.
-      min_frames: of a view; shorter ones are set aside. [ours]
-      frames_fps: frames per second of folders of numbered images, which are used as videos then.
-      add: puts the takes that the set in `output_dir` does not hold into it, beside those that it holds; begins a set
-        where there is none.
-      announce: called with the size and time to expect, if there is something to do.
-      write_shards: makes the shards; see `workers.write_shards`.
-
-    Returns:
-      What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason) and
-      `static` (takes in which nothing moves) added.
-
-    Raises:
-      PreparationError: the input or the output does not let it go on.
-    """
-    clock, seconds = _clock(names, sync, fps, max_gap_share, max_gap_seconds)
-    names, listing = list_videos(names, inputs, frames_fps)
-    encode = functools.partial(codec.get(codec_name).encode, quality=quality)
-    wrong = preparation_report.found_wrong(listing)
-    for line in [*wrong, *offsets.unused(seconds or {}, listing.videos)]:
-        announce(line)
-    with _locked(output_dir):
-        split, listing = _chosen(output_dir, listing, announce) if add else (shards.SPLIT, listing)
-        names, listing = parts.with_own_names(names, listing) if add else (names, listing)
-        settings = shards.Settings(
-            dataset=names.name,
-            pattern=getattr(names, "pattern", ""),
-            class_names=names.class_names,
-            codec=codec_name,
-            short_side=short_side,
-            quality=quality,
-            max_length_difference=max_length_difference,
-            synchronised=names.synchronised,
-            clock=clock,
-            crop=boxes.make_crop(crop, crop_margin, crop_aspect),
-            min_frames=min_frames,
-            frames_fps=frames_fps,
-        )
-        given, told = _boxes(crop, skeletons, listing)
-        for line in [*told, *_check_truth(truth_dir, listing, output_dir, split)]:
-            announce(line)
-        jobs = shards.plan(listing, seconds, given, split)
-        _begin(parts.Part.of(split, settings, listing.videos, names), output_dir)
-        if not (add and parts.is_finished(output_dir, split)):
-            missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
-            if missing:
-                if split == shards.SPLIT:
-                    (output_dir / "prepared.json").unlink(missing_ok=True)  # the set must not look finished meanwhile
-                how = (output_dir, short_side, encode, num_workers, settings.crop, frames_fps)
-                for line in _expected(missing, listing.root, *how):
-                    announce(line)
-                write_shards(missing, len(listing.num_bytes), settings, listing.root, output_dir, num_workers)
-            parts.finish(output_dir, split, [job.file_name(names.name) for job in jobs], parts.found(listing))
-        if sheet:
-            accounts = parts.accounts(output_dir, split)
-            announce(f"sheet: {contact_sheet.write(accounts, listing.videos, listing.root, output_dir, frames_fps)}")
-        return metadata.write(settings, jobs, output_dir, truth_dir)
-
-
-def _chosen(output_dir: Path, listing: Listing, announce: Callable[[str], None]) -> tuple[str, Listing]:
-    """As `parts.choose`; tells what is left out."""
-    parts.note_inputs_of_older_set(output_dir)
-    split, chosen = parts.choose(output_dir, listing)
-    num_left = len({video.take for video in listing.videos}) - len({video.take for video in chosen.videos})
-    if num_left:
-        announce(f"left out, as the set holds them: {count(num_left, 'take')}")
-    return split, chosen
-
-
-def _boxes(
-    crop: str, skeletons: Path | None, listing: Listing
-) -> tuple[dict[tuple[str, str], Box | Path] | None, list[str]]:
-    """Boxes of a table, or .skeleton files, by take and view (None where none are given), and remarks for the user."""
-    if crop in ("full", "motion"):
-        return None, []
-    if crop != "skeletons":
-        given = boxes.read_table(Path(crop))
-        return given, boxes.uncovered(given, listing.videos, f"--crop={crop}")
-    files = boxes.skeleton_files(skeletons)
-    named = {(video.take, video.view): skeletons / boxes.skeleton_name(video) for video in listing.videos}
-    paths = {key: files.get(path.name, path) for key, path in named.items()}
-    there = {key: path for key, path in paths.items() if path.name in files}
-    return paths, boxes.uncovered(there, listing.videos, f"--skeletons={skeletons}")
-
-
-def _clock(
-    names: catalog.Catalog, sync: str | None, fps: float | None, max_gap_share: float, max_gap_seconds: float
-) -> tuple[clocks.Clock | None, dict[tuple[str, str], float] | None]:
-    """The clock of a preparation (None pairs frames by number), and a table's offsets in seconds (None without one).
-
-    Raises:
-      PreparationError: the data set or the options do not allow it.
-    """
-    by = sync or names.sync
-    if by == "frames":
-        if fps is not None:
-            raise PreparationError(
-                f"--fps={fps:g} needs the views on one clock, and --sync=frames pairs their frames by number: give "
-                "--sync=start, if they begin together, or --sync=timestamps"
-            )
-        return None, None
-    if not names.synchronised:
-        raise PreparationError(f"--sync={by} puts views on one clock, but {names.not_synchronised}")
-    seconds = None
-    if by not in (clocks.BY_START, clocks.BY_TIMESTAMPS, clocks.IF_ALIKE):
-        by, seconds = clocks.BY_FILE, offsets.read(Path(by))
-    return clocks.Clock(by=by, fps=fps, max_gap_share=max_gap_share, max_gap_seconds=max_gap_seconds), seconds
-
-
-@contextlib.contextmanager
-def _locked(output_dir: Path) -> Iterator[None]:
-    """Makes the output folder and keeps other preparations out of it."""
-    (output_dir / shards.PARTS).mkdir(parents=True, exist_ok=True)
-    with open(output_dir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PreparationError(f"another preparation is at work in {output_dir}; wait for it") from None
-        yield
-
-
-def _check_truth(truth_dir: Path | None, listing: Listing, output_dir: Path, split: str) -> list[str]:
-    """Describes a truth, before hours of decoding; PreparationError if it cannot be carried."""
-    carried = output_dir / truth.FOLDER
-    if truth_dir is not None and split != shards.SPLIT:
-        if not (carried / truth.SKELETON).exists():
-            raise PreparationError(
-                f"{output_dir} has no 3D joints and cameras, so those in {truth_dir} cannot be added: --truth=none "
-                "leaves them out"
-            )
-        if truth.read_skeleton(carried / truth.SKELETON) != truth.read_skeleton(truth_dir / truth.SKELETON):
-            raise PreparationError(f"{truth_dir} has other joints than the set in {output_dir}: make them the same")
-    if truth_dir is None:
-        if (carried / truth.SKELETON).exists():
-            raise PreparationError(
-                f"{carried} holds the truth of an earlier preparation, and this one has none: give --truth=DIR again, "
-                f"or delete {carried}"
-            )
-        return []
-    if truth_dir.resolve() == carried.resolve():
-        raise PreparationError(f"{truth_dir} would be overwritten by what is carried: choose another --output")
-    return _describe_truth(truth_dir, listing)
-
-
-def _describe_truth(truth_dir: Path, listing: Listing) -> list[str]:
-    try:
-        return carry_truth.check(truth_dir, listing.videos)
-    except UserError as error:
-        raise PreparationError(str(error)) from error
-
-
-def _begin(part: parts.Part, output_dir: Path) -> None:
-    """Writes the plan of a part, or checks that the one in the output folder is this one."""
-    plans = {before.split: before for before in parts.read_plans(output_dir)}
-    if part.split in plans:
-        parts.check_same(plans[part.split], part, output_dir, same_takes=True)
-    else:
-        if plans:
-            parts.check_same(plans[shards.SPLIT], part, output_dir, same_takes=False)
-        part.write(output_dir)
-    for leftover in [*output_dir.glob(".*.tmp"), *(output_dir / shards.PARTS).glob(".*.tmp")]:
-        leftover.unlink()  # left by a killed process: the lock excludes one that is still at work
-
-
-def dry_run(
-    names: catalog.Catalog,
-    inputs: Path | Sequence[Path],
-    output_dir: Path,
-    short_side: int,
-    encode: Callable[[np.ndarray], bytes],
-    num_workers: int,
-    truth_dir: Path | None = None,
-    crop: str = "full",
-    crop_margin: float | None = None,
-    crop_aspect: float | None = None,
-    skeletons: Path | None = None,
-    frames_fps: float | None = None,
-) -> str:
-    """What `prepare` would do, with the size and time to expect from a few of the videos; writes nothing."""
-    names, listing = list_videos(names, inputs, frames_fps)
-    views_of_take = Counter(video.take for video in listing.videos)
-    takes_with = Counter(views_of_take.values())
-    given, told = _boxes(crop, skeletons, listing)
-    cut = boxes.make_crop(crop, crop_margin, crop_aspect)
-    jobs = shards.plan(listing, boxes=given)
-    lines = [
-        f"{names.name}: {count(len(listing.videos), 'video')} of {count(len(views_of_take), 'take')} in "
-        f"{count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
-        f"{count(len(jobs), 'shard')}",
-        *(f"  {count(takes_with[views], 'take')} with {count(views, 'view')}" for views in sorted(takes_with)),
-        *times.table(listing, listing.root),
-        *preparation_report.found_wrong(listing),
-        *preparation_report.unmatched(listing.unmatched),
-        *preparation_report.left(len(listing.files.duplicates), listing.files.passed_over),
-        *(_describe_truth(truth_dir, listing) if truth_dir else []),
-        *told,
-        *_expected(jobs, listing.root, output_dir, short_side, encode, num_workers, cut, frames_fps),
-    ]
-    return "\n".join(lines)
-
-
-def _expected(
-    jobs: Sequence[shards.Job],
-    input_dir: Path,
-    output_dir: Path,
-    short_side: int,
-    encode: Callable[[np.ndarray], bytes],
-    num_workers: int,
-    crop: Crop | None,
-    frames_fps: float | None,
-) -> list[str]:
-    """Size and time, from a few files; grows with their bytes."""
-    cv2.setNumThreads(1)  # as in a worker
-    sizes = {v.path: size for job in jobs for v, size in zip(job.videos, job.num_bytes, strict=True)}
-    sample = list(sizes)[:: max(SAMPLED_FILES, math.ceil(len(sizes) / SAMPLED_FILES))]
-    given = {video: box for job in jobs for video, box in job.boxes_given.items()}
-    videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
-    bytes_in, bytes_out, seconds, bad = 0, 0, 0.0, []
-    with archives.Reader(input_dir, sample, frames_fps=frames_fps) as files:
-        for path in sample:
-            began = time.monotonic()
-            try:
-                with files.open(path) as file:
-                    _, shown = encoding.encode_file(videos_in[path], file, short_side, encode, crop, given)
-                without = [why for why in shown.values() if isinstance(why, str)]
-                bad += [f"  {path}: {why}" for why in without[:1]]
-                if len(without) == len(shown):
-                    continue
-                stored = {id(frames): frames for frames in shown.values() if not isinstance(frames, str)}
-                bytes_out += sum(sum(map(len, frames.frames)) for frames in stored.values())
-                bytes_in += sizes[path]
-                seconds += time.monotonic() - began
-            except (raw_video.BadVideo, archives.BadArchive) as error:
-                bad.append(f"  {path}: {error}")
-    if not bytes_in:
-        return ["none of the videos tried can be read:", *bad]
-    ratio = sum(sizes.values()) / bytes_in
-    free = shutil.disk_usage(_existing(output_dir)).free
-    return [
-        f"expected, from {count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.1f} MB, "
-        f"{tqdm.tqdm.format_interval(ratio * seconds / num_workers)} with {count(num_workers, 'worker')}",
-        *bad,
-        *[f"warning: only {free / 1e6:.0f} MB are free where {output_dir} lies"] * (ratio * bytes_out > free),
-    ]
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in [folder, *folder.absolute().parents] if path.exists())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = make_parser()
@@ -376,46 +54,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return execute(PROG, lambda: _run(options), goes_on=True)
 
 
-def _run(options: argparse.Namespace) -> int:
-    if options.verify:
-        return _verify(options.output)
-    if options.dry_run:
-        encode = functools.partial(codec.get(options.codec).encode, quality=options.quality)
-        how = (options.short_side, encode, options.workers, _truth(options))
-        how += (options.crop, options.crop_margin, options.crop_aspect, options.skeletons, options.frames_fps)
-        print(dry_run(options.names, options.input, options.output or Path(), *how))
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.verify:
+        return _verify(arguments.output)
+    names, inputs, stated = arguments.names, arguments.input, vars(arguments)
+    shared = {field.name: stated[field.name] for field in dataclasses.fields(Options) if field.name in stated}
+    options = Options(truth_dir=_truth(arguments), **shared)
+    if arguments.dry_run:
+        print(estimate.dry_run(names, inputs, arguments.output or Path(), options))
         return ExitCode.DONE
-    prepared = prepare(
-        options.names,
-        options.input,
-        options.output,
-        codec_name=options.codec,
-        short_side=options.short_side,
-        quality=options.quality,
-        num_workers=options.workers,
-        max_length_difference=options.max_length_difference,
-        sync=options.sync,
-        fps=options.fps,
-        max_gap_share=options.max_gap_share,
-        max_gap_seconds=options.max_gap_seconds,
-        crop=options.crop,
-        crop_margin=options.crop_margin,
-        crop_aspect=options.crop_aspect,
-        skeletons=options.skeletons,
-        sheet=options.sheet,
-        truth_dir=_truth(options),
-        min_frames=options.min_frames,
-        frames_fps=options.frames_fps,
-        add=options.add,
-        announce=functools.partial(print, flush=True),
-        write_shards=_on_beam(options.beam) if options.beam is not None else workers.write_shards,
-    )
-    print(preparation_report.report(prepared, options.output))
+    announce = functools.partial(print, flush=True)
+    write_shards = _on_beam(arguments.beam) if arguments.beam is not None else workers.write_shards
+    prepared = prepare(names, inputs, arguments.output, options, announce=announce, write_shards=write_shards)
+    print(preparation_report.report(prepared, arguments.output))
     num_quarantined = len(prepared["quarantined"])
-    if num_quarantined <= options.max_quarantined:
+    if num_quarantined <= arguments.max_quarantined:
         return ExitCode.DONE
     print(
-        f"{count(num_quarantined, 'file')} in quarantine, more than --max_quarantined={options.max_quarantined}: the "
+        f"{count(num_quarantined, 'file')} in quarantine, more than --max_quarantined={arguments.max_quarantined}: the "
         f"set is complete without them, and exit code {ExitCode.PARTLY} says so",
         file=sys.stderr,
     )

@@ -80,7 +80,7 @@ def list_videos(
       frames_fps: frames per second of folders of numbered images (data/prepare/series.py), where they are to be used.
 
     Raises:
-      PreparationError: no such folder, nothing in it, a damaged list, or two different files that are the same view of
+      ValueError: no such folder, nothing in it, a damaged list, or two different files that are the same view of
         the same take.
     """
     names, files = matching_files(names, inputs, frames_fps)
@@ -118,7 +118,7 @@ def matching_files(
     """The completed catalogue, and the files that it knows by their names; arguments as of `list_videos`.
 
     Raises:
-      PreparationError: as `list_videos`, but for a folder without videos.
+      ValueError: as `list_videos`, but for a folder without videos.
     """
     root, found, called, num_hidden = _found(inputs)
     if not names.whole_paths:
@@ -131,10 +131,7 @@ def matching_files(
         if isinstance(reason, str) and (path.lower().endswith(wanted) or names.is_annotation(path))
     }
     annotations = [path for path in sizes if names.is_annotation(path)]
-    try:
-        names = names.with_annotations(_texts(root, annotations, unreadable))
-    except UserError as error:
-        raise PreparationError(str(error)) from error
+    names = names.with_annotations(_texts(root, annotations, unreadable))
     paths = sorted((path for path in sizes if path.lower().endswith(names.extensions)), key=_unpacked_first)
     of_series, several = _series(sizes, called, names.extensions[0])
     if frames_fps is not None:

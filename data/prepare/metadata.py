@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from console.errors import UserError
 from data import catalog
 from data.prepare import carry_truth, parts, shards, tables
 from data.prepare.boxes import MANIFEST_COLUMNS
@@ -193,17 +192,14 @@ def _carry_truth(
     views = tables[split]
     shown = [videos[key] for key in zip(*(views[name].to_pylist() for name in ("take", "view")), strict=True)]
     kept = {of: of_parts / f"{of}-{truth.FOLDER}" for of in tables}
-    try:
-        if len(tables) == 1:
-            carry_truth.carry(truth_dir, views, shown, new / truth.FOLDER)
-            return
-        if not kept[shards.SPLIT].exists():  # before it is the truth of all parts
-            shutil.copytree(output_dir / truth.FOLDER, new / truth.FOLDER)
-            os.replace(new / truth.FOLDER, kept[shards.SPLIT])
-        carry_truth.carry(truth_dir, views, shown, kept[split])
-        carry_truth.join([path for path in kept.values() if path.exists()], new / truth.FOLDER)
-    except UserError as error:
-        raise PreparationError(str(error)) from error
+    if len(tables) == 1:
+        carry_truth.carry(truth_dir, views, shown, new / truth.FOLDER)
+        return
+    if not kept[shards.SPLIT].exists():  # before it is the truth of all parts
+        shutil.copytree(output_dir / truth.FOLDER, new / truth.FOLDER)
+        os.replace(new / truth.FOLDER, kept[shards.SPLIT])
+    carry_truth.carry(truth_dir, views, shown, kept[split])
+    carry_truth.join([path for path in kept.values() if path.exists()], new / truth.FOLDER)
 
 
 def _write_manifest(views: pa.Table, output_dir: Path) -> None:

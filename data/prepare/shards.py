@@ -65,6 +65,11 @@ class Settings:
     min_frames: int = pairing.MIN_FRAMES  # of a view; shorter ones are set aside
     frames_fps: float | None = None  # frames per second of series of images
 
+    @property
+    def encode(self) -> Callable[[np.ndarray], bytes]:
+        """Makes the stored form of a frame, uint8[h, w, 3]."""
+        return functools.partial(codec.get(self.codec).encode, quality=self.quality)
+
     def as_dict(self) -> dict:
         """The form that is stored. Newer settings than the first sets had are left out if they change nothing."""
         newer = {"crop": None, "min_frames": pairing.MIN_FRAMES, "frames_fps": None}
@@ -311,10 +316,8 @@ def _encode_file(
     try:
         starting(path)
         with files.open(path) as file:
-            encode = functools.partial(codec.get(settings.codec).encode, quality=settings.quality)
-            source, encoded = encoding.encode_file(
-                videos, file, settings.short_side, encode, settings.crop, boxes_given
-            )
+            how = (settings.short_side, settings.encode, settings.crop, boxes_given)
+            source, encoded = encoding.encode_file(videos, file, *how)
     except (raw_video.BadVideo, archives.BadArchive) as error:
         return dict.fromkeys(videos, str(error))
     except FileNotFoundError as error:

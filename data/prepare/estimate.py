@@ -1,0 +1,82 @@
+"""What a preparation would do, and the size and time to expect, from a few of the videos."""
+
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import tqdm
+
+from data import catalog
+from data.prepare import archives, carry_truth, encoding, preparation_report, raw_video, shards, times
+from data.prepare.listing import list_videos
+from data.prepare.options import Options
+from data.prepare.preparation_report import count
+
+SAMPLED_FILES = 8  # decoded: at most so many, and at most one in so many
+
+
+def dry_run(names: catalog.Catalog, inputs: Path | Sequence[Path], output_dir: Path, options: Options) -> str:
+    """What `preparation.prepare` would do, with the size and time to expect; writes nothing."""
+    names, listing = list_videos(names, inputs, options.frames_fps)
+    views_of_take = Counter(video.take for video in listing.videos)
+    takes_with = Counter(views_of_take.values())
+    given, told = options.read_boxes(listing)
+    settings = options.settings(names, clock=None)
+    jobs = shards.plan(listing, boxes=given)
+    lines = [
+        f"{names.name}: {count(len(listing.videos), 'video')} of {count(len(views_of_take), 'take')} in "
+        f"{count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
+        f"{count(len(jobs), 'shard')}",
+        *(f"  {count(takes_with[views], 'take')} with {count(views, 'view')}" for views in sorted(takes_with)),
+        *times.table(listing, listing.root),
+        *preparation_report.found_wrong(listing),
+        *preparation_report.unmatched(listing.unmatched),
+        *preparation_report.left(len(listing.files.duplicates), listing.files.passed_over),
+        *(carry_truth.check(options.truth_dir, listing.videos) if options.truth_dir else []),
+        *told,
+        *expected(jobs, settings, listing.root, output_dir, options.workers),
+    ]
+    return "\n".join(lines)
+
+
+def expected(
+    jobs: Sequence[shards.Job], settings: shards.Settings, input_dir: Path, output_dir: Path, num_workers: int
+) -> list[str]:
+    """Size and time, from a few files; grows with their bytes."""
+    cv2.setNumThreads(1)  # as in a worker
+    sizes = {v.path: size for job in jobs for v, size in zip(job.videos, job.num_bytes, strict=True)}
+    sample = list(sizes)[:: max(SAMPLED_FILES, math.ceil(len(sizes) / SAMPLED_FILES))]
+    given = {video: box for job in jobs for video, box in job.boxes_given.items()}
+    videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
+    how = (settings.short_side, settings.encode, settings.crop, given)
+    bytes_in, bytes_out, seconds, bad = 0, 0, 0.0, []
+    with archives.Reader(input_dir, sample, frames_fps=settings.frames_fps) as files:
+        for path in sample:
+            began = time.monotonic()
+            try:
+                with files.open(path) as file:
+                    _, shown = encoding.encode_file(videos_in[path], file, *how)
+                without = [why for why in shown.values() if isinstance(why, str)]
+                bad += [f"  {path}: {why}" for why in without[:1]]
+                if len(without) == len(shown):
+                    continue
+                stored = {id(frames): frames for frames in shown.values() if not isinstance(frames, str)}
+                bytes_out += sum(sum(map(len, frames.frames)) for frames in stored.values())
+                bytes_in += sizes[path]
+                seconds += time.monotonic() - began
+            except (raw_video.BadVideo, archives.BadArchive) as error:
+                bad.append(f"  {path}: {error}")
+    if not bytes_in:
+        return ["none of the videos tried can be read:", *bad]
+    ratio = sum(sizes.values()) / bytes_in
+    free = shutil.disk_usage(next(path for path in [output_dir, *output_dir.absolute().parents] if path.exists())).free
+    return [
+        f"expected, from {count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.1f} MB, "
+        f"{tqdm.tqdm.format_interval(ratio * seconds / num_workers)} with {count(num_workers, 'worker')}",
+        *bad,
+        *[f"warning: only {free / 1e6:.0f} MB are free where {output_dir} lies"] * (ratio * bytes_out > free),
+    ]

@@ -1,0 +1,136 @@
+"""A preparation: what is checked and told before the work, the work that is missing, and what is written at the end."""
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from data import catalog
+from data.prepare import (
+    carry_truth,
+    contact_sheet,
+    estimate,
+    metadata,
+    offsets,
+    parts,
+    preparation_report,
+    shards,
+    workers,
+)
+from data.prepare.listing import Listing, PreparationError, list_videos
+from data.prepare.options import Options
+from data.store import truth
+
+
+def prepare(
+    names: catalog.Catalog,
+    inputs: Path | Sequence[Path],
+    output_dir: Path,
+    options: Options,
+    *,
+    announce: Callable[[str], None] = lambda line: None,
+    write_shards: Callable[..., None] = workers.write_shards,
+) -> dict:
+    """Prepares a data set, or goes on with a preparation that was interrupted.
+
+    Args:
+      names: the catalogue of the data set.
+      inputs: folders and archives with the raw videos.
+      output_dir: of the prepared set; made if missing.
+      options: how.
+      announce: called with the size and time to expect, if there is something to do.
+      write_shards: makes the shards; see `workers.write_shards`.
+
+    Returns:
+      What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason) and
+      `static` (takes in which nothing moves) added.
+
+    Raises:
+      ValueError: the input or the output does not let it go on.
+    """
+    clock, seconds = options.choose_clock(names)
+    names, listing = list_videos(names, inputs, options.frames_fps)
+    wrong = preparation_report.found_wrong(listing)
+    for line in [*wrong, *offsets.unused(seconds or {}, listing.videos)]:
+        announce(line)
+    with _locked(output_dir):
+        split, listing = _chosen(output_dir, listing, announce) if options.add else (shards.SPLIT, listing)
+        names, listing = parts.with_own_names(names, listing) if options.add else (names, listing)
+        settings = options.settings(names, clock)
+        given, told = options.read_boxes(listing)
+        for line in [*told, *_check_truth(options.truth_dir, listing, output_dir, split)]:
+            announce(line)
+        jobs = shards.plan(listing, seconds, given, split)
+        _begin(parts.Part.of(split, settings, listing.videos, names), output_dir)
+        if not (options.add and parts.is_finished(output_dir, split)):
+            missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
+            if missing:
+                if split == shards.SPLIT:
+                    (output_dir / "prepared.json").unlink(missing_ok=True)  # the set must not look finished meanwhile
+                for line in estimate.expected(missing, settings, listing.root, output_dir, options.workers):
+                    announce(line)
+                write_shards(missing, len(listing.num_bytes), settings, listing.root, output_dir, options.workers)
+            parts.finish(output_dir, split, [job.file_name(names.name) for job in jobs], parts.found(listing))
+        if options.sheet:
+            accounts = parts.accounts(output_dir, split)
+            sheet = contact_sheet.write(accounts, listing.videos, listing.root, output_dir, options.frames_fps)
+            announce(f"sheet: {sheet}")
+        return metadata.write(settings, jobs, output_dir, options.truth_dir)
+
+
+def _chosen(output_dir: Path, listing: Listing, announce: Callable[[str], None]) -> tuple[str, Listing]:
+    """As `parts.choose`; tells what is left out."""
+    parts.note_inputs_of_older_set(output_dir)
+    split, chosen = parts.choose(output_dir, listing)
+    num_left = len({video.take for video in listing.videos}) - len({video.take for video in chosen.videos})
+    if num_left:
+        announce(f"left out, as the set holds them: {preparation_report.count(num_left, 'take')}")
+    return split, chosen
+
+
+@contextlib.contextmanager
+def _locked(output_dir: Path) -> Iterator[None]:
+    """Makes the output folder and keeps other preparations out of it."""
+    (output_dir / shards.PARTS).mkdir(parents=True, exist_ok=True)
+    with open(output_dir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PreparationError(f"another preparation is at work in {output_dir}; wait for it") from None
+        yield
+
+
+def _check_truth(truth_dir: Path | None, listing: Listing, output_dir: Path, split: str) -> list[str]:
+    """Describes a truth, before hours of decoding; PreparationError if it cannot be carried."""
+    carried = output_dir / truth.FOLDER
+    if truth_dir is not None and split != shards.SPLIT:
+        if not (carried / truth.SKELETON).exists():
+            raise PreparationError(
+                f"{output_dir} has no 3D joints and cameras, so those in {truth_dir} cannot be added: --truth=none "
+                "leaves them out"
+            )
+        if truth.read_skeleton(carried / truth.SKELETON) != truth.read_skeleton(truth_dir / truth.SKELETON):
+            raise PreparationError(f"{truth_dir} has other joints than the set in {output_dir}: make them the same")
+    if truth_dir is None:
+        if (carried / truth.SKELETON).exists():
+            raise PreparationError(
+                f"{carried} holds the truth of an earlier preparation, and this one has none: give --truth=DIR again, "
+                f"or delete {carried}"
+            )
+        return []
+    if truth_dir.resolve() == carried.resolve():
+        raise PreparationError(f"{truth_dir} would be overwritten by what is carried: choose another --output")
+    return carry_truth.check(truth_dir, listing.videos)
+
+
+def _begin(part: parts.Part, output_dir: Path) -> None:
+    """Writes the plan of a part, or checks that the one in the output folder is this one."""
+    plans = {before.split: before for before in parts.read_plans(output_dir)}
+    if part.split in plans:
+        parts.check_same(plans[part.split], part, output_dir, same_takes=True)
+    else:
+        if plans:
+            parts.check_same(plans[shards.SPLIT], part, output_dir, same_takes=False)
+        part.write(output_dir)
+    for leftover in [*output_dir.glob(".*.tmp"), *(output_dir / shards.PARTS).glob(".*.tmp")]:
+        leftover.unlink()  # left by a killed process: the lock excludes one that is still at work
