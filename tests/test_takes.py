@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.prepare import __main__ as prepare
-from data.store import codec, takes
+from data.store import codec, manifest, takes
 from tests import video_files
 
 SHORT_SIDE = 32
@@ -207,7 +207,7 @@ def test_columns_are_read_in_parts_and_again_in_another_process(tmp_path):
     types = {"take": pa.string(), "view": pa.string(), "label": pa.int32()}
     table = pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
     pq.write_table(table, tmp_path / "manifest.parquet", row_group_size=30_000)
-    views = takes._Columns(tmp_path / "manifest.parquet")
+    views = manifest.FileColumns(tmp_path / "manifest.parquet")
     assert list(views) == list(columns) and "fps" not in views
     for name, values in columns.items():
         assert views[name].tolist() == values

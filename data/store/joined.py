@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from console.errors import UserError
-from data.store import takes
+from data.store import manifest, takes
 from data.store.directories import directories
 from data.store.takes import Prepared
 from data.store.truth import Truth
@@ -93,32 +93,21 @@ def _subjects(sets: Sequence[Prepared]) -> tuple[tuple[str, ...], list[np.ndarra
     return tuple(joint), [np.array([joint[name] for name in names] + [-1], np.int32) for names in of_set]
 
 
-class _Columns(Mapping):
+class _Columns(manifest.Columns):
     """The columns that all sets have, one set behind the other."""
 
     def __init__(self, of_sets: Sequence[Mapping], first: Sequence[int], subjects: Sequence[np.ndarray | None]):
+        super().__init__(name for name in of_sets[0] if all(name in views for views in of_sets))
         self._of_sets, self._first, self._subjects = list(of_sets), list(first), list(subjects)
-        self._read: dict[str, np.ndarray] = {}
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._read:
-            columns = [views[name] for views in self._of_sets]
-            if name == "record":
-                columns = [column + first for column, first in zip(columns, self._first, strict=True)]
-            if name == "subject":
-                found = zip(columns, self._subjects, strict=True)
-                columns = [column if numbers is None else numbers[column] for column, numbers in found]
-            self._read[name] = np.concatenate(columns)
-        return self._read[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._of_sets[0] if all(name in list(views) for views in self._of_sets))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_read": {}}
+    def _make(self, name: str) -> np.ndarray:
+        columns = [views[name] for views in self._of_sets]
+        if name == "record":
+            columns = [column + first for column, first in zip(columns, self._first, strict=True)]
+        if name == "subject":
+            found = zip(columns, self._subjects, strict=True)
+            columns = [column if numbers is None else numbers[column] for column, numbers in found]
+        return np.concatenate(columns)
 
 
 class _Frames:

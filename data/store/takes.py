@@ -1,39 +1,35 @@
 """Random access to a prepared set: take -> views -> frames. Written by `python -m data.prepare`."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from console.command import did_you_mean, nearest
 from console.errors import UserError
 from data import catalog
-from data.store import codec, dct, digests, frame_index, truth
+from data.store import classes, codec, dct, digests, frame_index, truth
 from data.store.frame_cache import FrameCache
+from data.store.manifest import COLUMNS, MANIFEST, FileColumns, Relabelled
 from data.store.truth import Truth
 
-MANIFEST = "manifest.parquet"
 FORMAT_VERSION = 3  # of a prepared set
-# Of the manifest, without which a set cannot be used. Sets that lack newer ones are used without them.
-COLUMNS = ("take", "view", "record", "num_frames", "fps", "height", "width")
-COLUMNS += ("label", "subject", "setup", "camera", "performance", "listed_split", "checksum")
 # [ours] Up to this size a file is compared with its digest on opening, which takes up to a quarter of a second. A
 # frames.npy of this size has 16 million frames; NTU-120 has ten. In a longer one only frames' checksums show changes.
 MAX_CHECKED_BYTES = 2**28
 # [ours] A read that fails is tried again after these seconds, because a network file system may fail briefly.
 RETRY_AFTER_SECONDS = (0.1, 1.0)
+
+
+_Row = collections.namedtuple("_Row", ("take", "label", "subject", "setup", "camera", "performance", "listed_split"))
 
 
 class DamagedRecord(UserError):
@@ -199,13 +195,10 @@ class Prepared:
 
     def _kept_pixels(self, record: int, frames: np.ndarray) -> np.ndarray | None:
         """uint8[num_frames, h, w, 3], in which the wanted frames are filled in; None if pixels are not kept."""
-        self._check(record, frames)
-        room = self.pixels and self.pixels.of(record)
-        if not room:
+        found = self._kept(self.pixels, record, frames)
+        if found is None:
             return None
-        pixels, marks = room
-        with self._naming_damage(record):
-            missing = np.asarray(frames)[marks[frames] == 0]
+        pixels, marks, missing = found
         if len(missing):
             for frame, decoded in zip(missing.tolist(), self._decode(record, missing), strict=True):
                 pixels[frame] = decoded
@@ -214,13 +207,10 @@ class Prepared:
 
     def _kept_coefficients(self, record: int, frames: np.ndarray) -> tuple[np.ndarray, int] | None:
         """int8[num_frames, 3 * H / 2, W], in which the wanted frames are filled in, and their quality."""
-        self._check(record, frames)
-        room = self.coefficients and self.coefficients.of(record)
-        if not room:
+        found = self._kept(self.coefficients, record, frames)
+        if found is None:
             return None
-        kept, marks = room
-        with self._naming_damage(record):
-            missing = np.asarray(frames)[marks[frames] == 0]
+        kept, marks, missing = found
         if len(missing):
             stored = self._stored(record, missing)
             with self._naming_damage(record):
@@ -228,6 +218,14 @@ class Prepared:
                     kept[frame], _, quality = dct.unpack(data)
                     marks[frame] = quality
         return kept, int(marks[frames[-1]])
+
+    def _kept(
+        self, cache: FrameCache | None, record: int, frames: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """The room of a record and its marks, as of `FrameCache.of`, and which of the wanted frames it lacks."""
+        self._check(record, frames)
+        room = cache and cache.of(record)
+        return (*room, np.asarray(frames)[room[1][frames] == 0]) if room else None
 
     @functools.cached_property
     def coefficients_shape(self) -> tuple[int, int]:
@@ -271,10 +269,7 @@ class Prepared:
     def of_protocol(self, protocol: str) -> "Prepared":
         """The same set with only the classes of a protocol, numbered from 0; records of other classes get label -1."""
         labels = catalog.get(self.name).labels_of.get(protocol)
-        if labels is None:
-            return self
-        names = tuple(self.class_names[label] for label in labels)
-        return dataclasses.replace(self, class_names=names, views=_Relabelled(self.views, labels))
+        return self if labels is None else self._of_labels(labels)
 
     def of_classes(self, wanted: Sequence[str | int]) -> "Prepared":
         """As this, with some classes alone: numbered from 0 in the set's order, and label -1 for all other records.
@@ -287,31 +282,12 @@ class Prepared:
         """
         if not wanted:
             return self
-        labels = tuple(sorted({self._label(name) for name in wanted}))
-        names, views = tuple(self.class_names[label] for label in labels), _Relabelled(self.views, labels)
-        return dataclasses.replace(self, class_names=names, views=views, some_classes=True)
+        labels = {classes.number_of(name, self.class_names, self.directory) for name in wanted}
+        return dataclasses.replace(self._of_labels(tuple(sorted(labels))), some_classes=True)
 
-    def _label(self, wanted: str | int) -> int:
-        called = [catalog.composed(name) for name in self.class_names]
-        text = catalog.composed(str(wanted).strip())
-        number = int(text) if text.isascii() and text.isdecimal() else None
-        if text in called:
-            if isinstance(wanted, int) and called.index(text) != wanted < len(called):
-                raise UserError(
-                    f"data.classes = {wanted}: class {text!r} of {self.directory} has another number, "
-                    f"{called.index(text)}. Write the name in quotes if it is meant, else the name of class {wanted}, "
-                    f"{called[wanted]!r}."
-                )
-            return called.index(text)
-        if number is not None and number < len(called):
-            return number
-        if not called:
-            raise UserError(f"data.classes = {wanted!r}: {self.directory} has no classes.")
-        near = did_you_mean([repr(name) for name in nearest(text, called)])
-        raise UserError(
-            f"data.classes: there is no class {wanted!r} in {self.directory}; it has {len(called)}, numbered from 0 to "
-            f"{len(called) - 1} ({', '.join(called[:5])}, ...).{near}"
-        )
+    def _of_labels(self, labels: tuple[int, ...]) -> "Prepared":
+        names = tuple(self.class_names[label] for label in labels)
+        return dataclasses.replace(self, class_names=names, views=Relabelled(self.views, labels))
 
     def split_of(self, protocol: str) -> np.ndarray:
         """As `splits`, where 'all' puts every record into 'train', and records of classes that are not used in none."""
@@ -321,12 +297,11 @@ class Prepared:
     def splits(self, protocol: str) -> np.ndarray:
         """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""
         names = catalog.get(self.name)
-        columns = ("take", "label", "subject", "setup", "camera", "performance", "listed_split")
         views = self.views
-        while isinstance(views, _Relabelled):
+        while isinstance(views, Relabelled):
             views = views.whole
-        rows = zip(*(views[column].tolist() for column in columns), strict=True)
-        return np.array([names.split(protocol, _Row(*row)) or "" for row in rows], dtype="U5")
+        rows = map(_Row, *(views[column].tolist() for column in _Row._fields))
+        return np.array([names.split(protocol, row) or "" for row in rows], dtype="U5")
 
     def place_of(self, record: int) -> tuple[str, int]:
         """The folder that a record lies in, and its number there."""
@@ -343,17 +318,6 @@ class Prepared:
         take, view = self.views["take"][record], self.views["view"][record]
         folder, number = self.place_of(record)
         return f"record {number} of {folder} (take {take}, view {view})"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    take: str
-    label: int
-    subject: int
-    setup: int
-    camera: int
-    performance: int
-    listed_split: str
 
 
 def open_prepared(directory: str | Path) -> Prepared:
@@ -397,8 +361,8 @@ def open_prepared(directory: str | Path) -> Prepared:
         path = directory / shard["file"]
         if not path.exists() or path.stat().st_size != shard["bytes"]:
             raise UserError(f"{path} is missing or has lost its end: make it anew with `{command}`")
-    views = _Columns(directory / MANIFEST, listed.get(MANIFEST))
-    if missing := [name for name in COLUMNS if name not in list(views)]:
+    views = FileColumns(directory / MANIFEST, listed.get(MANIFEST))
+    if missing := [name for name in COLUMNS if name not in views]:
         raise UserError(
             f"{directory} was prepared by an older version of this program: {MANIFEST} lacks {', '.join(missing)}. "
             f"Delete the folder and run `{command}`"
@@ -442,85 +406,3 @@ def _check_digests(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
     small = [not path.is_file() or path.stat().st_size <= MAX_CHECKED_BYTES for path in paths]
     names = list(itertools.compress(names, [True, True, *small[2:]]))
     return listed, digests.check_some(directory, names, listed)
-
-
-class _Columns(Mapping):
-    """The columns of a manifest. Each is read when it is first used; pickling copies only the path."""
-
-    def __init__(self, path: Path, sha256: str | None = None):
-        """`sha256` of the file, None if unknown. The file may be written anew, but must keep its content."""
-        self._path, self._sha256 = path, sha256
-        self._read, self._state = {}, _state(path)
-        with pq.ParquetFile(path) as manifest:
-            self._names = tuple(manifest.schema_arrow.names)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._read:
-            if name not in self._names:
-                raise KeyError(name)
-            if self._sha256 and _state(self._path) != self._state:
-                self._state = _state(self._path)
-                if digests.sha256_of(self._path)[0] != self._sha256:
-                    raise UserError(f"{self._path} has changed since it was opened: start again")
-            with pq.ParquetFile(self._path) as manifest:
-                self._read[name] = _column(manifest, name)
-        return self._read[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_read": {}}
-
-
-class _Relabelled(Mapping):
-    """Columns of a manifest whose labels are renumbered to some of the classes."""
-
-    def __init__(self, whole: Mapping[str, np.ndarray], labels: tuple[int, ...]):
-        """`labels`: the old number of each new one; all others become -1."""
-        self.whole, self._labels, self._label = whole, labels, None
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name != "label":
-            return self.whole[name]
-        if self._label is None:
-            old = self.whole["label"]
-            place = np.searchsorted(self._labels, old).clip(max=len(self._labels) - 1)
-            self._label = np.where(np.array(self._labels)[place] == old, place, -1).astype(old.dtype)
-        return self._label
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.whole)
-
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_label": None}
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """A value that changes when the file is written to."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
-def _column(manifest: pq.ParquetFile, name: str) -> np.ndarray:
-    """Reads in parts and makes no Python object for a text, because a manifest may have millions of rows."""
-    parts = [_values(batch[0]) for batch in manifest.iter_batches(2**16, columns=[name], use_threads=False)]
-    column = np.concatenate(parts)
-    pa.default_memory_pool().release_unused()
-    return column.astype(np.str_) if column.dtype.kind == "S" else column
-
-
-def _values(part: pa.Array) -> np.ndarray:
-    if not pa.types.is_string(part.type):
-        return part.to_numpy(zero_copy_only=False)
-    if not pc.all(pc.string_is_ascii(part)).as_py():
-        return np.array(part.to_pylist(), np.str_)
-    width = pc.max(pc.binary_length(part)).as_py() or 1
-    fixed = pc.utf8_rpad(part, width, "\0").cast(pa.binary()).cast(pa.binary(width))
-    return np.frombuffer(fixed.buffers()[1], f"S{width}", len(part)).copy()
