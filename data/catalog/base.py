@@ -70,6 +70,12 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def check_range(path: str, what: str, number: int, last: int, first: int = 1) -> None:
+    """Raises ValueError unless a number in a file's name is one that the data set has: `what` are `first` to `last`."""
+    if not first <= number <= last:
+        raise UserError(f"{path!r}: {what} are {first} to {last}, not {number}")
+
+
 def random_takes(row: Row) -> Split:
     """One take in ten is for testing, by a checksum of its name. [ours]: for data without an official split."""
     return "test" if zlib.crc32(row.take.encode()) % 10 == 0 else "train"
@@ -125,22 +131,18 @@ class Catalog(abc.ABC):
 
     def with_names_from(self, paths: Iterable[str]) -> "Catalog":
         """The catalogue completed with what only the list of files tells; the same object if nothing is missing."""
-        del paths
         return self
 
     def is_annotation(self, path: str) -> bool:
         """Whether the file is one of the lists or labels that `with_annotations` wants."""
-        del path
         return False
 
     def with_annotations(self, annotations: Mapping[str, str]) -> "Catalog":
         """The catalogue completed with the text of the annotation files, by path."""
-        del annotations
         return self
 
     def unused_annotations(self, videos: Iterable[Video]) -> list[tuple[str, str]]:
         """(path, reason) of annotations that none of the videos needs."""
-        del videos
         return []
 
     def cut(self, video: Video) -> Cut:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes
 
 # Spelling of the authors' list (ai4robot.github.io).
 CLASS_NAMES = (
@@ -108,8 +108,7 @@ def _parse_name(path: str) -> Video:
     if not matched:
         raise UserError(f"{path!r} is not of the form Aaaa_Pppp_Gggg_Cccc.mp4, as A001_P001_G001_C001.mp4 is")
     action, person, group, camera = map(int, matched.groups())
-    if not 1 <= action <= len(CLASS_NAMES):
-        raise UserError(f"{path!r}: actions are 1 to {len(CLASS_NAMES)}, not {action}")
+    check_range(path, "actions", action, len(CLASS_NAMES))
     return Video(
         path=path,
         take=f"A{action:03}_P{person:03}_G{group:03}",
@@ -158,13 +157,9 @@ class ETRI(Catalog):
                 f"{path!r}: persons from {FIRST_LIVING_LAB_PERSON} on are those of ETRI-Activity3D-LivingLab, another "
                 f"data set (--dataset=etri_livinglab); those of ETRI-Activity3D are 1 to {NUM_PERSONS}"
             )
-        for what, number, last in (
-            ("persons", video.subject, NUM_PERSONS),
-            ("groups", video.performance, NUM_GROUPS),
-            ("cameras", video.camera, NUM_CAMERAS),
-        ):
-            if not 1 <= number <= last:
-                raise UserError(f"{path!r}: {what} are 1 to {last}, not {number}")
+        check_range(path, "persons", video.subject, NUM_PERSONS)
+        check_range(path, "groups", video.performance, NUM_GROUPS)
+        check_range(path, "cameras", video.camera, NUM_CAMERAS)
         return video
 
     def format(self, video: Video) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Row, Split, Video, check_range, random_takes
 
 # Spelling of the authors' list (github.com/shahroudy/NTURGB-D).
 CLASS_NAMES = (
@@ -229,10 +229,8 @@ def format_name(video: Video) -> str:
 
 def check_numbers(video: Video) -> None:
     """Raises ValueError unless the camera and the performance are ones that NTU has."""
-    if not 1 <= video.camera <= NUM_CAMERAS:
-        raise UserError(f"{video.path!r}: cameras are 1 to {NUM_CAMERAS}, not {video.camera}")
-    if not 1 <= video.performance <= NUM_PERFORMANCES:
-        raise UserError(f"{video.path!r}: performances are 1 to {NUM_PERFORMANCES}, not {video.performance}")
+    check_range(video.path, "cameras", video.camera, NUM_CAMERAS)
+    check_range(video.path, "performances", video.performance, NUM_PERFORMANCES)
 
 
 def xsub60(row: Row) -> Split:

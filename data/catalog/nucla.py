@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes
 
 # Code in the file names -> class. The codes are those of three public loaders; which name belongs to which code is
 # inferred from the order of the names there.
@@ -95,10 +95,8 @@ class NUCLA(Catalog):
             )
         if code not in CLASS_OF_CODE:
             raise UserError(f"{path!r}: actions are {', '.join(map(str, CODES))}, not {code}")
-        if not 1 <= view <= NUM_VIEWS:
-            raise UserError(f"{path!r}: views are 1 to {NUM_VIEWS}, not {view}")
-        if not 1 <= subject <= NUM_SUBJECTS:
-            raise UserError(f"{path!r}: subjects are 1 to {NUM_SUBJECTS}, not {subject}")
+        check_range(path, "views", view, NUM_VIEWS)
+        check_range(path, "subjects", subject, NUM_SUBJECTS)
         return Video(
             path=path,
             take=f"a{code:02}_s{subject:02}_e{performance:02}",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Count, Cut, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Cut, Row, Split, Video, check_range, random_takes
 
 # Spelling of the authors' Actions.xlsx.
 CLASS_NAMES = (
@@ -141,10 +141,8 @@ class PKUMMD(Catalog):
                 raise UserError(f"{path!r} is not {form}: it does not say which view it is, L, M or R")
             raise UserError(f"{path!r} is not {form} (phase 1, 0001-L.avi, is another set)")
         sequence, subject, view = int(matched[1]), int(matched[2]), matched[3].upper()
-        if not 1 <= sequence <= NUM_SEQUENCES:
-            raise UserError(f"{path!r}: sequences are 1 to {NUM_SEQUENCES}, not {sequence}")
-        if not 1 <= subject <= NUM_SUBJECTS:
-            raise UserError(f"{path!r}: subjects are 1 to {NUM_SUBJECTS}, not {subject}")
+        check_range(path, "sequences", sequence, NUM_SEQUENCES)
+        check_range(path, "subjects", subject, NUM_SUBJECTS)
         recording = f"A{sequence:02}N{subject:02}"
         return Video(
             path=path,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes
 
 CLASS_NAMES = ("Advance", "Attention", "Rally", "MoveForward", "Halt", "FollowMe", "MoveInReverse")
 CAMERAS = {"ground": 1, "air": 2}
@@ -248,8 +248,7 @@ def _real_name(path: str, stem: str, perspective: str | None, label: int) -> tup
     if not matched:
         raise UserError(f"{path!r}: a real video is called as S04b_10m_ground_label5_start775.mp4 is")
     number, session, metres, called, recording, labelled, start = (part or "" for part in matched.groups())
-    if int(number) >= NUM_SUBJECTS:
-        raise UserError(f"{path!r}: subjects are 0 to {NUM_SUBJECTS - 1}, not {int(number)}")
+    check_range(path, "subjects", int(number), NUM_SUBJECTS - 1, first=0)
     seen_from = "ground" if called.lower() == "ground" else "air"
     if perspective not in (None, seen_from):
         raise UserError(f"{path!r}: called {called.lower()}, in the folder {perspective}")

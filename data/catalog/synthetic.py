@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from console.errors import UserError
 from data.catalog import ntu
-from data.catalog.base import Catalog, Row, Split, Video, random_takes
+from data.catalog.base import Catalog, Row, Split, Video, check_range, random_takes
 from data.synthetic.actions import CLASS_NAMES
 
 
@@ -31,9 +31,7 @@ class Synthetic(Catalog):
         """See `Catalog.parse`."""
         video = ntu.parse_name(path)
         ntu.check_numbers(video)
-        action = video.label + 1
-        if not 1 <= action <= len(CLASS_NAMES):
-            raise UserError(f"{path!r}: actions are 1 to {len(CLASS_NAMES)}, not {action}")
+        check_range(path, "actions", video.label + 1, len(CLASS_NAMES))
         if video.subject < 1 or video.setup < 1:
             raise UserError(f"{path!r}: setups and subjects count from 1")
         return video

@@ -26,21 +26,13 @@ def write_shards(
     *,
     beam_options: Sequence[str],
 ) -> None:
-    """Makes shards on a Beam runner and waits for it; see `workers.write_shards`.
+    """As `workers.write_shards`, on a Beam runner, which shows its own progress and has its own number of workers.
 
-    Args:
-      jobs: the shards to make.
-      num_files: not used; the runner shows its own progress.
-      settings: see `shards.write`, as for the folders.
-      input_dir: with the raw videos.
-      output_dir: of the prepared set.
-      num_workers: not used; the runner has options of its own.
-      beam_options: as on the command line of a Beam pipeline, e.g. ['--runner=FlinkRunner'].
+    `beam_options` are as on the command line of a Beam pipeline, e.g. ['--runner=FlinkRunner'].
 
     Raises:
       PreparationError: the pipeline failed; finished shards stay.
     """
-    del num_files, num_workers
     try:
         with apache_beam.Pipeline(options=PipelineOptions(list(beam_options))) as pipeline:
             _ = (

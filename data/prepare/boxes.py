@@ -190,10 +190,7 @@ def moving_region(energy: np.ndarray) -> np.ndarray:
 
 
 def read_table(path: Path) -> dict[tuple[str, str], Box]:
-    """The boxes of a table by (take, view).
-
-    Args:
-      path: a .csv file in UTF-8, or a .parquet file, with COLUMNS and perhaps more.
+    """The boxes by (take, view) of a .csv file in UTF-8 or a .parquet file, with COLUMNS and perhaps more.
 
     Raises:
       ValueError: it cannot be read, lacks a column, or has an empty box or a view twice; the message says where.
@@ -289,13 +286,7 @@ def read_skeleton(path: Path) -> Box:
 def uncovered(found: Mapping[tuple[str, str], object], videos: Sequence[Video], called: str) -> list[str]:
     """Remarks on boxes before the videos are decoded: how many there are, and which are missing or unused.
 
-    Args:
-      found: by (take, view).
-      videos: that are to be prepared.
-      called: what the boxes come from.
-
-    Raises:
-      ValueError: no video has a box.
+    `found` are the boxes by (take, view), `called` is what they come from. Raises ValueError if no video has a box.
     """
     wanted = {(video.take, video.view) for video in videos}
     lacking, unused = sorted(wanted - found.keys()), sorted(found.keys() - wanted)

@@ -15,7 +15,6 @@ from console.errors import UserError
 from data.catalog import Video
 from data.prepare.boxes import MANIFEST_COLUMNS
 from data.store import truth
-from data.store.whole_files import write_whole
 
 SHOWN = 5  # entries of a list that a message names
 # Limits [ours] beyond which numbers are taken for a wrong unit or convention.
@@ -26,11 +25,7 @@ ROTATION_TOLERANCE = 1e-3  # of R times its transpose, from the unit matrix
 
 
 def check(source: Path, videos: Sequence[Video]) -> list[str]:
-    """Checks a truth as far as possible before the videos are decoded.
-
-    Args:
-      source: the folder with the three files.
-      videos: that are to be prepared.
+    """Checks a truth, the folder with the three files, as far as possible before the videos are decoded.
 
     Returns:
       Remarks for the user: what the truth holds, and a warning about missing takes and views. `carry` refuses missing
@@ -53,13 +48,9 @@ def check(source: Path, videos: Sequence[Video]) -> list[str]:
 
 
 def carry(source: Path, views: pa.Table, videos: Sequence[Video], output: Path) -> None:
-    """Copies the truth of the takes that were prepared.
+    """Copies the truth of the takes that were prepared: from `source`, the folder with the three files, to `output`.
 
-    Args:
-      source: the folder with the three files.
-      views: the manifest.
-      videos: that its rows show, in its order.
-      output: the folder to make.
+    `views` is the manifest, and `videos` are what its rows show.
 
     Raises:
       ValueError: a file does not have its form, lacks a prepared take, view or frame, or has numbers of another unit or
@@ -117,13 +108,8 @@ def carry(source: Path, views: pa.Table, videos: Sequence[Video], output: Path) 
             cameras = cameras.set_column(column, name, views[name])
         cameras = cameras.append_column("first", pa.array(begins + starts, pa.int64()))
     _check_sense(source, joints, cameras, root, begins + starts, np.array(stored[0]))
-    output.mkdir(exist_ok=True)
-    (output / truth.SKELETON).unlink(missing_ok=True)  # of an earlier truth
-    write_whole(output / truth.JOINTS, truth.parquet(joints), durable=True)
-    write_whole(output / truth.CAMERAS, truth.parquet(cameras), durable=True)
-    write_whole(
-        output / truth.SKELETON, truth.skeleton_json(names, edges, names[root]), durable=True
-    )  # last: this file makes it a truth
+    skeleton = truth.skeleton_json(names, edges, names[root])
+    truth.write_tables(output, skeleton, joints, cameras, durable=True)
 
 
 def join(sources: Sequence[Path], output: Path) -> None:
@@ -139,10 +125,7 @@ def join(sources: Sequence[Path], output: Path) -> None:
         cameras.append(table)
         joints.append(pq.read_table(source / truth.JOINTS))
         num_frames += len(joints[-1])
-    output.mkdir(exist_ok=True)
-    write_whole(output / truth.JOINTS, truth.parquet(pa.concat_tables(joints)), durable=True)
-    write_whole(output / truth.CAMERAS, truth.parquet(pa.concat_tables(cameras)), durable=True)
-    write_whole(output / truth.SKELETON, skeleton, durable=True)
+    truth.write_tables(output, skeleton, pa.concat_tables(joints), pa.concat_tables(cameras), durable=True)
 
 
 def _read_tables(source: Path) -> tuple[tuple, pa.Table, pa.Table]:

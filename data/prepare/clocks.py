@@ -37,13 +37,9 @@ class Clock:
 
 
 def rate(stamps: np.ndarray, stated: float) -> float:
-    """Frames per second of a file: the header's rate if the stamps agree with it, else the stamps' own rate.
+    """Frames per second of a file: what its header states if the stamps agree with it, else the stamps' own rate.
 
     Lost frames do not change it: steps of more than one and a half of the usual ones are left out.
-
-    Args:
-      stamps: float[N].
-      stated: frames per second.
     """
     steps = np.diff(stamps)
     steps = steps[steps > 0]
@@ -139,13 +135,11 @@ def shown_by_period(stamps: np.ndarray, rate: float, num_after: int = 0) -> np.n
 
 
 def gap_problem(gap: np.ndarray, ticks: np.ndarray, fps: float, clock: Clock) -> str:
-    """Why a view's gaps are too many or too long, with the place of the longest; '' if they are not.
+    """Why a view's gaps are too many or too long for the clock, with the place of the longest; '' if they are not.
 
     Args:
       gap: bool[T], of `shown`.
-      ticks: float[T], in the time of the view's file.
-      fps: ticks per second.
-      clock: has the limits.
+      ticks: float[T], in the time of the view's file, `fps` per second.
     """
     if not gap.any():
         return ""

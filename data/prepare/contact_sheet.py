@@ -28,20 +28,10 @@ def write(
     output_dir: Path,
     frames_fps: float | None = None,
 ) -> Path:
-    """Writes OUTPUT/contact_sheet.png; returns its path.
+    """Writes OUTPUT/contact_sheet.png; returns its path. Raises ValueError if the picture cannot be written.
 
     A row is a camera and a column a take. Takes are spread evenly over those with the most cameras. A camera that none
-    of them has shows takes of its own.
-
-    Args:
-      accounts: of the shards, as of `shards.account_of`.
-      videos: that were prepared.
-      input_dir: with the raw videos.
-      output_dir: of the prepared set.
-      frames_fps: frames per second of series of images.
-
-    Raises:
-      ValueError: the picture cannot be written.
+    of them has shows takes of its own. `accounts` are those of the shards, as of `shards.account_of`.
     """
     video = {(video.take, video.view): video for video in videos}
     of_view: dict[str, dict[str, dict]] = {}

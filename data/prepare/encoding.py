@@ -42,8 +42,7 @@ def encode_file(
 
     Args:
       videos: cut from the file.
-      file: as of `raw_video.read`.
-      short_side: of the stored frames, as of `raw_video.frames`.
+      file, short_side: as of `raw_video.read`.
       encode: makes the stored form of a frame, uint8[h, w, 3].
       crop: how views are cut; None for whole pictures.
       given: the boxes of a table, or the .skeleton files.
@@ -63,12 +62,7 @@ def encode_file(
 
 
 def is_still(stored: Sequence[bytes], decode: Callable[[bytes], np.ndarray]) -> bool:
-    """Whether nothing moves in a view, beyond what codecs change.
-
-    Args:
-      stored: its frames.
-      decode: their pixels, uint8[h, w, 3].
-    """
+    """Whether nothing moves in a view, beyond what codecs change; `decode` makes uint8[h, w, 3] of a stored frame."""
     first = None
     # The middle and the end first: where something moves, two or three frames tell.
     for number in dict.fromkeys((0, len(stored) // 2, len(stored) - 1, *range(len(stored)))):

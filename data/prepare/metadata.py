@@ -60,12 +60,7 @@ def write(
 ) -> dict:
     """Writes everything beside the shards, of all finished parts of the set; see data/prepare/parts.py.
 
-    All files are made before the first of them appears, SHA256SUMS last.
-
-    Args:
-      settings, jobs: what was prepared.
-      output_dir: of the prepared set.
-      truth_dir: 3D joints and cameras (data/store/truth.py) that go with it; None for none.
+    All files are made before the first of them appears, SHA256SUMS last. `settings` and `jobs` say what was prepared.
 
     Returns:
       What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason) and

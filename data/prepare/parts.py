@@ -27,17 +27,12 @@ _COUNTS += ("unmatched", "duplicates")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """Attributes:
-    split: of TFDS.
-    settings: as of `shards.Settings.as_dict`.
-    takes: sorted.
-    subject_names: in the order of the subjects' numbers, where file names tell these.
-    """
+    """What a part is made of, and how."""
 
-    split: str
-    settings: Mapping
-    takes: Sequence[str]
-    subject_names: Sequence[str] = ()
+    split: str  # of TFDS
+    settings: Mapping  # as of `shards.Settings.as_dict`
+    takes: Sequence[str]  # sorted
+    subject_names: Sequence[str] = ()  # in the order of the subjects' numbers, where file names tell these
 
     @classmethod
     def of(cls, split: str, settings: shards.Settings, videos: Sequence[Video], names: catalog.Catalog) -> "Part":

@@ -83,7 +83,7 @@ def read(file: BinaryIO, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
 
     Args:
       file: what FFmpeg reads, seekable; it stays open while the frames are read.
-      short_side: as of `frames`.
+      short_side: of the frames, in pixels; a video that is smaller stays as it is.
 
     Returns:
       The rate in frames per second, and the frames as of `frames`.
@@ -96,15 +96,10 @@ def read(file: BinaryIO, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
 
 
 def open_source(file: BinaryIO) -> Source:
-    """Opens a video for `decode`. Its container must be one of CONTAINERS and within the limits. Opens no other file.
+    """Opens a video for `decode`, from `file` as of `read`; no other file is opened.
 
-    Of several video tracks it takes the longest: the others are thumbnails and previews.
-
-    Args:
-      file: as of `read`.
-
-    Raises:
-      BadVideo: with the reason.
+    Its container must be one of CONTAINERS and within the limits. Of several video tracks it takes the longest: the
+    others are thumbnails and previews. Raises BadVideo with the reason.
     """
     container = _open(file)
     try:
@@ -192,9 +187,6 @@ def _check_header(stream: av.VideoStream) -> None:
 
 def decode(source: Source) -> Iterator[av.VideoFrame]:
     """The frames as they are stored; `source` receives their times, and is closed at the end.
-
-    Args:
-      source: of `open_source`.
 
     Raises:
       BadVideo: as of `read`.
@@ -299,12 +291,8 @@ def _num_empty_at_end(file: BinaryIO, stream: int) -> int:
 def frames(source: Source, short_side: int) -> Iterator[np.ndarray]:
     """The frames as a player shows them: rotated or mirrored as the display matrix says, with square pixels.
 
-    Args:
-      source: of `open_source`.
-      short_side: of the frames, in pixels; a video that is smaller stays as it is.
-
     Yields:
-      uint8[h, w, 3], RGB, all of one size.
+      uint8[h, w, 3], RGB, all of one size; `short_side` as of `read`.
 
     Raises:
       BadVideo: as of `read`.

@@ -49,12 +49,7 @@ def in_folders(images: Iterable[str]) -> dict[str, dict[str, list[str]]]:
 
 
 def as_video(path: str, images: Mapping[str, bytes], fps: float) -> io.BytesIO:
-    """An AVI file of the images of a series.
-
-    Args:
-      path: of the series.
-      images: by their names, without their folder.
-      fps: frames per second.
+    """An AVI file of the images of a series, which are given by their names, without their folder.
 
     Raises:
       ValueError: no images, a number twice, too many or too many missing ones, or one that is damaged at its ends.

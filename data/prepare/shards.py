@@ -190,8 +190,8 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
       settings: how.
       input_dir: where the videos' paths start.
       output_dir: of the prepared set; its PARTS folder exists.
-      starting: called with the path of each video before it is opened; the video is set aside if it raises
-        `raw_video.BadVideo`.
+      starting: called with the path of each video before it is opened; if it raises `raw_video.BadVideo`, that is set
+        aside.
 
     Raises:
       PreparationError: a video has vanished, or the file system refuses to read it.
@@ -234,11 +234,7 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
 
 
 def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
-    """The account of a finished shard, None if it has to be made (anew, when the inputs have changed).
-
-    Returns:
-      As `read_account`.
-    """
+    """As `read_account`; None also if the shard has to be made anew, because its inputs have changed."""
     account = read_account(ShardFile(job.file_name(settings.dataset)), output_dir)
     return account if account is not None and account["inputs"] == job.digest(settings) else None
 
@@ -360,6 +356,9 @@ def _serialize(view: EncodedVideo) -> bytes:
     return _SERIALIZER.get_tf_example(FEATURES.encode_example(example)).SerializeToString(deterministic=True)
 
 
+_OF_VIDEO = ("label", "subject", "setup", "camera", "performance", "listed_split")
+
+
 def _row(view: EncodedVideo, record: bytes) -> dict:
     video = view.video
     return {
@@ -369,12 +368,7 @@ def _row(view: EncodedVideo, record: bytes) -> dict:
         "fps": view.fps,
         "height": view.height,
         "width": view.width,
-        "label": video.label,
-        "subject": video.subject,
-        "setup": video.setup,
-        "camera": video.camera,
-        "performance": video.performance,
-        "listed_split": video.listed_split,
+        **{name: getattr(video, name) for name in _OF_VIDEO},
         "checksum": zlib.crc32(record),
         "source_fps": view.source_fps,
         "offset_seconds": view.offset,

@@ -15,9 +15,7 @@ SAMPLED_TAKES = 50  # [ours] at most, spread evenly over the set; a header takes
 def table(listing: Listing, input_dir: Path) -> list[str]:
     """Lines of text: a table with a row per view, and how many takes have files whose times begin differently.
 
-    Args:
-      listing: of the videos; in a large set only some takes are looked at.
-      input_dir: where their paths start.
+    In a large set only some takes are looked at.
     """
     takes = sorted({video.take for video in listing.videos})
     sampled = set(takes[:: math.ceil(len(takes) / SAMPLED_TAKES)])

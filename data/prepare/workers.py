@@ -41,14 +41,10 @@ def write_shards(
     output_dir: Path,
     num_workers: int,
 ) -> None:
-    """Makes shards in worker processes, with a progress bar.
+    """Makes shards in worker processes, with a progress bar; settings and folders as of `shards.write`.
 
     Args:
-      jobs: the shards to make.
       num_files: raw videos of the whole data set, those in finished shards included.
-      settings: see `shards.write`, as for the folders.
-      input_dir: with the raw videos.
-      output_dir: of the prepared set.
       num_workers: processes at most.
 
     Raises:
@@ -95,11 +91,9 @@ def _run(
     """Each job when it is done, and None every half a second.
 
     Args:
-      jobs: to be done.
       num_workers: as of `write_shards`.
       num_started: see `_num_started`.
       processes: receives the workers.
-      output_dir: of the prepared set.
       *arguments: of `_write_shard`, after the job and the folder.
     """
     others = set(multiprocessing.active_children())

@@ -106,9 +106,7 @@ def planes(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def put(coefficients: np.ndarray, into: np.ndarray) -> None:
     """Copies a frame's coefficients to the upper left of a frame that may be larger, whose other pixels become grey.
 
-    Args:
-      coefficients: int8[3 * h / 2, w].
-      into: int8[3 * H / 2, W], not smaller.
+    `coefficients` are int8[3 * h / 2, w], and `into` is int8[3 * H / 2, W], not smaller.
     """
     if coefficients.shape == into.shape:
         into[:] = coefficients

@@ -21,11 +21,9 @@ def sha256_of(path: Path) -> tuple[str, int]:
 
 
 def table(folder: Path, known: Mapping[str, str] | None = None) -> str:
-    """The text of SHA256SUMS for the files below `folder`.
+    """The text of SHA256SUMS for the files below `folder`, without hidden files and SHA256SUMS itself.
 
-    Args:
-      folder: hidden files and SHA256SUMS itself are left out.
-      known: digests that need not be computed, by the file's path in the folder.
+    `known` are digests that need not be computed, by the file's path in the folder.
     """
     digests = dict(known or {})
     digests |= _compute(folder, _files(folder) - digests.keys())
@@ -33,12 +31,7 @@ def table(folder: Path, known: Mapping[str, str] | None = None) -> str:
 
 
 def check(folder: Path, part: str = "", *, show_progress: bool = False) -> dict[str, str]:
-    """Compares the files below `folder` with SHA256SUMS.
-
-    Args:
-      folder: with the files and SHA256SUMS.
-      part: if given, only the files in this folder of it are compared.
-      show_progress: shows a progress bar.
+    """Compares the files below `folder`, or only those in the folder `part` of it, with SHA256SUMS.
 
     Returns:
       What is wrong with a file ('missing', 'damaged', 'not listed in SHA256SUMS'), by its path in the folder; empty

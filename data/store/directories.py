@@ -8,8 +8,7 @@ from collections.abc import Sequence
 def directories(named: str | os.PathLike | Sequence[str]) -> tuple[str, ...]:
     """The folders in their order.
 
-    Args:
-      named: a folder; several with commas between; or several as a tuple, or as the text of one.
+    `named` is a folder; several with commas between; or several as a tuple, or as the text of one.
     """
     if isinstance(named, (str, os.PathLike)):
         text = os.fspath(named)

@@ -53,12 +53,9 @@ def of_shard(shard: Path) -> np.ndarray:
 
 
 def read(file: int, start: int, num_bytes: int) -> bytes:
-    """Bytes of an open file without its block headers; fewer than asked for at its end.
+    """Bytes of an open file (its descriptor) without its block headers; fewer than asked for at its end.
 
-    Args:
-      file: its descriptor.
-      start: where, not counting the headers.
-      num_bytes: how many, not counting the headers.
+    `start` and `num_bytes` do not count the headers.
     """
     first, last = _in_file(start), _in_file(start + num_bytes - 1)
     found = os.pread(file, last + 1 - first, first)
@@ -78,13 +75,7 @@ class Frames:
     """Reads stored frames. Picklable: every process opens its files when it first reads them."""
 
     def __init__(self, directory: Path, shards: Sequence[tuple[str, int]], num_frames: np.ndarray):
-        """Opens nothing.
-
-        Args:
-          directory: of the prepared set.
-          shards: (file name, records) in the order of the records.
-          num_frames: int[records].
-        """
+        """Opens nothing. `shards`: (file name, records) in the order of the records. `num_frames`: int[records]."""
         self._directory, self._shard_names = directory, [name for name, _ in shards]
         self._first_record = np.cumsum([0, *(records for _, records in shards)])
         self._first_frame = np.cumsum(num_frames, dtype=np.int64) - num_frames  # (records,)

@@ -149,9 +149,7 @@ class Prepared:
     ) -> Iterable[np.ndarray]:
         """As `read`, but yields T times uint8[h, w, 3], so that a frame is used while it is in the processor's cache.
 
-        Args:
-          record, frames: as in `read`.
-          window: (top, left, height, width) in pixels, if only this part is wanted.
+        `window` is (top, left, height, width) in pixels, if only this part is wanted.
         """
         kept = self._kept_pixels(record, frames)
         if kept is None:
@@ -173,9 +171,7 @@ class Prepared:
     def read_coefficients(self, record: int, frames: np.ndarray, into: np.ndarray) -> np.ndarray:
         """As `read`, but frames that are stored as coefficients are only unpacked, not decoded.
 
-        Args:
-          record, frames: as in `read`.
-          into: int8[T, *coefficients_shape], receives the coefficients; see data/store/dct.py.
+        `into`, int8[T, *coefficients_shape], receives the coefficients; see data/store/dct.py.
 
         Returns:
           uint8[2, 8, 8], the quantisation steps of luma and chroma.
@@ -274,8 +270,7 @@ class Prepared:
     def of_classes(self, wanted: Sequence[str | int]) -> "Prepared":
         """As this, with some classes alone: numbered from 0 in the set's order, and label -1 for all other records.
 
-        Args:
-          wanted: names or numbers; none for all classes.
+        `wanted` are names or numbers; none for all classes.
 
         Raises:
           ValueError: there is no such class (names near ones).

@@ -158,16 +158,14 @@ def joints_table(take: Sequence[str], frame: np.ndarray, facing: np.ndarray, joi
             "take": pa.array(take, pa.string()),
             "frame": pa.array(frame, pa.int32()),
             "facing": pa.array(facing, pa.float32()),
-            "joints": _lists(joints, pa.float32()),
+            "joints": _array(joints, pa.list_(pa.float32(), 3 * joints.shape[1])),
         }
     )
 
 
 def cameras_table(columns: Mapping[str, Sequence]) -> pa.Table:
     """Columns of M cameras, named as in cameras.parquet: `rotation` float[M, 3, 3], `focal` float[M, 2] and so on."""
-    texts = {name: pa.array(columns[name], pa.string()) for name in ("take", "view")}
-    lists = {name: _lists(columns[name], pa.float64()) for name in ("rotation", "translation", "focal", "centre")}
-    return pa.table(texts | lists | {name: pa.array(columns[name], pa.int32()) for name in ("width", "height")})
+    return pa.table({name: _array(columns[name], kind) for name, kind in _CAMERAS.items()})
 
 
 def encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -237,20 +235,18 @@ def column_of(table: pa.Table, name: str) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _lists(values: Sequence, kind: pa.DataType) -> pa.FixedSizeListArray:
-    array = np.asarray(values)
-    flat = array.reshape(len(array), -1)  # (M, size)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1), kind), flat.shape[1])
+def _array(values: Sequence, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(values, kind)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(values), kind.value_type), kind.list_size)
 
 
-def parquet(table: pa.Table) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(table, file)
-    return file.getvalue()
-
-
-def write_tables(folder: Path, skeleton: bytes, joints: pa.Table, cameras: pa.Table) -> None:
-    """Writes a `truth/` folder; each file as a whole or not at all."""
+def write_tables(folder: Path, skeleton: bytes, joints: pa.Table, cameras: pa.Table, *, durable: bool = False) -> None:
+    """Writes a `truth/` folder; each file as a whole or not at all, and last SKELETON, which makes it a truth."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in ((JOINTS, parquet(joints)), (CAMERAS, parquet(cameras)), (SKELETON, skeleton)):
-        write_whole(folder / name, content)
+    (folder / SKELETON).unlink(missing_ok=True)  # of an earlier truth
+    for name, table in ((JOINTS, joints), (CAMERAS, cameras)):
+        file = io.BytesIO()
+        pq.write_table(table, file)
+        write_whole(folder / name, file.getvalue(), durable=durable)
+    write_whole(folder / SKELETON, skeleton, durable=durable)

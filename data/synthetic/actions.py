@@ -47,6 +47,11 @@ def _ease(phase: np.ndarray) -> np.ndarray:
     return s * s * (3 - 2 * s)
 
 
+def _both(**degrees: np.ndarray | float) -> dict[str, np.ndarray | float]:
+    """The same angles on the left and on the right."""
+    return {f"{side}_{name}": values for side in ("left", "right") for name, values in degrees.items()}
+
+
 def _wave(phase: np.ndarray, amplitude: float) -> Mapping[str, np.ndarray | float]:
     swing = np.sin(2 * np.pi * phase)
     return {
@@ -90,34 +95,25 @@ def _kick(phase: np.ndarray, amplitude: float) -> Mapping[str, np.ndarray | floa
 def _sit_down(phase: np.ndarray, amplitude: float) -> Mapping[str, np.ndarray | float]:
     del amplitude  # The seat sets how far down is.
     s = _ease(phase)
-    legs = 88 * s
     lean = 40 * np.sin(np.pi * s) + 3 * s
-    arms = {f"{side}_shoulder_raise": 35 * np.sin(np.pi * s) + 22 * s for side in ("left", "right")}
-    elbows = {f"{side}_elbow_bend": 12 + 45 * s for side in ("left", "right")}
-    hips = {f"{side}_hip_raise": legs for side in ("left", "right")}
-    knees = {f"{side}_knee_bend": legs for side in ("left", "right")}
-    return {"spine_pitch": lean, "neck_pitch": -0.4 * lean, **arms, **elbows, **hips, **knees}
+    arms = _both(shoulder_raise=35 * np.sin(np.pi * s) + 22 * s, elbow_bend=12 + 45 * s)
+    return {"spine_pitch": lean, "neck_pitch": -0.4 * lean, **arms, **_both(hip_raise=88 * s, knee_bend=88 * s)}
 
 
 def _raise_arms(phase: np.ndarray, amplitude: float) -> Mapping[str, np.ndarray | float]:
     s = _ease(phase)
-    spread = {f"{side}_shoulder_spread": 8 + 155 * amplitude * s for side in ("left", "right")}
-    return {**spread, "spine_pitch": -5 * s, "neck_pitch": -12 * s}
+    return {**_both(shoulder_spread=8 + 155 * amplitude * s), "spine_pitch": -5 * s, "neck_pitch": -12 * s}
 
 
 def _circle_arms(phase: np.ndarray, amplitude: float) -> Mapping[str, np.ndarray | float]:
-    turn = {f"{side}_shoulder_raise": 360 * phase for side in ("left", "right")}
-    spread = {f"{side}_shoulder_spread": 14 * amplitude for side in ("left", "right")}
-    return {**turn, **spread, "spine_pitch": 4 * np.sin(2 * np.pi * phase)}
+    arms = _both(shoulder_raise=360 * phase, shoulder_spread=14 * amplitude)
+    return {**arms, "spine_pitch": 4 * np.sin(2 * np.pi * phase)}
 
 
 def _clap(phase: np.ndarray, amplitude: float) -> Mapping[str, np.ndarray | float]:
     opening = _there_and_back(phase)
-    twist = {f"{side}_shoulder_twist": -30 + 75 * amplitude * opening for side in ("left", "right")}
-    spread = {f"{side}_shoulder_spread": 6 + 22 * amplitude * opening for side in ("left", "right")}
-    arms = {f"{side}_shoulder_raise": 32.0 for side in ("left", "right")}
-    elbows = {f"{side}_elbow_bend": 75.0 for side in ("left", "right")}
-    return {**twist, **spread, **arms, **elbows}
+    twist, spread = -30 + 75 * amplitude * opening, 6 + 22 * amplitude * opening
+    return _both(shoulder_twist=twist, shoulder_spread=spread, shoulder_raise=32.0, elbow_bend=75.0)
 
 
 def _march(phase: np.ndarray, amplitude: float) -> Mapping[str, np.ndarray | float]:
@@ -156,11 +152,7 @@ ACTIONS = (
 )
 CLASS_NAMES = tuple(action.name for action in ACTIONS)  # label order: A001 is index 0
 
-REST_DEGREES = {
-    f"{side}_{name}": degrees
-    for side in ("left", "right")
-    for name, degrees in (("shoulder_spread", 9.0), ("elbow_bend", 14.0), ("hip_spread", 4.0))
-}
+REST_DEGREES = _both(shoulder_spread=9.0, elbow_bend=14.0, hip_spread=4.0)
 _MIRROR_ORDER = [
     JOINT_ANGLES.index(name.replace("left", "RIGHT").replace("right", "left").replace("RIGHT", "right"))
     for name in JOINT_ANGLES

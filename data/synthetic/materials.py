@@ -6,15 +6,9 @@ from data.synthetic.actors import Subject
 
 
 def part_colours(subject: Subject, part: str, local: np.ndarray) -> np.ndarray:
-    """Albedo of surface points.
+    """Albedo of surface points of a part that is named as in actors.Body.names: float32[N, 3], RGB in 0..1.
 
-    Args:
-      subject: who wears it.
-      part: name as in actors.Body.names.
-      local: float32[N, 3], metres in the part's frame; x is its front, z runs along the bone.
-
-    Returns:
-      float32[N, 3], RGB in 0..1.
+    `local` is float32[N, 3], metres in the part's frame; x is its front, z runs along the bone.
     """
     kind = part.removeprefix("left_").removeprefix("right_")
     if kind == "head":
