@@ -35,11 +35,12 @@ COLUMNS = {
     "pose_unseen": "3D pose from an unseen camera, own frame, R²",
     "motion": "velocities, R²",
     "recall_1": "same take from another camera, recall@1 (%)",
+    "ranked_before": "same take from another camera, before so many of the other clips (%)",
     "attentive": "attentive probe, top-1 (%)",
     "fine_tuned": "fine-tuned, top-1 (%)",
     "fine_tuned_fifth": "fine-tuned with a fifth of the labels, top-1 (%)",
 }
-PERCENT = {"recall_1", "attentive", "fine_tuned", "fine_tuned_fifth"}
+PERCENT = {"recall_1", "ranked_before", "attentive", "fine_tuned", "fine_tuned_fifth"}
 ON_THE_WAY = ("pose", "recall_1")  # the columns that are measured on the way
 DRAWN = ("pose", "recall_1")
 
@@ -319,6 +320,7 @@ def frozen(job: Job, step: int | None = None) -> dict[str, float]:
     return {
         "pose": found["geometry/r2"],
         "recall_1": found["retrieval/recall_1"],
+        "ranked_before": 1 - (found["retrieval/mean_rank"] - 1) / (found["retrieval/gallery_size"] - 1),
         "pose_error_cm": found["geometry/error_cm"],
     }
 
@@ -414,7 +416,8 @@ def write_table(results: Path, preset: Preset) -> None:
         f"Written by `python -m benchmarks.method`. Generated takes: `{' '.join(preset.data)}`. Pre-training: "
         f"{preset.clips:,} clips; fine-tuning: {preset.finetune_steps} steps of 64 clips. Means over the seeds with "
         "the 95 % interval of the mean (Student's t) where there are two or more; the last column tells how many. "
-        "Chance is 6.2 % for classes and 0.05 % for recall@1. Files beside this one hold every seed.",
+        "Chance is 6.2 % for classes, 0.05 % for recall@1, 50 % for the place of the same take. Files beside this one "
+        "hold every seed.",
     ]
     if missing:
         seeds = collections.defaultdict(list)
@@ -424,7 +427,7 @@ def write_table(results: Path, preset: Preset) -> None:
         lines += ["", f"Not measured yet: {listed}."]
     lines += ["", "| | " + " | ".join(COLUMNS.values()) + " | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     for row, of_row in records.items():
-        cells = [_cell([*values_of(of_row, column).values()], column) for column in COLUMNS]
+        cells = [_cell([*values_of(of_row, column).values()], column, len(of_row)) for column in COLUMNS]
         lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + f" | {len(of_row)} |")
     lines += ["", "## Orders", "", "By the 95 % interval of the difference, paired by seed.", ""]
     lines += ["| | holds | null | reversed |", "|---|---|---|---|"]
@@ -434,12 +437,14 @@ def write_table(results: Path, preset: Preset) -> None:
     (results / "README.md").write_text("\n".join(lines) + "\n")
 
 
-def _cell(values: list[float], column: str) -> str:
+def _cell(values: list[float], column: str, num_seeds: int) -> str:
+    """Mean and interval; older records lack newer columns, so a cell may be of fewer seeds than its row."""
     if not values:
         return ""
     digits = 1 if column in PERCENT else 3
     mean, half = interval(values)
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
+    few = f" ({len(values)} seed{'s' * (len(values) > 1)})" if len(values) < num_seeds else ""
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "") + few
 
 
 def plot(results: Path, preset: Preset) -> None:
