@@ -84,13 +84,7 @@ OPERATIONS = (*_COLOUR, *_ENHANCEMENT, *_GEOMETRY)
 def rand_augment(video: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """RandAugment (Cubuk et al. 2020): a few operations in a row, drawn with replacement.
 
-    Args:
-      video: uint8[T, h, w, 3], RGB.
-      augmentation: the `randaugment_...` values are used.
-      rng: draws operations, whether they are applied, magnitudes and signs.
-
-    Returns:
-      uint8[T, h, w, 3].
+    `video` and the result are uint8[T, h, w, 3], RGB. Of `augmentation` the `randaugment_...` values are used.
     """
     for name in rng.choice(OPERATIONS, size=augmentation.randaugment_num_ops).tolist():
         if rng.random() >= OPERATION_PROBABILITY:
@@ -134,12 +128,9 @@ def random_erasing(video: np.ndarray, probability: float, rng: np.random.Generat
     The noise is standard normal after the model's normalisation, up to the limits of uint8 at about two deviations.
 
     Args:
-      video: uint8[T, H, W, 3], RGB.
+      video: uint8[T, H, W, 3], RGB; left as it is.
       probability: of erasing at all.
       rng: draws whether, where and the noise.
-
-    Returns:
-      uint8[T, H, W, 3]; `video` is left as it is.
     """
     if rng.random() >= probability:
         return video

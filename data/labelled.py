@@ -182,13 +182,8 @@ def choose_labels(
 
     Args:
       views: the manifest's columns; `take` and `label` are used.
-      rows: int64[...], ascending, all with a label.
-      labels_per_class: takes to keep of each class that occurs in `rows`.
-      seed: decides which takes are chosen.
+      rows: int64[...], ascending, all with a label; the result is among them, and ascending.
       class_names: for the message.
-
-    Returns:
-      int64[...], ascending, among `rows`.
 
     Raises:
       ValueError: fewer than one take asked for, or more than a class has.

@@ -313,8 +313,7 @@ def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: i
         options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, options)
     stream = stream.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1),
-        worker_init_fn=_start_worker,
+        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1), worker_init_fn=_start_worker
     )
     return stream.map(buffers.Opener())
 

@@ -306,9 +306,7 @@ class ReadClips(grain.transforms.Map):
         same_clip = itertools.groupby(range(self.own), key=lambda sample: (view[sample], clip[sample]))
         wanted = [
             Views(
-                rows=self.rows[[i]],
-                position=self.positions[j],
-                crops=[[self.crops[crop[sample]]] for sample in group],
+                rows=self.rows[[i]], position=self.positions[j], crops=[[self.crops[crop[sample]]] for sample in group]
             )
             for (i, j), group in same_clip
         ]

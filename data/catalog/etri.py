@@ -163,7 +163,6 @@ class ETRI(Catalog):
         return video
 
     def format(self, video: Video) -> str:
-        """See `Catalog.format`."""
         numbers = f"A{video.label + 1:03}_P{video.subject:03}_G{video.performance:03}"
         return f"{numbers}_C{video.camera:03}.mp4"
 

@@ -25,10 +25,7 @@ class Folder(Catalog):
     classes_from_files = True
 
     def __init__(
-        self,
-        pattern: str = DEFAULT_PATTERN,
-        class_names: tuple[str, ...] = (),
-        subject_names: tuple[str, ...] = (),
+        self, pattern: str = DEFAULT_PATTERN, class_names: tuple[str, ...] = (), subject_names: tuple[str, ...] = ()
     ):
         """`class_names` and `subject_names` are known after `with_names_from`. Raises ValueError for a bad pattern."""
         self.pattern = pattern
@@ -39,7 +36,6 @@ class Folder(Catalog):
         self._fields, self._regex = _compile(pattern, extension.group() if extension else "")
 
     def parse(self, path: str) -> Video:
-        """See `Catalog.parse`."""
         fields = self._parse_fields(path)
         return Video(
             path=path,

@@ -108,6 +108,5 @@ class NUCLA(Catalog):
         )
 
     def format(self, video: Video) -> str:
-        """See `Catalog.format`."""
         name = f"v{video.camera:02}_s{video.subject:02}_e{video.performance:02}.avi"
         return f"a{CODES[video.label]:02}/{name}"

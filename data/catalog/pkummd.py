@@ -155,11 +155,9 @@ class PKUMMD(Catalog):
         )
 
     def format(self, video: Video) -> str:
-        """See `Catalog.format`."""
         return f"A{video.performance:02}N{video.subject:02}-{VIEWS[video.camera - 1]}.avi"
 
     def names(self) -> Iterator[str]:
-        """See `Catalog.names`."""
         for a, n, view in itertools.product(range(1, NUM_SEQUENCES + 1), range(1, NUM_SUBJECTS + 1), VIEWS):
             if f"A{a:02}N{n:02}-{view}" not in MISSING:
                 yield f"A{a:02}N{n:02}-{view}.avi"
@@ -178,7 +176,6 @@ class PKUMMD(Catalog):
         return PKUMMD(self.num_classes, {name: annotations[path] for name, path in paths.items()})
 
     def unused_annotations(self, videos: Iterable[Video]) -> list[tuple[str, str]]:
-        """See `Catalog.unused_annotations`."""
         there = {f"{video.recording}-{video.view}" for video in videos}
         unused = sorted(self._labels.keys() - there)
         return [(f"{name}.txt", f"label files without their videos: {len(unused)}") for name in unused[:1]]

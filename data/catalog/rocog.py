@@ -180,7 +180,6 @@ class RoCoG(Catalog):
         )
 
     def format(self, video: Video) -> str:
-        """See `Catalog.format`."""
         return f"{video.take}.mp4"
 
     def with_names_from(self, paths: Iterable[str]) -> "RoCoG":
@@ -215,7 +214,6 @@ class RoCoG(Catalog):
         return RoCoG(lists)
 
     def unused_annotations(self, videos: Iterable[Video]) -> list[tuple[str, str]]:
-        """See `Catalog.unused_annotations`."""
         absent = (self._lists or {}).keys() - {video.take.lower() for video in videos}
         return [("syn_*.txt", f"the lists name {len(absent)} rendered videos that are not in the input")] * bool(absent)
 

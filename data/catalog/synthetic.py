@@ -28,7 +28,6 @@ class Synthetic(Catalog):
     protocols: ClassVar = {"xsub": xsub, "xview": ntu.xview, "xsub_xview": xsub_xview, "random": random_takes}
 
     def parse(self, path: str) -> Video:
-        """See `Catalog.parse`."""
         video = ntu.parse_name(path)
         ntu.check_numbers(video)
         check_range(path, "actions", video.label + 1, len(CLASS_NAMES))
@@ -37,5 +36,4 @@ class Synthetic(Catalog):
         return video
 
     def format(self, video: Video) -> str:
-        """See `Catalog.format`."""
         return ntu.format_name(video)

@@ -14,6 +14,7 @@
 import argparse
 import dataclasses
 import functools
+import math
 import os
 import shlex
 import sys
@@ -287,25 +288,19 @@ def _check_combination(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(str(error))
 
 
-def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = int(text)
-        if number < least or (most is not None and number > most):
-            raise argparse.ArgumentTypeError(f"{text} is not {least} {'or more' if most is None else f'to {most}'}")
-        return number
-
-    parse.__name__ = "integer"  # argparse's message calls what int() refuses an invalid "integer"
-    return parse
+def _integer(least: int, most: float = math.inf) -> Callable[[str], int]:
+    range_ = f"{least} or more" if most == math.inf else f"{least} to {most}"
+    return _number(range_, lambda number: least <= number <= most, int)
 
 
-def _number(range_: str, is_in_range: Callable[[float], bool]) -> Callable[[str], float]:
+def _number(range_: str, is_in_range: Callable[[float], bool], kind: type = float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        number = float(text)
+        number = kind(text)
         if not is_in_range(number):  # NaN is refused, too
             raise argparse.ArgumentTypeError(f"{text} is not {range_}")
         return number
 
-    parse.__name__ = "number"
+    parse.__name__ = "integer" if kind is int else "number"  # argparse's message calls what `kind` refuses so
     return parse
 
 

@@ -6,7 +6,7 @@ Boxes count pixels of the upright raw video from its upper left corner; right an
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from console.errors import UserError
 from data.catalog import Video, composed, ntu
+from data.prepare.preparation_report import some_views
 
 COLUMNS = ("take", "view", "left", "top", "right", "bottom")
 MANIFEST_COLUMNS = ("crop_left", "crop_top", "crop_right", "crop_bottom", "raw_width", "raw_height")
 WITH_SKELETONS = ("ntu60", "ntu120", "synthetic")  # data sets whose files are named as .skeleton files are
 SKELETON_SIZE = (1920, 1080)  # pixels, width and height of the picture that a .skeleton file counts in
-SHOWN = 5  # entries of a list that a message names
 
 # How the box of what moves is found. [ours]
 MOTION_SHORT_SIDE = 90  # pixels of the pictures that are compared
@@ -292,16 +292,12 @@ def uncovered(found: Mapping[tuple[str, str], object], videos: Sequence[Video], 
     lacking, unused = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
     if len(lacking) == len(wanted):
         raise UserError(
-            f"{called} has no box of any of the {len(wanted)} views, e.g. {_examples(lacking)}. It names "
-            f"{_examples(unused) or 'none'}"
+            f"{called} has no box of any of the {len(wanted)} views, e.g. {some_views(lacking)}. It names "
+            f"{some_views(unused) or 'none'}"
         )
     lines = [f"boxes: of {len(wanted) - len(lacking)} of {len(wanted)} views: {called}"]
     if lacking:
-        lines.append(f"warning: {len(lacking)} views have no box and go to the quarantine, e.g. {_examples(lacking)}")
+        lines.append(f"warning: {len(lacking)} views have no box and go to the quarantine, e.g. {some_views(lacking)}")
     if unused:
-        lines.append(f"warning: {len(unused)} boxes of {called} are of no video here, e.g. {_examples(unused)}")
+        lines.append(f"warning: {len(unused)} boxes of {called} are of no video here, e.g. {some_views(unused)}")
     return lines
-
-
-def _examples(keys: Iterable[tuple[str, str]]) -> str:
-    return ", ".join(f"view {view} of take {take}" for take, view in list(keys)[:SHOWN])

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from console.errors import UserError
 from data.catalog import Video
 from data.prepare.boxes import MANIFEST_COLUMNS
+from data.prepare.preparation_report import SHOWN_IN_MESSAGE
 from data.store import truth
 
-SHOWN = 5  # entries of a list that a message names
 # Limits [ours] beyond which numbers are taken for a wrong unit or convention.
 MAX_REACH_METRES = 10.0  # from the root to the farthest joint; a person's is about 1, or 1,000 in millimetres
 MIN_IN_PICTURE = 0.5  # of the root's positions, over all views; people leave a camera's picture for a while
@@ -92,10 +92,10 @@ def carry(source: Path, views: pa.Table, videos: Sequence[Video], output: Path) 
         if problem:
             problems.append(f"view {video.view} of take {video.take}: {problem}")
     if problems:
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        more = [f"... and {len(problems) - SHOWN_IN_MESSAGE} more"] if len(problems) > SHOWN_IN_MESSAGE else []
         raise UserError(
             f"{source} does not fit {len(problems)} of {len(videos)} prepared views. Correct it, or prepare without "
-            "truth: --truth=none\n  " + "\n  ".join(problems[:SHOWN] + more)
+            "truth: --truth=none\n  " + "\n  ".join(problems[:SHOWN_IN_MESSAGE] + more)
         )
     kept = np.zeros(len(known), bool)
     kept[take_of] = True

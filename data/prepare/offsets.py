@@ -8,9 +8,9 @@ from pathlib import Path
 
 from console.errors import UserError
 from data.catalog import Video, composed
+from data.prepare.preparation_report import some_views
 
 COLUMNS = ("take", "view", "seconds")
-SHOWN = 5  # entries of a list that a message names
 
 
 def read(path: Path) -> dict[tuple[str, str], float]:
@@ -52,10 +52,8 @@ def read(path: Path) -> dict[tuple[str, str], float]:
 def unused(seconds: Mapping[tuple[str, str], float], videos: Iterable[Video]) -> list[str]:
     """A warning about lines for videos that do not exist; empty if all lines are used."""
     unknown = sorted(seconds.keys() - {(video.take, video.view) for video in videos})
-    if not unknown:
-        return []
-    examples = ", ".join(f"view {view} of take {take}" for take, view in unknown[:SHOWN])
-    return [f"warning: {len(unknown)} lines of --sync are of no video here: {examples}"]
+    warning = f"warning: {len(unknown)} lines of --sync are of no video here: {some_views(unknown)}"
+    return [warning] if unknown else []
 
 
 def text(rows: Sequence[Sequence[object]], more_columns: Sequence[str] = ()) -> str:

@@ -1,11 +1,12 @@
 """What a preparation prints: before the work what will not be used, at the end what was used, left out or set aside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.prepare.listing import Listing, passed_over
 
 SHOWN = 10  # entries of a list
+SHOWN_IN_MESSAGE = 5  # the same, within a sentence or an error
 
 
 def report(prepared: dict, output_dir: Path) -> str:
@@ -64,6 +65,11 @@ def left(duplicates: int, endings: Mapping[str, int]) -> list[str]:
 def _shortened(items: Sequence[str]) -> list[str]:
     more = [f"  ... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return [f"  {item}" for item in items[:SHOWN]] + more
+
+
+def some_views(keys: Iterable[tuple[str, str]]) -> str:
+    """The first few of (take, view)."""
+    return ", ".join(f"view {view} of take {take}" for take, view in list(keys)[:SHOWN_IN_MESSAGE])
 
 
 def count(number: int, noun: str) -> str:

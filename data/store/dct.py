@@ -37,14 +37,9 @@ _PACKER = pa.Codec("lz4_raw", compression_level=6)  # [ours] a quarter smaller t
 
 
 def encode(frame: np.ndarray, quality: int) -> bytes:
-    """The stored form of a frame.
+    """The stored form of a frame, uint8[h, w, 3] RGB: height, width and quality, then the packed coefficients.
 
-    Args:
-      frame: uint8[h, w, 3], RGB.
-      quality: 1 to 100, JPEG's scale; chroma is stored at half the resolution (4:2:0).
-
-    Returns:
-      Height, width and quality, then the packed coefficients.
+    `quality` is 1 to 100, on JPEG's scale. Chroma is stored at half the resolution (4:2:0).
     """
     height, width = frame.shape[:2]
     full_height, full_width = padded_size(height, width)

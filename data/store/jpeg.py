@@ -27,16 +27,10 @@ Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
 
 def encode(frame: np.ndarray, quality: int) -> bytes:
-    """The stored form of a frame.
+    """A frame, uint8[h, w, 3] RGB, as a JPEG file with a restart marker after every MCU; chroma at half the resolution.
 
-    Args:
-      frame: uint8[h, w, 3], RGB.
-      quality: 1 to 100, JPEG's scale; chroma is stored at half the resolution (4:2:0).
-
-    Returns:
-      A JPEG file with a restart marker after every MCU. Markers after every second or third MCU would have to divide a
-      row of MCUs evenly, but a row of 302 pixels has 19 MCUs, a prime number. The markers cost 3.6 % of the bytes at
-      quality 90. Huffman tables made for the frame save 4 %.
+    Markers after every second or third MCU would have to divide a row of MCUs evenly, but a row of 302 pixels has 19
+    MCUs, a prime number. The markers cost 3.6 % of the bytes at quality 90. Huffman tables made for the frame save 4 %.
     """
     parameters = {
         cv2.IMWRITE_JPEG_QUALITY: quality,

@@ -110,10 +110,7 @@ def parse_style(options: argparse.Namespace) -> rooms.Style:
     if not 5 <= options.fps <= 60:
         raise UserError(f"--fps={options.fps}: frames per second from 5 to 60")
     return rooms.Style(
-        rooms=options.rooms,
-        actor_share=options.actor_share,
-        facing_spread=options.facing_spread,
-        fps=options.fps,
+        rooms=options.rooms, actor_share=options.actor_share, facing_spread=options.facing_spread, fps=options.fps
     )
 
 

@@ -166,15 +166,11 @@ def mirrored(angles: np.ndarray) -> np.ndarray:
 
 
 def pose(action: Action, phase: np.ndarray, amplitude: float = 1.0) -> np.ndarray:
-    """Joint angles of an action.
+    """Joint angles of an action: radians, float64[T, J], columns as in JOINT_ANGLES.
 
     Args:
-      action: one of ACTIONS.
       phase: float[T]; one repetition per unit for actions that repeat, 0 = not begun and 1 = done for the others.
       amplitude: size of the movement, 1 = nominal.
-
-    Returns:
-      Radians, float64[T, J], columns as in JOINT_ANGLES.
     """
     degrees = REST_DEGREES | dict(action.path(1 - phase if action.reverse else phase, amplitude))
     angles = np.zeros((len(phase), len(JOINT_ANGLES)))

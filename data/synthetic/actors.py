@@ -171,7 +171,6 @@ def pose_body(subject: Subject, angles: np.ndarray, place: np.ndarray, facing: f
     """Forward kinematics, with the feet on the floor.
 
     Args:
-      subject: the person.
       angles: radians, float[T, J], columns as in actions.JOINT_ANGLES.
       place: float[2], where on the floor the person stands, metres.
       facing: radians about the vertical, 0 = world x.

@@ -22,18 +22,10 @@ SHADOW_METRES, SHADOW_PIXELS = 6.0, 160  # the square floor map of the shadow, c
 def render_view(
     room: rooms.Room, still: rooms.StillPicture, camera: Camera, subject: Subject, body: Body, shadows: np.ndarray
 ) -> np.ndarray:
-    """One camera's video.
+    """One camera's video, uint8[T, H, W, 3] RGB.
 
-    Args:
-      room: the setup, for its light.
-      still: the empty room in this camera, at SUPERSAMPLING times the resolution.
-      camera: the calibrated camera at SUPERSAMPLING times the resolution.
-      subject: for the colours.
-      body: the posed body, T frames.
-      shadows: uint8[T, SHADOW_PIXELS, SHADOW_PIXELS] from `floor_shadows`.
-
-    Returns:
-      uint8[T, H, W, 3] RGB.
+    `still` shows the empty room in this camera. Both have SUPERSAMPLING times the resolution. `shadows` are those of
+    `floor_shadows`.
     """
     height, width = still.depth.shape
     num_frames = len(body.start)
@@ -213,13 +205,7 @@ def _intersect_round_cone(
 
 @functools.lru_cache(maxsize=12)
 def still_picture(
-    seed: int,
-    setup: int,
-    performance: int,
-    camera: int,
-    width: int,
-    height: int,
-    style: rooms.Style = rooms.STANDARD,
+    seed: int, setup: int, performance: int, camera: int, width: int, height: int, style: rooms.Style = rooms.STANDARD
 ) -> rooms.StillPicture:
     """The cached empty room at SUPERSAMPLING times the resolution."""
     room = rooms.make_room(seed, setup, style)

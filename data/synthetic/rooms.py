@@ -239,13 +239,7 @@ def _contact(points: np.ndarray, box: Box) -> np.ndarray:
 
 
 def _draw_box(
-    room: Room,
-    box: Box,
-    origin: np.ndarray,
-    rays: np.ndarray,
-    depth: np.ndarray,
-    image: np.ndarray,
-    floor: np.ndarray,
+    room: Room, box: Box, origin: np.ndarray, rays: np.ndarray, depth: np.ndarray, image: np.ndarray, floor: np.ndarray
 ) -> None:
     """Draws a box into depth, image and floor wherever it is nearer than what was drawn before."""
     o, d = _to_box(origin - box.centre, box), _to_box(rays, box)

@@ -30,12 +30,7 @@ def take_body(seed: int, take: Take, style: rooms.Style = rooms.STANDARD) -> act
 
 
 def render_take(
-    seed: int,
-    take: Take,
-    cameras: tuple[int, ...],
-    width: int,
-    height: int,
-    style: rooms.Style = rooms.STANDARD,
+    seed: int, take: Take, cameras: tuple[int, ...], width: int, height: int, style: rooms.Style = rooms.STANDARD
 ) -> dict[int, np.ndarray]:
     """The wanted cameras' videos of a take: camera number -> uint8[T, H, W, 3] RGB."""
     room, subject = rooms.make_room(seed, take.setup, style), actors.make_subject(seed, take.subject)
