@@ -279,9 +279,8 @@ def _complete(parser: Parser, options: argparse.Namespace) -> None:
         hint = did_you_mean(nearest(options.protocol, known))
         listed = ", ".join(sorted(known))
         parser.error(f"{options.dataset} has no protocol {options.protocol!r}; it has {listed}.{hint}")
-    official = {
-        known[name]: name for name in reversed(known) if name not in UNOFFICIAL
-    }  # each once, even under two names
+    # Each once, even under two names.
+    official = {known[name]: name for name in reversed(known) if name not in UNOFFICIAL}
     options.protocols = [options.protocol] if options.protocol else list(official.values())[::-1]
 
 

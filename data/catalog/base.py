@@ -56,6 +56,11 @@ class Count:
     videos: int
 
 
+def train_and_test(protocol: str, train: int, test: int) -> tuple[Count, Count]:
+    """The raw videos in the two splits of a protocol."""
+    return tuple(Count(protocol=protocol, split=split, videos=n) for split, n in (("train", train), ("test", test)))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cut:
     """The takes that a raw video is cut into."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes, train_and_test
 
 # Spelling of the authors' list (ai4robot.github.io).
 CLASS_NAMES = (
@@ -137,8 +137,7 @@ class ETRI(Catalog):
     # paper's, too.
     published = (
         Count(protocol="all", split="all", videos=112_620),
-        Count(protocol="xsub", split="train", videos=75_372),
-        Count(protocol="xsub", split="test", videos=37_248),
+        *train_and_test("xsub", train=75_372, test=37_248),
     )
     remarks = (
         "counted in a public list of all names: 15,371 takes (xsub: 10,289 for training, 5,082 for testing); 13,084 of "

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes, train_and_test
 
 # Code in the file names -> class. The codes are those of three public loaders; which name belongs to which code is
 # inferred from the order of the names there.
@@ -73,8 +73,7 @@ class NUCLA(Catalog):
         Count(protocol="all", split="all", camera=1, videos=514),
         Count(protocol="all", split="all", camera=2, videos=501),
         Count(protocol="all", split="all", camera=3, videos=460),
-        Count(protocol="xview", split="train", videos=1_015),
-        Count(protocol="xview", split="test", videos=460),
+        *train_and_test("xview", train=1_015, test=460),
     )
     remarks = (
         "counted in one public list (DVANet's); others count 1,482 or 1,484 and papers say 1,494, so a copy that "

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from console.errors import UserError
+from data.catalog import base
 from data.catalog.base import CONTAINER, Catalog, Count, Cut, Row, Split, Video, check_range, random_takes
 
 # Spelling of the authors' Actions.xlsx.
@@ -109,10 +110,8 @@ class PKUMMD(Catalog):
     protocols: ClassVar = {"xsub": xsub, "xview": xview, "random": random_takes}
     published = (
         Count(protocol="all", split="all", videos=1_009),
-        Count(protocol="xsub", split="train", videos=775),
-        Count(protocol="xsub", split="test", videos=234),
-        Count(protocol="xview", split="train", videos=671),
-        Count(protocol="xview", split="test", videos=338),
+        *base.train_and_test("xsub", train=775, test=234),
+        *base.train_and_test("xview", train=671, test=338),
     )
     remarks = (
         "counts are of untrimmed videos; how many labelled actions there are depends on the label files (a paper says "

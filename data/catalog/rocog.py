@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes, train_and_test
 
 CLASS_NAMES = ("Advance", "Attention", "Rally", "MoveForward", "Halt", "FollowMe", "MoveInReverse")
 CAMERAS = {"ground": 1, "air": 2}
@@ -98,32 +98,22 @@ class RoCoG(Catalog):
     # Rows of the authors' annotation files, which agree with their README.
     published = (
         Count(protocol="all", split="all", videos=304 + 178 + 53_438 + 53_558),
-        Count(protocol="ground", split="train", videos=204),
-        Count(protocol="ground", split="test", videos=100),
-        Count(protocol="air", split="train", videos=87),
-        Count(protocol="air", split="test", videos=91),
+        *train_and_test("ground", train=204, test=100),
+        *train_and_test("air", train=87, test=91),
         Count(protocol="synthetic", split="train", videos=44_510 + 44_640),
         Count(protocol="synthetic", split="train", camera=CAMERAS["ground"], videos=44_510),
         Count(protocol="synthetic", split="train", camera=CAMERAS["air"], videos=44_640),
         Count(protocol="synthetic", split="test", videos=8_928 + 8_918),
         Count(protocol="synthetic", split="test", camera=CAMERAS["ground"], videos=8_928),
         Count(protocol="synthetic", split="test", camera=CAMERAS["air"], videos=8_918),
-        Count(protocol="synthetic_to_ground", split="train", videos=44_510),
-        Count(protocol="synthetic_to_ground", split="test", videos=100),
-        Count(protocol="synthetic_to_air", split="train", videos=44_640),
-        Count(protocol="synthetic_to_air", split="test", videos=91),
-        Count(protocol="synthetic_ground_to_air", split="train", videos=44_510),
-        Count(protocol="synthetic_ground_to_air", split="test", videos=91),
-        Count(protocol="ground_to_air", split="train", videos=162),
-        Count(protocol="ground_to_air", split="test", videos=91),
-        Count(protocol="ground_tsonly", split="train", videos=162),
-        Count(protocol="ground_tsonly", split="test", videos=100),
-        Count(protocol="ground_tsonly_val", split="train", videos=162),
-        Count(protocol="ground_tsonly_val", split="test", videos=42),
-        Count(protocol="air_tsonly", split="train", videos=66),
-        Count(protocol="air_tsonly", split="test", videos=91),
-        Count(protocol="air_tsonly_val", split="train", videos=66),
-        Count(protocol="air_tsonly_val", split="test", videos=21),
+        *train_and_test("synthetic_to_ground", train=44_510, test=100),
+        *train_and_test("synthetic_to_air", train=44_640, test=91),
+        *train_and_test("synthetic_ground_to_air", train=44_510, test=91),
+        *train_and_test("ground_to_air", train=162, test=91),
+        *train_and_test("ground_tsonly", train=162, test=100),
+        *train_and_test("ground_tsonly_val", train=162, test=42),
+        *train_and_test("air_tsonly", train=66, test=91),
+        *train_and_test("air_tsonly_val", train=66, test=21),
     )
     remarks = (
         "camera 1 is the ground, camera 2 the air; the real test sets are small, so that one video is one percent",

@@ -67,9 +67,7 @@ def _cell(video: Video, row: dict, files: archives.Reader) -> np.ndarray:
     middle = row.get("middle_frame", (video.interval or (0,))[0] + row["num_frames"] // 2)
     with files.open(video.path) as file:
         begin = itertools.islice(raw_video.read(file, SHORT_SIDE)[1], middle + 1)
-        cell = collections.deque(begin, maxlen=1)[
-            0
-        ]  # the last: by a clock an old account may count more than there are
+        (cell,) = collections.deque(begin, maxlen=1)  # the last: an old account may count more than there are
     if MANIFEST_COLUMNS[0] in row:
         left, top, right, bottom, width, height = (row[name] for name in MANIFEST_COLUMNS)
         x, y = cell.shape[1] / width, cell.shape[0] / height

@@ -63,9 +63,8 @@ _HAIR = (
 def make_subject(seed: int, subject: int) -> Subject:
     """The person with NTU number `subject` (P), the same in every setup and every take."""
     rng = np.random.default_rng([seed, 1, subject])
-    hue = (
-        0.618034 * subject + np.random.default_rng([seed, 1]).uniform()
-    ) % 1  # golden ratio: neighbours differ clearly
+    # By the golden ratio, neighbours differ clearly.
+    hue = (0.618034 * subject + np.random.default_rng([seed, 1]).uniform()) % 1
     return Subject(
         height=rng.uniform(1.56, 1.90),
         leg_scale=rng.uniform(0.96, 1.05),
