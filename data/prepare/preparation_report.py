@@ -11,7 +11,8 @@ SHOWN_IN_MESSAGE = 5  # the same, within a sentence or an error
 
 def report(prepared: dict, output_dir: Path) -> str:
     """The report at the end: what was used, left out or set aside."""
-    counts = prepared["counts"]
+    counts, static = prepared["counts"], prepared["static"]
+    tracks = counts["several_tracks"]
     quarantined = [f"{entry['path']}: {entry['reason']}" for entry in prepared["quarantined"]]
     where = f", listed with reasons in {output_dir / 'quarantine.csv'}:" if quarantined else ""
     labels = f" and {count(counts['labels_refused'], 'label')}" if counts["labels_refused"] else ""
@@ -23,21 +24,13 @@ def report(prepared: dict, output_dir: Path) -> str:
         f"{counts['bytes'] / 1e6:.1f} MB in {count(len(prepared['shards']), 'shard')}: {output_dir}",
         f"aside: {count(counts['quarantined'], 'video')}{labels}{unreadable}{where}",
         *_shortened(quarantined),
-        *_tracks(counts["several_tracks"]),
-        *_static(prepared["static"]),
+        *([f"told:  {count(tracks, 'file')} with several video tracks: the longest was taken"] if tracks else []),
+        *([f"told:  {count(len(static), 'take')} in which nothing moves:", *_shortened(static)] if static else []),
         *[f"labels used, but not as they are written: {counts['labels_changed']}"] * bool(counts["labels_changed"]),
         *unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
         *left(counts["duplicates"], counts["passed_over"]),
     ]
     return "\n".join(lines)
-
-
-def _tracks(several: int) -> list[str]:
-    return [f"told:  {count(several, 'file')} with several video tracks: the longest was taken"] if several else []
-
-
-def _static(takes: Sequence[str]) -> list[str]:
-    return [f"told:  {count(len(takes), 'take')} in which nothing moves:", *_shortened(takes)] if takes else []
 
 
 def found_wrong(listing: Listing) -> list[str]:

@@ -76,22 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         width, height = parse_resolution(options.resolution)
-        plan = (options.takes, options.seed, options.setups, options.subjects)
-        style = parse_style(options)
-        generate(
-            options.output,
-            options.takes,
-            options.seed,
-            width,
-            height,
-            options.workers,
-            options.setups,
-            options.subjects,
-            style,
-        )
-        print(f"{options.takes} takes of three videos each: {options.output}")
+        takes, seed, cast = options.takes, options.seed, (options.setups, options.subjects)
+        generate(options.output, takes, seed, width, height, options.workers, *cast, parse_style(options))
+        print(f"{takes} takes of three videos each: {options.output}")
         if options.sheet:
-            print(sheet.write_sheet(options.output, plan_takes(*plan)))
+            print(sheet.write_sheet(options.output, plan_takes(takes, seed, *cast)))
 
     return execute(PROG, run, goes_on=True)
 
