@@ -134,7 +134,7 @@ def test_a_bomb_in_a_zip_file_is_bounded(tmp_path, capsys, monkeypatch):
         for camera in (0, 1):
             archive.writestr(f"a_cam{camera}.avi", bytes(2**24))
     code, said = run_prepare(tmp_path, capsys, "--pattern=a.zip/{take}_cam{view}")
-    assert "larger than 1048576 bytes, in an archive" in said and code in (0, 1)
+    assert "larger than 1048576 bytes, in an archive" in said and code == 0  # --max_quarantined allows both
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.bin", "model.safetensors"])
