@@ -221,7 +221,10 @@ class Prepared:
         """The room of a record and its marks, as of `FrameCache.of`, and which of the wanted frames it lacks."""
         self._check(record, frames)
         room = cache and cache.of(record)
-        return (*room, np.asarray(frames)[room[1][frames] == 0]) if room else None
+        if not room:
+            return None
+        with self._naming_damage(record):  # the manifest may claim more frames than there is room for
+            return *room, np.asarray(frames)[room[1][frames] == 0]
 
     @functools.cached_property
     def coefficients_shape(self) -> tuple[int, int]:
