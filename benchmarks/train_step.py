@@ -3,6 +3,7 @@
     python -m benchmarks.train_step                                                  # CPU, ViT-S at 16x128x128
     python -m benchmarks.train_step --models=S,B --batch=128 --precisions=bfloat16 --steps_per_turn=5 --in_turn  # GPU
     python -m benchmarks.train_step --coefficients=170x302                           # and decoding in the step
+    python -m benchmarks.train_step --finetune --clips=16x224x224                    # a step of fine-tuning
     python -m benchmarks.train_step --also=model.attention=cudnn --also=--xla_gpu_enable_triton_gemm=false
 
 The same work for both: a single-view masked autoencoder (self-view decoder alone, since the peer has no other), mask
@@ -10,6 +11,9 @@ ratio 0.9, normalised pixels as targets, AdamW, the same batch, clip and precisi
 process; they take turns, a step each, in one run, so that whatever else the machine does falls on all alike. Beside
 them: the whole step of MV2MAE (two views, both decoders, motion weights) with as many clips, and with --coefficients
 the same decoded within the step from stored DCT coefficients.
+
+With --finetune: the classifier, which sees all tokens, beside VideoMAEForVideoClassification. Neither side mixes
+samples, smooths labels or drops paths.
 
 Printed and saved: clips per second (median over the turns); each one's time over that of this project, turn by turn
 (median and quartiles), where the step from coefficients stands against the one from pixels; peak memory; and the rate
@@ -29,6 +33,7 @@ import statistics
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,20 +46,26 @@ from console.command import Parser, execute, sizes
 OURS, PEER, COMPILED = "mv2mae-jax", "transformers", "transformers, torch.compile"
 WHOLE, DECODING = "mv2mae-jax, whole MV2MAE step", "mv2mae-jax, whole MV2MAE step from coefficients"
 read_clip = sizes("FRAMESxHEIGHTxWIDTH", "16x128x128")
+NUM_CLASSES = 60  # of fine-tuning, as NTU-60 has
 VERSIONS = ("jax", "jaxlib", "flax", "torch", "transformers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is compared: ViT `model`, `clip` (frames, height, width), clips per step, float32 or bfloat16."""
+    """What is compared: ViT `model`, `clip` (frames, height, width), clips per step, float32 or bfloat16.
+
+    `finetune`: steps of fine-tuning in place of pre-training.
+    """
 
     model: str
     clip: tuple[int, int, int]
     batch: int
     precision: str
+    finetune: bool = False
 
     def __str__(self) -> str:
-        return f"ViT-{self.model}, {'x'.join(map(str, self.clip))}, {self.batch} clips, {self.precision}"
+        task = ", fine-tuning" if self.finetune else ""
+        return f"ViT-{self.model}, {'x'.join(map(str, self.clip))}, {self.batch} clips, {self.precision}{task}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +108,10 @@ class Implementation:
 
 
 def our_config(case: Case, *, whole: bool, overrides: Sequence[str] = ()):
-    """configs/ntu120.py with this case's model, clip and batch; VideoMAE's objective, or the paper's if `whole`."""
+    """configs/ntu120.py with this case's model, clip and batch; VideoMAE's objective, or the paper's if `whole`.
+
+    For a case of fine-tuning configs/finetune_ntu120.py, without what only the one side would do.
+    """
     from mv2mae_jax import config as configs
 
     frames, *crop = case.clip
@@ -109,7 +123,9 @@ def our_config(case: Case, *, whole: bool, overrides: Sequence[str] = ()):
         "model.layer_loop": "unrolled",  # as the peer's layers are; a loop would only save compilation
         "global_batch_size": case.batch // 2 if whole else case.batch,
     }
-    if not whole:
+    if case.finetune:
+        values |= {"model.drop_path": 0.0, "mix.mix_probability": 0.0, "loss.label_smoothing": 0.0}
+    elif not whole:
         values |= {
             "model.cross_view": False,
             "data.num_source_views": 0,
@@ -118,7 +134,8 @@ def our_config(case: Case, *, whole: bool, overrides: Sequence[str] = ()):
             "loss.temperature": "inf",
         }
     arguments = [f"{key}={value}" for key, value in values.items()]
-    return configs.load(str(CONFIGS / "ntu120.py"), [*arguments, *overrides])
+    file = "finetune_ntu120.py" if case.finetune else "ntu120.py"
+    return configs.load(str(CONFIGS / file), [*arguments, *overrides])
 
 
 def random_array(rng: np.random.Generator, spec: Any) -> np.ndarray:
@@ -130,12 +147,19 @@ def random_array(rng: np.random.Generator, spec: Any) -> np.ndarray:
 
 
 def random_batch(config: Any, frame_size: tuple[int, int] | None) -> dict[str, Any]:
-    """A batch as `topology.batch_shapes` describes it; stored frames are faint noise, boxes in the middle."""
+    """A batch as `topology.batch_shapes` describes it; stored frames are faint noise, boxes in the middle.
+
+    Of fine-tuning: `video` uint8[B, T, H, W, 3], `label` int32[B].
+    """
     import jax
 
     from mv2mae_jax.topology import __main__ as topology
 
     rng = np.random.default_rng(0)
+    if config.task == "finetune":
+        shape = (config.global_batch_size, config.data.num_frames, *config.data.crop_size, 3)
+        label = np.arange(config.global_batch_size, dtype=np.int32) % NUM_CLASSES
+        return {"video": random_array(rng, jax.ShapeDtypeStruct(shape, np.uint8)), "label": label}
     batch = jax.tree.map(lambda spec: random_array(rng, spec), topology.batch_shapes(config, frame_size))
     if frame_size is not None:
         side = min(frame_size)
@@ -146,6 +170,22 @@ def random_batch(config: Any, frame_size: tuple[int, int] | None) -> dict[str, A
     return batch
 
 
+def make_objective(config: Any) -> Any:
+    """The objective of a config, without data."""
+    from mv2mae_jax.models import classifier
+    from mv2mae_jax.objectives.finetune import Finetune
+    from mv2mae_jax.objectives.pretrain import Pretrain
+
+    if config.task == "pretrain":
+        return Pretrain.from_config(config)
+    return Finetune(
+        model=classifier.from_config(config, NUM_CLASSES),
+        dataset=types.SimpleNamespace(num_classes=NUM_CLASSES),
+        label_smoothing=config.loss.label_smoothing,
+        **config.mix,
+    )
+
+
 def make_our_step(case: Case, what: Ours) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
     """The step that run.py would run, on one random batch: (does n of them, peak memory in bytes, facts)."""
     import jax
@@ -154,19 +194,18 @@ def make_our_step(case: Case, what: Ours) -> tuple[Callable[[int], None], Callab
     from mv2mae_jax.distributed import sharding
     from mv2mae_jax.distributed.chips import peak_flops_per_second
     from mv2mae_jax.monitoring import flops, perf
-    from mv2mae_jax.objectives.pretrain import Pretrain
     from mv2mae_jax.state import TrainState
-    from mv2mae_jax.topology import __main__ as topology
     from mv2mae_jax.train import jit_train_step
 
     config = our_config(case, whole=what.whole, overrides=what.overrides)
-    task, mesh = Pretrain.from_config(config), sharding.make_mesh(1, 1, jax.devices()[:1])
+    task, mesh = make_objective(config), sharding.make_mesh(1, 1, jax.devices()[:1])
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1000.0)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     state = jax.jit(lambda key: TrainState.create(task.init(key), optimizer, with_ema=False))(jax.random.key(0))
-    batch = sharding.put_batch(mesh, random_batch(config, what.frame_size))
+    pixels = random_batch(config, None)
+    batch = sharding.put_batch(mesh, random_batch(config, what.frame_size) if what.frame_size else pixels)
     train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
-    needed = flops.training_flops(task, state.params, topology.batch_shapes(config))
+    needed = flops.training_flops(task, state.params, pixels)
     device = jax.devices()[0]
 
     def steps(number: int) -> None:
@@ -181,14 +220,17 @@ def make_our_step(case: Case, what: Ours) -> tuple[Callable[[int], None], Callab
 
 def model_sizes(case: Case) -> dict[str, int]:
     """Our model's sizes under the names of transformers' VideoMAEConfig."""
-    from mv2mae_jax.objectives.pretrain import Pretrain
-
-    model = Pretrain.from_config(our_config(case, whole=False)).model
-    return {
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.num_heads,
-        "intermediate_size": int(model.width * model.mlp_ratio),
+    model = make_objective(our_config(case, whole=False)).model
+    encoder = model.encoder if case.finetune else model
+    sizes = {
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.num_heads,
+        "intermediate_size": int(encoder.width * encoder.mlp_ratio),
+    }
+    if case.finetune:
+        return sizes
+    return sizes | {
         "decoder_hidden_size": model.decoder_width,
         "decoder_num_hidden_layers": model.decoder_depth,
         "decoder_num_attention_heads": model.decoder_heads,
@@ -212,23 +254,29 @@ def make_peer_step(
         num_frames=case.clip[0],
         tubelet_size=2,
         norm_pix_loss=True,
+        use_mean_pooling=case.finetune,  # it also takes the encoder's last norm out
+        num_labels=NUM_CLASSES,
         attn_implementation="sdpa",
         **peer_sizes,
     )
-    model = transformers.VideoMAEForPreTraining(config).to(device).train()
+    kind = transformers.VideoMAEForVideoClassification if case.finetune else transformers.VideoMAEForPreTraining
+    model = kind(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     num_tokens = (case.clip[0] // 2) * (case.clip[1] // 16) * (case.clip[2] // 16)
     video = torch.rand(case.batch, case.clip[0], 3, *case.clip[1:], device=device)
     num_masked = int(0.9 * num_tokens)
     order = torch.rand(case.batch, num_tokens, device=device).argsort(dim=1)
     mask = order < num_masked  # as many in every row
+    asked = {"bool_masked_pos": mask}
+    if case.finetune:
+        asked = {"labels": torch.arange(case.batch, device=device) % NUM_CLASSES}
     run = torch.compile(model) if what.compiled else model
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bfloat16")
 
     def steps(number: int) -> None:
         for _ in range(number):
             with autocast:
-                loss = run(video, bool_masked_pos=mask).loss
+                loss = run(video, **asked).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -377,6 +425,7 @@ def make_parser() -> Parser:
         action="store_true",
         help="start one step of this project after the other: on a GPU its compiler times kernels to choose among them",
     )
+    parser.add_argument("--finetune", action="store_true", help="steps of fine-tuning in place of pre-training")
     parser.add_argument("--only_ours", action="store_true", help="leave the peer out")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(
@@ -416,6 +465,8 @@ def chosen_implementations(options: Any) -> list[Implementation]:
         implementations.append(Implementation(name=PEER, step=Peer(compiled=False), compared_with=OURS))
         if not options.no_compile:
             implementations.append(Implementation(name=COMPILED, step=Peer(compiled=True), compared_with=OURS))
+    if options.finetune:
+        return implementations
     implementations.append(Implementation(name=WHOLE, step=Ours(whole=True)))
     if options.coefficients:
         step = Ours(whole=True, frame_size=options.coefficients)
@@ -428,6 +479,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     models = chosen(parser, options.models, ("Ti", "S", "B", "L", "H"))
     precisions = chosen(parser, options.precisions, ("float32", "bfloat16"))
+    if options.finetune and options.coefficients:
+        parser.error("--coefficients is of pre-training: leave it or --finetune out")
     implementations = chosen_implementations(options)
     # The processes share one accelerator; by default one would take all of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -448,7 +501,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for model in models:
         for clip in options.clips:
             for precision in precisions:
-                case = Case(model=model, clip=clip, batch=options.batch, precision=precision)
+                case = Case(model=model, clip=clip, batch=options.batch, precision=precision, finetune=options.finetune)
                 summary["records"].append(measure(case, implementations, **how))
                 print(table(summary["records"][-1:]), flush=True)
                 options.output.write_text(json.dumps(summary, indent=1) + "\n")

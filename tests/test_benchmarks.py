@@ -5,11 +5,12 @@ import json
 import pathlib
 import time
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import ablations, experiment, method
+from benchmarks import ablations, experiment, method, train_step
 from configs.ablations import ABLATIONS
 from mv2mae_jax import config as configs
 from mv2mae_jax import config_checks
@@ -160,3 +161,13 @@ def test_a_comparison_leaves_the_committed_results_alone(tmp_path, monkeypatch):
         assert {path.name for path in (tmp_path / folder).glob("target*")}
     assert before == {path: path.stat().st_mtime_ns for path in experiment.RESULTS.rglob("*")}
     assert ablations.main(["--check", "--output=chosen"]) == 1
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_the_peer_of_a_training_step_has_as_many_parameters(finetune):
+    case = train_step.Case(model="Ti", clip=(4, 32, 32), batch=2, precision="float32", finetune=finetune)
+    objective = train_step.make_objective(train_step.our_config(case, whole=False))
+    parameters = jax.tree.leaves(jax.eval_shape(objective.init, jax.random.key(0)))
+    peer = train_step.Peer(compiled=False)
+    _, _, facts = train_step.make_peer_step(case, train_step.model_sizes(case), peer)
+    assert facts["parameters"] == sum(leaf.size for leaf in parameters)
