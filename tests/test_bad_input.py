@@ -68,7 +68,11 @@ def test_what_leads_ffmpeg_elsewhere_is_set_aside_at_once(video, tmp_path):
         (raw / f"{take}_cam2.avi").write_bytes(video)
     (raw / "good_cam1.avi").write_bytes(video)
     done = subprocess.run(
-        [sys.executable, "-m", "data.prepare", *command(tmp_path)], cwd=ROOT, timeout=60, capture_output=True, text=True
+        [sys.executable, "-m", "data.prepare", *command(tmp_path)],
+        cwd=ROOT,
+        timeout=300,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == ExitCode.PARTLY, done.stderr
     aside = quarantine(tmp_path)
@@ -207,7 +211,7 @@ def test_a_video_that_crashes_its_decoder_is_tried_again_then_set_aside(tmp_path
             except FileNotFoundError:
                 pass
         time.sleep(0.002)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == ExitCode.PARTLY, errors
     assert len(struck) == 2
     assert quarantine(tmp_path) == {

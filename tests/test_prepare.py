@@ -119,7 +119,7 @@ def test_a_killed_worker_is_told_with_the_video_it_read(tmp_path):
     at_work: list[Path] = []
     wait_for(lambda: at_work.extend(output.glob(".video.*.tmp")) or at_work)
     os.kill(int(at_work[0].name.split(".")[2]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == ExitCode.REFUSED
     assert re.search(r"a worker process was killed.*t0\d_cam\d\.(avi|mp4|mov).*the same command goes on", errors)
     assert prepare.main(arguments(raw_dir, output)) == 0
@@ -130,7 +130,7 @@ def test_a_full_disk_stops_it_and_it_goes_on_later(raw, uninterrupted, tmp_path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
     process = start(raw, tmp_path, preexec_fn=limit_file_size)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == ExitCode.REFUSED
     assert "cannot write to" in errors and "File too large" in errors and "the same command goes on" in errors
     assert "Traceback" not in errors

@@ -53,7 +53,7 @@ def _never_end(at_work):
 def test_a_decoder_that_never_ends_is_ended(tmp_path):
     worker = multiprocessing.get_context("spawn").Process(target=_never_end, args=(tmp_path,))
     worker.start()
-    worker.join(timeout=60)
+    worker.join(timeout=300)
     assert worker.exitcode == 1
 
 
@@ -67,7 +67,7 @@ def _hang(at_work):
 def test_a_read_that_never_ends_is_ended(tmp_path):
     worker = multiprocessing.get_context("spawn").Process(target=_hang, args=(tmp_path,))
     worker.start()
-    worker.join(timeout=60)
+    worker.join(timeout=300)
     assert worker.exitcode == 1
 
 
