@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 from console.command import ExitCode
 from data.catalog import __main__ as catalog_command
 from data.prepare import __main__ as prepare
-from data.prepare import archives
+from data.prepare import archives, workers
 from data.store import takes
 from tests import video_files
 
@@ -220,3 +222,27 @@ def test_a_video_that_crashes_its_decoder_is_tried_again_then_set_aside(tmp_path
     }
     assert takes_of(tmp_path) == {"b"}
     assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+def test_a_worker_killed_while_it_counts_does_not_stop_the_preparation(tmp_path, monkeypatch):
+    """Its lock stays taken. Here a thread takes it: the counter's lock is free for the thread that has it already."""
+    runs = []
+
+    def run(jobs, num_workers, num_started, *_):
+        runs.append(num_started.get_lock().acquire(timeout=5))
+        num_started.get_lock().release()
+        taker = threading.Thread(target=num_started.get_lock().acquire)
+        taker.start()
+        taker.join()
+        yield None
+        if len(runs) == 1:
+            raise BrokenProcessPool
+        yield from jobs
+
+    monkeypatch.setattr(workers, "_run", run)
+    monkeypatch.setattr(workers, "_blame", lambda *_: True)
+    jobs = [type("Job", (), {"num_files": 1})()]
+    thread = threading.Thread(target=workers.write_shards, args=(jobs, 1, None, tmp_path, tmp_path, 1), daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert not thread.is_alive() and runs == [True, True]

@@ -50,18 +50,18 @@ def write_shards(
     Raises:
       PreparationError: the disk is full, a video has vanished, or a process was killed; finished shards stay.
     """
-    num_started = multiprocessing.get_context("spawn").Value("q", 0)
     missing, crashed, refused = set(jobs), set(), {}
     with progress.Bar(num_files, "preparing", "videos", initial=num_files - _num_files(jobs)) as bar:
         while missing:
             num_before = num_files - _num_files(missing)
-            num_started.value = 0
+            # Anew, and read without its lock: a worker that is killed while it counts keeps the lock for ever.
+            num_started = multiprocessing.get_context("spawn").Value("q", 0)
             processes: set[multiprocessing.Process] = set()
             try:
                 how = (output_dir, settings, input_dir, refused)
                 with contextlib.closing(_run(missing, num_workers, num_started, processes, *how)) as finished:
                     for job in finished:
-                        bar.advance_to(num_before + num_started.value)
+                        bar.advance_to(num_before + num_started.get_obj().value)
                         missing = missing - {job}
             except OSError as error:
                 raise PreparationError(f"cannot write to {output_dir}: {error}. {_GO_ON}") from error
