@@ -146,21 +146,27 @@ def random_array(rng: np.random.Generator, spec: Any) -> np.ndarray:
     return rng.integers(low, high, spec.shape, spec.dtype, endpoint=True)
 
 
-def random_batch(config: Any, frame_size: tuple[int, int] | None) -> dict[str, Any]:
-    """A batch as `topology.batch_shapes` describes it; stored frames are faint noise, boxes in the middle.
-
-    Of fine-tuning: `video` uint8[B, T, H, W, 3], `label` int32[B].
-    """
+def batch_shapes(config: Any, frame_size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """As `topology.batch_shapes`; of fine-tuning `video` uint8[B, T, H, W, 3], `label` int32[B]."""
     import jax
 
     from mv2mae_jax.topology import __main__ as topology
 
+    if config.task == "pretrain":
+        return topology.batch_shapes(config, frame_size)
+    batch = config.global_batch_size
+    video = (batch, config.data.num_frames, *config.data.crop_size, 3)
+    return {"video": jax.ShapeDtypeStruct(video, np.uint8), "label": jax.ShapeDtypeStruct((batch,), np.int32)}
+
+
+def random_batch(config: Any, frame_size: tuple[int, int] | None) -> dict[str, Any]:
+    """A batch of `batch_shapes`; stored frames are faint noise, boxes in the middle."""
+    import jax
+
     rng = np.random.default_rng(0)
-    if config.task == "finetune":
-        shape = (config.global_batch_size, config.data.num_frames, *config.data.crop_size, 3)
-        label = np.arange(config.global_batch_size, dtype=np.int32) % NUM_CLASSES
-        return {"video": random_array(rng, jax.ShapeDtypeStruct(shape, np.uint8)), "label": label}
-    batch = jax.tree.map(lambda spec: random_array(rng, spec), topology.batch_shapes(config, frame_size))
+    batch = jax.tree.map(lambda spec: random_array(rng, spec), batch_shapes(config, frame_size))
+    if "label" in batch:
+        batch["label"] %= NUM_CLASSES
     if frame_size is not None:
         side = min(frame_size)
         box = np.array([(size - side) // 2 for size in frame_size] + [side, side])
@@ -202,10 +208,9 @@ def make_our_step(case: Case, what: Ours) -> tuple[Callable[[int], None], Callab
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1000.0)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     state = jax.jit(lambda key: TrainState.create(task.init(key), optimizer, with_ema=False))(jax.random.key(0))
-    pixels = random_batch(config, None)
-    batch = sharding.put_batch(mesh, random_batch(config, what.frame_size) if what.frame_size else pixels)
+    batch = sharding.put_batch(mesh, random_batch(config, what.frame_size))
     train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
-    needed = flops.training_flops(task, state.params, pixels)
+    needed = flops.training_flops(task, state.params, batch_shapes(config))
     device = jax.devices()[0]
 
     def steps(number: int) -> None:

@@ -58,9 +58,9 @@ ASK_FOR_LARGE_PAGES = "glibc.malloc.hugetlb=1"
 def advice_on_pages() -> str:
     """What makes steps on a CPU faster on this machine: a sentence; '' where there is nothing to do.
 
-    XLA takes the memory of every step anew. Linux fills it in pages of 4 KB, which costs a fifth of the time of a step
-    and more (benchmarks/results/NOTES_speed.md), or of 2 MB, where the C library asks for them. It is told to by the
-    environment, before the process starts.
+    XLA takes the memory of every step anew. Linux hands it out in pages of 4 KB, or of 2 MB if the C library asks for
+    them, which costs less time (benchmarks/results/NOTES_speed.md). The C library reads whether to ask when the process
+    starts, from the environment.
     """
     library, version = platform.libc_ver()
     if jax.default_backend() != "cpu" or library != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
