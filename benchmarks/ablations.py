@@ -34,7 +34,7 @@ DATA = method.PRESETS["cpu"]
 def measure(job: Job) -> dict[str, Any]:
     """Pre-trains a variant and probes its encoder."""
     name, variant, overrides, seed, folder = job
-    common = {"data.dir": folder / "prepared", "seed": seed}
+    common = {"data.dir": DATA.data.prepared(folder), "seed": seed}
     runs = folder / "ablations" / f"{name}_{variant}_seed{seed}"
     pretrained = experiment.run(f"ablations:{name}={variant}", common, runs / "pretraining")
     sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:<16} {variant:<16} {overrides}")
         return 0
     folder = options.folder.absolute()
-    experiment.prepare_data(folder, DATA.data, DATA.short_side)
+    DATA.data.prepare(folder)
     results.mkdir(parents=True, exist_ok=True)
     jobs = [(*job, folder) for job in planned(names, options.seeds)]
     jobs = [job for job in jobs if not result_file(results, job[0], job[1], job[3]).exists()]

@@ -6,6 +6,7 @@ whose file exists is not repeated, so a stopped benchmark can be continued.
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -29,27 +30,38 @@ OUTPUT = Path("benchmark_output")  # written otherwise, in the current folder
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def prepare_data(folder: Path, data: Sequence[str], short_side: int, seed: int = 0) -> Path:
-    """Generates and prepares a data set under `folder`, unless one is there: the prepared folder.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A generated data set.
 
-    Args:
-      folder: with `raw` and `prepared`.
-      data: arguments of data.synthetic.
+    Attributes:
+      name: of its folder. Another data set has another name, so that none is taken for another.
+      options: arguments of data.synthetic beside --output and --seed.
       short_side: of the prepared frames, pixels.
-      seed: of the generator.
     """
-    prepared = folder / "prepared"
-    if (prepared / "prepared.json").exists():
+
+    name: str
+    options: Sequence[str]
+    short_side: int
+
+    def prepared(self, folder: Path) -> Path:
+        """Where it lies, prepared."""
+        return folder / self.name / "prepared"
+
+    def prepare(self, folder: Path) -> Path:
+        """Generates and prepares it as folder/name/raw and prepared, unless it is there: the prepared folder."""
+        raw, prepared = folder / self.name / "raw", self.prepared(folder)
+        if (prepared / "prepared.json").exists():
+            return prepared
+        for arguments in (
+            ["data.synthetic", f"--output={raw}", "--seed=0", *self.options],
+            [
+                *("data.prepare", "--dataset=synthetic", f"--input={raw}", f"--output={prepared}"),
+                f"--short_side={self.short_side}",
+            ],
+        ):
+            subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True)
         return prepared
-    for arguments in (
-        ["data.synthetic", f"--output={folder}/raw", f"--seed={seed}", *data],
-        [
-            *("data.prepare", "--dataset=synthetic", f"--input={folder}/raw", f"--output={prepared}"),
-            f"--short_side={short_side}",
-        ],
-    ):
-        subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True)
-    return prepared
 
 
 def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

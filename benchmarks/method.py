@@ -2,6 +2,7 @@
 
     python -m benchmarks.method --preset=cpu            # all rows; stopped and started again, it goes on
     python -m benchmarks.method --preset=cpu --rows=random,cross_view --seeds=2
+    python -m benchmarks.method --preset=furnished      # the main rows with one thing made harder; others: --help
     python -m benchmarks.method --check                 # what the committed results say; exit 1 if they are incomplete
     python -m benchmarks.method --quick                 # rehearses a preset: one seed, a hundredth of the clips
 
@@ -11,7 +12,7 @@ tested on others: `xsub` from all cameras, `unseen_camera` (the protocol xsub_xv
 were trained on cameras 2 and 3. They are the 3D pose (ridge regression of frozen tokens), joint velocities, the
 attentive probe, retrieval of the same take from another camera, and fine-tuning with all labels and with a fifth.
 
-Some read-outs are repeated after 1/16, 1/8, 1/4 and 1/2 of the clips, for the curve. Read-outs choose their settings on
+Some read-outs are repeated after 12,500 clips, 25,000 and so on, for the curve. Read-outs choose their settings on
 training people held out; no test score is looked at.
 
 Results: one file per row and seed, a table, a plot and the curve. Those in benchmarks/results/method_PRESET/ are
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment
-from benchmarks.experiment import OUTPUT, RESULTS, compare, interval
+from benchmarks.experiment import OUTPUT, RESULTS, Generated, compare, interval
 from console.command import ExitCode, Parser, execute
 
 COLUMNS = {
@@ -43,6 +44,17 @@ COLUMNS = {
 PERCENT = {"recall_1", "ranked_before", "attentive", "fine_tuned", "fine_tuned_fifth"}
 ON_THE_WAY = ("pose", "recall_1")  # the columns that are measured on the way
 DRAWN = ("pose", "recall_1")
+# What pre-training reached on takes that it did not see, by the run's own evaluation: name, factor, digits.
+REACHED = {
+    "eval/psnr_self": ("self-view, dB", 1, 1),
+    "eval/psnr_cross": ("cross-view, dB", 1, 1),
+    "eval/loss_self_moving": ("self-view loss, moving", 1, 4),
+    "eval/loss_self_static": ("static", 1, 4),
+    "eval/loss_cross_moving": ("cross-view loss, moving", 1, 4),
+    "eval/loss_cross_static": ("static", 1, 4),
+    "eval/cross_gain": ("cross_gain (%)", 100, 0),
+    "eval/cross_gain_pose": ("cross_gain_pose (%)", 100, 0),
+}
 
 SINGLE_VIEW = {"model.cross_view": False, "data.num_source_views": 0, "global_batch_size": 128}
 SELF = {"model.cross_view": False}
@@ -99,9 +111,9 @@ class Preset:
     """How large the comparison is.
 
     Attributes:
-      data: arguments of data.synthetic beside --output and --seed.
-      short_side: of the prepared frames, pixels.
+      data: what is trained and tested on.
       clips: of pre-training, 128 a step.
+      curve_from: clips at the first point of the curve; each further one is at twice as many.
       seeds: of initialisation, order, masks, and of the choice of few labels.
       finetune_steps: of 64 clips.
       labels_per_class: takes with labels in the few-label column: a fifth of those of the training people.
@@ -110,9 +122,9 @@ class Preset:
       workers: processes that share the machine.
     """
 
-    data: Sequence[str]
-    short_side: int
+    data: Generated
     clips: int
+    curve_from: int = 12_500
     seeds: tuple[int, ...]
     finetune_steps: int
     labels_per_class: int
@@ -124,9 +136,17 @@ class Preset:
     def rehearsal(self) -> "Preset":
         """The same with one seed, a hundredth of the clips, and little data."""
         less = {"--takes": "64", "--setups": "1", "--subjects": "4"}
-        data = [f"{name}={less.get(name, value)}" for name, _, value in (option.partition("=") for option in self.data)]
-        few = {"clips": self.clips // 100, "seeds": self.seeds[:1], "finetune_steps": 8, "labels_per_class": 1}
-        return dataclasses.replace(self, data=data, **few)
+        given = (option.partition("=") for option in self.data.options)
+        options = [f"{name}={less.get(name, value)}" for name, _, value in given]
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(self.data, name=f"{self.data.name}_quick", options=options),
+            clips=self.clips // 100,
+            curve_from=self.curve_from // 100,
+            seeds=self.seeds[:1],
+            finetune_steps=8,
+            labels_per_class=1,
+        )
 
     @property
     def steps(self) -> int:
@@ -134,8 +154,9 @@ class Preset:
 
     @property
     def marks(self) -> list[int]:
-        """The steps of the curve, the last but not its end."""
-        return sorted({max(1, self.steps // part) for part in (16, 8, 4, 2)} - {self.steps})
+        """The steps of the curve without its end."""
+        clips = [self.curve_from * 2**power for power in range(20)]
+        return sorted({max(1, mark // CLIPS_PER_STEP) for mark in clips if mark < self.clips})
 
 
 CLIPS_PER_STEP = 128
@@ -147,8 +168,25 @@ PROBING = {
     "probe.weight_decays": (0.1,),
     "probe.epochs": 20,
 }
-PLAIN = ("--rooms=plain", "--actor_share=0.8", "--fps=10")
-LARGER = {
+
+
+def generated(name: str, resolution: str, short_side: int, rooms: str = "plain") -> Generated:
+    """3,840 takes of 120 people in 8 rooms."""
+    amounts = ("--takes=3840", "--setups=8", "--subjects=120")
+    look = (f"--resolution={resolution}", f"--rooms={rooms}", "--actor_share=0.8", "--fps=10")
+    return Generated(name=name, options=(*amounts, *look), short_side=short_side)
+
+
+CPU = Preset(
+    data=generated("plain_32", "40x40", 32),
+    clips=200_000,
+    seeds=(0, 1, 2, 3),
+    finetune_steps=800,
+    labels_per_class=24,
+    workers=2,
+)
+CLIPS_OF_48 = {"data.crop_size": (48, 48)}
+CLIPS_OF_64 = {
     "data.num_frames": 16,
     "data.frame_stride": 1,
     "data.crop_size": (64, 64),
@@ -156,26 +194,32 @@ LARGER = {
     "model.depth": 6,
     "model.num_heads": 3,
 }
+
+
+def harder(**changes: Any) -> Preset:
+    """The main rows with one thing changed, two seeds."""
+    return dataclasses.replace(CPU, seeds=(0, 1), **{"rows": MAIN} | changes)
+
+
 PRESETS = {
-    "cpu": Preset(
-        data=("--takes=3840", "--setups=8", "--subjects=120", "--resolution=40x40", *PLAIN),
-        short_side=32,
-        clips=200_000,
-        seeds=(0, 1, 2, 3),
-        finetune_steps=800,
-        labels_per_class=24,
-        workers=2,
-    ),
+    "cpu": CPU,
+    "long": harder(clips=800_000),
+    "furnished": harder(data=generated("furnished_32", "40x40", 32, rooms="furnished")),
+    "larger": harder(data=generated("plain_48", "60x60", 48), pretraining=CLIPS_OF_48, downstream=CLIPS_OF_48),
+    # These change pre-training alone, so their random encoder is that of `cpu`.
+    "all_pairs": harder(pretraining={"data.view_pairs": ()}, rows=MAIN[1:]),
+    "masks_70": harder(pretraining={"masking.target_mask_ratio": 0.7, "masking.source_mask_ratio": 0.7}, rows=MAIN[1:]),
+    "normalized": harder(pretraining={"loss.target": "normalized_pixels"}, rows=MAIN[1:]),
     # Meant for half an hour of one H200 and 16 cores. Neither it nor its rehearsal was run: no accelerator was at hand.
     "gpu": Preset(
-        data=("--takes=3840", "--setups=8", "--subjects=120", "--resolution=72x72", *PLAIN),
-        short_side=64,
+        data=generated("plain_64", "72x72", 64),
         clips=800_000,
+        curve_from=50_000,
         seeds=(0, 1),
         finetune_steps=1600,
         labels_per_class=24,
-        pretraining=LARGER,
-        downstream=LARGER,
+        pretraining=CLIPS_OF_64,
+        downstream=CLIPS_OF_64,
         rows=MAIN,
         workers=2,
     ),
@@ -198,7 +242,11 @@ class Job:
 
     @property
     def run_folder(self) -> Path:
-        return self.folder / "runs" / f"{self.row}_seed{self.seed}"
+        return self.folder / "runs" / self.preset / f"{self.row}_seed{self.seed}"
+
+    @property
+    def prepared(self) -> Path:
+        return self.settings.data.prepared(self.folder)
 
     @property
     def encoder(self) -> str:
@@ -219,7 +267,7 @@ def pretrain(job: Job) -> dict[str, Any] | None:
     return experiment.run(
         "benchmark",
         {
-            "data.dir": job.folder / "prepared",
+            "data.dir": job.prepared,
             "total_steps": job.settings.steps,
             "eval.at_steps": tuple(job.settings.marks),
             "seed": job.seed,
@@ -235,7 +283,7 @@ def probe(job: Job, protocol: str, kinds: Sequence[str], step: int | None = None
     record = experiment.run(
         "probe",
         {
-            "data.dir": job.folder / "prepared",
+            "data.dir": job.prepared,
             "data.protocol": protocol,
             **sizes(),
             "init_from": job.encoder,
@@ -255,7 +303,7 @@ def finetune(job: Job, labels_per_class: int | None) -> float:
     record = experiment.run(
         "finetune_demo",
         {
-            "data.dir": job.folder / "prepared",
+            "data.dir": job.prepared,
             "data.protocol": "xsub",
             "data.labels_per_class": labels_per_class,
             "data.label_seed": job.seed,
@@ -332,7 +380,7 @@ def benchmark(
     from mv2mae_jax.runs import metrics_file
 
     preset = PRESETS[preset_name]
-    experiment.prepare_data(folder, preset.data, preset.short_side)
+    preset.data.prepare(folder)
     results.mkdir(parents=True, exist_ok=True)
     ordered = sorted(rows, key=lambda row: (row not in MAIN, list(ROWS).index(row)))
     parts = [ordered[: sum(row in MAIN for row in rows)], ordered[sum(row in MAIN for row in rows) :]]
@@ -413,7 +461,7 @@ def write_table(results: Path, preset: Preset) -> None:
     lines = [
         f"# {results.name}",
         "",
-        f"Written by `python -m benchmarks.method`. Generated takes: `{' '.join(preset.data)}`. Pre-training: "
+        f"Written by `python -m benchmarks.method`. Generated takes: `{' '.join(preset.data.options)}`. Pre-training: "
         f"{preset.clips:,} clips; fine-tuning: {preset.finetune_steps} steps of 64 clips. Means over the seeds with "
         "the 95 % interval of the mean (Student's t) where there are two or more; the last column tells how many. "
         "Chance is 6.2 % for classes, 0.05 % for recall@1, 50 % for the place of the same take. Files beside this one "
@@ -429,12 +477,39 @@ def write_table(results: Path, preset: Preset) -> None:
     for row, of_row in records.items():
         cells = [_cell([*values_of(of_row, column).values()], column, len(of_row)) for column in COLUMNS]
         lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + f" | {len(of_row)} |")
+    lines += _reached(records)
     lines += ["", "## Orders", "", "By the 95 % interval of the difference, paired by seed.", ""]
     lines += ["| | holds | null | reversed |", "|---|---|---|---|"]
     for (lower, upper), by_verdict in verdicts(records).items():
         if any(by_verdict.values()):
             lines.append(f"| {lower} < {upper} | " + " | ".join(", ".join(by_verdict[v]) for v in by_verdict) + " |")
     (results / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _reached(records: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    """The lines on pre-training itself: which tokens a row paints better, and how far it needs its source."""
+    rows = {
+        row: [record["pretraining"] for record in of.values() if record.get("pretraining")]
+        for row, of in records.items()
+    }
+    lines = [
+        "",
+        "## What pre-training reached",
+        "",
+        "On takes of the training people that were held out; means over the seeds. Losses are plain, whatever weighted "
+        "the tokens in training. A token is moving if its motion is above its clip's mean.",
+        "",
+        "| | " + " | ".join(title for title, _, _ in REACHED.values()) + " |",
+        "|---|" + "---|" * len(REACHED),
+    ]
+    for row, of_row in rows.items():
+        if of_row:
+            cells = []
+            for key, (_, factor, digits) in REACHED.items():
+                values = [factor * metrics[key] for metrics in of_row if key in metrics]
+                cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "")
+            lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _cell(values: list[float], column: str, num_seeds: int) -> str:
@@ -481,7 +556,8 @@ def plot(results: Path, preset: Preset) -> None:
 
 def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.method", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
-    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="sizes and numbers of steps (cpu)")
+    names = [name for name in PRESETS if not name.endswith("_quick")]
+    parser.add_argument("--preset", choices=names, default="cpu", help="data, sizes and numbers of steps (cpu)")
     parser.add_argument("--rows", help="comma-separated (default: the preset's)")
     parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K - 1 (default: the preset's)")
     parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
@@ -497,14 +573,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     name = f"{options.preset}_quick" if options.quick else options.preset
-    preset, folder = PRESETS[name], (options.folder / name if options.quick else options.folder).absolute()
+    preset, folder = PRESETS[name], options.folder.absolute()
     rows = experiment.chosen(parser, options.rows, ROWS) if options.rows else list(preset.rows)
     default = RESULTS / f"method_{name}" if options.check else folder / "results" / f"method_{name}"
     results = options.output or default
     if options.check:
         return check(results, preset)
     if options.data_only:
-        print(experiment.prepare_data(folder, preset.data, preset.short_side))
+        print(preset.data.prepare(folder))
         return 0
     seeds = preset.seeds if options.seeds is None else range(options.seeds)
     benchmark(name, rows, seeds, folder, results, options.workers or preset.workers)

@@ -15,7 +15,7 @@ from configs import demo
 def get_config():
     config = demo.get_config()
     config.total_steps = 1562  # of 64 samples of two views: 200,000 clips
-    config.data.dir = "benchmark_output/prepared"
+    config.data.dir = "benchmark_output/plain_32/prepared"
     config.data.protocol = "xsub"
     config.data.holdout_fraction = 0.05
     config.loss.ess_fraction = 1.0  # all tokens alike: the plain MAE loss

@@ -56,13 +56,27 @@ def test_check_says_what_is_missing(tmp_path, capsys):
 
 
 def test_a_rehearsal_differs_from_its_preset_in_amounts_alone():
-    amounts = {"data", "clips", "seeds", "finetune_steps", "labels_per_class"}
+    amounts = {"data", "clips", "curve_from", "seeds", "finetune_steps", "labels_per_class"}
     for name in ("cpu", "gpu"):
-        preset, quick = (vars(method.PRESETS[key]) for key in (name, f"{name}_quick"))
-        assert {key for key in preset if preset[key] != quick[key]} == amounts
-        changed = {option.partition("=")[0] for option in set(quick["data"]) - set(preset["data"])}
+        preset, quick = method.PRESETS[name], method.PRESETS[f"{name}_quick"]
+        assert {key for key, value in vars(preset).items() if value != getattr(quick, key)} == amounts
+        changed = {option.partition("=")[0] for option in set(quick.data.options) - set(preset.data.options)}
         assert changed == {"--takes", "--setups", "--subjects"}
-        assert quick["clips"] * 100 == preset["clips"]
+        assert quick.data.short_side == preset.data.short_side
+        assert quick.clips * 100 == preset.clips
+        assert quick.marks, "the read-outs on the way are rehearsed, too"
+
+
+def test_the_curve_doubles_from_its_first_point():
+    clips = [step * method.CLIPS_PER_STEP for step in method.PRESETS["long"].marks]
+    np.testing.assert_allclose(clips, [12_500, 25_000, 50_000, 100_000, 200_000, 400_000], atol=method.CLIPS_PER_STEP)
+
+
+def test_presets_share_a_folder_only_where_they_share_the_data():
+    data = [preset.data for preset in method.PRESETS.values()]
+    assert len({of.name for of in data}) == len({(*of.options, of.short_side) for of in data}) > 1
+    jobs = [method.Job(row="random", seed=0, preset=name, folder=pathlib.Path("f")) for name in method.PRESETS]
+    assert len({job.run_folder for job in jobs}) == len(jobs)
 
 
 def test_orders_are_judged_by_differences_of_the_same_seed(tmp_path):
@@ -89,16 +103,26 @@ def test_the_table_and_the_curve_hold_every_measured_row(tmp_path):
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
-def test_rows_are_valid_configs_that_differ(tmp_path):
-    (tmp_path / "prepared.json").write_text("{}")
-    path, seen = str(experiment.CONFIGS / "benchmark.py"), set()
-    pretrained = {row: overrides for row, overrides in method.ROWS.items() if overrides is not None}
-    for overrides in pretrained.values():
-        config = configs.load(path, [f"data.dir={tmp_path}", *(f"{k}={v}" for k, v in overrides.items())])
+@pytest.mark.parametrize("preset", method.PRESETS)
+def test_rows_are_valid_configs_that_differ(preset, tmp_path, monkeypatch):
+    """By the very overrides that the benchmark gives to a run."""
+    seen = []
+
+    def record(name, overrides, workdir):
+        config = configs.load(str(experiment.CONFIGS / f"{name}.py"), [f"{k}={v}" for k, v in overrides.items()])
         config_checks.validate(config)
+        seen.append(config)
+
+    monkeypatch.setattr(experiment, "run", record)
+    settings = method.PRESETS[preset]
+    settings.data.prepared(tmp_path).mkdir(parents=True)
+    (settings.data.prepared(tmp_path) / "prepared.json").write_text("{}")
+    pretrained = [row for row in settings.rows if method.ROWS[row] is not None]
+    for row in pretrained:
+        method.pretrain(method.Job(row=row, seed=1, preset=preset, folder=tmp_path))
+    assert len({config.to_json() for config in seen}) == len(pretrained)
+    for config in seen:
         assert config.global_batch_size * (1 + config.data.num_source_views) == method.CLIPS_PER_STEP
-        seen.add(config.to_json())
-    assert len(seen) == len(pretrained)
 
 
 @pytest.mark.parametrize("name", ablations.NAMES)
@@ -149,7 +173,7 @@ def test_committed_results_are_written_only_where_output_says_so(name):
 def test_a_comparison_leaves_the_committed_results_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in experiment.RESULTS.rglob("*")}
-    monkeypatch.setattr(experiment, "prepare_data", lambda *_: None)
+    monkeypatch.setattr(experiment.Generated, "prepare", lambda *_: None)
     measured = {"metrics": {}, "seconds": 1.0}
     monkeypatch.setattr(experiment, "run_jobs", lambda _, jobs, *__: [(job, measured) for job in jobs])
     monkeypatch.setattr(ablations, "write_table", lambda results: (results / "README.md").touch())
