@@ -13,6 +13,7 @@ from configs import demo, probe_base
 def get_config():
     config, demo_config = probe_base.get_config(), demo.get_config()
     config.init_from = "demo_output/run"
+    config.probe.kinds = ("knn", "linear", "ridge", "attentive", "retrieval")
     for key in ("dir", "num_frames", "frame_stride", "crop_size", "num_workers"):
         config.data[key] = demo_config.data[key]
     for key in ("width", "depth", "num_heads", "tubelet_size", "scan_layers"):

@@ -63,9 +63,10 @@ def get_config() -> config_dict.ConfigDict:
 
     config.probe = config_dict.ConfigDict(
         dict(
-            # geometry: 3D joints by ridge regression, with attentive also by attention; motion: their velocities by
-            # attention. Both need a set that knows its joints (docs/data_sets.md).
-            kinds=("knn", "linear", "attentive", "retrieval"),  # [ours] any of these, geometry, motion
+            # ridge: classes by ridge regression of all tokens, each at its place. geometry: 3D joints, motion: their
+            # velocities, by ridge regression, with attentive also by attention; both need a set that knows its joints
+            # (docs/data_sets.md).
+            kinds=("knn", "linear", "attentive", "retrieval"),  # [ours] any of these, ridge, geometry, motion
             # What kNN, linear probe and retrieval see. mean: of all tokens; slices: the mean of each temporal slice;
             # motion: the same, weighted by motion. Cameras that stand still then leave the room out.
             pooling="mean",  # [ours] mean | slices | motion

@@ -58,7 +58,7 @@ class LabelledDataset:
                 f"{len(prepared.class_names)} classes of {prepared.name}, e.g. {', '.join(map(repr, mirrored[:3]))}. "
                 "Set augment.flip=0."
             )
-        classifies = config.task != "probe" or bool(set(config.probe.kinds) & {"knn", "linear", "attentive"})
+        classifies = config.task != "probe" or bool(set(config.probe.kinds) & {"knn", "linear", "ridge", "attentive"})
         if classifies:
             _check_classes(prepared, np.flatnonzero(prepared.views["label"] >= 0), "there")
         train, held_out, test = split_rows(

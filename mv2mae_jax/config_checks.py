@@ -43,7 +43,7 @@ _CHOICES = {
     "probe.pooling": _names_in("features/__init__.py", "POOLINGS"),
 }
 
-PROBES = ("knn", "linear", "attentive", "retrieval", "geometry", "motion")
+PROBES = ("knn", "linear", "ridge", "attentive", "retrieval", "geometry", "motion")
 
 _POSITIVE = (
     "global_batch_size",

@@ -116,10 +116,14 @@ def test_knn_votes_weighted_by_similarity_equal_a_direct_computation():
 
 
 @pytest.mark.parametrize("penalty", [1.0, 300.0])
-def test_ridge_equals_scikit_learn(penalty):
+@pytest.mark.parametrize("features", [20, 500])
+def test_ridge_equals_scikit_learn(penalty, features):
+    """With fewer features than rows, and with more."""
     rng = np.random.default_rng(0)
-    x = (rng.normal(size=(300, 20)) * rng.uniform(0.1, 10, 20) + rng.normal(size=20)).astype(np.float32)
-    y = (x @ rng.normal(size=(20, 6)) + 5 * rng.normal(size=(300, 6)) + 3).astype(np.float32)
+    x = (rng.normal(size=(300, features)) * rng.uniform(0.1, 10, features) + rng.normal(size=features)).astype(
+        np.float32
+    )
+    y = (x[:, :20] @ rng.normal(size=(20, 6)) + 5 * rng.normal(size=(300, 6)) + 3).astype(np.float32)
     found = regression.ridges(x[:200], [y[:200]], x[200:], group=np.arange(200), penalties=(penalty,))[0]
     reference = make_pipeline(StandardScaler(), Ridge(alpha=penalty)).fit(x[:200], y[:200]).predict(x[200:])
     np.testing.assert_allclose(found.prediction, reference, rtol=1e-3, atol=1e-3)

@@ -17,7 +17,9 @@ from mv2mae_jax.evaluation import attentive, regression
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae
 
-MOST_CELLS = 4  # [ours] cells along each side of a slice for the ridge regression; more tokens are averaged to these
+# [ours] Cells along each side of a slice for ridge regression, and slices of a clip; more tokens are averaged to these.
+MOST_CELLS = 4
+MOST_SLICES = 4
 CENTIMETRES = 100.0
 
 
@@ -87,15 +89,44 @@ def cells(tokens: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     float[R, nh * nw, D] -> float32[R, cells * D]. Without averaging, the weights of a larger clip would not fit.
     """
     _, height, width = grid
-    rows, columns = min(height, MOST_CELLS), min(width, MOST_CELLS)
     plane = np.asarray(tokens, np.float32).reshape(len(tokens), height, width, -1)  # (R, nh, nw, D)
-    for axis, (size, count) in enumerate(((height, rows), (width, columns)), start=1):
-        if count < size:
-            starts = np.arange(count) * size // count
-            shape = [1] * 4
-            shape[axis] = count
-            plane = np.add.reduceat(plane, starts, axis=axis) / np.diff([*starts, size]).reshape(shape)
+    for axis in (1, 2):
+        plane = _averaged(plane, axis, MOST_CELLS)
     return plane.reshape(len(tokens), -1)  # (R, cells * D)
+
+
+def _averaged(values: np.ndarray, axis: int, most: int) -> np.ndarray:
+    """Neighbours along an axis averaged, so that at most `most` are left."""
+    size = values.shape[axis]
+    if size <= most:
+        return values
+    starts = np.arange(most) * size // most
+    counts = np.diff([*starts, size]).reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+    return np.add.reduceat(values, starts, axis=axis) / counts
+
+
+def slices_of(features: Features, model: mv2mae.MV2MAE) -> np.ndarray:
+    """The cells of every slice of M clips: float32[M, nt, cells * D]."""
+    found = cells(slice_tokens(features, model), model.grid)
+    return found.reshape(len(features.row), model.grid[0], -1)  # (M, nt, cells * D)
+
+
+def whole_clips(features: Features, model: mv2mae.MV2MAE) -> np.ndarray:
+    """All tokens of M clips, each at its place, as the input of ridge regression: float32[M, slices * cells * D]."""
+    return _averaged(slices_of(features, model), 1, MOST_SLICES).reshape(len(features.row), -1)
+
+
+def with_neighbours(features: Features, model: mv2mae.MV2MAE) -> np.ndarray:
+    """Every slice beside the one before and the one after it: float32[M * nt, 3 * cells * D].
+
+    A velocity is a difference of places, so it is linear in these. The first and the last slice are repeated.
+    """
+    slices = slices_of(features, model)
+    before, after = (
+        np.concatenate([slices[:, :1], slices[:, :-1]], 1),
+        np.concatenate([slices[:, 1:], slices[:, -1:]], 1),
+    )
+    return np.concatenate([before, slices, after], axis=2).reshape(-1, 3 * slices.shape[2])  # (M * nt, 3 * cells * D)
 
 
 def measure(
@@ -157,19 +188,26 @@ def measure_motion(
     test_targets: Targets,
     *,
     group: np.ndarray,
-    attention: dict[str, Any],
+    attention: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Predicts the joints' velocities in every slice by an attentive head; arguments as in `measure`.
+    """Predicts the joints' velocities in every slice from it and its neighbours; arguments as in `measure`.
 
     Returns:
-      `r2`, and `error_cm_per_second`, the mean length of a joint's error.
+      `r2` and `error_cm_per_second`, the mean length of a joint's error, by ridge regression; `attentive_r2` and
+      `attentive_error_cm_per_second`, from the slice alone.
     """
     of_slice = np.repeat(group, model.grid[0])
-    told = _attend(model, train, test, train_targets.velocity, group=of_slice, seed=seed, **attention)
-    target = _flat(test_targets.velocity)
-    error = CENTIMETRES * regression.joint_error(told, target)
-    return {"r2": regression.r2(told, target), "error_cm_per_second": error}
+    train_x, test_x = (with_neighbours(part, model) for part in (train, test))
+    (found,) = regression.ridges(train_x, [_flat(train_targets.velocity)], test_x, group=of_slice, seed=seed)
+    told = {"": found.prediction}
+    if attention is not None:
+        told["attentive_"] = _attend(model, train, test, train_targets.velocity, group=of_slice, seed=seed, **attention)
+    results, target = {}, _flat(test_targets.velocity)
+    for prefix, velocity in told.items():
+        results[f"{prefix}r2"] = regression.r2(velocity, target)
+        results[f"{prefix}error_cm_per_second"] = CENTIMETRES * regression.joint_error(velocity, target)
+    return results
 
 
 def _attend(model: mv2mae.MV2MAE, train: Features, test: Features, target: np.ndarray, **settings: Any) -> np.ndarray:

@@ -15,12 +15,14 @@ from data import pipeline
 from data.labelled import LabelledDataset
 from mv2mae_jax import features, inference
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.evaluation import accuracy, attentive, geometry, probes, retrieval
+from mv2mae_jax.evaluation import accuracy, attentive, geometry, probes, regression, retrieval
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae, variants
 from mv2mae_jax.monitoring import event_files, log_files, metrics
 from mv2mae_jax.runs import checkpoint, metrics_file, run_record, starts_file
 from mv2mae_jax.torch_weights import importer
+
+CLASSIFIERS = ("knn", "linear", "ridge", "attentive")
 
 
 def run(
@@ -53,7 +55,7 @@ def run(
     with log_files.optional(os.path.join(workdir, starts_file.STARTS_FILE)):
         starts_file.record_start(workdir, config, _facts(config, dataset, mesh))
     extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)
-    with_tokens = bool({"attentive", "geometry", "motion"} & set(kinds))
+    with_tokens = bool({"ridge", "attentive", "geometry", "motion"} & set(kinds))
 
     results: dict[str, float] = {}
     tables: dict[str, Any] = {"class_names": list(dataset.class_names)}
@@ -61,8 +63,8 @@ def run(
     if set(kinds) != {"retrieval"}:
         train_features = extract(dataset.train, with_tokens)
         results |= _geometry(config, dataset, model, train_features, test)
-        for kind in (kind for kind in ("knn", "linear", "attentive") if kind in kinds):
-            scores, chosen, validation = _classify(kind, config, dataset, train_features, test)
+        for kind in (kind for kind in CLASSIFIERS if kind in kinds):
+            scores, chosen, validation = _classify(kind, config, dataset, model, train_features, test)
             label, view = (dataset.prepared.views[name][dataset.test] for name in ("label", "view"))
             measured = accuracy.summarize(scores, label, view) | chosen
             results |= {f"{kind}/{name}": value for name, value in measured.items()}
@@ -178,11 +180,24 @@ def _classify(
     kind: str,
     config: config_dict.ConfigDict,
     dataset: LabelledDataset,
+    model: mv2mae.MV2MAE,
     train_features: Features,
     test: Features,
 ) -> tuple[np.ndarray, dict[str, float], dict[str, Any]]:
     """(scores float[M, K] of `dataset.test`, the chosen setting, the validation table)."""
     probe, num_classes = config.probe, dataset.num_classes
+    groups = validation_groups(dataset)
+    if kind == "ridge":
+        (found,) = regression.ridges(
+            geometry.whole_clips(train_features, model),
+            [np.eye(num_classes)[train_features.label]],
+            geometry.whole_clips(test, model),
+            group=groups[np.searchsorted(dataset.train, train_features.row)],
+            validation_fraction=probe.validation_fraction,
+            seed=config.seed,
+        )
+        scores, _ = accuracy.average_clips(found.prediction, test.row)
+        return scores, {"penalty": found.penalty}, {"validation_r2": found.validation_r2.tolist()}
     if kind == "attentive":
         train_x, train_row, train_y, test_x = (
             train_features.tokens,
@@ -202,7 +217,7 @@ def _classify(
         train_y,
         test_x,
         num_classes,
-        group=validation_groups(dataset)[np.searchsorted(dataset.train, train_row)],
+        group=groups[np.searchsorted(dataset.train, train_row)],
         learning_rates=probe.learning_rates,
         weight_decays=probe.weight_decays,
         epochs=probe.epochs,
@@ -244,12 +259,12 @@ def _geometry(
         "batch_size": probe.batch_size,
         "validation_fraction": probe.validation_fraction,
     }
+    heads = attention if "attentive" in probe.kinds else None
     if "geometry" in probe.kinds:
-        heads = attention if "attentive" in probe.kinds else None
         measured, _ = geometry.measure(model, train, test, *true, attention=heads, **options)
         results |= {f"geometry/{name}": value for name, value in measured.items()}
     if "motion" in probe.kinds:
-        measured = geometry.measure_motion(model, train, test, *true, attention=attention, **options)
+        measured = geometry.measure_motion(model, train, test, *true, attention=heads, **options)
         results |= {f"motion/{name}": value for name, value in measured.items()}
     return results
 
