@@ -24,8 +24,8 @@ from console.command import ExitCode, Parser, execute
 NAMES = tuple(ABLATIONS)
 COLUMNS = {  # in a record's metrics, title, factor of the unit shown
     "geometry/r2": ("3D pose, R²", 1),
+    "ridge/top_1": ("classes from all tokens, top-1 (%)", 100),
     "retrieval/recall_1": ("recall@1 (%)", 100),
-    "attentive/top_1": ("attentive probe, top-1 (%)", 100),
 }
 Job = tuple[str, str, dict[str, Any], int, Path]  # ablation, variant, overrides, seed, folder
 DATA = method.PRESETS["cpu"]
@@ -40,7 +40,7 @@ def measure(job: Job) -> dict[str, Any]:
     sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
     probing = method.PROBING | {
         "init_from": runs / "pretraining",
-        "probe.kinds": ("geometry", "retrieval", "attentive"),
+        "probe.kinds": ("geometry", "ridge", "retrieval"),
     }
     probed = experiment.run("probe", common | method.sizes() | sizes | probing, runs / "probe")
     return {

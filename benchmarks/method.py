@@ -9,8 +9,8 @@
 Rows are variants of one pre-training (configs/benchmark.py) with equal data, equal clips, equal batches and the same
 encoder. It sees the training people without labels, from all cameras. Read-outs train on the training people and are
 tested on others: `xsub` from all cameras, `unseen_camera` (the protocol xsub_xview) from camera 1 with read-outs that
-were trained on cameras 2 and 3. They are the 3D pose (ridge regression of frozen tokens), joint velocities, the
-attentive probe, retrieval of the same take from another camera, and fine-tuning with all labels and with a fifth.
+were trained on cameras 2 and 3. They are 3D pose, joint velocities and classes by ridge regression of frozen tokens,
+the attentive probe, retrieval of the same take from another camera, and fine-tuning with all labels and with a fifth.
 
 Some read-outs are repeated after 12,500 clips, 25,000 and so on, for the curve. Read-outs choose their settings on
 training people held out; no test score is looked at.
@@ -35,15 +35,16 @@ COLUMNS = {
     "pose": "3D pose, R²",
     "pose_unseen": "3D pose from an unseen camera, own frame, R²",
     "motion": "velocities, R²",
+    "ridge": "classes from all tokens, top-1 (%)",
     "recall_1": "same take from another camera, recall@1 (%)",
     "ranked_before": "same take from another camera, before so many of the other clips (%)",
     "attentive": "attentive probe, top-1 (%)",
     "fine_tuned": "fine-tuned, top-1 (%)",
     "fine_tuned_fifth": "fine-tuned with a fifth of the labels, top-1 (%)",
 }
-PERCENT = {"recall_1", "ranked_before", "attentive", "fine_tuned", "fine_tuned_fifth"}
-ON_THE_WAY = ("pose", "recall_1")  # the columns that are measured on the way
-DRAWN = ("pose", "recall_1")
+PERCENT = {"ridge", "recall_1", "ranked_before", "attentive", "fine_tuned", "fine_tuned_fifth"}
+ON_THE_WAY = ("pose", "ridge", "recall_1", "ranked_before")  # the columns that are measured on the way
+DRAWN = ("pose", "ridge")
 # What pre-training reached on takes that it did not see, by the run's own evaluation: name, factor, digits.
 REACHED = {
     "eval/psnr_self": ("self-view, dB", 1, 1),
@@ -364,9 +365,10 @@ def measure(job: Job) -> dict[str, Any]:
 
 def frozen(job: Job, step: int | None = None) -> dict[str, float]:
     """The columns of the curve."""
-    found = probe(job, "xsub", ("geometry", "retrieval"), step)
+    found = probe(job, "xsub", ("geometry", "ridge", "retrieval"), step)
     return {
         "pose": found["geometry/r2"],
+        "ridge": found["ridge/top_1"],
         "recall_1": found["retrieval/recall_1"],
         "ranked_before": 1 - (found["retrieval/mean_rank"] - 1) / (found["retrieval/gallery_size"] - 1),
         "pose_error_cm": found["geometry/error_cm"],
@@ -535,6 +537,8 @@ def plot(results: Path, preset: Preset) -> None:
         factor = 100 if column in PERCENT else 1
         for number, row in enumerate(row for row in MAIN if row in records):
             for index, record in enumerate(records[row].values()):
+                if column not in record["columns"]:
+                    continue  # an older record lacks newer columns
                 label = DESCRIPTIONS[row] if index == 0 else None
                 if not record["curve"]:
                     axis.axhline(
