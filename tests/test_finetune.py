@@ -249,15 +249,9 @@ def pretrained_params():
 
 def save_pretrained(workdir, *, scan_layers: bool, with_ema: bool):
     """Saves a pre-training run whose average differs from its last parameters. Returns the encoder to start from."""
-    config = tiny.make_config()
-    schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
     params = pretrained_params() if scan_layers else layers.unstack_blocks(pretrained_params())
-    state = TrainState.create(params, optim.make_optimizer(config.optimizer, schedule), with_ema)
-    if with_ema:
-        state = state.replace(ema_params=jax.tree.map(lambda leaf: 0.5 * leaf, params))
-    checkpointer = checkpoint.Checkpointer(str(workdir))
-    checkpointer.save(3, state, {"config": config.to_json()}, force=True)
-    checkpointer.close()
+    average = jax.tree.map(lambda leaf: 0.5 * leaf, params) if with_ema else None
+    state = tiny.save_run(workdir, params, ema_params=average)
     encoder = dict(state.eval_params["encoder"])
     del encoder["norm"]  # a classifier has its own
     return encoder

@@ -202,7 +202,8 @@ sys.exit(run.main(sys.argv[1:]))
 
 
 def test_init_from_names_what_does_not_fit(synthetic_set, tmp_path):
-    run(tmp_path / "small", synthetic_set, "total_steps=1")
+    shapes = jax.eval_shape(Pretrain.from_config(tiny.make_config()).init, jax.random.key(0))
+    tiny.save_run(tmp_path / "small", tiny.random_like(shapes))
     refused = run(tmp_path / "other", synthetic_set, f"init_from={tmp_path / 'small'}", "model.width=48", check=False)
     assert refused.returncode != 0
     assert "encoder/patch_embed/proj/kernel: saved (384, 24), wanted (384, 48)" in refused.stderr

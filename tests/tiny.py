@@ -9,6 +9,7 @@ from configs import finetune_base, pretrain_base
 from mv2mae_jax import optim
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.runs import checkpoint
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.train import jit_train_step
 
@@ -127,3 +128,15 @@ def run_steps(config, num_steps: int):
         state, metrics = train_step(state, sharding.put_batch(mesh, make_batch(config, step)))
         history.append({key: float(value) for key, value in metrics.items()})
     return state, history
+
+
+def save_run(workdir, params, *, ema_params=None):
+    """Saves a pre-training run of the tiny config that has made three steps, without training it: its state."""
+    config = make_config()
+    schedule = optim.Schedule.from_config(config, steps_per_epoch=1.0)
+    state = TrainState.create(params, optim.make_optimizer(config.optimizer, schedule), ema_params is not None)
+    state = state.replace(ema_params=ema_params)
+    checkpointer = checkpoint.Checkpointer(str(workdir))
+    checkpointer.save(3, state, {"config": config.to_json()}, force=True)
+    checkpointer.close()
+    return state
