@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import experiment, method
 from benchmarks.experiment import OUTPUT, RESULTS, interval
+from benchmarks.method_rows import PRESETS
 from configs.ablations import ABLATIONS
 from console.command import ExitCode, Parser, execute
 
@@ -28,7 +29,7 @@ COLUMNS = {  # in a record's metrics, title, factor of the unit shown
     "retrieval/recall_1": ("recall@1 (%)", 100),
 }
 Job = tuple[str, str, dict[str, Any], int, Path]  # ablation, variant, overrides, seed, folder
-DATA = method.PRESETS["cpu"]
+DATA = PRESETS["cpu"]
 
 
 def measure(job: Job) -> dict[str, Any]:

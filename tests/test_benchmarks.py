@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import ablations, experiment, method, train_step
+from benchmarks import ablations, experiment, method, method_results, method_rows, train_step
 from configs.ablations import ABLATIONS
 from mv2mae_jax import config as configs
 from mv2mae_jax import config_checks
@@ -35,30 +35,30 @@ def test_an_ordering_holds_only_by_separated_intervals():
 
 def write_results(folder, preset):
     """Results that grow by 1 per row and 0.1 per seed. The row `pixels` has one seed, because it draws nothing."""
-    for number, row in enumerate(method.ROWS):
+    for number, row in enumerate(method_rows.ROWS):
         for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
-            columns = {column: number + 0.1 * seed for column in method.COLUMNS}
-            curve = {} if method.ROWS[row] is None else {"1000": columns, "2000": columns}
-            method.result_file(folder, row, seed).write_text(json.dumps({"columns": columns, "curve": curve}))
+            columns = {column: number + 0.1 * seed for column in method_results.COLUMNS}
+            curve = {} if method_rows.ROWS[row] is None else {"1000": columns, "2000": columns}
+            method_results.result_file(folder, row, seed).write_text(json.dumps({"columns": columns, "curve": curve}))
 
 
 def test_check_says_what_is_missing(tmp_path, capsys):
-    preset = method.PRESETS["cpu"]
+    preset = method_rows.PRESETS["cpu"]
     write_results(tmp_path, preset)
-    assert method.check(tmp_path, preset) == 0
+    assert method_results.check(tmp_path, preset) == 0
     line = capsys.readouterr().out
-    assert line.count("\n") == 1 and f"random < two_views: holds {len(method.COLUMNS)}" in line
+    assert line.count("\n") == 1 and f"random < two_views: holds {len(method_results.COLUMNS)}" in line
     assert "MISSING" not in line
 
-    method.result_file(tmp_path, "cross_view", preset.seeds[-1]).unlink()
-    assert method.check(tmp_path, preset) == 1
+    method_results.result_file(tmp_path, "cross_view", preset.seeds[-1]).unlink()
+    assert method_results.check(tmp_path, preset) == 1
     assert f"MISSING: cross_view seed {preset.seeds[-1]}" in capsys.readouterr().out
 
 
 def test_a_rehearsal_differs_from_its_preset_in_amounts_alone():
     amounts = {"data", "clips", "curve_from", "seeds", "finetune_steps", "labels_per_class"}
     for name in ("cpu", "gpu"):
-        preset, quick = method.PRESETS[name], method.PRESETS[f"{name}_quick"]
+        preset, quick = method_rows.PRESETS[name], method_rows.PRESETS[f"{name}_quick"]
         assert {key for key, value in vars(preset).items() if value != getattr(quick, key)} == amounts
         changed = {option.partition("=")[0] for option in set(quick.data.options) - set(preset.data.options)}
         assert changed == {"--takes", "--setups", "--subjects"}
@@ -68,14 +68,16 @@ def test_a_rehearsal_differs_from_its_preset_in_amounts_alone():
 
 
 def test_the_curve_doubles_from_its_first_point():
-    clips = [step * method.CLIPS_PER_STEP for step in method.PRESETS["long"].marks]
-    np.testing.assert_allclose(clips, [12_500, 25_000, 50_000, 100_000, 200_000, 400_000], atol=method.CLIPS_PER_STEP)
+    clips = [step * method_rows.CLIPS_PER_STEP for step in method_rows.PRESETS["long"].marks]
+    np.testing.assert_allclose(
+        clips, [12_500, 25_000, 50_000, 100_000, 200_000, 400_000], atol=method_rows.CLIPS_PER_STEP
+    )
 
 
 def test_presets_share_a_folder_only_where_they_share_the_data():
-    data = [preset.data for preset in method.PRESETS.values()]
+    data = [preset.data for preset in method_rows.PRESETS.values()]
     assert len({of.name for of in data}) == len({(*of.options, of.short_side) for of in data}) > 1
-    jobs = [method.Job(row="random", seed=0, preset=name, folder=pathlib.Path("f")) for name in method.PRESETS]
+    jobs = [method.Job(row="random", seed=0, preset=name, folder=pathlib.Path("f")) for name in method_rows.PRESETS]
     assert len({job.run_folder for job in jobs}) == len(jobs)
 
 
@@ -84,26 +86,26 @@ def test_orders_are_judged_by_differences_of_the_same_seed(tmp_path):
     for row, better in (("two_views", 0.0), ("cross_view", 0.1)):
         for seed in range(4):
             columns = {"pose": 10.0 * (seed % 3) + better + 0.001 * seed}
-            method.result_file(tmp_path, row, seed).write_text(json.dumps({"columns": columns, "curve": {}}))
-    method.result_file(tmp_path, "two_views", 1).unlink()  # the other three seeds still form pairs
-    records, _ = method.read(tmp_path, method.PRESETS["cpu"])
-    found = method.verdicts(records)
+            method_results.result_file(tmp_path, row, seed).write_text(json.dumps({"columns": columns, "curve": {}}))
+    method_results.result_file(tmp_path, "two_views", 1).unlink()  # the other three seeds still form pairs
+    records, _ = method_results.read(tmp_path, method_rows.PRESETS["cpu"])
+    found = method_results.verdicts(records)
     assert found["two_views", "cross_view"]["holds"] == ["pose"]
     assert not any(found["cross_view", "cross_view_t60"].values())
 
 
 def test_the_table_and_the_curve_hold_every_measured_row(tmp_path):
-    preset = method.PRESETS["cpu"]
+    preset = method_rows.PRESETS["cpu"]
     write_results(tmp_path, preset)
-    method.write_table(tmp_path, preset)
-    method.plot(tmp_path, preset)
+    method_results.write_table(tmp_path, preset)
+    method_results.plot(tmp_path, preset)
     table = (tmp_path / "README.md").read_text()
-    assert table.count(" ± ") == (len(method.ROWS) - 1) * len(method.COLUMNS)
-    assert all(description in table for description in method.DESCRIPTIONS.values())
+    assert table.count(" ± ") == (len(method_rows.ROWS) - 1) * len(method_results.COLUMNS)
+    assert all(description in table for description in method_results.DESCRIPTIONS.values())
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("preset", method.PRESETS)
+@pytest.mark.parametrize("preset", method_rows.PRESETS)
 def test_rows_are_valid_configs_that_differ(preset, tmp_path, monkeypatch):
     """By the very overrides that the benchmark gives to a run."""
     seen = []
@@ -114,15 +116,15 @@ def test_rows_are_valid_configs_that_differ(preset, tmp_path, monkeypatch):
         seen.append(config)
 
     monkeypatch.setattr(experiment, "run", record)
-    settings = method.PRESETS[preset]
+    settings = method_rows.PRESETS[preset]
     settings.data.prepared(tmp_path).mkdir(parents=True)
     (settings.data.prepared(tmp_path) / "prepared.json").write_text("{}")
-    pretrained = [row for row in settings.rows if method.ROWS[row] is not None]
+    pretrained = [row for row in settings.rows if method_rows.ROWS[row] is not None]
     for row in pretrained:
         method.pretrain(method.Job(row=row, seed=1, preset=preset, folder=tmp_path))
     assert len({config.to_json() for config in seen}) == len(pretrained)
     for config in seen:
-        assert config.global_batch_size * (1 + config.data.num_source_views) == method.CLIPS_PER_STEP
+        assert config.global_batch_size * (1 + config.data.num_source_views) == method_rows.CLIPS_PER_STEP
 
 
 @pytest.mark.parametrize("name", ablations.NAMES)

@@ -1,0 +1,215 @@
+"""What benchmarks/method.py has measured: its files, the table with intervals, which orders hold, and the curve."""
+
+import collections
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.experiment import compare, interval
+from benchmarks.method_rows import MAIN, Preset
+
+COLUMNS = {
+    "pose": "3D pose, R²",
+    "pose_unseen": "3D pose from an unseen camera, own frame, R²",
+    "motion": "velocities, R²",
+    "ridge": "classes from all tokens, top-1 (%)",
+    "recall_1": "same take from another camera, recall@1 (%)",
+    "ranked_before": "same take from another camera, before so many of the other clips (%)",
+    "attentive": "attentive probe, top-1 (%)",
+    "fine_tuned": "fine-tuned, top-1 (%)",
+    "fine_tuned_fifth": "fine-tuned with a fifth of the labels, top-1 (%)",
+}
+PERCENT = {"ridge", "recall_1", "ranked_before", "attentive", "fine_tuned", "fine_tuned_fifth"}
+DRAWN = ("pose", "ridge")
+# What pre-training reached on takes that it did not see, by the run's own evaluation: name, factor, digits.
+REACHED = {
+    "eval/psnr_self": ("self-view, dB", 1, 1),
+    "eval/psnr_cross": ("cross-view, dB", 1, 1),
+    "eval/loss_self_moving": ("self-view loss, moving", 1, 4),
+    "eval/loss_self_static": ("static", 1, 4),
+    "eval/loss_cross_moving": ("cross-view loss, moving", 1, 4),
+    "eval/loss_cross_static": ("static", 1, 4),
+    "eval/cross_gain": ("cross_gain (%)", 100, 0),
+    "eval/cross_gain_pose": ("cross_gain_pose (%)", 100, 0),
+}
+
+DESCRIPTIONS = {
+    "pixels": "raw pixels",
+    "random": "random encoder (fine-tuned: from scratch)",
+    "single_view_75": "single-view MAE, mask 0.75",
+    "single_view_90": "single-view MAE, mask 0.9",
+    "two_views": "self-view decoder on two views",
+    "two_views_motion": "self-view decoder, motion weights (ESS 50 %)",
+    "cross_view": "+ cross-view decoder",
+    "cross_view_t60": "+ cross-view, t = 60 on [0, 255]",
+    "cross_view_ess30": "+ cross-view, motion weights (ESS 30 %)",
+    "cross_view_ess50": "+ cross-view, motion weights (ESS 50 %)",
+    "cross_view_ess80": "+ cross-view, motion weights (ESS 80 %)",
+    "joint": "a joint decoder over both views in their place",
+}
+# What the paper claims, each as (lower, upper).
+ORDERINGS = (
+    ("pixels", "two_views"),
+    ("random", "single_view_75"),
+    ("random", "single_view_90"),
+    ("random", "two_views"),
+    ("two_views", "cross_view"),
+    ("two_views", "two_views_motion"),
+    ("cross_view", "cross_view_t60"),
+    ("cross_view", "cross_view_ess30"),
+    ("cross_view", "cross_view_ess50"),
+    ("cross_view", "cross_view_ess80"),
+    ("joint", "cross_view"),
+)
+
+
+def result_file(results: Path, row: str, seed: int) -> Path:
+    return results / f"{row}_seed{seed}.json"
+
+
+def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
+    """({row: {seed: record}}, what is missing)."""
+    records: dict[str, dict[int, dict[str, Any]]] = {}
+    missing = []
+    for row in preset.rows:
+        for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
+            path = result_file(results, row, seed)
+            if path.exists():
+                records.setdefault(row, {})[seed] = json.loads(path.read_text())
+            else:
+                missing.append(f"{row} seed {seed}")
+    return records, missing
+
+
+def values_of(records: dict[int, dict[str, Any]], column: str) -> dict[int, float]:
+    """A column of a row: seed -> value."""
+    factor = 100 if column in PERCENT else 1
+    return {s: factor * record["columns"][column] for s, record in records.items() if column in record["columns"]}
+
+
+def verdicts(records: dict[str, dict[int, dict[str, Any]]]) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """{(lower, upper): {'holds': [columns], 'null': [...], 'reversed': [...]}}, paired by seed."""
+    found = {}
+    for lower, upper in ORDERINGS:
+        by_verdict: dict[str, list[str]] = {"holds": [], "null": [], "reversed": []}
+        for column in COLUMNS:
+            low, up = (values_of(records.get(row, {}), column) for row in (lower, upper))
+            if lower == "pixels" and low:
+                low = dict.fromkeys(up, *low.values())
+            pairs = [(low[seed], up[seed]) for seed in sorted(low.keys() & up.keys())]
+            if len(pairs) > 1:
+                by_verdict[compare(*zip(*pairs, strict=True))].append(column)
+        found[lower, upper] = by_verdict
+    return found
+
+
+def check(results: Path, preset: Preset) -> int:
+    """Prints in one line which orders the results bear out; 1 if a row or a seed is missing."""
+    records, missing = read(results, preset)
+    parts = []
+    for (lower, upper), by_verdict in verdicts(records).items():
+        said = ", ".join(f"{name} {len(cells)}" for name, cells in by_verdict.items() if cells)
+        parts.append(f"{lower} < {upper}: {said or 'not measured'}")
+    print("; ".join(parts) + (f"; MISSING: {', '.join(missing)}" if missing else ""))
+    return 1 if missing else 0
+
+
+def write_table(results: Path, preset: Preset) -> None:
+    """results/README.md: the table with 95 % intervals and what follows from it."""
+    records, missing = read(results, preset)
+    lines = [
+        f"# {results.name}",
+        "",
+        f"Written by `python -m benchmarks.method`. Generated takes: `{' '.join(preset.data.options)}`. Pre-training: "
+        f"{preset.clips:,} clips; fine-tuning: {preset.finetune_steps} steps of 64 clips. Means over the seeds with "
+        "the 95 % interval of the mean (Student's t) where there are two or more; the last column tells how many. "
+        "Chance is 6.2 % for classes, 0.05 % for recall@1, 50 % for the place of the same take. Files beside this one "
+        "hold every seed.",
+    ]
+    if missing:
+        seeds = collections.defaultdict(list)
+        for row, _, seed in (part.partition(" seed ") for part in missing):
+            seeds[row].append(seed)
+        listed = "; ".join(f"{row} (seeds {', '.join(of_row)})" for row, of_row in seeds.items())
+        lines += ["", f"Not measured yet: {listed}."]
+    lines += ["", "| | " + " | ".join(COLUMNS.values()) + " | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
+    for row, of_row in records.items():
+        cells = [_cell([*values_of(of_row, column).values()], column, len(of_row)) for column in COLUMNS]
+        lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + f" | {len(of_row)} |")
+    lines += _reached(records)
+    lines += ["", "## Orders", "", "By the 95 % interval of the difference, paired by seed.", ""]
+    lines += ["| | holds | null | reversed |", "|---|---|---|---|"]
+    for (lower, upper), by_verdict in verdicts(records).items():
+        if any(by_verdict.values()):
+            lines.append(f"| {lower} < {upper} | " + " | ".join(", ".join(by_verdict[v]) for v in by_verdict) + " |")
+    (results / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _reached(records: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    """The lines on pre-training itself: which tokens a row paints better, and how far it needs its source."""
+    rows = {
+        row: [record["pretraining"] for record in of.values() if record.get("pretraining")]
+        for row, of in records.items()
+    }
+    lines = [
+        "",
+        "## What pre-training reached",
+        "",
+        "On takes of the training people that were held out; means over the seeds. Losses are plain, whatever weighted "
+        "the tokens in training. A token is moving if its motion is above its clip's mean.",
+        "",
+        "| | " + " | ".join(title for title, _, _ in REACHED.values()) + " |",
+        "|---|" + "---|" * len(REACHED),
+    ]
+    for row, of_row in rows.items():
+        if of_row:
+            cells = []
+            for key, (_, factor, digits) in REACHED.items():
+                values = [factor * metrics[key] for metrics in of_row if key in metrics]
+                cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "")
+            lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(values: list[float], column: str, num_seeds: int) -> str:
+    """Mean and interval; older records lack newer columns, so a cell may be of fewer seeds than its row."""
+    if not values:
+        return ""
+    digits = 1 if column in PERCENT else 3
+    mean, half = interval(values)
+    few = f" ({len(values)} seed{'s' * (len(values) > 1)})" if len(values) < num_seeds else ""
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "") + few
+
+
+def plot(results: Path, preset: Preset) -> None:
+    """results/curve.png: what the read-outs of the main rows tell after so many clips, every seed a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    records, _ = read(results, preset)
+    figure, axes = pyplot.subplots(1, len(DRAWN), figsize=(5 * len(DRAWN), 3.4), layout="constrained")
+    for axis, column in zip(axes, DRAWN, strict=True):
+        factor = 100 if column in PERCENT else 1
+        for number, row in enumerate(row for row in MAIN if row in records):
+            # An older record lacks newer columns.
+            measured = [record for record in records[row].values() if column in record["columns"]]
+            for index, record in enumerate(measured):
+                label = DESCRIPTIONS[row] if index == 0 else None
+                if not record["curve"]:
+                    axis.axhline(
+                        factor * record["columns"][column], color="grey", linestyle="--", linewidth=1, label=label
+                    )
+                    continue
+                clips = sorted(record["curve"], key=int)
+                points = [factor * record["curve"][mark][column] for mark in clips]
+                axis.plot([int(mark) for mark in clips], points, "o-", color=f"C{number}", markersize=3, label=label)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(ticker.FixedLocator([12_500 * 2**power for power in range(12)]))
+        axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda clips, _: f"{clips:,.0f}"))
+        axis.set_xlabel("clips of pre-training")
+        axis.set_title(COLUMNS[column], fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(results / "curve.png", dpi=110)

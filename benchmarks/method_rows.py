@@ -1,0 +1,139 @@
+"""What benchmarks/method.py compares, and how large each comparison is."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.experiment import Generated
+
+CLIPS_PER_STEP = 128
+SINGLE_VIEW = {"model.cross_view": False, "data.num_source_views": 0, "global_batch_size": 128}
+SELF = {"model.cross_view": False}
+# Overrides of configs/benchmark.py; None: nothing is pre-trained.
+ROWS: dict[str, dict[str, Any] | None] = {
+    "pixels": None,  # no network: the clip's own pixels as tokens
+    "random": None,  # the encoder as initialised; fine-tuning it is training from scratch
+    "single_view_75": SINGLE_VIEW | {"masking.target_mask_ratio": 0.75},
+    "single_view_90": SINGLE_VIEW | {"masking.target_mask_ratio": 0.9},
+    # The batches, masks and encoder of `cross_view`, so that the only difference is the cross-view decoder.
+    "two_views": SELF,
+    "two_views_motion": SELF | {"loss.ess_fraction": 0.5},
+    "cross_view": {},
+    "cross_view_t60": {"loss.temperature": 60.0},
+    "cross_view_ess30": {"loss.ess_fraction": 0.3},
+    "cross_view_ess50": {"loss.ess_fraction": 0.5},
+    "cross_view_ess80": {"loss.ess_fraction": 0.8},
+    # MuM's kind of decoder: it attends over the tokens of both views, and there is no source and no target.
+    "joint": {"model.decoder": "joint", "model.cross_view": False},
+}
+MAIN = ("random", "two_views", "cross_view", "cross_view_ess50")  # measured first, and drawn in the curve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How large the comparison is.
+
+    Attributes:
+      data: what is trained and tested on.
+      clips: of pre-training, 128 a step.
+      curve_from: clips at the first point of the curve; each further one is at twice as many.
+      seeds: of initialisation, order, masks, and of the choice of few labels.
+      finetune_steps: of 64 clips.
+      labels_per_class: takes with labels in the few-label column: a fifth of those of the training people.
+      pretraining, downstream: further overrides.
+      rows: keys of ROWS.
+      workers: processes that share the machine.
+    """
+
+    data: Generated
+    clips: int
+    curve_from: int = 12_500
+    seeds: tuple[int, ...]
+    finetune_steps: int
+    labels_per_class: int
+    pretraining: dict[str, Any] = dataclasses.field(default_factory=dict)
+    downstream: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rows: Sequence[str] = tuple(ROWS)
+    workers: int = 1
+
+    def rehearsal(self) -> "Preset":
+        """The same with one seed, a hundredth of the clips, and little data."""
+        less = {"--takes": "64", "--setups": "1", "--subjects": "4"}
+        given = (option.partition("=") for option in self.data.options)
+        options = [f"{name}={less.get(name, value)}" for name, _, value in given]
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(self.data, name=f"{self.data.name}_quick", options=options),
+            clips=self.clips // 100,
+            curve_from=self.curve_from // 100,
+            seeds=self.seeds[:1],
+            finetune_steps=8,
+            labels_per_class=1,
+        )
+
+    @property
+    def steps(self) -> int:
+        return self.clips // CLIPS_PER_STEP
+
+    @property
+    def marks(self) -> list[int]:
+        """The steps of the curve without its end."""
+        clips = [self.curve_from * 2**power for power in range(20)]
+        return sorted({max(1, mark // CLIPS_PER_STEP) for mark in clips if mark < self.clips})
+
+
+def generated(name: str, resolution: str, short_side: int, rooms: str = "plain") -> Generated:
+    """3,840 takes of 120 people in 8 rooms."""
+    amounts = ("--takes=3840", "--setups=8", "--subjects=120")
+    look = (f"--resolution={resolution}", f"--rooms={rooms}", "--actor_share=0.8", "--fps=10")
+    return Generated(name=name, options=(*amounts, *look), short_side=short_side)
+
+
+CPU = Preset(
+    data=generated("plain_32", "40x40", 32),
+    clips=200_000,
+    seeds=(0, 1, 2, 3),
+    finetune_steps=800,
+    labels_per_class=24,
+    workers=2,
+)
+CLIPS_OF_48 = {"data.crop_size": (48, 48)}
+CLIPS_OF_64 = {
+    "data.num_frames": 16,
+    "data.frame_stride": 1,
+    "data.crop_size": (64, 64),
+    "model.width": 192,
+    "model.depth": 6,
+    "model.num_heads": 3,
+}
+
+
+def harder(**changes: Any) -> Preset:
+    """The main rows with one thing changed, two seeds."""
+    return dataclasses.replace(CPU, seeds=(0, 1), **{"rows": MAIN} | changes)
+
+
+PRESETS = {
+    "cpu": CPU,
+    "long": harder(clips=800_000),
+    "furnished": harder(data=generated("furnished_32", "40x40", 32, rooms="furnished")),
+    "larger": harder(data=generated("plain_48", "60x60", 48), pretraining=CLIPS_OF_48, downstream=CLIPS_OF_48),
+    # These change pre-training alone, so their random encoder is that of `cpu`.
+    "all_pairs": harder(pretraining={"data.view_pairs": ()}, rows=MAIN[1:]),
+    "masks_70": harder(pretraining={"masking.target_mask_ratio": 0.7, "masking.source_mask_ratio": 0.7}, rows=MAIN[1:]),
+    "normalized": harder(pretraining={"loss.target": "normalized_pixels"}, rows=MAIN[1:]),
+    # Meant for half an hour of one H200 and 16 cores. Neither it nor its rehearsal was run: no accelerator was at hand.
+    "gpu": Preset(
+        data=generated("plain_64", "72x72", 64),
+        clips=800_000,
+        curve_from=50_000,
+        seeds=(0, 1),
+        finetune_steps=1600,
+        labels_per_class=24,
+        pretraining=CLIPS_OF_64,
+        downstream=CLIPS_OF_64,
+        rows=MAIN,
+        workers=2,
+    ),
+}
+PRESETS |= {f"{name}_quick": preset.rehearsal() for name, preset in PRESETS.items()}
