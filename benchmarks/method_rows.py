@@ -7,8 +7,9 @@ from typing import Any
 from benchmarks.experiment import Generated
 
 CLIPS_PER_STEP = 128
-SINGLE_VIEW = {"model.cross_view": False, "data.num_source_views": 0, "global_batch_size": 128}
+PLAIN = {"loss.ess_fraction": 1.0}  # all tokens weigh alike
 SELF = {"model.cross_view": False}
+SINGLE_VIEW = SELF | PLAIN | {"data.num_source_views": 0, "global_batch_size": 128}
 # Overrides of configs/benchmark.py; None: nothing is pre-trained.
 ROWS: dict[str, dict[str, Any] | None] = {
     "pixels": None,  # no network: the clip's own pixels as tokens
@@ -16,15 +17,15 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "single_view_75": SINGLE_VIEW | {"masking.target_mask_ratio": 0.75},
     "single_view_90": SINGLE_VIEW | {"masking.target_mask_ratio": 0.9},
     # The batches, masks and encoder of `cross_view`, so that the only difference is the cross-view decoder.
-    "two_views": SELF,
-    "two_views_motion": SELF | {"loss.ess_fraction": 0.5},
-    "cross_view": {},
+    "two_views": SELF | PLAIN,
+    "two_views_motion": SELF,
+    "cross_view": PLAIN,
     "cross_view_t60": {"loss.temperature": 60.0},
     "cross_view_ess30": {"loss.ess_fraction": 0.3},
-    "cross_view_ess50": {"loss.ess_fraction": 0.5},
+    "cross_view_ess50": {},
     "cross_view_ess80": {"loss.ess_fraction": 0.8},
     # MuM's kind of decoder: it attends over the tokens of both views, and there is no source and no target.
-    "joint": {"model.decoder": "joint", "model.cross_view": False},
+    "joint": SELF | PLAIN | {"model.decoder": "joint"},
 }
 MAIN = ("random", "two_views", "cross_view", "cross_view_ess50")  # measured first, and drawn in the curve
 

@@ -39,7 +39,7 @@ ABLATIONS = {
     ),
     "ess_fraction": Ablation(
         "not in the paper: t chosen for each clip such that so large a share of its tokens counts.",
-        {name: {"loss.ess_fraction": float(name)} for name in ("0.3", "0.6", "0.8")},
+        {name: {"loss.ess_fraction": float(name)} for name in ("0.3", "0.5", "0.8", "1.0")},
     ),
     "mask_ratio": Ablation(
         "0.7 in each view is best; single-view methods use 0.9.",
@@ -60,7 +60,7 @@ ABLATIONS = {
     ),
     "weighted_views": Ablation(  # whose losses motion weights
         UNKNOWN,
-        {name: {"loss.ess_fraction": 0.6, "loss.weighted_views": name} for name in ("all", "target")},
+        {name: {"loss.weighted_views": name} for name in ("all", "target")},
     ),
     "encoder_size": Ablation(
         "larger is better: Ti 82.0, S 83.4, B 85.1 %.",
