@@ -3,7 +3,7 @@
 Command: python -m benchmarks.method --data_only     # generates and prepares the data: 6 minutes of a core
     python run.py --config=configs/benchmark.py --workdir=runs/benchmark
 Hardware and time: 8 minutes of one core.
-Result: benchmarks/results/method_cpu/, the row "+ cross-view, motion weights (ESS 50 %)". Mean of four seeds: 3D pose of
+Result: in benchmarks/results/method_cpu/, the row "+ cross-view, motion weights (ESS 50 %)". Four seeds: 3D pose of
 frozen tokens R^2 0.610 (a random encoder 0.491), fine-tuned top-1 41.2 % (from scratch 19.4 %).
 
 The other rows and the ablations are variants of it. It is the demo's setting on six times the takes (3,840 takes of 120
