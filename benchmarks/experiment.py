@@ -4,6 +4,7 @@ Every part of an experiment is a run of the project itself, in a directory of it
 whose file exists is not repeated, so a stopped benchmark can be continued.
 """
 
+import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -19,7 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import config_dict
+
 from console.command import Parser, did_you_mean, nearest
+from console.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -72,12 +76,10 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
         'ablations:temperature=60'.
       overrides: config keys and values; None leaves the config's.
       workdir: of the run; its output goes to log.txt there.
+
+    Raises:
+      ValueError: as of run.py; or workdir holds a finished run of other settings.
     """
-    path = workdir / "metrics.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    shutil.rmtree(workdir, ignore_errors=True)
-    workdir.mkdir(parents=True)
     import jax
 
     import run as program
@@ -85,15 +87,39 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     file, colon, variant = config_name.partition(":")
     arguments = [f"--config={CONFIGS / file}.py{colon}{variant}", f"--workdir={workdir}"]
     arguments += [f"--config.{key}={value}" for key, value in overrides.items() if value is not None]
-    arguments.append("--config.log.report=False")
+    parsed = program.make_parser().parse_args([*arguments, "--config.log.report=False"])
+    path = workdir / "metrics.json"
+    if path.exists():
+        record = json.loads(path.read_text())
+        _check_settings(workdir, parsed, record["config"])
+        return record
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True)
     start = time.perf_counter()
     with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
-        program.run(program.make_parser().parse_args(arguments))
+        program.run(parsed)
     jax.clear_caches()  # a process does many runs, and this run's programs are not used again
     record = json.loads(path.read_text()) | {"seconds": round(time.perf_counter() - start, 1), "hardware": hardware()}
     shutil.rmtree(workdir / "features", ignore_errors=True)
     path.write_text(json.dumps(record, indent=2))
     return record
+
+
+def _check_settings(workdir: Path, parsed: argparse.Namespace, was: dict[str, Any]) -> None:
+    from mv2mae_jax import config as configs
+
+    wanted = json.loads(configs.load(parsed.config, parsed.overrides).to_json())
+    there, now = (dict(configs.flatten(config_dict.ConfigDict(config))) for config in (was, wanted))
+    changed = [
+        f"{key}: {there.get(key)} there, {now.get(key)} now"
+        for key in sorted(there.keys() | now.keys())
+        if there.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of other settings ({'; '.join(changed)}). Give another --folder, or remove it "
+            "and what was measured on it."
+        )
 
 
 def hardware() -> str:

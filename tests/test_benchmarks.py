@@ -143,10 +143,16 @@ def test_variants_of_an_ablation_are_valid_and_differ(name, tmp_path):
 def test_a_part_of_an_experiment_runs_the_config_that_it_names(name, tmp_path, monkeypatch):
     def program(arguments):
         config = configs.load(arguments.config, arguments.overrides)
-        (tmp_path / "part/metrics.json").write_text(json.dumps({"seed": config.seed, "metrics": {}}))
+        record = {"seed": config.seed, "metrics": {}, "config": json.loads(config.to_json())}
+        (tmp_path / "part/metrics.json").write_text(json.dumps(record))
 
     monkeypatch.setattr("run.run", program)
     assert experiment.run(name, {"seed": 5}, tmp_path / "part")["seed"] == 5
+    assert experiment.run(name, {"seed": 5}, tmp_path / "part")["seed"] == 5
+    with pytest.raises(
+        ValueError, match=r"holds a run of other settings \(seed: 5 there, 6 now\). Give another --folder"
+    ):
+        experiment.run(name, {"seed": 6}, tmp_path / "part")
 
 
 def test_a_failing_job_stops_those_that_have_not_begun(tmp_path):
