@@ -108,6 +108,8 @@ def check(results: Path, preset: Preset) -> int:
     records, missing = read(results, preset)
     parts = []
     for (lower, upper), by_verdict in verdicts(records).items():
+        if lower not in preset.rows or upper not in preset.rows:
+            continue
         said = ", ".join(f"{name} {len(cells)}" for name, cells in by_verdict.items() if cells)
         parts.append(f"{lower} < {upper}: {said or 'not measured'}")
     print("; ".join(parts) + (f"; MISSING: {', '.join(missing)}" if missing else ""))

@@ -50,6 +50,9 @@ def test_check_says_what_is_missing(tmp_path, capsys):
     assert line.count("\n") == 1 and f"random < two_views: holds {len(method_results.COLUMNS)}" in line
     assert "MISSING" not in line
 
+    assert method_results.check(tmp_path, method_rows.PRESETS["normalized"]) == 0
+    assert "random" not in capsys.readouterr().out, "a preset says nothing of rows that it does not have"
+
     method_results.result_file(tmp_path, "cross_view", preset.seeds[-1]).unlink()
     assert method_results.check(tmp_path, preset) == 1
     assert f"MISSING: cross_view seed {preset.seeds[-1]}" in capsys.readouterr().out
