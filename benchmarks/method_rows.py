@@ -125,8 +125,8 @@ PRESETS = {
     "all_pairs": harder(pretraining={"data.view_pairs": ()}, rows=MAIN[1:]),
     "masks_70": harder(pretraining={"masking.target_mask_ratio": 0.7, "masking.source_mask_ratio": 0.7}, rows=MAIN[1:]),
     "normalized": harder(pretraining={"loss.target": "normalized_pixels"}, rows=MAIN[1:]),
-    # Meant for half an hour of one H200 and 16 cores, and not run: no accelerator was at hand. Its rehearsal (--quick) was
-    # run on one core of a CPU, where a row takes 18 minutes.
+    # Meant for half an hour of one H200 and 16 cores, and not run: no accelerator was at hand. Its rehearsal (--quick)
+    # was run on one core of a CPU, where a row takes 20 minutes.
     "gpu": Preset(
         data=generated("plain_64", "72x72", 64),
         clips=800_000,
