@@ -24,7 +24,13 @@ os.environ.setdefault("XLA_FLAGS", tiny.QUICK_FLAGS)
 
 # The longest files run first, in this order. A long file that began late would keep one process busy after the others
 # had finished.
-LONGEST = ("test_faults.py", "test_models.py", "test_finetune.py", "test_processes.py", "test_end_to_end.py")
+LONGEST = [
+    f"test_{name}.py"
+    for name in (
+        *("finetune", "train", "models", "torch_export", "torch_parity", "faults", "processes", "end_to_end"),
+        *("sharding", "topology", "buffers", "torch_deployment", "torch_classifier", "pretrain", "inference"),
+    )
+]
 
 
 def pytest_collection_modifyitems(items):

@@ -38,6 +38,7 @@ def assert_is_a_finished_run(workdir: pathlib.Path, area: str):
     assert (workdir / "starts.jsonl").read_text().count("\n") == 1
 
 
+@pytest.mark.long
 def test_generated_videos_to_pictures(tmp_path):
     raw, prepared, workdir = tmp_path / "raw", tmp_path / "prepared", tmp_path / "run"
     command("-m", "data.synthetic", f"--output={raw}", "--takes=8", "--resolution=64x48", "--workers=2")

@@ -92,7 +92,7 @@ def hugging_face(folder, **config):
     return model.eval(), report
 
 
-@pytest.mark.parametrize("variant", ["Ti", "S", "B"])
+@pytest.mark.parametrize("variant", ["S", *(pytest.param(name, marks=pytest.mark.long) for name in ("Ti", "B"))])
 def test_features_and_predictions_agree_with_transformers_both_ways(variant, tmp_path):
     """Weights exported to transformers, and weights imported from it, give the same features and predictions."""
     run, video = make_run(variant), random_video(2)
