@@ -1,6 +1,7 @@
 """Runs small enough for tests: their configs, and pre-training steps without data files."""
 
 import math
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -20,7 +21,11 @@ QUICK = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
-QUICK_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+# libtpu reads XLA_FLAGS, too, and ends the process over a flag for CPUs that it does not know.
+_FOR_ALL = {name: value for name, value in QUICK.items() if not name.startswith("xla_cpu")}
+QUICK_FLAGS = " ".join(
+    f"--{name}={str(value).lower()}" for name, value in (_FOR_ALL if find_spec("libtpu") else QUICK).items()
+)
 
 # Overrides of a command line, so that run.py can start the same run.
 OVERRIDES = (
