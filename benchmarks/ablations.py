@@ -29,13 +29,13 @@ COLUMNS = {  # in a record's metrics, title, factor of the unit shown
     "retrieval/recall_1": ("recall@1 (%)", 100),
 }
 Job = tuple[str, str, dict[str, Any], int, Path]  # ablation, variant, overrides, seed, folder
-DATA = PRESETS["cpu"]
+PRESET = PRESETS["cpu"]
 
 
 def measure(job: Job) -> dict[str, Any]:
     """Pre-trains a variant and probes its encoder."""
     name, variant, overrides, seed, folder = job
-    common = {"data.dir": DATA.data.prepared(folder), "seed": seed}
+    common = {"data.dir": PRESET.data.prepared(folder), "seed": seed}
     runs = folder / "ablations" / f"{name}_{variant}_seed{seed}"
     pretrained = experiment.run(f"ablations:{name}={variant}", common, runs / "pretraining")
     sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
@@ -82,8 +82,9 @@ def write_table(results: Path) -> None:
     lines = [
         "# ablations",
         "",
-        f"Written by `python -m benchmarks.ablations`. The data and the setting of method_cpu: {DATA.clips:,} clips of "
-        "pre-training, frozen features read out on other people; with the 95 % interval where there are several seeds.",
+        f"Written by `python -m benchmarks.ablations`. The data and the setting of method_cpu: {PRESET.clips:,} clips "
+        "of pre-training, frozen features read out on other people; with the 95 % interval where there are several "
+        "seeds.",
     ]
     for name in NAMES:
         lines += [
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:<16} {variant:<16} {overrides}")
         return 0
     folder = options.folder.absolute()
-    DATA.data.prepare(folder)
+    PRESET.data.prepare(folder)
     results.mkdir(parents=True, exist_ok=True)
     jobs = [(*job, folder) for job in planned(names, options.seeds)]
     jobs = [job for job in jobs if not result_file(results, job[0], job[1], job[3]).exists()]

@@ -58,7 +58,7 @@ class LabelledDataset:
                 f"{len(prepared.class_names)} classes of {prepared.name}, e.g. {', '.join(map(repr, mirrored[:3]))}. "
                 "Set augment.flip=0."
             )
-        classifies = config.task != "probe" or bool(set(config.probe.kinds) & {"knn", "linear", "ridge", "attentive"})
+        classifies = config.task != "probe" or not set(config.probe.kinds) <= {"retrieval", "geometry", "motion"}
         if classifies:
             _check_classes(prepared, np.flatnonzero(prepared.views["label"] >= 0), "there")
         train, held_out, test = split_rows(
@@ -66,7 +66,7 @@ class LabelledDataset:
             data.protocol,
             data.get("holdout_fraction", 0.0),
             tuple(data.train_views),
-            needs_labels=config.task != "probe" or not set(config.probe.kinds) <= {"retrieval", "geometry", "motion"},
+            needs_labels=classifies,
         )
         if data.labels_per_class is not None:
             train = choose_labels(

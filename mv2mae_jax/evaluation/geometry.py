@@ -121,12 +121,9 @@ def with_neighbours(features: Features, model: mv2mae.MV2MAE) -> np.ndarray:
 
     A velocity is a difference of places, so it is linear in these. The first and the last slice are repeated.
     """
-    slices = slices_of(features, model)
-    before, after = (
-        np.concatenate([slices[:, :1], slices[:, :-1]], 1),
-        np.concatenate([slices[:, 1:], slices[:, -1:]], 1),
-    )
-    return np.concatenate([before, slices, after], axis=2).reshape(-1, 3 * slices.shape[2])  # (M * nt, 3 * cells * D)
+    slices = np.pad(slices_of(features, model), ((0, 0), (1, 1), (0, 0)), mode="edge")  # (M, nt + 2, cells * D)
+    beside = np.concatenate([slices[:, :-2], slices[:, 1:-1], slices[:, 2:]], axis=2)  # (M, nt, 3 * cells * D)
+    return beside.reshape(-1, beside.shape[2])  # (M * nt, 3 * cells * D)
 
 
 def measure(
@@ -200,13 +197,11 @@ def measure_motion(
     of_slice = np.repeat(group, model.grid[0])
     train_x, test_x = (with_neighbours(part, model) for part in (train, test))
     (found,) = regression.ridges(train_x, [_flat(train_targets.velocity)], test_x, group=of_slice, seed=seed)
-    told = {"": found.prediction}
+    target = _flat(test_targets.velocity)
+    results = _scores("", found.prediction, target, unit="cm_per_second")
     if attention is not None:
-        told["attentive_"] = _attend(model, train, test, train_targets.velocity, group=of_slice, seed=seed, **attention)
-    results, target = {}, _flat(test_targets.velocity)
-    for prefix, velocity in told.items():
-        results[f"{prefix}r2"] = regression.r2(velocity, target)
-        results[f"{prefix}error_cm_per_second"] = CENTIMETRES * regression.joint_error(velocity, target)
+        told = _attend(model, train, test, train_targets.velocity, group=of_slice, seed=seed, **attention)
+        results |= _scores("attentive_", told, target, unit="cm_per_second")
     return results
 
 
@@ -220,6 +215,6 @@ def _flat(values: np.ndarray) -> np.ndarray:
     return values.reshape(-1, values.shape[-1])  # (M * nt, 3 J)
 
 
-def _scores(prefix: str, told: np.ndarray, target: np.ndarray) -> dict[str, float]:
+def _scores(prefix: str, told: np.ndarray, target: np.ndarray, unit: str = "cm") -> dict[str, float]:
     error = CENTIMETRES * regression.joint_error(told, target)
-    return {f"{prefix}r2": regression.r2(told, target), f"{prefix}error_cm": error}
+    return {f"{prefix}r2": regression.r2(told, target), f"{prefix}error_{unit}": error}

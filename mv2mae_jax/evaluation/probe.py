@@ -186,13 +186,12 @@ def _classify(
 ) -> tuple[np.ndarray, dict[str, float], dict[str, Any]]:
     """(scores float[M, K] of `dataset.test`, the chosen setting, the validation table)."""
     probe, num_classes = config.probe, dataset.num_classes
-    groups = validation_groups(dataset)
     if kind == "ridge":
         (found,) = regression.ridges(
             geometry.whole_clips(train_features, model),
             [np.eye(num_classes)[train_features.label]],
             geometry.whole_clips(test, model),
-            group=groups[np.searchsorted(dataset.train, train_features.row)],
+            group=_groups(dataset, train_features.row),
             validation_fraction=probe.validation_fraction,
             seed=config.seed,
         )
@@ -217,7 +216,7 @@ def _classify(
         train_y,
         test_x,
         num_classes,
-        group=groups[np.searchsorted(dataset.train, train_row)],
+        group=_groups(dataset, train_row),
         learning_rates=probe.learning_rates,
         weight_decays=probe.weight_decays,
         epochs=probe.epochs,
@@ -249,7 +248,7 @@ def _geometry(
         for rows in (dataset.train, dataset.test)
     ]
     options = {
-        "group": validation_groups(dataset)[np.searchsorted(dataset.train, train.row)],
+        "group": _groups(dataset, train.row),
         "seed": config.seed,
     }
     attention = {
@@ -267,6 +266,11 @@ def _geometry(
         measured = geometry.measure_motion(model, train, test, *true, attention=heads, **options)
         results |= {f"motion/{name}": value for name, value in measured.items()}
     return results
+
+
+def _groups(dataset: LabelledDataset, rows: np.ndarray) -> np.ndarray:
+    """The validation groups of clips, whose views are `rows` of the training split."""
+    return validation_groups(dataset)[np.searchsorted(dataset.train, rows)]
 
 
 def validation_groups(dataset: LabelledDataset) -> np.ndarray:

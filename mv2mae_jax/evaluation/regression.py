@@ -68,9 +68,9 @@ def ridges(
         parts = zip(np.split(told, ends, axis=1), np.split(train_y[held_out], ends, axis=1), strict=True)
         return [r2(part, true) for part, true in parts]
 
-    fit = _equations(train_x, train_y, kept)
+    fit = _Equations(train_x, train_y, kept)
     validation = np.array([score(fit.predict(train_x[held_out], penalty)) for penalty in penalties])  # (P, targets)
-    fit = _equations(train_x, train_y, np.arange(len(train_x)))
+    fit = _Equations(train_x, train_y, np.arange(len(train_x)))
     best = [penalties[index] for index in validation.argmax(axis=0)]
     told = {penalty: np.split(fit.predict(test_x, penalty), ends, axis=1) for penalty in set(best)}
     return [
@@ -80,32 +80,20 @@ def ridges(
 
 
 class _Equations:
-    """What the equations of some rows have in common for every penalty: sums over the standardised rows."""
+    """The normal equations of some rows, which are the same for every penalty.
+
+    (X^T X + penalty) W = X^T Y, or with more features than rows W = X^T A with (X X^T + penalty) A = Y.
+    """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray):
         self._mean, self._std = probes.statistics(x, rows)
         self._y_mean = y[rows].mean(axis=0, dtype=np.float64)
-
-    def _standardise(self, x: np.ndarray) -> np.ndarray:
-        return ((x - self._mean) / self._std).astype(np.float32)
-
-    def _weights(self, penalty: float) -> np.ndarray:
-        """float32[F, K]"""
-        raise NotImplementedError
-
-    def predict(self, x: np.ndarray, penalty: float) -> np.ndarray:
-        """float32[R, K] for float[R, F]."""
-        weights = self._weights(penalty)
-        parts = [x[start : start + _ROWS_AT_ONCE] for start in range(0, len(x), _ROWS_AT_ONCE)]
-        return np.concatenate([self._standardise(part) @ weights + self._y_mean.astype(np.float32) for part in parts])
-
-
-class _BetweenFeatures(_Equations):
-    """(X^T X + penalty) W = X^T Y."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray):
-        super().__init__(x, y, rows)
         features = x.shape[1]
+        self._x = None  # the standardised rows, if the equations are between rows
+        if features > len(rows):
+            self._x = self._standardise(x[rows])
+            self._gram, self._moment = (self._x @ self._x.T).astype(np.float64), y[rows] - self._y_mean
+            return
         self._gram, self._moment = np.zeros((features, features)), np.zeros((features, y.shape[1]))
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             part = rows[start : start + _ROWS_AT_ONCE]
@@ -113,31 +101,18 @@ class _BetweenFeatures(_Equations):
             self._gram += standardised.T @ standardised
             self._moment += standardised.T @ (y[part] - self._y_mean).astype(np.float32)
 
-    def _weights(self, penalty: float) -> np.ndarray:
-        return _solve(self._gram, penalty, self._moment).astype(np.float32)
+    def _standardise(self, x: np.ndarray) -> np.ndarray:
+        return ((x - self._mean) / self._std).astype(np.float32)
 
-
-class _BetweenRows(_Equations):
-    """W = X^T A with (X X^T + penalty) A = Y."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray):
-        super().__init__(x, y, rows)
-        self._x, self._y = self._standardise(x[rows]), y[rows] - self._y_mean
-        self._gram = (self._x @ self._x.T).astype(np.float64)
-
-    def _weights(self, penalty: float) -> np.ndarray:
-        return self._x.T @ _solve(self._gram, penalty, self._y).astype(np.float32)
-
-
-def _equations(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> _Equations:
-    return (_BetweenFeatures if x.shape[1] <= len(rows) else _BetweenRows)(x, y, rows)
-
-
-def _solve(gram: np.ndarray, penalty: float, moment: np.ndarray) -> np.ndarray:
-    system = gram.copy()
-    system.flat[:: len(system) + 1] += penalty
-    factor = scipy.linalg.cho_factor(system, overwrite_a=True, check_finite=False)
-    return scipy.linalg.cho_solve(factor, moment, check_finite=False)
+    def predict(self, x: np.ndarray, penalty: float) -> np.ndarray:
+        """float32[R, K] for float[R, F]."""
+        system = self._gram.copy()
+        system.flat[:: len(system) + 1] += penalty
+        factor = scipy.linalg.cho_factor(system, overwrite_a=True, check_finite=False)
+        solved = scipy.linalg.cho_solve(factor, self._moment, check_finite=False).astype(np.float32)
+        weights = solved if self._x is None else self._x.T @ solved  # (F, K)
+        parts = [x[start : start + _ROWS_AT_ONCE] for start in range(0, len(x), _ROWS_AT_ONCE)]
+        return np.concatenate([self._standardise(part) @ weights + self._y_mean.astype(np.float32) for part in parts])
 
 
 def r2(prediction: np.ndarray, target: np.ndarray) -> float:
