@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks import experiment
 from benchmarks.experiment import OUTPUT, RESULTS
 from benchmarks.method_results import check, plot, result_file, write_table
-from benchmarks.method_rows import CLIPS_PER_STEP, MAIN, PRESETS, ROWS, Preset
+from benchmarks.method_rows import CLIPS_PER_STEP, MAIN, PRESETS, RATE, RATE_AT_64, ROWS, Preset
 from console.command import ExitCode, Parser, execute
 
 ON_THE_WAY = ("pose", "ridge", "recall_1", "ranked_before")  # the columns that are measured on the way
@@ -58,7 +58,9 @@ class Job:
 
     @property
     def run_folder(self) -> Path:
-        return self.folder / "runs" / self.preset / f"{self.row}_seed{self.seed}"
+        """Presets share the read-outs of rows that are not pre-trained, where they share the data."""
+        of = self.preset if ROWS[self.row] is not None else self.settings.data.name
+        return self.folder / "runs" / of / f"{self.row}_seed{self.seed}"
 
     @property
     def prepared(self) -> Path:
@@ -87,7 +89,7 @@ def pretrain(job: Job) -> dict[str, Any] | None:
             "total_steps": job.settings.steps,
             "eval.at_steps": tuple(job.settings.marks),
             "seed": job.seed,
-            "optimizer.base_learning_rate": 0.08 * 64 / samples,
+            RATE: RATE_AT_64 * 64 / samples,
             **overrides,
         },
         job.run_folder / "pretraining",
@@ -170,7 +172,7 @@ def measure(job: Job) -> dict[str, Any]:
             ("attentive", "xsub", "attentive", "top_1"),
         )
     }
-    if job.row != "pixels":
+    if job.row != "pixels" and job.settings.finetune_steps:
         columns["fine_tuned"] = finetune(job, None)
         columns["fine_tuned_fifth"] = finetune(job, job.settings.labels_per_class)
     if pretraining:
@@ -183,6 +185,7 @@ def frozen(job: Job, step: int | None = None) -> dict[str, float]:
     found = probe(job, "xsub", ("geometry", "ridge", "retrieval"), step)
     return {
         "pose": found["geometry/r2"],
+        "pose_validation": found["geometry/validation_r2"],
         "ridge": found["ridge/top_1"],
         "recall_1": found["retrieval/recall_1"],
         "ranked_before": 1 - (found["retrieval/mean_rank"] - 1) / (found["retrieval/gallery_size"] - 1),

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.experiment import compare, interval
 from benchmarks.method_rows import MAIN, Preset
+from console.errors import UserError
 
 COLUMNS = {
     "pose": "3D pose, R²",
@@ -68,14 +69,20 @@ def result_file(results: Path, row: str, seed: int) -> Path:
 
 
 def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
-    """({row: {seed: record}}, what is missing)."""
+    """({row: {seed: record}}, what is missing).
+
+    Raises:
+      ValueError: a record is another preset's.
+    """
     records: dict[str, dict[int, dict[str, Any]]] = {}
     missing = []
     for row in preset.rows:
         for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
             path = result_file(results, row, seed)
             if path.exists():
-                records.setdefault(row, {})[seed] = json.loads(path.read_text())
+                record = records.setdefault(row, {})[seed] = json.loads(path.read_text())
+                if record["preset"] != preset.name:
+                    raise UserError(f"{path} is a result of the preset {record['preset']}, not of {preset.name}.")
             else:
                 missing.append(f"{row} seed {seed}")
     return records, missing

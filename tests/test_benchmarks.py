@@ -39,7 +39,9 @@ def write_results(folder, preset):
         for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
             columns = {column: number + 0.1 * seed for column in method_results.COLUMNS}
             curve = {} if method_rows.ROWS[row] is None else {"1000": columns, "2000": columns}
-            method_results.result_file(folder, row, seed).write_text(json.dumps({"columns": columns, "curve": curve}))
+            method_results.result_file(folder, row, seed).write_text(
+                json.dumps({"preset": preset.name, "columns": columns, "curve": curve})
+            )
 
 
 def test_check_says_what_is_missing(tmp_path, capsys):
@@ -50,19 +52,25 @@ def test_check_says_what_is_missing(tmp_path, capsys):
     assert line.count("\n") == 1 and f"random < two_views: holds {len(method_results.COLUMNS)}" in line
     assert "MISSING" not in line
 
-    assert method_results.check(tmp_path, method_rows.PRESETS["normalized"]) == 0
-    assert "random" not in capsys.readouterr().out, "a preset says nothing of rows that it does not have"
+    with pytest.raises(ValueError, match=r"random_seed0\.json is a result of the preset cpu, not of normalized"):
+        method_results.check(tmp_path, method_rows.PRESETS["normalized"])
 
     method_results.result_file(tmp_path, "cross_view", preset.seeds[-1]).unlink()
     assert method_results.check(tmp_path, preset) == 1
     assert f"MISSING: cross_view seed {preset.seeds[-1]}" in capsys.readouterr().out
+
+    rate = method_rows.PRESETS["rate_half"]
+    (tmp_path / "rate").mkdir()
+    write_results(tmp_path / "rate", rate)
+    assert method_results.check(tmp_path / "rate", rate) == 0
+    assert "random" not in capsys.readouterr().out, "a preset says nothing of rows that it does not have"
 
 
 def test_a_rehearsal_differs_from_its_preset_in_amounts_alone():
     amounts = {"data", "clips", "curve_from", "seeds", "finetune_steps", "labels_per_class"}
     for name in ("cpu", "gpu"):
         preset, quick = method_rows.PRESETS[name], method_rows.PRESETS[f"{name}_quick"]
-        assert {key for key, value in vars(preset).items() if value != getattr(quick, key)} == amounts
+        assert {key for key, value in vars(preset).items() if value != getattr(quick, key)} == amounts | {"name"}
         changed = {option.partition("=")[0] for option in set(quick.data.options) - set(preset.data.options)}
         assert changed == {"--takes", "--setups", "--subjects"}
         assert quick.data.short_side == preset.data.short_side
@@ -80,8 +88,9 @@ def test_the_curve_doubles_from_its_first_point():
 def test_presets_share_a_folder_only_where_they_share_the_data():
     data = [preset.data for preset in method_rows.PRESETS.values()]
     assert len({of.name for of in data}) == len({(*of.options, of.short_side) for of in data}) > 1
-    jobs = [method.Job(row="random", seed=0, preset=name, folder=pathlib.Path("f")) for name in method_rows.PRESETS]
-    assert len({job.run_folder for job in jobs}) == len(jobs)
+    for row, folders in (("cross_view", len(data)), ("random", len({of.name for of in data}))):
+        jobs = [method.Job(row=row, seed=0, preset=name, folder=pathlib.Path("f")) for name in method_rows.PRESETS]
+        assert len({job.run_folder for job in jobs}) == folders
 
 
 def test_orders_are_judged_by_differences_of_the_same_seed(tmp_path):
@@ -89,7 +98,8 @@ def test_orders_are_judged_by_differences_of_the_same_seed(tmp_path):
     for row, better in (("two_views", 0.0), ("cross_view", 0.1)):
         for seed in range(4):
             columns = {"pose": 10.0 * (seed % 3) + better + 0.001 * seed}
-            method_results.result_file(tmp_path, row, seed).write_text(json.dumps({"columns": columns, "curve": {}}))
+            record = {"preset": "cpu", "columns": columns, "curve": {}}
+            method_results.result_file(tmp_path, row, seed).write_text(json.dumps(record))
     method_results.result_file(tmp_path, "two_views", 1).unlink()  # the other three seeds still form pairs
     records, _ = method_results.read(tmp_path, method_rows.PRESETS["cpu"])
     found = method_results.verdicts(records)
