@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks import experiment
 from benchmarks.experiment import OUTPUT, RESULTS
-from benchmarks.method_results import check, plot, result_file, write_table
+from benchmarks.method_results import check, plot, result_file, write_steps, write_table
 from benchmarks.method_rows import CLIPS_PER_STEP, MAIN, PRESETS, RATE, RATE_AT_64, ROWS, Preset
 from console.command import ExitCode, Parser, execute
 
@@ -256,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     benchmark(name, rows, seeds, folder, results, options.workers or preset.workers)
     write_table(results, preset)
     plot(results, preset)
+    write_steps(results.parent)
     return check(results, preset)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiment import compare, interval
-from benchmarks.method_rows import MAIN, Preset
+from benchmarks.method_rows import MAIN, PRESETS, Preset
 from console.errors import UserError
 
 COLUMNS = {
@@ -178,6 +178,47 @@ def _reached(records: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
                 cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "")
             lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + " |")
     return lines
+
+
+def write_steps(folder: Path) -> None:
+    """folder/method_steps.md: what survives as the setting changes; a line for each folder/method_PRESET."""
+    ideas = {"self-view": MAIN[:2], "+ cross-view": MAIN[1:3], "+ motion weights": MAIN[2:]}
+    columns = {"pose": "3D pose, R²", "ridge": "classes, %", "fine_tuned": "fine-tuned, %"}
+    lines = [
+        "# What survives",
+        "",
+        "Written by `python -m benchmarks.method`. What each idea adds, seed by seed: the self-view decoder to a "
+        "random encoder, the cross-view decoder to that, motion weights to both. Percentages differ by points.",
+        "",
+        "| | " + " | ".join(f"{title}: {idea}" for title in columns.values() for idea in ideas) + " |",
+        "|---|" + "---|" * len(columns) * len(ideas),
+    ]
+    validation = []
+    for preset in PRESETS.values():
+        records, _ = read(folder / f"method_{preset.name}", preset)
+        cells = []
+        for column in columns:
+            for rows in ideas.values():
+                low, up = (values_of(records.get(row, {}), column) for row in rows)
+                digits = 1 if column in PERCENT else 3
+                cells.append(", ".join(f"{up[k] - low[k]:+.{digits}f}" for k in sorted(low.keys() & up.keys())))
+        if any(cells):
+            lines.append(f"| {preset.name}: {preset.what} | " + " | ".join(cells) + " |")
+        chosen = [values_of(records.get(row, {}), "pose_validation").get(0) for row in MAIN[1:]]
+        if any(chosen):
+            cells = ["" if value is None else f"{value:.3f}" for value in chosen]
+            validation.append(f"| {preset.name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "## On validation",
+        "",
+        "3D pose of training people held out, R², seed 0. Learning rates are chosen by it, and no other number is.",
+        "",
+        "| | " + " | ".join(DESCRIPTIONS[row] for row in MAIN[1:]) + " |",
+        "|---|" + "---|" * len(MAIN[1:]),
+        *validation,
+    ]
+    (folder / "method_steps.md").write_text("\n".join(lines) + "\n")
 
 
 def _cell(values: list[float], column: str, num_seeds: int) -> str:

@@ -118,6 +118,22 @@ def test_the_table_and_the_curve_hold_every_measured_row(tmp_path):
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
+def test_what_survives_is_told_seed_by_seed(tmp_path):
+    """Rows of write_results differ by 1 for each row between them. Presets without results have no line."""
+    for name in ("cpu", "furnished"):
+        folder = tmp_path / f"method_{name}"
+        folder.mkdir()
+        write_results(folder, method_rows.PRESETS[name])
+    method_results.result_file(folder, "cross_view", 1).unlink()
+    method_results.write_steps(tmp_path)
+    page = (tmp_path / "method_steps.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("| furnished"))
+    between = [list(method_rows.ROWS).index(row) for row in method_rows.MAIN]
+    self_view, cross, motion = np.diff(between)
+    assert line.split(" | ")[1:4] == [f"{self_view:+.3f}, {self_view:+.3f}", f"{cross:+.3f}", f"{motion:+.3f}"]
+    assert "cpu" in page and "turned" not in page
+
+
 @pytest.mark.parametrize("preset", method_rows.PRESETS)
 def test_rows_are_valid_configs_that_differ(preset, tmp_path, monkeypatch):
     """By the very overrides that the benchmark gives to a run."""
