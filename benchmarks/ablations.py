@@ -1,6 +1,6 @@
 """The paper's ablations on the generated data set: one change of configs/benchmark.py at a time.
 
-    python -m benchmarks.ablations                      # all; stopped and started again, it goes on
+    python -m benchmarks.ablations                      # all; stopped and started again, it continues
     python -m benchmarks.ablations --only=mask_ratio    # one
     python -m benchmarks.ablations --list               # what they are, without running anything
     python -m benchmarks.ablations --check              # what is measured and what is missing; exit 1 if something is
@@ -39,10 +39,7 @@ def measure(job: Job) -> dict[str, Any]:
     runs = folder / "ablations" / f"{name}_{variant}_seed{seed}"
     pretrained = experiment.run(f"ablations:{name}={variant}", common, runs / "pretraining")
     sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
-    probing = method.PROBING | {
-        "init_from": runs / "pretraining",
-        "probe.kinds": ("geometry", "ridge", "retrieval"),
-    }
+    probing = method.PROBING | {"init_from": runs / "pretraining", "probe.kinds": ("geometry", "ridge", "retrieval")}
     probed = experiment.run("probe", common | method.sizes() | sizes | probing, runs / "probe")
     return {
         "ablation": name,

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes on a GPU: its kernels, traced by JAX's profiler.
+"""Where the time of a training step is spent on a GPU: its kernels, traced by JAX's profiler.
 
     python -m benchmarks.kernels --model=B --batch=128 model.attention=cudnn
 

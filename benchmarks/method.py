@@ -1,6 +1,6 @@
 """Does the method work? Each idea of MV2MAE against the variant without it, on a generated data set.
 
-    python -m benchmarks.method --preset=cpu            # all rows; stopped and started again, it goes on
+    python -m benchmarks.method --preset=cpu            # all rows; stopped and started again, it continues
     python -m benchmarks.method --preset=cpu --rows=random,cross_view --seeds=2
     python -m benchmarks.method --preset=furnished      # the main rows with one thing made harder; others: --help
     python -m benchmarks.method --check                 # what the committed results say; exit 1 if they are incomplete

@@ -311,7 +311,7 @@ def serve(connection: Any, implementation: Implementation, case: Case, peer_size
             steps(number)
             connection.send((time.perf_counter() - start) / number)
         connection.send(memory())
-    except Exception as error:  # of two frameworks and their compilers: reported, the others go on
+    except Exception as error:  # of two frameworks and their compilers: reported, the others continue
         traceback.print_exc()
         connection.send(error.__class__.__name__ + ": " + str(error).splitlines()[0])
 

@@ -59,8 +59,7 @@ ABLATIONS = {
         {"near_45": {"data.view_pairs": NEAR}, "far_90": {"data.view_pairs": FAR}},
     ),
     "weighted_views": Ablation(  # whose losses motion weights
-        UNKNOWN,
-        {name: {"loss.weighted_views": name} for name in ("all", "target")},
+        UNKNOWN, {name: {"loss.weighted_views": name} for name in ("all", "target")}
     ),
     "encoder_size": Ablation(
         "larger is better: Ti 82.0, S 83.4, B 85.1 %.",

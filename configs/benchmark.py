@@ -7,7 +7,7 @@ Result: in benchmarks/results/method_cpu/, the row "+ cross-view, motion weights
 frozen tokens R^2 0.610 (a random encoder 0.491), fine-tuned top-1 41.2 % (from scratch 19.4 %).
 
 The other rows and the ablations are variants of it. It is the demo's setting on six times the takes (3,840 takes of 120
-people in 8 rooms), with the training split of an official protocol and more steps. So small clips and rooms without
+people in 8 rooms), with the training split of an official protocol and more steps. Small clips and rooms without
 furniture let a run of 200,000 clips reach in minutes what larger ones reach in days (what did not:
 benchmarks/results/first_setting/README.md).
 """

@@ -15,7 +15,7 @@ as much as the standard errors):
 What differs from the paper's setting, and why: the clips, the rooms, the model and the masks are such that the effect
 of the second camera shows in minutes. Rooms are plain and people fill the frame, so that a model of 0.35 million
 parameters has its budget for the people. Clips of 32x32 pixels are 64 tokens. With 70 % hidden in both views, the
-visible neighbours of a token tell so much that the decoder does not begin to use the other camera in this budget. So
+visible neighbours of a token say so much that the decoder does not learn to use the other camera in this budget. So
 the target view hides 90 % and the source view 50 %, the cameras of a pair stand 45 degrees apart, and half of the
 hidden tokens are decoded.
 """

@@ -23,7 +23,7 @@ def get_config():
 
     for key in ("width", "depth", "num_heads", "tubelet_size", "scan_layers"):
         config.model[key] = demo_config.model[key]
-    # Classes differ by details of motion, and the model is small: less is hidden from it than VideoMAE hides.
+    # Classes differ by details of motion, and the model is small: VideoMAE's augmentations are off.
     config.augment.randaugment_num_ops = 0
     config.model.drop_path = 0.0
     config.augment.random_erasing = 0.0

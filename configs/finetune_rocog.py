@@ -4,8 +4,8 @@ Prepare: python -m data.prepare --dataset=rocog --input=ROCOG_V2 --output=prepar
 Command: python run.py --config=configs/finetune_rocog.py --workdir=runs/rocog \\
     --config.data.dir=prepared/rocog --config.init_from=runs/ntu60
 Hardware and time: not run here; neither the data nor an accelerator of that size was at hand.
-Result to reach, from the paper: RoCoG-v2 89.0 % top-1 by transfer; its protocol we could not read, the ground
-videos are assumed. The others are listed by `python -m data.catalog rocog`.
+Result to reach, from the paper: RoCoG-v2 89.0 % top-1 by transfer; we could not read its protocol and assume the ground
+videos. The others are listed by `python -m data.catalog rocog`.
 """
 
 from configs import finetune_base

@@ -1,4 +1,4 @@
-"""The same take and the same class seen from another camera, by the demo's frozen encoder; needs no training.
+"""Retrieves the same take and class from another camera with the demo's frozen encoder; needs no training.
 
 Command: python run.py --config=configs/retrieval.py --workdir=demo_output/retrieval (after `make demo`)
 """

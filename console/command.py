@@ -53,13 +53,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(
-        self,
-        prog: str,
-        doc: str,
-        *,
-        examples: str = "",
-        notes: str = "",
-        exit_codes: Mapping[int, str] | None = None,
+        self, prog: str, doc: str, *, examples: str = "", notes: str = "", exit_codes: Mapping[int, str] | None = None
     ):
         description, examples_in_doc = _split(doc)
         self.examples = [line.strip() for line in (examples or examples_in_doc).strip().splitlines()]
@@ -220,14 +214,14 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
     Args:
       prog: what is typed.
       run: does the work; None stands for ExitCode.DONE.
-      goes_on: the same command, given again, goes on where it was interrupted.
+      goes_on: the same command, given again, continues where it was interrupted.
     """
     try:
         return ExitCode.DONE if (code := run()) is None else code
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
-            then = "goes on from here" if goes_on else "can be given again"
+            then = "continues from here" if goes_on else "can be given again"
             print(f"{prog}: no space is left on the disk{where}. With room, the same command {then}.", file=sys.stderr)
             return ExitCode.REFUSED
         if not (isinstance(error, UserError) or error.filename):
@@ -237,8 +231,8 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
     except subprocess.CalledProcessError as error:
         if error.returncode != ExitCode.REFUSED:
             raise
-        print(f"{prog}: what is said above stopped the command {shlex.join(map(str, error.cmd))}", file=sys.stderr)
+        print(f"{prog}: the error above stopped the command {shlex.join(map(str, error.cmd))}", file=sys.stderr)
         return ExitCode.REFUSED
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted.{' The same command goes on from what is saved.' * goes_on}", file=sys.stderr)
+        print(f"{prog}: interrupted.{' The same command continues from what is saved.' * goes_on}", file=sys.stderr)
         return ExitCode.INTERRUPTED

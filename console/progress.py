@@ -52,14 +52,7 @@ class Bar:
     """
 
     def __init__(
-        self,
-        total: int | None,
-        title: str,
-        unit: str,
-        *,
-        initial: int = 0,
-        leave: bool = True,
-        lines: bool = True,
+        self, total: int | None, title: str, unit: str, *, initial: int = 0, leave: bool = True, lines: bool = True
     ):
         options = {"bar_format": _BAR, "dynamic_ncols": True, "leave": leave}
         if _mode == "plain":

@@ -62,11 +62,7 @@ class LabelledDataset:
         if classifies:
             _check_classes(prepared, np.flatnonzero(prepared.views["label"] >= 0), "there")
         train, held_out, test = split_rows(
-            prepared,
-            data.protocol,
-            data.get("holdout_fraction", 0.0),
-            tuple(data.train_views),
-            needs_labels=classifies,
+            prepared, data.protocol, data.get("holdout_fraction", 0.0), tuple(data.train_views), needs_labels=classifies
         )
         if data.labels_per_class is not None:
             train = choose_labels(

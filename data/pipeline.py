@@ -1,8 +1,8 @@
 """The input pipeline: a prepared data set -> batches. The only place where order and randomness are set.
 
 A training batch is a pure function of (seed, step): the pipeline is *positioned* by the step instead of restored from a
-saved iterator, so a run goes on exactly with any number of workers, hosts or devices. Every random draw is made on the
-global element index, before the stream is cut by process.
+saved iterator, so a run continues exactly with any number of workers, hosts or devices. Every random draw is made on
+the global element index, before the stream is split by process.
 """
 
 import functools
@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -73,35 +74,16 @@ def train_batches(
     )
 
 
-def labelled_batches(
-    dataset: LabelledDataset,
-    *,
-    seed: int,
-    start_step: int,
-    global_batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_workers: int = 0,
-) -> Iterator[Batch]:
-    """Endless batches of labelled views from `start_step` on; arguments as in `train_batches`.
+def labelled_batches(dataset: LabelledDataset, **stream: Any) -> Iterator[Batch]:
+    """Endless batches of labelled views from `start_step` on; further arguments as in `train_batches`.
 
     One epoch is one pass over the training rows in a fresh order; start frames, crops and augmentations are drawn.
 
     Yields:
       `video` uint8[B, T, H, W, 3]; `label` int32[B]; `row` int32[B], of the manifest; `damaged` as in `train_batches`.
     """
-    return _training_stream(
-        samples.ReadLabelledSample(dataset=dataset),
-        _join_repeats,
-        len(dataset.train),
-        repeats=dataset.spec.repeats,
-        seed=seed,
-        start_step=start_step,
-        global_batch_size=global_batch_size,
-        process_index=process_index,
-        process_count=process_count,
-        num_workers=num_workers,
-    )
+    draw, repeats = samples.ReadLabelledSample(dataset=dataset), dataset.spec.repeats
+    return _training_stream(draw, _join_repeats, len(dataset.train), repeats=repeats, **stream)
 
 
 def _training_stream(
@@ -113,22 +95,27 @@ def _training_stream(
     seed: int,
     start_step: int,
     global_batch_size: int,
-    process_index: int,
-    process_count: int,
-    num_workers: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
 ) -> Iterator[Batch]:
-    if global_batch_size % (process_count * repeats):
-        raise UserError(
-            f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es) * "
-            f"data.repeats = {repeats}."
-        )
+    rows = _rows_of_process(global_batch_size, process_count, repeats)
     elements_per_step = global_batch_size // repeats
     elements = grain.MapDataset.range(num_elements).seed(seed).shuffle().repeat().random_map(draw)
-    rows = elements_per_step // process_count
     own = _ProcessRows(elements, start_step, elements_per_step, process_index * rows, rows)
     memory = buffers.Buffers()
     batches = own.batch(rows, batch_fn=functools.partial(make_batch, empty=memory.empty))
     return _read(_prefetch(batches, memory, num_workers))
+
+
+def _rows_of_process(global_batch_size: int, process_count: int, repeats: int = 1) -> int:
+    """How many elements of a batch a process reads."""
+    if global_batch_size % (process_count * repeats):
+        raise UserError(
+            f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es)"
+            + (f" * data.repeats = {repeats}." if repeats > 1 else ".")
+        )
+    return global_batch_size // (process_count * repeats)
 
 
 def eval_batches(
@@ -168,7 +155,7 @@ def eval_batches(
         others=samples.OtherTakes.find(dataset.prepared.views, take_views),
     )
     num_batches = -(-len(elements) // global_batch_size)
-    rows = global_batch_size // process_count
+    rows = _rows_of_process(global_batch_size, process_count)
     padded = grain.MapDataset.range(num_batches * global_batch_size).seed(seed).random_map(draw)
     own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
     memory = buffers.Buffers()
@@ -247,9 +234,7 @@ def clip_batches(
     Raises:
       ValueError: an uneven share, no clips, or another number of crops than 1 or 3.
     """
-    if global_batch_size % process_count:
-        raise UserError(f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es).")
-    own, memory = global_batch_size // process_count, buffers.Buffers()
+    own, memory = _rows_of_process(global_batch_size, process_count), buffers.Buffers()
     read = samples.ReadClips(
         prepared=prepared,
         spec=spec,
@@ -294,7 +279,7 @@ def _read(stream: grain.IterDataset) -> Iterator[Batch]:
             raise
         raise UnusableFile(
             f"A process that reads the data was killed, or its memory cannot be reached on this system ({error}). If "
-            "the memory was full, set data.num_workers lower; 0 reads in threads. The same command goes on from the "
+            "the memory was full, set data.num_workers lower; 0 reads in threads. The same command continues from the "
             "last checkpoint."
         ) from error
     finally:

@@ -282,7 +282,7 @@ def _take(videos: Sequence[Video], options: argparse.Namespace) -> tuple[list[li
         plot(found, take, options.min_confidence, plots_of(options.output) / f"{take}.png")
     for video in videos:
         confidence = found.confidence.get(video.view, 0.0)
-        used = confidence >= options.min_confidence
+        used = video.view in found.seconds and confidence >= options.min_confidence
         seconds = f"{found.seconds[video.view]:.4f}" if used else ""
         rows.append([take, video.view, seconds, f"{confidence:.3f}", found.method])
         if video.view in found.problems:

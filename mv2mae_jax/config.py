@@ -127,7 +127,7 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
     if key in LISTS_OF_NAMES and not isinstance(value, tuple):  # `walk,run` is no literal, and 3 is no tuple
         value = tuple(name.strip() for name in text.split(",")) if isinstance(value, str) else (value,)
     if not (isinstance(value, expected) and isinstance(value, bool) <= (expected is bool)) and not (
-        value is None and key in OPTIONAL_KEYS
+        value is None and (key in OPTIONAL_KEYS or dict(flatten(base_of(config)))[key] is None)
     ):
         raise UserError(
             f"config.{key} = {text} is not a value of type {expected.__name__}; the config holds {known[key]!r}."
@@ -154,25 +154,8 @@ def flatten(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[
 # Keys that hold names, which may be written with commas between.
 LISTS_OF_NAMES = frozenset({"data.classes", "data.train_views"})
 
-# Keys that may be None ("not set").
-OPTIONAL_KEYS = frozenset(
-    {
-        "total_steps",
-        "model.width",
-        "model.depth",
-        "model.num_heads",
-        "model.decoder_width",
-        "model.decoder_depth",
-        "model.decoder_heads",
-        "data.labels_per_class",
-        "loss.temperature",
-        "loss.ess_fraction",
-        "optimizer.clip_norm",
-        "optimizer.ema_decay",
-        "eval.batch_size",
-        "eval.max_takes",
-    }
-)
+# Keys that may be None ("not set") although the base sets them. Those that are None in the base may always be so.
+OPTIONAL_KEYS = frozenset({"loss.ess_fraction", "eval.max_takes"})
 
 
 def parse_steps(text: str) -> range:

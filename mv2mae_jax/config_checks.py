@@ -45,38 +45,57 @@ _CHOICES = {
 
 PROBES = ("knn", "linear", "ridge", "attentive", "retrieval", "geometry", "motion")
 
-_POSITIVE = (
-    "global_batch_size",
-    "data.num_frames",
-    "data.frame_stride",
-    "data.repeats",
-    "data.cache_gb",
-    "optimizer.accumulation_steps",
-    "optimizer.base_learning_rate",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "eval.every_steps",
-    "eval.clips_per_element",
-    "log.every_steps",
-    "loss.motion_pixel_range",
-    "eval.clips_per_view",
-    "eval.crops_per_clip",
-    "probe.knn_k",
-    "probe.epochs",
-    "probe.batch_size",
-    "limits.skipped_updates",
-    "limits.heartbeat_timeout_seconds",
-)
-
-# Keys that are probabilities or shares, 0 and 1 included.
-_SHARES = (
-    "augment.random_erasing",
-    "augment.flip",
-    "mix.mix_probability",
-    "mix.cutmix_probability",
-    "loss.label_smoothing",
-    "limits.damaged_samples",
-)
+# What a number must fulfil, and the keys of which it is asked. Keys that may be None ("not set") may be so here.
+# fmt: off
+_RANGES = {
+    "must be greater than 0": (lambda value: value > 0, (
+        "total_steps", "num_epochs", "global_batch_size",
+        "data.num_frames", "data.frame_stride", "data.repeats", "data.cache_gb", "data.labels_per_class",
+        "model.width", "model.depth", "model.num_heads",
+        "model.decoder_width", "model.decoder_depth", "model.decoder_heads",
+        "loss.temperature", "loss.motion_pixel_range",
+        "optimizer.accumulation_steps", "optimizer.base_learning_rate", "optimizer.clip_norm", "optimizer.eps",
+        "checkpoint.every_steps", "checkpoint.keep", "log.every_steps",
+        "eval.every_steps", "eval.batch_size", "eval.max_takes", "eval.clips_per_element", "eval.clips_per_view",
+        "eval.crops_per_clip",
+        "probe.knn_k", "probe.epochs", "probe.batch_size",
+        "limits.skipped_updates", "limits.heartbeat_timeout_seconds",
+    )),
+    "must not be negative": (lambda value: value >= 0, (
+        "seed", "warmup_epochs", "init_from_step",
+        "data.num_workers", "data.num_source_views", "data.label_seed",
+        "model.head_init_scale", "loss.cross_weight",
+        "optimizer.weight_decay", "optimizer.final_base_learning_rate",
+        "eval.max_feature_takes", "eval.num_pictures", "eval.picture_blur_sigma",
+        "augment.randaugment_num_ops", "augment.randaugment_magnitude", "augment.randaugment_magnitude_std",
+        "mix.mixup_alpha", "mix.cutmix_alpha",
+    )),
+    "must lie in [0, 1]": (lambda value: 0 <= value <= 1, (
+        "augment.random_erasing", "augment.flip", "mix.mix_probability", "mix.cutmix_probability",
+        "loss.label_smoothing", "limits.damaged_samples",
+    )),
+    "must lie in [0, 1)": (lambda value: 0 <= value < 1, (
+        "data.holdout_fraction", "model.drop_path", "optimizer.b1", "optimizer.b2",
+    )),
+    "must lie in (0, 1]": (lambda value: 0 < value <= 1, (
+        "masking.decode_ratio", "loss.ess_fraction", "optimizer.layer_decay",
+    )),
+    "must lie in (0, 1)": (lambda value: 0 < value < 1, ("optimizer.ema_decay", "probe.validation_fraction")),
+    "must be greater than 0, or -1 for the devices that are left": (
+        lambda value: value > 0 or value == -1, ("mesh.data", "mesh.fsdp"),
+    ),
+}
+# fmt: on
+# What a key's limit means.
+_LIMITS = {
+    "loss.temperature": "inf is the plain MAE loss",
+    "loss.ess_fraction": "1 weights all tokens alike",
+    "optimizer.layer_decay": "1 switches it off",
+    "mix.mixup_alpha": "0 switches mixup off",
+    "mix.cutmix_alpha": "0 switches CutMix off",
+    "data.labels_per_class": "None takes all labels",
+    "eval.max_takes": "None takes all",
+}
 
 
 def validate(config: config_dict.ConfigDict) -> None:
@@ -86,21 +105,21 @@ def validate(config: config_dict.ConfigDict) -> None:
       ValueError: lists everything that is wrong, each with its values and the fix.
     """
     values = dict(flatten(config))
-    wrong = [
-        f"{key} = {values[key]!r} is not one of {', '.join(options)}.{suggestion(str(values[key]), options)}"
+    wrong = {
+        key: f"is not one of {', '.join(options)}.{suggestion(str(values[key]), options)}"
         for key, options in _CHOICES.items()
         if key in values and values[key] not in options
-    ]
-    wrong += [
-        f"{key} = {values[key]} must be greater than 0." for key in _POSITIVE if key in values and not values[key] > 0
-    ]
-    wrong += [
-        f"{key} = {values[key]} must lie in [0, 1]." for key in _SHARES if key in values and not 0 <= values[key] <= 1
-    ]
-    if not wrong:  # the checks below divide by these numbers
-        wrong += [problem for problem in _combinations(config) if problem]
-    if wrong:
-        raise UserError("The config cannot be run:\n  - " + "\n  - ".join(wrong))
+    } | {
+        key: f"{rule}{f'; {_LIMITS[key]}' if key in _LIMITS else ''}."
+        for rule, (fulfilled, keys) in _RANGES.items()
+        for key in keys
+        if values.get(key) is not None and not fulfilled(values[key])
+    }
+    told = [f"{key} = {values[key]!r} {what}" for key, what in wrong.items()]
+    if not wrong.keys() & {"masking.kind", "data.repeats", "optimizer.accumulation_steps"}:  # looked up, or divided by
+        told += _combinations(config)
+    if told:
+        raise UserError("The config cannot be run:\n  - " + "\n  - ".join(told))
 
 
 def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
@@ -115,8 +134,8 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
         yield from _probing(config)
     if "optimizer" in config:
         yield from _optimization(config)
-    if 0 in (config.mesh.data, config.mesh.fsdp) or (config.mesh.data, config.mesh.fsdp) == (-1, -1):
-        yield f"mesh = {config.mesh.to_dict()}: axes are positive, and at most one is -1 (the devices that are left)."
+    if (config.mesh.data, config.mesh.fsdp) == (-1, -1):
+        yield "mesh.data and mesh.fsdp are both -1: only one can take the devices that are left."
     if not config.data.dir:
         yield (
             "data.dir is not set. Prepare a data set (`python -m data.prepare --help`) and pass "
@@ -156,8 +175,6 @@ def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
     crop_scales = data.get("crop_scales", (1.0,))
     if not all(0 < scale <= 1 for scale in crop_scales) or not crop_scales:
         yield f"data.crop_scales = {crop_scales} must be fractions in (0, 1]."
-    if not 0 <= data.get("holdout_fraction", 0.0) < 1:
-        yield f"data.holdout_fraction = {data.holdout_fraction} must lie in [0, 1)."
     return grid if min(grid) > 0 else None
 
 
@@ -196,34 +213,20 @@ def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[st
                 f"masking.{name} = {ratio} leaves {cell - int(ratio * cell)} visible of {cell} tokens; both visible "
                 f"and masked ones are needed: choose it between {lowest} and {highest}."
             )
-    if not 0 < masking.decode_ratio <= 1:
-        yield f"masking.decode_ratio = {masking.decode_ratio} must lie in (0, 1]."
     if loss.temperature is None and loss.ess_fraction is None:
         yield "Set loss.temperature (60 in the paper, inf for the plain MAE loss) or loss.ess_fraction (e.g. 0.6)."
-    if loss.temperature is not None and not loss.temperature > 0:
-        yield f"loss.temperature = {loss.temperature} must be greater than 0; inf is the plain MAE loss."
-    if loss.ess_fraction is not None and not 0 < loss.ess_fraction <= 1:
-        yield f"loss.ess_fraction = {loss.ess_fraction} must lie in (0, 1]; 1 weights all tokens alike."
 
 
 def _fine_tuning(config: config_dict.ConfigDict) -> Iterator[str]:
-    yield from _labels(config)
     if config.data.protocol == "all":
         yield "data.protocol = 'all' has no test split; `python -m data.catalog DATASET` lists the protocols."
     if config.eval.split == "held_out" and not config.data.holdout_fraction:
         yield "eval.split = 'held_out' takes takes off the training split: set data.holdout_fraction, e.g. to 0.1."
     if config.eval.crops_per_clip not in (1, 3):
         yield f"eval.crops_per_clip = {config.eval.crops_per_clip} must be 1 (the centre) or 3 (start, middle, end)."
-    if not 0 <= config.model.drop_path < 1:
-        yield f"model.drop_path = {config.model.drop_path} must lie in [0, 1)."
-    if not 0 < config.optimizer.layer_decay <= 1:
-        yield f"optimizer.layer_decay = {config.optimizer.layer_decay} must lie in (0, 1]; 1 switches it off."
-    if min(config.mix.mixup_alpha, config.mix.cutmix_alpha) < 0:
-        yield f"mix = {config.mix.to_dict()}: alphas are positive, or 0 to switch mixup or CutMix off."
 
 
 def _probing(config: config_dict.ConfigDict) -> Iterator[str]:
-    yield from _labels(config)
     probe = config.probe
     if not probe.kinds:
         yield f"probe.kinds is empty: name some of {', '.join(PROBES)}."
@@ -234,16 +237,8 @@ def _probing(config: config_dict.ConfigDict) -> Iterator[str]:
             "init_from is not set: probes look at a trained encoder. Pass --config.init_from=RUN, `random` for an "
             "encoder as initialised, or `pixels` for the clips' own pixels."
         )
-    if not 0 < probe.validation_fraction < 1:
-        yield f"probe.validation_fraction = {probe.validation_fraction} must lie in (0, 1)."
     if not probe.learning_rates or not probe.weight_decays:
         yield "probe.learning_rates and probe.weight_decays must each hold at least one value."
-
-
-def _labels(config: config_dict.ConfigDict) -> Iterator[str]:
-    labels_per_class = config.data.labels_per_class
-    if labels_per_class is not None and labels_per_class < 1:
-        yield f"data.labels_per_class = {labels_per_class} must be at least 1, or None for all labels."
 
 
 def _optimization(config: config_dict.ConfigDict) -> Iterator[str]:
@@ -257,7 +252,3 @@ def _optimization(config: config_dict.ConfigDict) -> Iterator[str]:
             f"global_batch_size = {config.global_batch_size} is not divisible by data.repeats ({data.repeats}) * "
             f"optimizer.accumulation_steps ({optimizer.accumulation_steps})."
         )
-    if config.total_steps is not None and config.total_steps < 1:
-        yield f"total_steps = {config.total_steps} must be at least 1."
-    if optimizer.ema_decay is not None and not 0 < optimizer.ema_decay < 1:
-        yield f"optimizer.ema_decay = {optimizer.ema_decay} must lie in (0, 1)."

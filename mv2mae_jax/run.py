@@ -16,7 +16,7 @@ EXAMPLES = """
 {prog} --config=configs/probe.py --workdir=runs/probe --config.init_from=runs/demo
 """
 NOTES = """\
-The same command goes on from the newest checkpoint in the workdir. All keys and their reasons:
+The same command continues from the newest checkpoint in the workdir. All keys and their reasons:
 configs/pretrain_base.py, configs/finetune_base.py and configs/probe_base.py. A --config=configs/NAME.py that is not in
 the current folder is the one that comes with this program."""
 
@@ -37,10 +37,10 @@ def make_parser(prog: str = PROG) -> Parser:
     parser.add_config(_config_keys)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints, metrics and pictures go")
     parser.add_argument(
-        "--allow_changes", default="", metavar="KEY,KEY", help="going on, let these keys differ from the checkpoint's"
+        "--allow_changes", default="", metavar="KEY,KEY", help="keys that may differ from the checkpoint on resuming"
     )
     parser.add_progress("; a run's own lines are printed unless it is none")
-    processes = parser.add_argument_group("several processes (found out under Slurm and Open MPI)")
+    processes = parser.add_argument_group("several processes (detected under Slurm and Open MPI)")
     processes.add_argument("--distributed", action="store_true", help="ask the cluster for the others, as on a TPU pod")
     processes.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0, where JAX cannot find out")
     processes.add_argument("--num_processes", type=int, metavar="N", help="of the whole run")
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
             train(config, dataset, mesh, arguments.workdir, allow_changes)
             write_report(config, arguments.workdir)
     except Preempted as preempted:
-        progress.say(f"{preempted} The same command goes on from there.")  # the terminal may be gone
+        progress.say(f"{preempted} The same command continues from there.")  # the terminal may be gone
         return ExitCode.PREEMPTED
     return ExitCode.DONE
 

@@ -50,7 +50,7 @@ def results_if_finished(workdir: str, checkpoints: str, step: int, total_steps: 
     finished = metrics_file.read(workdir, step) if step == total_steps else None
     if finished:
         metrics.say(
-            "Nothing is left to do. To go on, raise total_steps or num_epochs, with --allow_changes=total_steps or "
+            "Nothing is left to do. To continue, raise total_steps or num_epochs, with --allow_changes=total_steps or "
             "num_epochs; or choose another --workdir."
         )
     return finished
@@ -98,7 +98,7 @@ class Run:
             starts_file.record_start(workdir, config, facts, self._first_step)
         self._reporter.config(config, finished=False)
         if self._first_step:
-            self._reporter.say(f"Going on from step {self._first_step} of {checkpointer.directory}.")
+            self._reporter.say(f"Continuing from step {self._first_step} of {checkpointer.directory}.")
         self._record = {
             "config": config.to_json(),
             "settled": variants.settled(config),

@@ -30,7 +30,7 @@ def train(
     workdir: str,
     allow_changes: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Trains until the last step, going on from the newest intact checkpoint in `workdir` if there is one.
+    """Trains until the last step, continuing from the newest intact checkpoint in `workdir` if there is one.
 
     Args:
       config: a validated config.

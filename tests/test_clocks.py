@@ -302,6 +302,7 @@ def test_tables_of_offsets_are_refused_in_words(tmp_path):
         "take,view\nt,A\n": "lacks the column seconds",
         "take,view,seconds\nt,A,soon\n": "line 2: 'soon' is no number",
         "take,view,seconds\nt,A,1\nt,A,2\n": "line 3: view A of take t is there twice",
+        'take,view,seconds\n"t,A,1\n' + "t,B,1\n" * 25_000: "offsets.csv cannot be read as CSV: field larger",
     }.items():
         path.write_text(content)
         with pytest.raises(UserError, match=reason):

@@ -219,7 +219,7 @@ def test_execute_distinguishes_refusals_from_faults(capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert command.execute("python x", full, goes_on=True) == 2
-    assert "no space is left on the disk. With room, the same command goes on" in capsys.readouterr().err
+    assert "no space is left on the disk. With room, the same command continues" in capsys.readouterr().err
     assert command.execute("python x", lambda: None) == 0
     assert command.execute("python x", lambda: 3) == 3
 
@@ -227,7 +227,7 @@ def test_execute_distinguishes_refusals_from_faults(capsys):
         raise KeyboardInterrupt
 
     assert command.execute("python x", interrupt, goes_on=True) == 130
-    assert capsys.readouterr().err == "python x: interrupted. The same command goes on from what is saved.\n"
+    assert capsys.readouterr().err == "python x: interrupted. The same command continues from what is saved.\n"
 
 
 def test_the_parsers_are_light():

@@ -160,11 +160,12 @@ def test_wrong_overrides_are_refused_by_name(override, message):
         (["loss.ess_fraction=None"], "Set loss.temperature"),
         (["loss.temperature=-1"], "must be greater than 0"),
         (["optimizer.ema_decay=1.0"], r"must lie in \(0, 1\)"),
-        (["mesh.data=-1", "mesh.fsdp=-1"], "at most one is -1"),
+        (["mesh.data=-1", "mesh.fsdp=-1"], "only one can take the devices that are left"),
         (["data.dir=/nowhere/at/all"], "python -m data.prepare .*--output=/nowhere/at/all"),
         (["data.dir="], "data.dir is not set"),
         (["data.num_source_views=0"], "model.cross_view=False"),
-        (["total_steps=0"], "must be at least 1"),
+        (["total_steps=0"], "total_steps = 0 must be greater than 0"),
+        (["eval.max_takes=0"], "must be greater than 0; None takes all"),
     ],
 )
 def test_impossible_combinations_are_refused_with_the_fix(data_dir, overrides, message):
@@ -180,11 +181,11 @@ def test_impossible_combinations_are_refused_with_the_fix(data_dir, overrides, m
         (["eval.crops_per_clip=2"], r"must be 1 \(the centre\) or 3"),
         (["eval.clips_per_view=0"], "must be greater than 0"),
         (["data.protocol=all"], "has no test split"),
-        (["data.labels_per_class=0"], "must be at least 1, or None"),
+        (["data.labels_per_class=0"], "must be greater than 0; None takes all labels"),
         (["model.drop_path=1.0"], r"must lie in \[0, 1\)"),
         (["optimizer.layer_decay=0.0"], "1 switches it off"),
         (["optimizer.layer_decay=75.0"], r"must lie in \(0, 1\]"),
-        (["mix.mixup_alpha=-0.8"], "or 0 to switch mixup or CutMix off"),
+        (["mix.mixup_alpha=-0.8"], "must not be negative; 0 switches mixup off"),
         (["mix.mix_probability=2.0"], r"must lie in \[0, 1\]"),
         (["loss.label_smoothing=-0.1"], r"must lie in \[0, 1\]"),
         (["global_batch_size=6", "data.repeats=4"], "not divisible by data.repeats"),
@@ -222,6 +223,34 @@ def test_unknown_probes_are_refused_by_name(data_dir, kinds, message):
 def test_wrong_overrides_of_fine_tuning_are_refused_by_name(override, message):
     with pytest.raises(ValueError, match=message):
         configs.load(str(ROOT / "configs" / "finetune_base.py"), [override])
+
+
+@pytest.mark.parametrize("task", configs.TASKS)
+def test_every_number_has_a_range(task, data_dir):
+    """-5 fits no number of a config. A new key without a range would be accepted, and fail after hours or never."""
+    path = str(ROOT / "configs" / f"{task}_base.py")
+    base = configs.load(path, [f"data.dir={data_dir}", "init_from=runs/another"])
+    accepted = []
+    for key, _ in configs.flatten(base):
+        kind = base.get_type(key) if "." not in key else base[key.partition(".")[0]].get_type(key.partition(".")[2])
+        if kind not in (int, float):
+            continue
+        config = configs.load(path, [f"data.dir={data_dir}", "init_from=runs/another", f"{key}=-5"])
+        try:
+            config_checks.validate(config)
+        except ValueError as error:
+            assert key in str(error), f"the message for {key} does not name it: {error}"
+        else:
+            accepted.append(key)
+    assert not accepted
+
+
+@pytest.mark.parametrize("task", configs.TASKS)
+def test_what_a_base_leaves_open_may_be_left_open_by_hand(task):
+    path = str(ROOT / "configs" / f"{task}_base.py")
+    for key, value in configs.flatten(configs.load(path)):
+        if value is None:
+            configs.load(path, [f"{key}=None"])
 
 
 def test_one_visible_token_is_enough(data_dir):

@@ -245,7 +245,7 @@ promise.set_result(None)
     ended = faults.finish(faults.start("-c", code, tmp_path))
     assert ended.returncode == 0, ended.stderr
     assert f"A checkpoint could not be written to {tmp_path}/checkpoints; step 1 is the newest that was" in ended.stdout
-    assert "the same command goes on" in ended.stdout
+    assert "the same command continues" in ended.stdout
     assert "Traceback" not in ended.stderr, "tracebacks of Orbax's threads would hide the message"
     assert step_folders.set_aside(tmp_path / "checkpoints") == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]

@@ -47,7 +47,7 @@ def report(workdir, first_step: int, steps: range, config, finished: bool) -> No
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """A run that was killed after step 5 and went on from step 4."""
+    """A run that was killed after step 5 and continued from step 4."""
     folder, config = tmp_path_factory.mktemp("resumed"), tiny.make_config()
     report(folder, 0, range(1, 6), config, finished=False)
     assert [session.WhichOneof("data") for session in sessions(folder / "tensorboard")] == ["session_start_info"]
@@ -106,7 +106,7 @@ def test_the_charts_of_losses_name_series_that_a_run_has(resumed):
         for value in event.summary.value
         if value.metadata.plugin_data.plugin_name == "custom_scalars"
     ]
-    assert len(contents) == 1, "once, however often the run goes on"
+    assert len(contents) == 1, "once, however often the run continues"
     (category,) = Layout.FromString(contents[0]).category
     named = {tag for chart in category.chart for tag in chart.multiline.tag}
     measured = jax.eval_shape(*loss_of_a_step(tiny.make_config()))[1]

@@ -47,7 +47,7 @@ def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_
         if code == ExitCode.PREEMPTED:
             assert f"Stopped by {name} after step {step}, which is saved" in struck.stdout
     done = faults.run(tmp_path, synthetic_set, *OPTIONS)
-    assert done.returncode == 0 and "Going on from step 6" in done.stdout, done.stderr
+    assert done.returncode == 0 and "Continuing from step 6" in done.stdout, done.stderr
     faults.assert_same_end(undisturbed, tmp_path)
     assert faults.events(tmp_path) == faults.events(undisturbed)
     assert len(set(faults.events(tmp_path))) == len(faults.events(tmp_path)) > 20
@@ -73,7 +73,7 @@ def test_two_processes_stop_after_the_same_step_and_one_goes_on(synthetic_set, t
     assert told[0] == told[1] == [str(step) for step in steps_saved(tmp_path)] and len(told[0]) == 1
     last = f"total_steps={int(told[0][0]) + 1}"
     done = faults.run(tmp_path, synthetic_set, *options, last, flags=["--allow_changes=total_steps"])
-    assert done.returncode == 0 and f"Going on from step {told[0][0]} " in done.stdout, done.stderr
+    assert done.returncode == 0 and f"Continuing from step {told[0][0]} " in done.stdout, done.stderr
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_another_machine_goes_on(undisturbed, synthetic_set, tmp_path):
     other = ("mesh.data=2", "mesh.fsdp=2", "data.num_workers=2", "optimizer.accumulation_steps=2")
     devices = f"{tiny.QUICK_FLAGS} --xla_force_host_platform_device_count=4"
     done = faults.run(tmp_path, synthetic_set, *OPTIONS, *other, XLA_FLAGS=devices)
-    assert done.returncode == 0 and "Going on from step 3" in done.stdout, done.stderr
+    assert done.returncode == 0 and "Continuing from step 3" in done.stdout, done.stderr
     assert "4 x cpu" in done.stdout and "data 2, fsdp 2" in done.stdout
     assert_close_history(tmp_path, undisturbed)
 

@@ -11,7 +11,7 @@ from data.prepare.__main__ import main as prepare
 from data.store import takes
 from data.synthetic.__main__ import main as synthesise
 from mv2mae_jax import features
-from mv2mae_jax.evaluation import geometry, regression
+from mv2mae_jax.evaluation import geometry, probes, regression
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import variants
 from mv2mae_jax.models.compute import Compute
@@ -112,6 +112,18 @@ def test_velocities_are_read_from_planted_poses(prepared, model):
     shuffled = [np.random.default_rng(0).permutation(part.tokens) for part in known]
     known = [dataclasses.replace(part, tokens=tokens) for part, tokens in zip(known, shuffled, strict=True)]
     assert geometry.measure_motion(model, *known, *true, group=prepared.views["take"][train])["r2"] < 0.1
+
+
+def test_the_share_for_validation_is_the_one_asked_for(prepared, model, monkeypatch):
+    asked = []
+    split = probes.split_groups
+    monkeypatch.setattr(probes, "split_groups", lambda *args: asked.append(args[1]) or split(*args))
+    rows = np.arange(len(prepared.views["take"]))
+    true = geometry.targets(prepared, SPEC, rows)
+    known = planted(prepared, model, rows, true.camera)
+    for measure in (geometry.measure, geometry.measure_motion):
+        measure(model, known, known, true, true, group=prepared.views["take"], validation_fraction=0.4)
+    assert asked == [0.4, 0.4]
 
 
 def test_a_whole_clip_tells_where_a_token_is_and_its_mean_does_not(prepared, model):

@@ -252,6 +252,8 @@ def test_a_table_says_what_its_clips_are(pretrained, synthetic_set, tmp_path):
     own = np.load(tmp_path / "own.npz")
     assert set(own["take"][own["split"] == "held_out"]) == set(held_out.take_names)
     assert set(own["split"]) == {"train", "held_out"}, "the run trains on all other takes"
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "all.npz", "--protocol=all") == 0
+    assert set(np.load(tmp_path / "all.npz")["split"]) == {"train"}, "pre-training's protocol without a test split"
     assert run_command(pretrained[0], synthetic_set, tmp_path / "x.npz", "--protocol=xsubject") == 2
 
 
@@ -308,7 +310,7 @@ def test_an_interrupted_extraction_goes_on(pretrained, synthetic_set, tmp_path, 
 
     monkeypatch.setattr(store.Store, "add", add_once)
     assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz") == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command continues" in capsys.readouterr().err
     assert not (tmp_path / "f.npz").exists() and added == [0]
 
     assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz", "--pooling=motion") == 2

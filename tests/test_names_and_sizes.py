@@ -62,7 +62,7 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
             "x/@eaDir/a_cam1.mp4",
             "z.zip/b_cam1.mp4",
         ]
-        assert listing.files.passed_over == {"hidden": 8} and not listing.unreadable
+        assert listing.files.passed_over == {"hidden": 8} and not listing.files.unreadable
     source = VideoSource.find(str(tmp_path / "in"), spec=None, clips_per_video=1, short_side=32)
     assert set(source.paths) == set(shown)
 
@@ -113,7 +113,7 @@ def test_a_name_that_is_not_utf8_is_set_aside_alone(tmp_path):
     content = (tmp_path / "z.zip").read_bytes()
     (tmp_path / "z.zip").write_bytes(content.replace("é".encode(), b"\xe9\xe9"))
     _, listing = listed(tmp_path, "{take}_cam{view}")
-    aside = {path: reason for path, _, reason in listing.unreadable}
+    aside = {path: reason for path, _, reason in listing.files.unreadable}
     assert aside.keys() == {"caf\\xe9_cam1.mp4", "k\\xfcche/b_cam1.mp4", "z.zip/caf\\xe9\\xe9_cam1.mp4"}
     assert all("not UTF-8" in reason for reason in aside.values())
     _, listing = listed(tmp_path / "z.zip")
@@ -131,7 +131,7 @@ def test_short_and_still_takes_are_told(tmp_path, capsys):
     arguments = ["--dataset=folder", f"--input={tmp_path / 'raw'}", "--workers=1"]
     prepare.main([*arguments, f"--output={tmp_path / 'default'}"])
     said = capsys.readouterr().out
-    assert "told:  1 take in which nothing moves:\n  still\n" in said
+    assert "note:  1 take in which nothing moves:\n  still\n" in said
     reason = "too short: 1 frame, fewer than --min_frames=2"
     assert table(tmp_path / "default" / "quarantine.csv") == {f"b_cam{view}.mp4": reason for view in (1, 2)}
     assert json.loads((tmp_path / "default" / "prepared.json").read_text())["counts"]["static_takes"] == 1

@@ -200,6 +200,8 @@ def test_a_failing_read_in_an_evaluation_names_the_take(dataset, monkeypatch):
 def test_an_uneven_cut_is_refused(dataset):
     with pytest.raises(ValueError, match="not divisible by 3 process"):
         batches(dataset, 1, process_count=3)
+    with pytest.raises(ValueError, match="not divisible by 3 process"):
+        pipeline.eval_batches(dataset, seed=0, global_batch_size=8, process_count=3)
 
 
 def test_held_out_takes_are_whole_fixed_and_disjoint(dataset):

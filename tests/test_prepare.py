@@ -105,7 +105,7 @@ def test_killed_and_started_again_it_writes_the_same_bytes(raw, uninterrupted, t
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("parts/*.json")}
     assert num_finished <= len(finished) < 9
     assert not (tmp_path / "prepared.json").exists()
-    with pytest.raises(ValueError, match=r"not finished: go on with `python -m data\.prepare"):
+    with pytest.raises(ValueError, match=r"not finished: continue with `python -m data\.prepare"):
         takes.open_prepared(tmp_path)
     assert prepare.main(arguments(raw, tmp_path)) == 0
     assert files_of(tmp_path) == files_of(uninterrupted)
@@ -121,7 +121,7 @@ def test_a_killed_worker_is_told_with_the_video_it_read(tmp_path):
     os.kill(int(at_work[0].name.split(".")[2]), signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == ExitCode.REFUSED
-    assert re.search(r"a worker process was killed.*t0\d_cam\d\.(avi|mp4|mov).*the same command goes on", errors)
+    assert re.search(r"a worker process was killed.*t0\d_cam\d\.(avi|mp4|mov).*the same command continues", errors)
     assert prepare.main(arguments(raw_dir, output)) == 0
 
 
@@ -132,7 +132,7 @@ def test_a_full_disk_stops_it_and_it_goes_on_later(raw, uninterrupted, tmp_path)
     process = start(raw, tmp_path, preexec_fn=limit_file_size)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == ExitCode.REFUSED
-    assert "cannot write to" in errors and "File too large" in errors and "the same command goes on" in errors
+    assert "cannot write to" in errors and "File too large" in errors and "the same command continues" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "prepared.json").exists()
     assert prepare.main(arguments(raw, tmp_path)) == 0

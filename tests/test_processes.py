@@ -79,7 +79,7 @@ def test_processes_train_like_one_and_one_goes_on(alone, synthetic_set, tmp_path
     assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 2
 
     (output,) = run(tmp_path, synthetic_set, 1, "total_steps=4")
-    assert "Going on from step 2" in output
+    assert "Continuing from step 2" in output
     assert_same_history(faults.history(tmp_path)[-2:], faults.history(alone)[-2:])
 
 
@@ -88,7 +88,7 @@ def test_two_processes_go_on_with_the_run_of_one(alone, synthetic_set, tmp_path)
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "4")  # as if it had been stopped before
     outputs = run(tmp_path, synthetic_set, 2, "total_steps=4", "mesh.data=1", "mesh.fsdp=2")
-    assert "Going on from step 2" in outputs[0]
+    assert "Continuing from step 2" in outputs[0]
     assert_same_history(faults.history(tmp_path), faults.history(alone))
 
 

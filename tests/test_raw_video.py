@@ -78,7 +78,7 @@ def test_pipes_devices_and_broken_links_are_not_opened(video, tmp_path):
     (tmp_path / "notes").symlink_to(tmp_path / "nowhere")  # no name of a video
     _, listing = list_videos(catalog.get("folder"), tmp_path)
     assert [found.path for found in listing.videos] == ["a_cam1.avi"]
-    assert listing.unreadable == (
+    assert listing.files.unreadable == (
         ("a_cam2.avi", "a", "is a pipe, not a file"),
         ("a_cam3.avi", "a", "No such file or directory"),
         ("a_cam4.avi", "a", "is a device, not a file"),
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_listed_is_told(video, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     _, listing = list_videos(catalog.get("folder"), tmp_path)
-    assert listing.unreadable == (("closed/", "", "the folder cannot be listed: Permission denied"),)
+    assert listing.files.unreadable == (("closed/", "", "the folder cannot be listed: Permission denied"),)
 
 
 def test_a_title_in_another_encoding_is_no_damage(tmp_path):

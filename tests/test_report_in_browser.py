@@ -287,7 +287,7 @@ def test_pictures_are_as_blurred_as_the_run_wants_them(pretrained, compared):
     def sharpness(uri: str) -> float:
         return float(np.abs(np.diff(pictures.decode(uri).astype(int), axis=0)).mean())
 
-    sharp = neighbours.examine(looked_at, max_clips=160, key="a").queries[0].clip
+    sharp = neighbours.examine(looked_at, neighbours.open_run(looked_at), max_clips=160, key="a").queries[0].clip
     text = html.unescape((pretrained / "report.html").read_text())
     shown = {alt: uri for uri, alt in re.findall(r'<img src="([^"]+)" alt="([^"]+)"', text)}
     for alt in (sharp.alt, "Animation: the target view", "Animation: the source view"):

@@ -82,6 +82,10 @@ def test_an_offset_that_the_videos_do_not_show_is_not_guessed(tmp_path, capsys):
     assert (output.parent / "offsets_plots" / "t.png").stat().st_size > 1000
     said = capsys.readouterr().out
     assert "t_camC.mp4: not a readable video" in said and "not guessed" in said
+    again = [f"--input={tmp_path}", f"--output={output}", "--workers=1", "--min_confidence=0"]
+    assert sync.main(again) == ExitCode.PARTLY
+    with open(output, newline="") as file:
+        assert [bool(row["seconds"]) for row in csv.DictReader(file)] == [True, True, False], "nothing to be sure of"
 
 
 def test_a_repeated_movement_is_not_sure():

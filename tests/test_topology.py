@@ -488,6 +488,10 @@ def test_the_search_reports_each_batch_and_goes_on_from_its_files(monkeypatch, t
     number = len(compiled)
     assert topology.search_batch("tiny", config, where, None, str(tmp_path))[1] == said
     assert len(compiled) == number and "as compiled before" in capsys.readouterr().out
+    cut = sorted(tmp_path.glob("*.json"))[0]
+    cut.write_text(cut.read_text()[:40])  # as a file is that was not written whole
+    assert topology.search_batch("tiny", config, where, None, str(tmp_path))[1] == said
+    assert len(compiled) == number + 1 and f"{cut} is damaged" in capsys.readouterr().out
     with pytest.raises(ValueError, match="66 is not a whole number of samples for each of 4 chips"):
         topology.search_batch("tiny", tiny_config("global_batch_size=66"), where, None, str(tmp_path))
 

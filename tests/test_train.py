@@ -177,7 +177,7 @@ sys.exit(run.main(sys.argv[1:]))
     stopped = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert stopped.returncode == 9, stopped.stderr
     second = run(parts, synthetic_set, *options)
-    assert "Going on from step 2" in second.stdout
+    assert "Continuing from step 2" in second.stdout
 
     (step, state), (same_step, same_state) = final_state(whole), final_state(parts)
     assert step == same_step == 6

@@ -328,6 +328,7 @@ WRONG = {
         "a frame has 6 numbers, and the 3 joints of skeleton.json need 9",
     ),
     "not finite": (_at(0, "joints", 3, [np.nan] * 9), "column joints holds numbers that are not finite"),
+    "lists of other lengths": (_at(0, "joints", 3, [0.0] * 6), "rows of joints have different lengths"),
     "a row is empty": (_at(0, "facing", 3, None), "column facing has 1 empty"),
     "a number is missing": (_at(1, "rotation", 2, [1.0] * 8), "cameras.parquet cannot be read as part of the truth"),
     "a column is missing": (lambda joints, _: joints.pop("facing"), "column facing is missing"),

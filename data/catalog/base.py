@@ -117,11 +117,6 @@ class Catalog(abc.ABC):
     published: tuple[Count, ...] = ()
     remarks: tuple[str, ...] = ()
 
-    @property
-    def synchronised(self) -> bool:
-        """Whether frame i of one view shows the same instant as frame i of another."""
-        return not self.not_synchronised
-
     @abc.abstractmethod
     def parse(self, path: str) -> Video:
         """The video that `path` (relative, forward slashes) names. Raises ValueError with the reason if none."""

@@ -14,63 +14,25 @@ from console.errors import UserError
 from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes, train_and_test
 
 # Spelling of the authors' list (ai4robot.github.io).
+# fmt: off
 CLASS_NAMES = (
-    "eating food with a fork",  # A1
-    "pouring water into a cup",  # A2
-    "taking medicine",  # A3
-    "drinking water",  # A4
-    "putting food in the fridge/taking food from the fridge",  # A5
-    "trimming vegetables",  # A6
-    "peeling fruit",  # A7
-    "using a gas stove",  # A8
-    "cutting vegetable on the cutting board",  # A9
-    "brushing teeth",  # A10
-    "washing hands",  # A11
-    "washing face",  # A12
-    "wiping face with a towel",  # A13
-    "putting on cosmetics",  # A14
-    "putting on lipstick",  # A15
-    "brushing hair",  # A16
-    "blow drying hair",  # A17
-    "putting on a jacket",  # A18
-    "taking off a jacket",  # A19
-    "putting on/taking off shoes",  # A20
-    "putting on/taking off glasses",  # A21
-    "washing the dishes",  # A22
-    "vacuumming the floor",  # A23
-    "scrubbing the floor with a rag",  # A24
-    "wipping off the dinning table",  # A25
-    "rubbing up furniture",  # A26
-    "spreading bedding/folding bedding",  # A27
-    "washing a towel by hands",  # A28
-    "hanging out laundry",  # A29
-    "looking around for something",  # A30
-    "using a remote control",  # A31
-    "reading a book",  # A32
-    "reading a newspaper",  # A33
-    "handwriting",  # A34
-    "talking on the phone",  # A35
-    "playing with a mobile phone",  # A36
-    "using a computer",  # A37
-    "smoking",  # A38
-    "clapping",  # A39
-    "rubbing face with hands",  # A40
-    "doing freehand exercise",  # A41
-    "doing neck roll exercise",  # A42
-    "massaging a shoulder oneself",  # A43
-    "taking a bow",  # A44
-    "talking to each other",  # A45
-    "handshaking",  # A46
-    "hugging each other",  # A47
-    "fighting each other",  # A48
-    "waving a hand",  # A49
-    "flapping a hand up and down (beckoning)",  # A50
-    "pointing with a finger",  # A51
-    "opening the door and walking in",  # A52
-    "fallen on the floor",  # A53
-    "sitting up/standing up",  # A54
-    "lying down",  # A55
+    "eating food with a fork", "pouring water into a cup", "taking medicine", "drinking water",  # A1 to A4
+    "putting food in the fridge/taking food from the fridge", "trimming vegetables", "peeling fruit",  # A5 to A7
+    "using a gas stove", "cutting vegetable on the cutting board", "brushing teeth", "washing hands",  # A8 to A11
+    "washing face", "wiping face with a towel", "putting on cosmetics", "putting on lipstick",  # A12 to A15
+    "brushing hair", "blow drying hair", "putting on a jacket", "taking off a jacket",  # A16 to A19
+    "putting on/taking off shoes", "putting on/taking off glasses", "washing the dishes",  # A20 to A22
+    "vacuumming the floor", "scrubbing the floor with a rag", "wipping off the dinning table",  # A23 to A25
+    "rubbing up furniture", "spreading bedding/folding bedding", "washing a towel by hands",  # A26 to A28
+    "hanging out laundry", "looking around for something", "using a remote control", "reading a book",  # A29 to A32
+    "reading a newspaper", "handwriting", "talking on the phone", "playing with a mobile phone",  # A33 to A36
+    "using a computer", "smoking", "clapping", "rubbing face with hands", "doing freehand exercise",  # A37 to A41
+    "doing neck roll exercise", "massaging a shoulder oneself", "taking a bow", "talking to each other",  # A42 to A45
+    "handshaking", "hugging each other", "fighting each other", "waving a hand",  # A46 to A49
+    "flapping a hand up and down (beckoning)", "pointing with a finger",  # A50 to A51
+    "opening the door and walking in", "fallen on the floor", "sitting up/standing up", "lying down",  # A52 to A55
 )
+# fmt: on
 NUM_PERSONS = 100
 LAST_ELDERLY = 50
 NUM_GROUPS = 6  # computed from a public list of all 112,620 names
@@ -135,10 +97,7 @@ class ETRI(Catalog):
     }
     # Counted in a public list of all names (Xavi3398/Elderly-people-Explainable-Action-Recognition); the total is the
     # paper's, too.
-    published = (
-        Count(protocol="all", split="all", videos=112_620),
-        *train_and_test("xsub", train=75_372, test=37_248),
-    )
+    published = (Count(protocol="all", split="all", videos=112_620), *train_and_test("xsub", train=75_372, test=37_248))
     remarks = (
         "counted in a public list of all names: 15,371 takes (xsub: 10,289 for training, 5,082 for testing); 13,084 of "
         "them have 8 views, 1,345 have 4 (cameras 1 to 4 only, nearly all in A10-A13, A21, A28, A30, A38, A52), 800 "
@@ -179,7 +138,7 @@ class LivingLab(ETRI):
     )
 
     def parse(self, path: str) -> Video:
-        """See `Catalog.parse`. The folders above the file are of no account."""
+        """See `Catalog.parse`. The folders above the file are ignored."""
         video = _parse_name(path)
         if video.subject < FIRST_LIVING_LAB_PERSON:
             raise UserError(

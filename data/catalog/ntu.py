@@ -17,128 +17,40 @@ from console.errors import UserError
 from data.catalog.base import CONTAINER, Catalog, Row, Split, Video, check_range, random_takes
 
 # Spelling of the authors' list (github.com/shahroudy/NTURGB-D).
+# fmt: off
 CLASS_NAMES = (
-    "drink water",  # A1
-    "eat meal/snack",  # A2
-    "brushing teeth",  # A3
-    "brushing hair",  # A4
-    "drop",  # A5
-    "pickup",  # A6
-    "throw",  # A7
-    "sitting down",  # A8
-    "standing up (from sitting position)",  # A9
-    "clapping",  # A10
-    "reading",  # A11
-    "writing",  # A12
-    "tear up paper",  # A13
-    "wear jacket",  # A14
-    "take off jacket",  # A15
-    "wear a shoe",  # A16
-    "take off a shoe",  # A17
-    "wear on glasses",  # A18
-    "take off glasses",  # A19
-    "put on a hat/cap",  # A20
-    "take off a hat/cap",  # A21
-    "cheer up",  # A22
-    "hand waving",  # A23
-    "kicking something",  # A24
-    "reach into pocket",  # A25
-    "hopping (one foot jumping)",  # A26
-    "jump up",  # A27
-    "make a phone call/answer phone",  # A28
-    "playing with phone/tablet",  # A29
-    "typing on a keyboard",  # A30
-    "pointing to something with finger",  # A31
-    "taking a selfie",  # A32
-    "check time (from watch)",  # A33
-    "rub two hands together",  # A34
-    "nod head/bow",  # A35
-    "shake head",  # A36
-    "wipe face",  # A37
-    "salute",  # A38
-    "put the palms together",  # A39
-    "cross hands in front (say stop)",  # A40
-    "sneeze/cough",  # A41
-    "staggering",  # A42
-    "falling",  # A43
-    "touch head (headache)",  # A44
-    "touch chest (stomachache/heart pain)",  # A45
-    "touch back (backache)",  # A46
-    "touch neck (neckache)",  # A47
-    "nausea or vomiting condition",  # A48
-    "use a fan (with hand or paper)/feeling warm",  # A49
-    "punching/slapping other person",  # A50
-    "kicking other person",  # A51
-    "pushing other person",  # A52
-    "pat on back of other person",  # A53
-    "point finger at the other person",  # A54
-    "hugging other person",  # A55
-    "giving something to other person",  # A56
-    "touch other person's pocket",  # A57
-    "handshaking",  # A58
-    "walking towards each other",  # A59
-    "walking apart from each other",  # A60
-    "put on headphone",  # A61
-    "take off headphone",  # A62
-    "shoot at the basket",  # A63
-    "bounce ball",  # A64
-    "tennis bat swing",  # A65
-    "juggling table tennis balls",  # A66
-    "hush (quite)",  # A67
-    "flick hair",  # A68
-    "thumb up",  # A69
-    "thumb down",  # A70
-    "make ok sign",  # A71
-    "make victory sign",  # A72
-    "staple book",  # A73
-    "counting money",  # A74
-    "cutting nails",  # A75
-    "cutting paper (using scissors)",  # A76
-    "snapping fingers",  # A77
-    "open bottle",  # A78
-    "sniff (smell)",  # A79
-    "squat down",  # A80
-    "toss a coin",  # A81
-    "fold paper",  # A82
-    "ball up paper",  # A83
-    "play magic cube",  # A84
-    "apply cream on face",  # A85
-    "apply cream on hand back",  # A86
-    "put on bag",  # A87
-    "take off bag",  # A88
-    "put something into a bag",  # A89
-    "take something out of a bag",  # A90
-    "open a box",  # A91
-    "move heavy objects",  # A92
-    "shake fist",  # A93
-    "throw up cap/hat",  # A94
-    "hands up (both hands)",  # A95
-    "cross arms",  # A96
-    "arm circles",  # A97
-    "arm swings",  # A98
-    "running on the spot",  # A99
-    "butt kicks (kick backward)",  # A100
-    "cross toe touch",  # A101
-    "side kick",  # A102
-    "yawn",  # A103
-    "stretch oneself",  # A104
-    "blow nose",  # A105
-    "hit other person with something",  # A106
-    "wield knife towards other person",  # A107
-    "knock over other person (hit with body)",  # A108
-    "grab other person's stuff",  # A109
-    "shoot at other person with a gun",  # A110
-    "step on foot",  # A111
-    "high-five",  # A112
-    "cheers and drink",  # A113
-    "carry something with other person",  # A114
-    "take a photo of other person",  # A115
-    "follow other person",  # A116
-    "whisper in other person's ear",  # A117
-    "exchange things with other person",  # A118
-    "support somebody with hand",  # A119
-    "finger-guessing game (playing rock-paper-scissors)",  # A120
+    "drink water", "eat meal/snack", "brushing teeth", "brushing hair", "drop", "pickup", "throw",  # A1 to A7
+    "sitting down", "standing up (from sitting position)", "clapping", "reading", "writing",  # A8 to A12
+    "tear up paper", "wear jacket", "take off jacket", "wear a shoe", "take off a shoe",  # A13 to A17
+    "wear on glasses", "take off glasses", "put on a hat/cap", "take off a hat/cap", "cheer up",  # A18 to A22
+    "hand waving", "kicking something", "reach into pocket", "hopping (one foot jumping)", "jump up",  # A23 to A27
+    "make a phone call/answer phone", "playing with phone/tablet", "typing on a keyboard",  # A28 to A30
+    "pointing to something with finger", "taking a selfie", "check time (from watch)",  # A31 to A33
+    "rub two hands together", "nod head/bow", "shake head", "wipe face", "salute",  # A34 to A38
+    "put the palms together", "cross hands in front (say stop)", "sneeze/cough", "staggering",  # A39 to A42
+    "falling", "touch head (headache)", "touch chest (stomachache/heart pain)", "touch back (backache)",  # A43 to A46
+    "touch neck (neckache)", "nausea or vomiting condition",  # A47 to A48
+    "use a fan (with hand or paper)/feeling warm", "punching/slapping other person",  # A49 to A50
+    "kicking other person", "pushing other person", "pat on back of other person",  # A51 to A53
+    "point finger at the other person", "hugging other person", "giving something to other person",  # A54 to A56
+    "touch other person's pocket", "handshaking", "walking towards each other",  # A57 to A59
+    "walking apart from each other", "put on headphone", "take off headphone", "shoot at the basket",  # A60 to A63
+    "bounce ball", "tennis bat swing", "juggling table tennis balls", "hush (quite)", "flick hair",  # A64 to A68
+    "thumb up", "thumb down", "make ok sign", "make victory sign", "staple book", "counting money",  # A69 to A74
+    "cutting nails", "cutting paper (using scissors)", "snapping fingers", "open bottle",  # A75 to A78
+    "sniff (smell)", "squat down", "toss a coin", "fold paper", "ball up paper", "play magic cube",  # A79 to A84
+    "apply cream on face", "apply cream on hand back", "put on bag", "take off bag",  # A85 to A88
+    "put something into a bag", "take something out of a bag", "open a box", "move heavy objects",  # A89 to A92
+    "shake fist", "throw up cap/hat", "hands up (both hands)", "cross arms", "arm circles",  # A93 to A97
+    "arm swings", "running on the spot", "butt kicks (kick backward)", "cross toe touch", "side kick",  # A98 to A102
+    "yawn", "stretch oneself", "blow nose", "hit other person with something",  # A103 to A106
+    "wield knife towards other person", "knock over other person (hit with body)",  # A107 to A108
+    "grab other person's stuff", "shoot at other person with a gun", "step on foot", "high-five",  # A109 to A112
+    "cheers and drink", "carry something with other person", "take a photo of other person",  # A113 to A115
+    "follow other person", "whisper in other person's ear", "exchange things with other person",  # A116 to A118
+    "support somebody with hand", "finger-guessing game (playing rock-paper-scissors)",  # A119 to A120
 )
+# fmt: on
 
 # Setup -> its performers. Every performer of a setup did every action of it, twice, before three cameras, so the table
 # gives the complete list of names. Checked against the public lists of available and of missing skeletons.

@@ -87,11 +87,12 @@ def _truth(options: argparse.Namespace) -> Path | None:
     names = (truth.SKELETON, truth.JOINTS, truth.CAMERAS)
     there = [folder for folder in folders if any((folder / name).is_file() for name in names)]
     if len(there) > 1:
-        raise PreparationError(f"{' and '.join(map(str, there))} both tell a truth: choose one by --truth, or none")
+        found = " and ".join(map(str, there))
+        raise PreparationError(f"{found} both hold 3D joints: choose one by --truth=DIR, or --truth=none")
     if there:
         return there[0]
     if options.truth:
-        raise PreparationError(f"--truth={options.truth}: there is no {truth.SKELETON} in it; docs/data_sets.md tells")
+        raise PreparationError(f"--truth={options.truth}: there is no {truth.SKELETON} in it; see docs/data_sets.md")
     return None
 
 
@@ -124,7 +125,7 @@ def make_parser() -> Parser:
         notes="""\
 Files in .zip and .tar(.gz) archives below --input are read without being unpacked to disk.
 
-An interrupted preparation goes on when the same command is given again; what is done is not done again.""",
+An interrupted preparation continues when the same command is given again; what is done is not done again.""",
         exit_codes={
             ExitCode.DONE: "prepared (or intact, with --verify)",
             ExitCode.FAILED: "damaged, with --verify; else a fault of this program: the traceback says where",
@@ -204,7 +205,7 @@ An interrupted preparation goes on when the same command is given again; what is
         type=_number("0 to 1", lambda share: 0 <= share <= 1),
         default=clocks.MAX_GAP_SHARE,
         metavar="PART",
-        help="a view with more of its frames missing goes to the quarantine; the frame before stands in for those that "
+        help="a view with more of its frames missing is set aside; the frame before replaces those that "
         f"are missing ({clocks.MAX_GAP_SHARE:g})",
     )
     parser.add_argument(
@@ -212,7 +213,7 @@ An interrupted preparation goes on when the same command is given again; what is
         type=_number("0 or more", lambda seconds: seconds >= 0),
         default=clocks.MAX_GAP_SECONDS,
         metavar="S",
-        help=f"as does one that lacks frames for longer at a stretch ({clocks.MAX_GAP_SECONDS:g})",
+        help=f"a view with a longer gap is set aside, too ({clocks.MAX_GAP_SECONDS:g})",
     )
     parser.add_argument(
         "--crop",

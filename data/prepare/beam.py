@@ -43,7 +43,7 @@ def write_shards(
             )
     except RuntimeError as error:  # Beam's for whatever a worker raises
         raise PreparationError(
-            f"the Beam pipeline failed: {error}. Finished shards are kept: the same command goes on from here"
+            f"the Beam pipeline failed: {error}. Finished shards are kept: the same command continues from here"
         ) from error
 
 

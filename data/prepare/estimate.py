@@ -32,13 +32,13 @@ def dry_run(names: catalog.Catalog, inputs: Path | Sequence[Path], output_dir: P
         f"{count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
         f"{count(len(jobs), 'shard')}",
         *(f"  {count(takes_with[views], 'take')} with {count(views, 'view')}" for views in sorted(takes_with)),
-        *times.table(listing, listing.root),
+        *times.table(listing, listing.files.root),
         *preparation_report.found_wrong(listing),
         *preparation_report.unmatched(listing.unmatched),
         *preparation_report.left(len(listing.files.duplicates), listing.files.passed_over),
         *(carry_truth.check(options.truth_dir, listing.videos) if options.truth_dir else []),
         *told,
-        *expected(jobs, settings, listing.root, output_dir, options.workers),
+        *expected(jobs, settings, listing.files.root, output_dir, options.workers),
     ]
     return "\n".join(lines)
 

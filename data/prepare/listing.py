@@ -58,16 +58,6 @@ class Listing:
     unmatched: tuple[tuple[str, str], ...]  # as of `files`, and labels without a video
     frames_fps: float | None = None  # frames per second of series of images
 
-    @property
-    def root(self) -> Path:
-        """Where the paths of the videos start."""
-        return self.files.root
-
-    @property
-    def unreadable(self) -> tuple[tuple[str, str, str], ...]:
-        """As of `files`."""
-        return self.files.unreadable
-
 
 def list_videos(
     names: catalog.Catalog, inputs: Path | Sequence[Path], frames_fps: float | None = None

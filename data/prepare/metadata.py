@@ -261,7 +261,7 @@ def verify(directory: Path) -> list[str]:
     damage, unfinished = [], _unfinished(directory)
     for name, problem in digests.check(directory, show_progress=True).items():
         if unfinished and unfinished.search(name):
-            continue  # an addition that goes on when its command is given again
+            continue  # an addition that continues when its command is given again
         in_shard = problem == "damaged" and ".array_record-" in name
         takes = f"; takes {', '.join(_damaged_takes(directory / name))}" if in_shard else ""
         damage.append(f"{name}: {problem}{takes}")

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from console.errors import UserError
 from data.catalog import Video, composed
@@ -21,7 +22,13 @@ def read(path: Path) -> dict[tuple[str, str], float]:
         raise UserError(f"--sync={path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--sync={path} is no text in UTF-8: {error}") from error
-    table = csv.reader(io.StringIO(text))
+    try:
+        return _seconds(path, csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise UserError(f"--sync={path} cannot be read as CSV: {error} (an open quotation mark?)") from error
+
+
+def _seconds(path: Path, table: Any) -> dict[tuple[str, str], float]:
     header = [name.strip() for name in next(table, [])]
     if missing := [name for name in COLUMNS if name not in header]:
         raise UserError(

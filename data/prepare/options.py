@@ -47,7 +47,7 @@ class Options:
             short_side=self.short_side,
             quality=self.quality,
             max_length_difference=self.max_length_difference,
-            synchronised=names.synchronised,
+            synchronised=not names.not_synchronised,
             clock=clock,
             crop=boxes.make_crop(self.crop, self.crop_margin, self.crop_aspect),
             min_frames=self.min_frames,
@@ -68,7 +68,7 @@ class Options:
                     "give --sync=start, if they begin together, or --sync=timestamps"
                 )
             return None, None
-        if not names.synchronised:
+        if names.not_synchronised:
             raise PreparationError(f"--sync={by} puts views on one clock, but {names.not_synchronised}")
         seconds = None
         if by not in (clocks.BY_START, clocks.BY_TIMESTAMPS, clocks.IF_ALIKE):

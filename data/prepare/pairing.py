@@ -78,7 +78,9 @@ def choose_views(
             views = _keep_agreeing(
                 views, reasons, lambda view: view.fps, lambda fps: fps * clocks.RATE_TOLERANCE, "fps"
             )
-            views = _keep_alike_in_length(views, reasons, max_length_difference, lambda view: len(view.frames))
+            views = _keep_agreeing(
+                views, reasons, lambda view: len(view.frames), lambda _: max_length_difference, "frames"
+            )
     else:
         views = _on_one_clock(views, reasons, offset, clock, max_length_difference)
         views = _keep_long(views, reasons, min_frames, " in common with its take")
@@ -144,9 +146,8 @@ def _on_one_clock(
         rates = [view.source_fps for view in placed]
         fps = clock.fps or clocks.common_rate(rates)
         if clock.by == clocks.IF_ALIKE:  # very different lengths suggest that they did not begin together
-            alike = _keep_alike_in_length(
-                placed, reasons, max_length_difference, functools.partial(_num_ticks, fps=fps)
-            )
+            ticks = functools.partial(_num_ticks, fps=fps)
+            alike = _keep_agreeing(placed, reasons, ticks, lambda _: max_length_difference, "frames")
             if len(alike) < len(placed):
                 placed = alike
                 continue
@@ -211,15 +212,6 @@ def _keep_alike_in_begin(views: list[EncodedVideo], reasons: dict[Video, str], c
             "times (--sync=timestamps), or all began at once and their clocks differ (--sync=start)"
         )
     return []
-
-
-def _keep_alike_in_length(
-    views: list[EncodedVideo],
-    reasons: dict[Video, str],
-    max_length_difference: int,
-    measure: Callable[[EncodedVideo], int],
-) -> list[EncodedVideo]:
-    return _keep_agreeing(views, reasons, measure, lambda _: max_length_difference, "frames")
 
 
 def _keep_agreeing(

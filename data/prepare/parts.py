@@ -36,7 +36,7 @@ class Part:
 
     @classmethod
     def of(cls, split: str, settings: shards.Settings, videos: Sequence[Video], names: catalog.Catalog) -> "Part":
-        """That of a preparation."""
+        """A preparation's part."""
         takes = sorted({video.take for video in videos})
         plain = json.loads(json.dumps(settings.as_dict()))
         return cls(split=split, settings=plain, takes=takes, subject_names=getattr(names, "subject_names", ()))
@@ -49,12 +49,12 @@ class Part:
 
 
 def _path(output_dir: Path, what: str, split: str) -> Path:
-    """Of a part's 'plan' or 'inputs'."""
+    """Path of a part's plan or inputs file."""
     return output_dir / (f"{what}.json" if split == shards.SPLIT else f"{what}-{split}.json")
 
 
 def _split(number: int) -> str:
-    """Of a part, counted from 1."""
+    """The split of part 1, 2, ..."""
     return shards.SPLIT if number == 1 else f"{shards.SPLIT}_{number}"
 
 
@@ -126,7 +126,7 @@ def _advice(output_dir: Path) -> str:
 def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
     """The split that files become which are added to a set, and the listing without the takes that it holds.
 
-    The same files go on with the part that they began.
+    The same files continue with the part that they began.
 
     Raises:
       PreparationError: the set is not finished, holds a take without one of its views, or all takes, or another
@@ -203,14 +203,15 @@ def with_own_names(names: catalog.Catalog, listing: Listing) -> tuple[catalog.Ca
 
 def found(listing: Listing) -> dict:
     """What of a listing is told of a finished part."""
-    same = [(path, f"the same bytes as {used}, which is used") for path, used in listing.files.duplicates]
+    files, refused = listing.files, listing.refused
+    same = [(path, f"the same bytes as {used}, which is used") for path, used in files.duplicates]
     counts = [len(listing.videos), len(listing.num_bytes), len({video.take for video in listing.videos})]
-    counts += [sum(listing.num_bytes.values()), len(listing.unreadable), len(listing.refused), len(listing.changed)]
-    counts += [len(listing.unmatched), len(listing.files.duplicates)]
+    counts += [sum(listing.num_bytes.values()), len(files.unreadable), len(refused), len(listing.changed)]
+    counts += [len(listing.unmatched), len(files.duplicates)]
     return {
-        "aside": [[*entry] for entry in (*listing.unreadable, *listing.refused)],
+        "aside": [[*entry] for entry in (*files.unreadable, *refused)],
         "unmatched": [[*entry] for entry in (*listing.unmatched, *same)],
-        "passed_over": dict(sorted(listing.files.passed_over.items())),
+        "passed_over": dict(sorted(files.passed_over.items())),
         "counts": dict(zip(_COUNTS, counts, strict=True)),
     }
 

@@ -31,7 +31,7 @@ def prepare(
     announce: Callable[[str], None] = lambda line: None,
     write_shards: Callable[..., None] = workers.write_shards,
 ) -> dict:
-    """Prepares a data set, or goes on with a preparation that was interrupted.
+    """Prepares a data set, or continues with a preparation that was interrupted.
 
     Args:
       names: the catalogue of the data set.
@@ -46,7 +46,7 @@ def prepare(
       `static` (takes in which nothing moves) added.
 
     Raises:
-      ValueError: the input or the output does not let it go on.
+      ValueError: the input or the output does not let it continue.
     """
     clock, seconds = options.choose_clock(names)
     names, listing = list_videos(names, inputs, options.frames_fps)
@@ -67,13 +67,13 @@ def prepare(
             if missing:
                 if split == shards.SPLIT:
                     (output_dir / "prepared.json").unlink(missing_ok=True)  # the set must not look finished meanwhile
-                for line in estimate.expected(missing, settings, listing.root, output_dir, options.workers):
+                for line in estimate.expected(missing, settings, listing.files.root, output_dir, options.workers):
                     announce(line)
-                write_shards(missing, len(listing.num_bytes), settings, listing.root, output_dir, options.workers)
+                write_shards(missing, len(listing.num_bytes), settings, listing.files.root, output_dir, options.workers)
             parts.finish(output_dir, split, [job.file_name(names.name) for job in jobs], parts.found(listing))
         if options.sheet:
             accounts = parts.accounts(output_dir, split)
-            sheet = contact_sheet.write(accounts, listing.videos, listing.root, output_dir, options.frames_fps)
+            sheet = contact_sheet.write(accounts, listing.videos, listing.files.root, output_dir, options.frames_fps)
             announce(f"sheet: {sheet}")
         return metadata.write(settings, jobs, output_dir, options.truth_dir)
 

@@ -24,8 +24,8 @@ def report(prepared: dict, output_dir: Path) -> str:
         f"{counts['bytes'] / 1e6:.1f} MB in {count(len(prepared['shards']), 'shard')}: {output_dir}",
         f"aside: {count(counts['quarantined'], 'video')}{labels}{unreadable}{where}",
         *_shortened(quarantined),
-        *([f"told:  {count(tracks, 'file')} with several video tracks: the longest was taken"] if tracks else []),
-        *([f"told:  {count(len(static), 'take')} in which nothing moves:", *_shortened(static)] if static else []),
+        *([f"note:  {count(tracks, 'file')} with several video tracks: the longest was taken"] if tracks else []),
+        *([f"note:  {count(len(static), 'take')} in which nothing moves:", *_shortened(static)] if static else []),
         *[f"labels used, but not as they are written: {counts['labels_changed']}"] * bool(counts["labels_changed"]),
         *unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
         *left(counts["duplicates"], counts["passed_over"]),
@@ -35,7 +35,7 @@ def report(prepared: dict, output_dir: Path) -> str:
 
 def found_wrong(listing: Listing) -> list[str]:
     """Printed before the work begins, so that the user can correct files and have them prepared with the rest."""
-    unreadable = [f"  {path}: {reason}" for path, _, reason in listing.unreadable]
+    unreadable = [f"  {path}: {reason}" for path, _, reason in listing.files.unreadable]
     lines = [f"cannot be read: {count(len(unreadable), 'file')}", *unreadable] if unreadable else []
     refused, changed = [reason for *_, reason in listing.refused], listing.changed
     lines += [f"labels that cannot be used: {len(refused)}", *_shortened(refused)] if refused else []

@@ -28,21 +28,11 @@ MAX_SECONDS = 2 * MAX_CPU_SECONDS
 MAX_INDEX_ENTRIES = 8 * MAX_FRAMES  # of an AVI file, whose sound has entries too
 # FFmpeg's names of the containers that are read: those in which a video is one file. Playlists and descriptions of
 # sessions are left out, because they make FFmpeg open other files and sockets.
+# fmt: off
 CONTAINERS = (
-    "asf",
-    "avi",
-    "flv",
-    "h264",
-    "hevc",
-    "m4v",
-    "matroska",
-    "mov",
-    "mpeg",
-    "mpegts",
-    "mpegvideo",
-    "mxf",
-    "ogg",
+    "asf", "avi", "flv", "h264", "hevc", "m4v", "matroska", "mov", "mpeg", "mpegts", "mpegvideo", "mxf", "ogg",
 )
+# fmt: on
 # How much of what the container claims may be missing before the video counts as truncated.
 MISSING_FRAMES_TOLERANCE = 1  # [ours] frames of the claimed count; an entry may hold no picture
 MISSING_SECONDS_TOLERANCE = 0.5  # [ours] of the claimed duration, which may be that of a longer audio track; but

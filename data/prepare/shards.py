@@ -99,7 +99,7 @@ class Job:
         return len({video.path for video in self.videos})
 
     def file_name(self, dataset: str) -> str:
-        """Of the shard, as TFDS names it."""
+        """The shard's file name, in TFDS's form."""
         return f"{dataset}-{self.split}.array_record-{self.shard:05}-of-{self.num_shards:05}"
 
     def digest(self, settings: Settings) -> str:
@@ -123,17 +123,17 @@ class ShardFile:
 
     @property
     def part_name(self) -> str:
-        """Of the account of this shard, in PARTS."""
+        """Name of the shard's account in PARTS."""
         return f"{self._stem}.json"
 
     @property
     def index_name(self) -> str:
-        """Of the file that says where the frames lie in this shard, in PARTS."""
+        """Name of the shard's frame index file in PARTS."""
         return f"{self._stem}.frames.npy"
 
     @property
     def split(self) -> str:
-        """Of TFDS."""
+        """The split of TFDS."""
         return self.name.partition(".array_record-")[0].rpartition("-")[2]
 
     @property

@@ -17,7 +17,7 @@ from console import progress
 from data.prepare import raw_video, shards
 from data.prepare.listing import PreparationError
 
-_GO_ON = "Finished shards are kept: the same command goes on from here"
+_GO_ON = "Finished shards are kept: the same command continues from here"
 _num_started = None  # videos, counted by all workers; set in each worker
 _at_work = None  # the file that names the video that this worker reads
 _refused: Mapping[str, str] = {}  # path -> reason, of videos that ended a worker before

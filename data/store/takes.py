@@ -334,7 +334,7 @@ def open_prepared(directory: str | Path) -> Prepared:
         raise UserError(f"no prepared data set in {directory}: there is no such folder. Make it with `{command}`")
     if not (directory / "prepared.json").exists():
         if (directory / "plan.json").exists():
-            raise UserError(f"the preparation of {directory} is not finished: go on with `{command}`")
+            raise UserError(f"the preparation of {directory} is not finished: continue with `{command}`")
         raise UserError(f"{directory} is not a prepared data set (no prepared.json). Make one with `{command}`")
     listed, wrong = _check_digests(directory)
     damage = "; ".join(f"{directory / name} is {problem}" for name, problem in wrong.items())

@@ -211,7 +211,7 @@ def _read(path: Path, schema: Mapping[str, pa.DataType | None]) -> pa.Table:
             if name == "joints":
                 sizes = {len(joints) for joints in column.to_pylist()} if pa.types.is_list(column.type) else None
                 if sizes is not None and len(sizes) != 1:
-                    raise UserError("rows of joints have different lengths")
+                    raise UserError("rows of joints have different lengths" if sizes else "it has no rows")
                 kind = pa.list_(pa.float32(), sizes.pop() if sizes else column.type.list_size)
             table = table.set_column(index, name, column.cast(kind))
     except (OSError, pa.ArrowException, ValueError, AttributeError) as error:

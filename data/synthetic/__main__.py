@@ -28,7 +28,7 @@ def make_parser() -> Parser:
         PROG,
         "Generates synchronised videos of acting people from three cameras, DIR/SsssCcccPpppRrrrAaaa_rgb.avi.",
         examples=EXAMPLES,
-        notes="Stopped and started again with the same arguments, it goes on where it was.",
+        notes="Stopped and started again with the same arguments, it continues where it was.",
     )
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--takes", type=int, required=True, metavar="N", help="number of takes, each three videos")
@@ -56,7 +56,7 @@ def make_parser() -> Parser:
         type=float,
         default=rooms.STANDARD.facing_spread,
         metavar="DEGREES",
-        help="people face up to so much beside the camera they face; in plain rooms, 45 leaves no gap between two side "
+        help="people turn up to this far from the camera they face; in plain rooms, 45 leaves no gap between two side "
         "views, and 180 shows people from all around (%(default)g)",
     )
     parser.add_argument(

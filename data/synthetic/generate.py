@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import multiprocessing
-import os
 import pathlib
 
 import cv2
@@ -16,6 +15,7 @@ from console import progress
 from console.errors import UserError
 from data import catalog
 from data.store import truth
+from data.store.whole_files import write_whole
 from data.synthetic import actors, rooms, writer
 from data.synthetic.actions import CLASS_NAMES
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
@@ -174,6 +174,4 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
     for name in partial:
         (output / name).unlink()
     if not path.exists():
-        writing = output / (DESCRIPTION + writer.PARTIAL)
-        writing.write_text(json.dumps(wanted, indent=1) + "\n")
-        os.replace(writing, path)
+        write_whole(path, json.dumps(wanted, indent=1) + "\n")

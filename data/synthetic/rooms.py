@@ -11,7 +11,6 @@ import numpy as np
 from data.synthetic import textures
 from data.synthetic.cameras import Camera, look_at
 
-NUM_CAMERAS = 3
 # NTU RGB+D: C001 is the camera in the middle; the actor faces C003 in performance R001 and C002 in R002.
 CAMERA_DEGREES = {1: 0.0, 2: 45.0, 3: -45.0}
 FACED_CAMERA = {1: 3, 2: 2}

@@ -28,11 +28,7 @@ def start(
     Raises:
       ValueError: some of the three flags are missing, or neither flags nor launcher say who the other processes are.
     """
-    flags = {
-        "--coordinator_address": coordinator_address,
-        "--num_processes": num_processes,
-        "--process_id": process_id,
-    }
+    flags = {"--coordinator_address": coordinator_address, "--num_processes": num_processes, "--process_id": process_id}
     missing = [name for name, value in flags.items() if value is None]
     if len(missing) == len(flags):
         if distributed or cluster():

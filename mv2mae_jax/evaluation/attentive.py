@@ -43,13 +43,7 @@ def attentive_probe(
     """
     probes.check_labels(train_y, num_classes, len(train_tokens))
     return _attentive(
-        probes.CLASSES,
-        train_tokens,
-        train_y,
-        test_tokens,
-        num_outputs=num_classes,
-        batch_size=batch_size,
-        **settings,
+        probes.CLASSES, train_tokens, train_y, test_tokens, num_outputs=num_classes, batch_size=batch_size, **settings
     )
 
 

@@ -1,6 +1,6 @@
 """What fine-tuning is worth: accuracies over clips and crops of the views that are tested.
 
-The functions are those of `reconstruction`, of the other objective.
+The same functions as in `reconstruction`, for fine-tuning.
 """
 
 from collections.abc import Iterator

@@ -134,6 +134,7 @@ def measure(
     test_targets: Targets,
     *,
     group: np.ndarray,
+    validation_fraction: float = 0.2,
     attention: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, float], np.ndarray]:
@@ -144,6 +145,7 @@ def measure(
       train, test: features with tokens of M and M' clips.
       train_targets, test_targets: of the same clips.
       group: [M], rows of one group stay together when validation rows are cut off: takes, or subjects.
+      validation_fraction: share of the groups on which settings are chosen.
       attention: `learning_rates`, `weight_decays`, `epochs`, `batch_size`; None leaves the attentive head out.
       seed: decides the cut, and the attentive head's initialisation and batches.
 
@@ -160,6 +162,7 @@ def measure(
         [_flat(train_targets.camera), _flat(train_targets.actor)],
         test_x,
         group=np.repeat(group, model.grid[0]),
+        validation_fraction=validation_fraction,
         seed=seed,
     )
     mean = np.broadcast_to(_flat(train_targets.camera).mean(axis=0), true.shape)
@@ -171,8 +174,8 @@ def measure(
         "validation_r2": float(found.validation_r2.max()),
     }
     if attention is not None:
-        group = np.repeat(group, model.grid[0])
-        attended = _attend(model, train, test, train_targets.camera, group=group, seed=seed, **attention)
+        choosing = {"group": np.repeat(group, model.grid[0]), "validation_fraction": validation_fraction, "seed": seed}
+        attended = _attend(model, train, test, train_targets.camera, **choosing, **attention)
         results |= _scores("attentive_", attended, true)
     return results, found.prediction.reshape(test_targets.camera.shape)  # (M', nt, 3 J)
 
@@ -185,6 +188,7 @@ def measure_motion(
     test_targets: Targets,
     *,
     group: np.ndarray,
+    validation_fraction: float = 0.2,
     attention: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -194,13 +198,13 @@ def measure_motion(
       `r2` and `error_cm_per_second`, the mean length of a joint's error, by ridge regression; `attentive_r2` and
       `attentive_error_cm_per_second`, from the slice alone.
     """
-    of_slice = np.repeat(group, model.grid[0])
+    choosing = {"group": np.repeat(group, model.grid[0]), "validation_fraction": validation_fraction, "seed": seed}
     train_x, test_x = (with_neighbours(part, model) for part in (train, test))
-    (found,) = regression.ridges(train_x, [_flat(train_targets.velocity)], test_x, group=of_slice, seed=seed)
+    (found,) = regression.ridges(train_x, [_flat(train_targets.velocity)], test_x, **choosing)
     target = _flat(test_targets.velocity)
     results = _scores("", found.prediction, target, unit="cm_per_second")
     if attention is not None:
-        told = _attend(model, train, test, train_targets.velocity, group=of_slice, seed=seed, **attention)
+        told = _attend(model, train, test, train_targets.velocity, **choosing, **attention)
         results |= _scores("attentive_", told, target, unit="cm_per_second")
     return results
 

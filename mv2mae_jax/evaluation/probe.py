@@ -198,31 +198,22 @@ def _classify(
         scores, _ = accuracy.average_clips(found.prediction, test.row)
         return scores, {"penalty": found.penalty}, {"validation_r2": found.validation_r2.tolist()}
     if kind == "attentive":
-        train_x, train_row, train_y, test_x = (
-            train_features.tokens,
-            train_features.row,
-            train_features.label,
-            test.tokens,
-        )
+        train, train_x, test_x = train_features, train_features.tokens, test.tokens
     else:
-        train_features, per_row = train_features.per_row(), test.per_row()
-        train_x, test_x = train_features.pooled(probe.pooling), per_row.pooled(probe.pooling)
-        train_row, train_y = train_features.row, train_features.label
+        train = train_features.per_row()
+        train_x, test_x = (part.pooled(probe.pooling) for part in (train, test.per_row()))
     if kind == "knn":
-        return probes.knn_scores(train_x, train_y, test_x, num_classes, k=probe.knn_k), {}, {}
+        return probes.knn_scores(train_x, train.label, test_x, num_classes, k=probe.knn_k), {}, {}
     fit = attentive.attentive_probe if kind == "attentive" else probes.linear_probe
     probed = fit(
         train_x,
-        train_y,
+        train.label,
         test_x,
         num_classes,
-        group=_groups(dataset, train_row),
-        learning_rates=probe.learning_rates,
-        weight_decays=probe.weight_decays,
-        epochs=probe.epochs,
-        batch_size=probe.batch_size,
+        group=_groups(dataset, train.row),
         validation_fraction=probe.validation_fraction,
         seed=config.seed,
+        **_head(probe),
     )
     scores = probed.scores
     if kind == "attentive":
@@ -233,11 +224,7 @@ def _classify(
 
 
 def _geometry(
-    config: config_dict.ConfigDict,
-    dataset: LabelledDataset,
-    model: mv2mae.MV2MAE,
-    train: Features,
-    test: Features,
+    config: config_dict.ConfigDict, dataset: LabelledDataset, model: mv2mae.MV2MAE, train: Features, test: Features
 ) -> dict[str, float]:
     """`geometry/*` and `motion/*`, if they are asked for."""
     probe, results = config.probe, {}
@@ -247,25 +234,24 @@ def _geometry(
         geometry.targets(dataset.prepared, dataset.spec, rows, dataset.clips_per_view)
         for rows in (dataset.train, dataset.test)
     ]
-    options = {
+    choosing = {
         "group": _groups(dataset, train.row),
+        "validation_fraction": probe.validation_fraction,
+        "attention": _head(probe) if "attentive" in probe.kinds else None,
         "seed": config.seed,
     }
-    attention = {
-        "learning_rates": probe.learning_rates,
-        "weight_decays": probe.weight_decays,
-        "epochs": probe.epochs,
-        "batch_size": probe.batch_size,
-        "validation_fraction": probe.validation_fraction,
-    }
-    heads = attention if "attentive" in probe.kinds else None
     if "geometry" in probe.kinds:
-        measured, _ = geometry.measure(model, train, test, *true, attention=heads, **options)
+        measured, _ = geometry.measure(model, train, test, *true, **choosing)
         results |= {f"geometry/{name}": value for name, value in measured.items()}
     if "motion" in probe.kinds:
-        measured = geometry.measure_motion(model, train, test, *true, attention=heads, **options)
+        measured = geometry.measure_motion(model, train, test, *true, **choosing)
         results |= {f"motion/{name}": value for name, value in measured.items()}
     return results
+
+
+def _head(probe: config_dict.ConfigDict) -> dict[str, Any]:
+    """How a linear or an attentive head is trained."""
+    return {name: probe[name] for name in ("learning_rates", "weight_decays", "epochs", "batch_size")}
 
 
 def _groups(dataset: LabelledDataset, rows: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def measure(
         )
     if len(set(zip(take.tolist(), view.tolist(), strict=True))) < len(take):
         raise UserError("A take occurs twice in one camera: average the features of its clips before retrieval.")
-    unit = _normalize(features)
+    unit = normalize(features)
     label = np.full(len(take), -1) if label is None else np.asarray(label)
     of_pairs = []
     for query_view, gallery_view in pairs:
@@ -102,6 +102,7 @@ def _measure_queries(
     }
 
 
-def _normalize(features: np.ndarray) -> np.ndarray:
+def normalize(features: np.ndarray) -> np.ndarray:
+    """float[M, D] -> float32[M, D] of length 1."""
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -108,7 +108,7 @@ def extract(
         if tokens is not None:
             found = output.pop("tokens")
             if count + len(found) > len(tokens):
-                raise UserError(f"Room for the tokens of {len(tokens)} clips is too small: more have come.")
+                raise UserError(f"`tokens` has room for {len(tokens)} clips, but more have come.")
             tokens[count : count + len(found)] = found
         count += len(order)
         collected.append(output)

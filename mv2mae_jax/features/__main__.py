@@ -25,12 +25,7 @@ from mv2mae_jax.features.store import Store
 BATCHES_PER_PART = 8  # [ours] an interruption loses at most this much work
 POOLINGS = (*features.POOLINGS, "tokens")
 # Columns that say where in its video a clip lies; see `times`.
-TIMES = {
-    "start_seconds": np.float32,
-    "end_seconds": np.float32,
-    "frame_stride": np.int32,
-    "repeated_frames": np.int32,
-}
+TIMES = {"start_seconds": np.float32, "end_seconds": np.float32, "frame_stride": np.int32, "repeated_frames": np.int32}
 
 PROG = "python -m mv2mae_jax.features"
 EXAMPLES = """
@@ -52,7 +47,7 @@ The output has one row per clip: `features`; `clip` (0, 1, ... within a video); 
 times of its first and last frame; `frame_stride`, which a short video makes smaller; `repeated_frames`, how often a
 still shorter one's last frame stands in for a missing one; and `path`, or for a prepared set `take`, `view`, `label`,
 `class_name`, `subject` and `split` ('train', 'held_out', 'test' or neither). `about` tells the rest, as JSON. An .npz
-holds arrays; a .parquet holds lists, with the shape of a row in its metadata. The same command goes on where it was
+holds arrays; a .parquet holds lists, with the shape of a row in its metadata. The same command continues where it was
 interrupted. A video that cannot be read is named with the reason and left out.
 """
 
@@ -75,7 +70,7 @@ def make_parser() -> Parser:
     parser.add_argument("--clips_per_video", type=int, default=1, help="evenly from the first to the last; default 1")
     parser.add_argument("--frame_stride", type=int, help="frames from one to the next of a clip; the run's by default")
     parser.add_argument(
-        "--short_side", type=int, default=170, help="videos: size that they are read at, as data.prepare's; default 170"
+        "--short_side", type=int, default=170, help="short side of decoded videos, as in data.prepare; default 170"
     )
     parser.add_argument("--protocol", help="of a prepared set, for `split`; the run's own split by default")
     parser.add_argument("--batch_size", type=int, default=16, help="clips computed at once; default 16")
@@ -122,7 +117,7 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     parts = np.split(np.arange(num_videos), np.arange(per_part, num_videos, per_part))
     missing = [part for part in range(len(parts)) if not store.has(part)]
     if len(missing) < len(parts):
-        print(f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there.", file=sys.stderr)
+        print(f"Continuing: {len(parts) - len(missing)} of {len(parts)} parts are there.", file=sys.stderr)
     num_before = sum(len(rows) for part, rows in enumerate(parts) if part not in missing)
     with (
         progress.Bar(num_videos, "extracting", "videos", initial=num_before) as bar,
@@ -191,7 +186,7 @@ def split_of(prepared: takes.Prepared, arguments: argparse.Namespace, encoder: i
       ValueError: the set has no such protocol.
     """
     if arguments.protocol:
-        return prepared.splits(arguments.protocol)
+        return prepared.split_of(arguments.protocol)
     none = np.zeros(len(prepared.views["take"]), "U8")
     if encoder.config is None:
         return none
@@ -210,11 +205,7 @@ def split_of(prepared: takes.Prepared, arguments: argparse.Namespace, encoder: i
 
 
 def times(
-    spec: clips.ClipSpec,
-    row: np.ndarray,
-    clip: np.ndarray,
-    lengths: dict[int, tuple[int, float]],
-    clips_per_video: int,
+    spec: clips.ClipSpec, row: np.ndarray, clip: np.ndarray, lengths: dict[int, tuple[int, float]], clips_per_video: int
 ) -> dict[str, np.ndarray]:
     """The columns TIMES of clips: where in its video each one lies.
 

@@ -44,10 +44,7 @@ class PreparedSource:
 
     def facts(self) -> dict[str, str]:
         """Facts that identify the videos."""
-        return {
-            "input": os.path.abspath(self.prepared.directory),
-            "data": self.prepared.digest_of("prepared.json"),
-        }
+        return {"input": os.path.abspath(self.prepared.directory), "data": self.prepared.digest_of("prepared.json")}
 
     def read(self, rows: np.ndarray, batch_size: int) -> Part:
         """Reads the videos of these rows.

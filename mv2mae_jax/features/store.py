@@ -60,7 +60,7 @@ class Store:
             changed = [name for name in facts | before if facts.get(name) != before.get(name)]
             if changed:
                 raise UserError(
-                    f"{self.folder} holds part of an extraction that differs in {', '.join(sorted(changed))}. Go on "
+                    f"{self.folder} holds part of an extraction that differs in {', '.join(sorted(changed))}. Continue "
                     "with the command that began it, delete that folder, or choose another --output."
                 )
             return None

@@ -1,4 +1,4 @@
-"""A module as if it were not installed, while another one is imported that would import it too."""
+"""Hides an installed module while another module is imported that would import it."""
 
 import contextlib
 import sys

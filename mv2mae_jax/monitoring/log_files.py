@@ -22,7 +22,7 @@ def optional(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        progress.say(f"{what} could not be written: {error}. The run goes on without it.")
+        progress.say(f"{what} could not be written: {error}. The run continues without it.")
 
 
 class LogFile:
@@ -83,7 +83,7 @@ class LogFile:
                 state = "more was reported than the disk takes"
         if state and state != self._told:
             progress.say(
-                f"{self._path} cannot be written: {state}. The run goes on. What it reports is kept, "
+                f"{self._path} cannot be written: {state}. The run continues. What it reports is kept, "
                 f"{MOST_BYTES >> 20} MiB at most, and written when that is possible."
             )
         elif self._told and not state:

@@ -55,7 +55,7 @@ def to_pixels(prediction: jax.Array, kind: str, *, statistics_of: jax.Array | No
     """
     target = _target_kind(kind)
     if target.needs_statistics and statistics_of is None:
-        raise UserError(f"Predictions of {kind!r} become pixels only with the statistics of some patches.")
+        raise UserError(f"Predictions of {kind!r} need the statistics of patches to become pixels.")
     return target.to_pixels(prediction, statistics_of)
 
 

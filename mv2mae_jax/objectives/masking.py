@@ -41,12 +41,7 @@ def num_visible_tokens(grid: tuple[int, int, int], mask_ratio: float, kind: str 
 
 
 def draw_mask(
-    key: jax.Array,
-    *,
-    batch_shape: tuple[int, ...],
-    grid: tuple[int, int, int],
-    mask_ratio: float,
-    kind: str = "random",
+    key: jax.Array, *, batch_shape: tuple[int, ...], grid: tuple[int, int, int], mask_ratio: float, kind: str = "random"
 ) -> Mask:
     """Draws one mask for each element of `batch_shape`, all independent.
 

@@ -218,10 +218,7 @@ class Pretrain:
     def weights(self, motion: jax.Array) -> jax.Array:
         """Motion energies float32[..., N] -> loss weights float32[..., N] of mean 1."""
         return losses.motion_weights(
-            motion,
-            temperature=self.temperature,
-            pixel_range=self.motion_pixel_range,
-            ess_fraction=self.ess_fraction,
+            motion, temperature=self.temperature, pixel_range=self.motion_pixel_range, ess_fraction=self.ess_fraction
         )
 
     def describe(self) -> dict[str, str]:

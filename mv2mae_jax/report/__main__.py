@@ -8,6 +8,7 @@ import time
 
 from console import progress
 from console.command import ExitCode, Parser, execute
+from data.store.whole_files import write_whole
 from mv2mae_jax.report import end_with_parent
 
 PROG = "python -m mv2mae_jax.report"
@@ -44,10 +45,10 @@ def make_parser() -> Parser:
     parser.add_argument("--output", metavar="FILE", help="the page; by default report.html in the workdir")
     parser.add_argument("--data_dir", metavar="DIR", help="of the prepared data set, if not where the run read it")
     parser.add_argument(
-        "--samples", type=int, default=3, metavar="N", help="reconstructed ones of each run; 0 for none (3)"
+        "--samples", type=int, default=3, metavar="N", help="reconstructions of each run; 0 for none (3)"
     )
     parser.add_argument(
-        "--max_clips", type=int, default=300, metavar="N", help="whose features are looked at; 0 for none (300)"
+        "--max_clips", type=int, default=300, metavar="N", help="clips to compute features of; 0 for none (300)"
     )
     parser.add_progress()
     return parser
@@ -78,7 +79,8 @@ def write(arguments: argparse.Namespace, argv: list[str]) -> None:
         for index, run in enumerate(progress.track(runs, "looking at", "runs"))
     ]
     text = page.render(runs, seen, shlex.join(["python", "-m", "mv2mae_jax.report", *argv]))
-    page.write(output, text)
+    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    write_whole(output, text)
     size, seconds = os.path.getsize(output), time.perf_counter() - started
     said = [poses.write(one.poses, run.workdir) for run, one in zip(runs, seen, strict=True) if one.poses]
     print(" ".join([f"Report: {output} ({size / 1e6:.1f} MB, {seconds:.0f} s).", *said]))

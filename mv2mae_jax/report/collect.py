@@ -26,7 +26,7 @@ class Run:
       name: short, and different from those of the other runs of a report.
       config: of the newest start.
       history: rows of history.jsonl, in order; may be empty.
-      results: metrics.json, None while the run goes on (also after an earlier end) or if it was stopped.
+      results: metrics.json, None while the run continues (also after an earlier end) or if it was stopped.
       starts: lines of starts.jsonl; empty for runs of revisions that did not write it.
     """
 
@@ -36,10 +36,6 @@ class Run:
     history: tuple[dict[str, float], ...]
     results: dict[str, Any] | None
     starts: tuple[dict[str, Any], ...]
-
-    @property
-    def task(self) -> str:
-        return self.config.task
 
     @property
     def step(self) -> int | None:
@@ -84,7 +80,7 @@ def read(workdir: str, name: str | None = None) -> Run:
     starts = starts_file.read_starts(workdir)
     config = _config(workdir, starts, results)
     if results is not None and history and history[-1]["step"] > results["step"]:
-        results = None  # these are from an earlier end; the run has gone on since
+        results = None  # these are from an earlier end; the run has continued since
     return Run(
         workdir=workdir,
         name=name or path.resolve().name,

@@ -12,28 +12,19 @@ from mv2mae_jax.report import charts
 from mv2mae_jax.report.charts import Chart
 from mv2mae_jax.report.collect import Run
 
+BASELINE = "mean colour"
 MOST_POINTS = 240  # [ours] of a drawn line: more cannot be told apart at its width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Line:
-    """A metric of a chart: `name` in history.jsonl, `error` the name of its standard error, evaluated now and then."""
-
-    name: str
-    label: str
-    error: str = ""
-    evaluated: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A chart: its lines, and perhaps a dashed line to compare them with."""
+    """A chart: the label of each metric in it, and perhaps a dashed line to compare them with: the mean colour's."""
 
     key: str
     title: str
     caption: str
-    lines: tuple[Line, ...]
-    baseline: Line | None = None
+    lines: dict[str, str]
+    baseline: str = ""
     percent: bool = False
     logarithmic: bool = False  # if values span more than a factor of 20
 
@@ -44,15 +35,15 @@ PANELS = (
         title="Reconstruction loss",
         caption="Below the dashed line the decoder predicts better than the mean colour of each patch; where the "
         "cross-view loss lies below the self-view loss, the other camera helps. Diamonds: held-out takes.",
-        lines=(
-            Line(name="train/loss_self", label="self-view"),
-            Line(name="train/loss_joint", label="joint"),
-            Line(name="train/loss_cross", label="cross-view"),
-            Line(name="eval/loss_self", label="self-view, held out", evaluated=True),
-            Line(name="eval/loss_joint", label="joint, held out", evaluated=True),
-            Line(name="eval/loss_cross", label="cross-view, held out", evaluated=True),
-        ),
-        baseline=Line(name="train/loss_mean_prediction", label="mean colour"),
+        lines={
+            "train/loss_self": "self-view",
+            "train/loss_joint": "joint",
+            "train/loss_cross": "cross-view",
+            "eval/loss_self": "self-view, held out",
+            "eval/loss_joint": "joint, held out",
+            "eval/loss_cross": "cross-view, held out",
+        },
+        baseline="train/loss_mean_prediction",
         logarithmic=True,
     ),
     Panel(
@@ -60,7 +51,7 @@ PANELS = (
         title="Training loss",
         caption="What is minimised: for pre-training the self-view losses of all views plus the cross-view loss; with "
         "a joint decoder the mean over the views.",
-        lines=(Line(name="train/loss", label="loss"),),
+        lines={"train/loss": "loss"},
         logarithmic=True,
     ),
     Panel(
@@ -68,20 +59,7 @@ PANELS = (
         title="Gain from the other camera",
         caption="How much the cross-view loss grows when the source view is replaced by another take's. Above 0 the "
         "decoder uses the other camera; bars are standard errors over takes.",
-        lines=(
-            Line(
-                name="eval/cross_gain",
-                label="another person",
-                error="eval/cross_gain_standard_error",
-                evaluated=True,
-            ),
-            Line(
-                name="eval/cross_gain_pose",
-                label="same person, another pose",
-                error="eval/cross_gain_pose_standard_error",
-                evaluated=True,
-            ),
-        ),
+        lines={"eval/cross_gain": "another person", "eval/cross_gain_pose": "same person, another pose"},
         percent=True,
     ),
     Panel(
@@ -89,10 +67,7 @@ PANELS = (
         title="kNN and retrieval during training",
         caption="Accuracy of the frozen features on held-out takes: class of the nearest neighbours, and the same take "
         "found from another camera.",
-        lines=(
-            Line(name="eval/knn_top_1", label="kNN top-1", evaluated=True),
-            Line(name="eval/retrieval_recall_1", label="retrieval, recall at 1", evaluated=True),
-        ),
+        lines={"eval/knn_top_1": "kNN top-1", "eval/retrieval_recall_1": "retrieval, recall at 1"},
         percent=True,
     ),
     Panel(
@@ -100,24 +75,20 @@ PANELS = (
         title="Accuracy",
         caption="The line is measured on the augmented, perhaps mixed clips of training, the diamonds on whole clips "
         "of the evaluated split.",
-        lines=(
-            Line(name="train/accuracy", label="training clips"),
-            Line(name="test/top_1", label="test, top-1", evaluated=True),
-            Line(name="held_out/top_1", label="held out, top-1", evaluated=True),
-        ),
+        lines={"train/accuracy": "training clips", "test/top_1": "test, top-1", "held_out/top_1": "held out, top-1"},
         percent=True,
     ),
     Panel(
         key="learning-rate",
         title="Learning rate",
         caption="Warm-up, then a cosine. Steps are updates of the optimizer.",
-        lines=(Line(name="train/learning_rate", label="learning rate"),),
+        lines={"train/learning_rate": "learning rate"},
     ),
     Panel(
         key="gradient-norm",
         title="Gradient norm",
         caption="Norm of the gradient over all parameters, before clipping.",
-        lines=(Line(name="train/gradient_norm", label="gradient norm"),),
+        lines={"train/gradient_norm": "gradient norm"},
         logarithmic=True,
     ),
     Panel(
@@ -125,46 +96,46 @@ PANELS = (
         title="Tokens that carry the loss",
         caption="Effective share of the tokens after motion weighting (ESS fraction): 100 % weights all alike, a few "
         "percent look at a handful of tokens.",
-        lines=(Line(name="train/ess_fraction", label="ESS fraction"),),
+        lines={"train/ess_fraction": "ESS fraction"},
         percent=True,
     ),
     Panel(
         key="throughput",
         title="Throughput (clips/s)",
         caption="Clips (one view of a sample) per second over all devices, without evaluation, saving and compilation.",
-        lines=(Line(name="perf/clips_per_second", label="clips/s"),),
+        lines={"perf/clips_per_second": "clips/s"},
     ),
     Panel(
         key="data-wait",
         title="Waiting for data",
         caption="Share of the time in which the devices wait for the next batch. Above a few percent, raise "
         "data.num_workers or read from a faster disk.",
-        lines=(Line(name="data/wait_fraction", label="data wait"),),
+        lines={"data/wait_fraction": "data wait"},
         percent=True,
     ),
     Panel(
         key="mfu",
         title="Model FLOPs utilisation",
         caption="Operations that the model needs, as a share of the published bfloat16 peak of the devices.",
-        lines=(Line(name="perf/mfu", label="MFU"),),
+        lines={"perf/mfu": "MFU"},
         percent=True,
     ),
     Panel(
         key="memory",
         title="Peak memory (GB)",
         caption="The most that was in use so far: of a device; on a CPU, of the process.",
-        lines=(Line(name="perf/memory_gb", label="GB"),),
+        lines={"perf/memory_gb": "GB"},
     ),
     Panel(
         key="incidents",
         title="Skipped updates, spikes, damaged samples",
         caption="Updates skipped because they were not finite and loss spikes, per interval of the log, and damaged "
         "samples replaced so far.",
-        lines=(
-            Line(name="train/skipped_updates", label="skipped updates"),
-            Line(name="train/loss_spikes", label="loss spikes"),
-            Line(name="data/damaged_samples", label="damaged samples"),
-        ),
+        lines={
+            "train/skipped_updates": "skipped updates",
+            "train/loss_spikes": "loss spikes",
+            "data/damaged_samples": "damaged samples",
+        },
     ),
 )
 
@@ -198,22 +169,21 @@ def smooth(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tu
 
 def _charts_of_one(run: Run) -> Iterator[Chart]:
     for panel in PANELS:
-        lines = [(line, *_series(run, line.name)) for line in panel.lines]
-        lines = [(line, steps, values) for line, steps, values in lines if len(steps)]
-        if not lines or (panel.key == "incidents" and not any(values.any() for _, _, values in lines)):
+        lines = [(name, label, *_series(run, name)) for name, label in panel.lines.items()]
+        lines = [line for line in lines if len(line[2])]
+        if not lines or (panel.key == "incidents" and not any(values.any() for *_, values in lines)):
             continue
-        baseline = _series(run, panel.baseline.name) if panel.baseline else (np.array([]), np.array([]))
+        baseline = _series(run, panel.baseline)
         colours, drawn, said = {}, [], []
-        for line, steps, values in lines:
+        for name, label, steps, values in lines:
             # A metric has the same colour in training and held out.
-            kind = line.name.partition("/")[2] if panel.key != "accuracy-curve" else line.name
+            kind = name.partition("/")[2] if panel.key != "accuracy-curve" else name
             colour = colours.setdefault(kind, charts.SERIES[len(colours)])
-            errors = _errors(run, line, steps)
-            drawn.append((line, line.label, colour, steps, values, errors))
-            said.append(_in_words(line.label, steps, values, panel.percent))
+            drawn.append((name, label, colour, steps, values, _errors(run, name, steps)))
+            said.append(_in_words(label, steps, values, panel.percent))
         if len(baseline[0]):
-            said.append(_in_words(panel.baseline.label, *baseline, panel.percent))
-        dashed = [(panel.baseline.label, charts.MUTED, *baseline)] if len(baseline[0]) else []
+            said.append(_in_words(BASELINE, *baseline, panel.percent))
+        dashed = [(BASELINE, charts.MUTED, *baseline)] if len(baseline[0]) else []
         yield _chart(panel, panel.key, panel.title, drawn, dashed, said)
 
 
@@ -222,21 +192,22 @@ def _charts_of_many(runs: Sequence[Run]) -> Iterator[Chart]:
     for panel in PANELS:
         if panel.key == "incidents":
             continue
-        metrics: dict[str, list[Line]] = {}
-        for line in panel.lines:
-            metrics.setdefault(line.name.partition("/")[2], []).append(line)
-        for metric, lines in metrics.items():
+        metrics: dict[str, list[str]] = {}
+        for name in panel.lines:
+            metrics.setdefault(name.partition("/")[2], []).append(name)
+        for metric, names in metrics.items():
             drawn, dashed, said = [], [], []
-            for line, (index, run) in itertools.product(lines, enumerate(runs)):
-                steps, values = _series(run, line.name)
+            for name, (index, run) in itertools.product(names, enumerate(runs)):
+                steps, values = _series(run, name)
                 if len(steps):
                     colour = charts.SERIES[index]
-                    drawn.append((line, None, colour, steps, values, _errors(run, line, steps)))
-                    said.append(_in_words(f"{run.name}, {line.label}", steps, values, panel.percent))
-                if panel.baseline and not line.evaluated and len(_series(run, panel.baseline.name)[0]):
-                    dashed.append((None, charts.SERIES[index], *_series(run, panel.baseline.name)))
+                    drawn.append((name, None, colour, steps, values, _errors(run, name, steps)))
+                    said.append(_in_words(f"{run.name}, {panel.lines[name]}", steps, values, panel.percent))
+                baseline = _series(run, panel.baseline)
+                if not _evaluated(name) and len(baseline[0]):
+                    dashed.append((None, charts.SERIES[index], *baseline))
             if any(len(steps) > 1 for *_, steps, _, _ in drawn):  # single values are in the table
-                title = panel.title if len(metrics) == 1 else f"{panel.title}: {lines[0].label}"
+                title = panel.title if len(metrics) == 1 else f"{panel.title}: {panel.lines[names[0]]}"
                 yield _chart(panel, f"{panel.key}-{metric}", title, drawn, dashed, said)
 
 
@@ -249,8 +220,8 @@ def _chart(panel: Panel, key: str, title: str, drawn: list, dashed: list, said: 
             axes.set_yscale("log")
         for label, colour, steps, values in dashed:
             axes.plot(*smooth(steps, values), color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=label)
-        for line, label, colour, steps, values, errors in drawn:
-            if line.evaluated:
+        for name, label, colour, steps, values, errors in drawn:
+            if _evaluated(name):
                 axes.errorbar(
                     steps, values, errors, color=colour, marker="D", markersize=4.5, linewidth=1, capsize=3, label=label
                 )
@@ -283,11 +254,16 @@ def _series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def _errors(run: Run, line: Line, steps: np.ndarray) -> np.ndarray | None:
+def _evaluated(name: str) -> bool:
+    """Whether a metric is measured now and then, not in every interval of the log."""
+    return name.startswith(("eval/", "test/", "held_out/"))
+
+
+def _errors(run: Run, name: str, steps: np.ndarray) -> np.ndarray | None:
     """Standard errors float[n] at the steps int[n]; None where the metric has none."""
-    if not line.error:
+    found = dict(zip(*(axis.tolist() for axis in _series(run, f"{name}_standard_error")), strict=True))
+    if not found:
         return None
-    found = dict(zip(*(axis.tolist() for axis in _series(run, line.error)), strict=True))
     return np.array([found.get(step, 0.0) for step in steps.tolist()])
 
 

@@ -1,6 +1,7 @@
 """The parts of a report that need the checkpoint and the data set. A sentence names each part that must be left out."""
 
 import dataclasses
+import functools
 import os
 import textwrap
 
@@ -42,18 +43,21 @@ def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined
     `key` makes the names of the charts different from those of other runs.
     """
     step, found, features, pose, left_out = None, [], None, None, []
-    if run.task == "pretrain" and num_samples:
+    if run.config.task == "pretrain" and num_samples:
         try:
             step, found = samples.examine(run, count=num_samples)
         except Exception as error:  # of any kind: the rest of the report is still useful
             left_out.append(f"Reconstructions, motion weights and attention are left out: {_said(error, run)}")
     if max_clips:
+        opened = functools.cache(functools.partial(neighbours.open_run, run))  # opened once, for both
         try:
-            features = neighbours.examine(run, max_clips=max_clips, key=key, blur_sigma=blur_sigma(run.config))
+            features = neighbours.examine(
+                run, opened(), max_clips=max_clips, key=key, blur_sigma=blur_sigma(run.config)
+            )
         except Exception as error:
             left_out.append(f"Neighbours and the map of the features are left out: {_said(error, run)}")
         try:
-            pose = poses.examine(run, max_clips=max_clips, blur_sigma=blur_sigma(run.config))
+            pose = poses.examine(run, opened(), max_clips=max_clips, blur_sigma=blur_sigma(run.config))
         except Exception as error:
             left_out.append(f"The 3D pose is left out: {_said(error, run)}")
     return Examined(step=step, samples=found, neighbours=features, poses=pose, left_out=left_out)

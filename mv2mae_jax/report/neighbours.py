@@ -15,7 +15,7 @@ from mv2mae_jax import features, inference
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import probe, retrieval, visualize
 from mv2mae_jax.models import stored_frames
-from mv2mae_jax.report import charts, pictures
+from mv2mae_jax.report import charts, pictures, tables
 from mv2mae_jax.report.charts import MOST_MARKS, Chart
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.pictures import Image
@@ -50,13 +50,29 @@ class Neighbours:
     maps: list[Chart]
 
 
-def examine(run: Run, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> Neighbours:
-    """Encodes one central clip of every view of some takes: held-out ones of pre-training, else of the test split.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The encoder and the data of a run.
 
-    Raises:
-      ValueError: there is no checkpoint, it is damaged, or the data set is gone.
+    Attributes:
+      model, params: its encoder is looked at.
+      prepared, spec: the data set, and what a clip is.
+      train: int[...], manifest rows that it was trained on; empty if `rows` are training rows.
+      rows: int[...], manifest rows to look at.
+      which: `rows` in words.
     """
-    opened = open_run(run)
+
+    model: Any
+    params: Any
+    prepared: takes.Prepared
+    spec: clips.ClipSpec
+    train: np.ndarray
+    rows: np.ndarray
+    which: str
+
+
+def examine(run: Run, opened: Opened, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> Neighbours:
+    """Encodes one central clip of every view of some takes: held-out ones of pre-training, else of the test split."""
     params, prepared, spec, which = opened.params, opened.prepared, opened.spec, opened.which
     model = opened.model if isinstance(opened.model, features.RawPixels) else opened.model.with_compute(attention="xla")
     rows = choose_rows(prepared, opened.rows, max_clips, seed=run.config.seed)
@@ -64,7 +80,7 @@ def examine(run: Run, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> N
     found = features.extract(
         model, params, pipeline.clip_batches(prepared, spec, rows, global_batch_size=BATCH_SIZE), mesh
     )
-    pooling = run.config.probe.pooling if run.task == "probe" else POOLING
+    pooling = run.config.probe.pooling if run.config.task == "probe" else POOLING
     pooled = found.pooled(pooling)
     view, take, label = (prepared.views[name][rows] for name in ("view", "take", "label"))
     about = f"{len(rows)} clips of {len(np.unique(take))} {which}, each view's central clip; pooling: {pooling}."
@@ -99,7 +115,7 @@ def choose_rows(prepared: takes.Prepared, rows: np.ndarray, most: int, *, seed: 
 
 def nearest(pooled: np.ndarray, view: np.ndarray, query: int, count: int) -> np.ndarray:
     """The clips int[<= count] of other cameras most similar to a clip by the cosine of features float[M, F]."""
-    unit = _unit(pooled)
+    unit = retrieval.normalize(pooled)
     similarity = np.where(view == view[query], -np.inf, unit @ unit[query])  # (M,)
     order = np.argsort(-similarity, kind="stable")[:count]
     return order[np.isfinite(similarity[order])]
@@ -117,30 +133,13 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return coordinates, shares
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
-    """The encoder and the data of a run.
-
-    Attributes:
-      model, params: its encoder is looked at.
-      prepared, spec: the data set, and what a clip is.
-      train: int[...], manifest rows that it was trained on; empty if `rows` are training rows.
-      rows: int[...], manifest rows to look at.
-      which: `rows` in words.
-    """
-
-    model: Any
-    params: Any
-    prepared: takes.Prepared
-    spec: clips.ClipSpec
-    train: np.ndarray
-    rows: np.ndarray
-    which: str
-
-
 def open_run(run: Run) -> Opened:
-    """Held-out takes of pre-training (training takes where none is held out), else those of the test split."""
-    if run.task == "pretrain":
+    """Held-out takes of pre-training (training takes where none is held out), else those of the test split.
+
+    Raises:
+      ValueError: there is no checkpoint, it is damaged, or the data set is gone.
+    """
+    if run.config.task == "pretrain":
         dataset = Dataset.from_config(run.config)
         taken = dataset.held_out or dataset.train
         rows, which = taken.rows[taken.rows >= 0], "held-out takes" if dataset.held_out else "training takes"
@@ -148,20 +147,14 @@ def open_run(run: Run) -> Opened:
     else:
         dataset = LabelledDataset.from_config(run.config)
         train, rows, which = dataset.train, dataset.test, "takes of the test split"
-    if run.task == "probe":
+    if run.config.task == "probe":
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         model, params, _ = probe.load_encoder(run.config, mesh)
     else:
         encoder = inference.load_encoder(run.workdir)
         model, params = encoder.model, encoder.params
     return Opened(
-        model=model,
-        params=params,
-        prepared=dataset.prepared,
-        spec=dataset.spec,
-        train=train,
-        rows=rows,
-        which=which,
+        model=model, params=params, prepared=dataset.prepared, spec=dataset.spec, train=train, rows=rows, which=which
     )
 
 
@@ -188,7 +181,7 @@ def videos_of(
 
 
 def _query(query, index, videos, pooled, take, view, label, prepared) -> Query:
-    unit, names = _unit(pooled), prepared.class_names
+    unit, names = retrieval.normalize(pooled), prepared.class_names
 
     def described(i: int) -> str:
         return f"{view[i]}, {names[label[i]]}" if label[i] >= 0 and names else f"{view[i]}, {take[i]}"
@@ -245,7 +238,7 @@ def _maps(pooled, take, view, label, class_names, key: str) -> list[Chart]:
                 columns = 3 if len(names) > 3 else len(names)
                 axes.legend(  # names are passed here, because Matplotlib leaves out labels of points that begin with _
                     points,
-                    [_short(name) for name in names],
+                    [tables.shortened(name, 20) for name in names],
                     loc="upper center",
                     bbox_to_anchor=(0.45, -0.12),
                     ncols=columns,
@@ -271,18 +264,10 @@ def nearest_agree(pooled: np.ndarray, take: np.ndarray, group: np.ndarray) -> tu
     Returns:
       (share, chance); nan where there is a single take.
     """
-    unit = _unit(pooled)
+    unit = retrieval.normalize(pooled)
     other = take[:, None] != take[None]  # (M, M)
     if not other.any(axis=1).all():
         return math.nan, math.nan
     order = np.where(other, unit @ unit.T, -np.inf).argmax(axis=1)
     same = (group[:, None] == group[None]) & other
     return float(np.mean(group[order] == group)), float(np.mean(same.sum(axis=1) / other.sum(axis=1)))
-
-
-def _unit(pooled: np.ndarray) -> np.ndarray:
-    return pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 20 else name[:19] + "…"

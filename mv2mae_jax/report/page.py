@@ -1,7 +1,6 @@
 """Everything that was collected and drawn -> one HTML page."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from data.store.whole_files import write_whole
 from mv2mae_jax.report import charts, curves, tables
 from mv2mae_jax.report.collect import Run
 from mv2mae_jax.report.examine import Examined
@@ -56,19 +54,13 @@ def render(runs: Sequence[Run], seen: Sequence[Examined], command: str) -> str:
     return environment.get_template("template.html").render(values, anchors=_anchors(values))
 
 
-def write(path: str, text: str) -> None:
-    """Writes the page, whole or not at all."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    write_whole(path, text)
-
-
 def _of_run(run: Run, seen: Examined, index: int | None) -> dict[str, Any]:
     """The template's values for a run. `index` makes the anchors of several runs differ."""
     suffix = "" if index is None else f"-{index}"
     settings = tables.settings(run)
     return {
         "name": run.name,
-        "task": run.task,
+        "task": run.config.task,
         "suffix": suffix,
         "colour": None if index is None else f"--series-{index}",
         "tiles": tiles(run),
@@ -142,9 +134,9 @@ def _lead(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs; colours are the same in all curves."
     run = runs[0]
-    kind = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "probe": "Probe"}[run.task]
+    kind = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "probe": "Probe"}[run.config.task]
     where = f" on {run.config.data.dir}" if run.config.data.dir else ""
-    length = f", {run.step:,} steps" if run.step and run.task != "probe" else ""
+    length = f", {run.step:,} steps" if run.step and run.config.task != "probe" else ""
     ended = "" if run.results is not None else " so far (the run has not ended)"
     return f"{kind}{where}{length}{ended}."
 

@@ -51,15 +51,11 @@ class Poses:
         return f"3D pose read from frozen tokens: {'; '.join(told)}; the mean pose {self.mean_error_cm:.1f} cm."
 
 
-def examine(run: Run, *, max_clips: int, blur_sigma: float = 0.0) -> Poses | None:
+def examine(run: Run, opened: neighbours.Opened, *, max_clips: int, blur_sigma: float = 0.0) -> Poses | None:
     """Predicts the pose in some tested clips (held-out takes of pre-training), from one central clip of each view.
 
     None if the data set does not know its joints, or if no takes are left to train the read-out.
-
-    Raises:
-      ValueError: there is no checkpoint, it is damaged, or the data set is gone.
     """
-    opened = neighbours.open_run(run)
     prepared, spec, model = opened.prepared, opened.spec, opened.model
     if prepared.truth is None or len(opened.train) == 0:
         return None

@@ -146,8 +146,8 @@ def _confusion(kind: str, counts: np.ndarray, names: Sequence[str], key: str) ->
         axes.set_ylabel("true class")
         if len(names) <= 24:
             ticks = range(len(names))
-            axes.set_xticks(ticks, [_shortened(name, 22) for name in names], rotation=90, fontsize=7.5)
-            axes.set_yticks(ticks, [_shortened(name, 22) for name in names], fontsize=7.5)
+            axes.set_xticks(ticks, [shortened(name, 22) for name in names], rotation=90, fontsize=7.5)
+            axes.set_yticks(ticks, [shortened(name, 22) for name in names], fontsize=7.5)
         for spine in axes.spines.values():
             spine.set_visible(True)
 
@@ -182,5 +182,5 @@ def _plain(value: Any) -> Any:
     return list(map(_plain, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,4 +1,4 @@
 """What keeps a run from being lost: checkpoints and their damage, the lock, resuming, preemption, and its records.
 
-Used by the loop, by evaluation and by every command that reads a run. Imports models/ and distributed/ only.
+Used by the loop, by evaluation and by every command that reads a run. Imports models/, distributed/, config and data/.
 """

@@ -112,7 +112,7 @@ class Checkpointer:
             kept = f"step {saved[-1]} is the newest that was" if saved else "none was before"
             raise UnusableFile(
                 f"A checkpoint could not be written to {self.directory}; {kept}, and nothing was deleted. With room "
-                f"and the right to write there, the same command goes on. {type(error).__name__}: {_shortened(error)}"
+                f"and the right to write there, the same command continues. {type(error).__name__}: {_shortened(error)}"
             ) from error
 
     def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -134,9 +134,9 @@ class Checkpointer:
             # Only parameters are compared: their moments and averages would repeat the same differences.
             shown = [line for line in problems if line.startswith("params/")] or problems
             raise UserError(
-                f"{self.directory}, step {step}, cannot be gone on with, because this config makes another model or "
-                "another state of the optimizer:\n  " + "\n  ".join(shown[:8] + ["..."] * (len(shown) > 8)) + "\n"
-                "Go on with the config of that run, or choose another --workdir; init_from takes parameters alone."
+                f"{self.directory}, step {step}, cannot be resumed, because this config has another model or "
+                "another optimizer state:\n  " + "\n  ".join(shown[:8] + ["..."] * (len(shown) > 8)) + "\n"
+                "Resume with the config of that run, or choose another --workdir; init_from takes parameters alone."
             )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(state), run=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)

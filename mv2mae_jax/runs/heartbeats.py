@@ -128,7 +128,7 @@ def _start_witness() -> subprocess.Popen:
 def _sentence(what: str) -> str:
     return (
         f"Process {jax.process_index()} of {jax.process_count()}: {what}. Look at what the process that is gone wrote "
-        "last. What was saved is kept: start all processes together again by the same commands, and they go on from "
+        "last. What was saved is kept: start all processes together again by the same commands, and they continue from "
         "the newest checkpoint."
     )
 

@@ -120,7 +120,7 @@ def check_same_run(
     if saved["manifest_sha256"] != manifest_digest(task.dataset) and "data.dir" not in allow_changes:
         raise UserError(
             f"{checkpointer.directory} holds a run on another data set than that in data.dir = {prepared.directory}: "
-            "their manifests differ. Go on with the same one, choose another --workdir, or pass "
+            "their manifests differ. Continue with the same one, choose another --workdir, or pass "
             "--allow_changes=data.dir if it is meant."
         )
     other = [f"{key} was {before[key]}, is {now[key]}" for key in now.keys() & MAY_CHANGE if now[key] != before[key]]
@@ -165,7 +165,7 @@ def check_unchanged(
         spelled = [f"--config.{key}={before[key]}" for key, by_auto in chosen.items() if any(by_auto)]
         back = f"Set them back ({' '.join(spelled)})" if spelled else "Set them back"
         raise UserError(
-            "The workdir holds a run of another config, and going on would change the experiment:\n"
+            "The workdir holds a run of another config, and continuing would change the experiment:\n"
             + "".join(lines)
             + f"{back}, choose another --workdir, or pass --allow_changes={','.join(changed)} if it is meant."
         )

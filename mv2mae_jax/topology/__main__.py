@@ -28,6 +28,7 @@ from ml_collections import config_dict
 from console.command import ExitCode, Parser, did_you_mean, execute, nearest, sizes
 from console.errors import UserError
 from data.store import dct
+from data.store.whole_files import write_whole
 from mv2mae_jax import config as configs
 from mv2mae_jax import optim
 from mv2mae_jax.distributed import sharding
@@ -35,6 +36,7 @@ from mv2mae_jax.distributed.chips import CHIPS, Chip
 from mv2mae_jax.models import compute
 from mv2mae_jax.monitoring.flops import training_flops
 from mv2mae_jax.objectives.pretrain import Pretrain
+from mv2mae_jax.runs import side_files
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.topology import batch_search, hlo, hlo_cost, roofline
 from mv2mae_jax.train import jit_train_step
@@ -295,11 +297,6 @@ def input_rate(
     }
 
 
-def title_of(config_path: str, overrides: list[str]) -> str:
-    """'ntu120 model.variant=B': the config's name and what was changed of it."""
-    return " ".join([os.path.splitext(os.path.basename(config_path))[0], *overrides])
-
-
 def make_parser() -> Parser:
     parser = Parser(PROG, __doc__, exit_codes={ExitCode.DONE: "compiled, whether or not it fits; the table says which"})
     parser.add_config(configs.known_keys)
@@ -328,7 +325,8 @@ def compile_all(arguments: argparse.Namespace) -> None:
     overrides, frame_size = arguments.overrides, arguments.coefficients
     configs.load(arguments.config, overrides)  # mistakes show first
     jax.config.update("jax_platforms", "cpu")
-    title, records, found = title_of(arguments.config, overrides), [], []
+    title = " ".join([os.path.splitext(os.path.basename(arguments.config))[0], *overrides])
+    records, found = [], []
     if frame_size:
         title += " coefficients=" + "x".join(map(str, frame_size))
     if os.environ.get("LIBTPU_INIT_ARGS"):
@@ -354,15 +352,15 @@ def saved_report(
 ) -> dict[str, Any]:
     """`report`, written to a file in `output`; read from it where it is there and of the same program and compiler."""
     batch = f"{config.global_batch_size / where.num_chips:g}"
-    path = result_path(output, f"{title} b{batch} {where.name}")
+    path = os.path.join(output, re.sub(r"[^\w.=-]+", "_", f"{title} b{batch} {where.name}") + ".json")
     print(f"{where.name}: {batch} samples per chip, remat={config.model.remat} ...", end=" ", flush=True)
-    known = load_record(path)
+    known = side_files.read(path, lambda content: isinstance(content, dict))
     record = {"title": title, **report(config, where, known, frame_size)}
     if record == known:
         how = "as compiled before"
     else:
         how = f"compiled in {record['compile_seconds']:.0f} s"
-        save_record(path, record)
+        write_whole(path, json.dumps(record, indent=1))
     verdict = "" if record["fits"] else ", does not fit"
     if "not_counted" in record:
         verdict += f", fits; the rest is unknown: {record['not_counted']}"
@@ -375,7 +373,7 @@ def search_batch(
 ) -> tuple[list[dict[str, Any]], str]:
     """Reports for the batches that the search for the largest one compiled, in order of size, and what it found.
 
-    It goes on where it was interrupted, since every compilation is a file in `output`.
+    It continues where it was interrupted, since every compilation is a file in `output`.
 
     Raises:
       ValueError: the batch to start with is not whole.
@@ -408,23 +406,6 @@ def search_batch(
         said += "no batch that was tried fits"
     said += f"; {fails} do not fit." if fails else "; nothing larger was tried."
     return [reports[batch] for batch in sorted(reports)], said
-
-
-def result_path(output: str, name: str) -> str:
-    return os.path.join(output, re.sub(r"[^\w.=-]+", "_", name) + ".json")
-
-
-def save_record(path: str, record: dict[str, Any]) -> None:
-    with open(path, "w") as file:
-        json.dump(record, file, indent=1)
-
-
-def load_record(path: str) -> dict[str, Any] | None:
-    """An earlier report, None if there is none."""
-    if not os.path.isfile(path):
-        return None
-    with open(path) as file:
-        return json.load(file)
 
 
 if __name__ == "__main__":

@@ -73,24 +73,13 @@ def used_and_available(record: dict[str, Any]) -> tuple[float | None, float | No
     return record["memory_used_bytes"], record["memory_available_bytes"]
 
 
+# fmt: off
 COLUMNS = (
-    "program",
-    "slice",
-    "chips",
-    "batch/chip",
-    "memory GB/chip",
-    "TFLOP/chip",
-    "HBM GB/chip",
-    "flop/byte",
-    "sent MB/chip",
-    "compute ms",
-    "memory ms",
-    "links ms",
-    "compiler's ms",
-    "MFU at most",
-    "clips/s at most",
+    "program", "slice", "chips", "batch/chip", "memory GB/chip", "TFLOP/chip", "HBM GB/chip", "flop/byte",
+    "sent MB/chip", "compute ms", "memory ms", "links ms", "compiler's ms", "MFU at most", "clips/s at most",
     "clips/s per host",
 )
+# fmt: on
 
 
 def table(records: list[dict[str, Any]]) -> str:

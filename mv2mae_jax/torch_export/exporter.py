@@ -176,17 +176,12 @@ def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
     state = names.without_encoder_prefix(state) if run.fine_tuned else state
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(PORT_FILE, folder / PORT_FILE.name)
-    config = {
-        "architecture": run.architecture,
-        "model": run.model_config,
-        "frame_stride": run.config.data.frame_stride,
-    }
+    config = {"architecture": run.architecture, "model": run.model_config, "frame_stride": run.config.data.frame_stride}
     if run.fine_tuned:
-        config |= {"class_names": run.class_names}
-    if run.fine_tuned or run.encoder_alone:
-        _write_json(folder / "config.json", config)
-        return
-    _write_json(folder / "config.json", config | {"loss": loss_settings(run)})
+        config["class_names"] = run.class_names
+    elif not run.encoder_alone:
+        config["loss"] = loss_settings(run)
+    _write_json(folder / "config.json", config)
 
 
 def check_loss(run: Run, layout: str) -> None:

@@ -472,11 +472,7 @@ def motion_energy(video: Tensor, tubelet_size: tuple[int, int, int]) -> Tensor:
 
 
 def motion_weights(
-    motion: Tensor,
-    *,
-    temperature: float | None = None,
-    ess_fraction: float | None = None,
-    pixel_range: float = 255.0,
+    motion: Tensor, *, temperature: float | None = None, ess_fraction: float | None = None, pixel_range: float = 255.0
 ) -> Tensor:
     """Weight of each token: a softmax of its motion energy over all tokens of the clip, rescaled to mean 1.
 

@@ -68,7 +68,7 @@ def tell_other_target(path: str, theirs: str | None, ours: str | None) -> None:
     if None not in (theirs, ours) and theirs != ours:
         metrics.say(
             f"The decoders of {path} predict {theirs}, here they are to predict {ours}: their heads start far off. "
-            f"Set loss.target={theirs} to go on as they were trained."
+            f"Set loss.target={theirs} to continue as they were trained."
         )
 
 

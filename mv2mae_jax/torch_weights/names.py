@@ -15,10 +15,7 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 # Parameters that VideoMAE keeps in another place: (here, there).
-MOVED = (
-    ("decoder.mask_token", "mask_token"),
-    ("decoder.encoder_to_decoder.", "encoder_to_decoder."),
-)
+MOVED = (("decoder.mask_token", "mask_token"), ("decoder.encoder_to_decoder.", "encoder_to_decoder."))
 
 # VideoMAE -> Hugging Face (transformers' VideoMAEForPreTraining and VideoMAEForVideoClassification), applied in this
 # order both ways. The biases keep their published names, which transformers has renamed twice since: docs/pytorch.md.
