@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment, method
-from benchmarks.experiment import OUTPUT, RESULTS, interval
+from benchmarks.experiment import OUTPUT, RESULTS, interval, positive
 from benchmarks.method_rows import PRESETS
 from configs.ablations import ABLATIONS
 from console.command import ExitCode, Parser, execute
+from console.errors import UserError
+from data.store.whole_files import write_whole
 
 NAMES = tuple(ABLATIONS)
 COLUMNS = {  # in a record's metrics, title, factor of the unit shown
@@ -58,6 +60,21 @@ def result_file(results: Path, name: str, variant: str, seed: int) -> Path:
     return results / f"{name}_{variant}_seed{seed}.json"
 
 
+def read(results: Path, name: str, variant: str, seed: int) -> dict[str, Any] | None:
+    """A record; None if it is not there.
+
+    Raises:
+      ValueError: it is damaged, or of a variant that has changed.
+    """
+    path = result_file(results, name, variant, seed)
+    if not path.exists():
+        return None
+    record, now = experiment.read_record(path), json.loads(json.dumps(ABLATIONS[name].variants[variant]))
+    if record.get("overrides") != now:
+        raise UserError(f"{path} was measured with {record.get('overrides')}; the variant is {now} now. Remove it.")
+    return record
+
+
 def planned(names: list[str], seeds: int) -> Iterator[tuple[str, str, dict[str, Any], int]]:
     for name in names:
         for variant, overrides in ABLATIONS[name].variants.items():
@@ -68,7 +85,7 @@ def planned(names: list[str], seeds: int) -> Iterator[tuple[str, str, dict[str, 
 def check(results: Path, seeds: int) -> int:
     """Prints in one line what is measured; 1 if anything is missing."""
     plan = [(name, variant, seed) for name, variant, _, seed in planned(list(NAMES), seeds)]
-    missing = [part for part in plan if not result_file(results, *part).exists()]
+    missing = [part for part in plan if not read(results, *part)]
     listed = ", ".join(f"{name}/{variant} seed {seed}" for name, variant, seed in missing)
     print(f"{len(plan) - len(missing)} of {len(plan)} measured" + (f"; MISSING: {listed}" if missing else ""))
     return 1 if missing else 0
@@ -94,7 +111,9 @@ def write_table(results: Path) -> None:
         ]
         lines += ["|---|" + "---|" * len(COLUMNS)]
         for variant in ABLATIONS[name].variants:
-            records = [json.loads(path.read_text()) for path in sorted(results.glob(f"{name}_{variant}_seed*.json"))]
+            there = results.glob(f"{name}_{variant}_seed*.json")
+            seeds = sorted(int(path.stem.rpartition("seed")[2]) for path in there)
+            records = [read(results, name, variant, seed) for seed in seeds]
             cells = []
             for column, (_, factor) in COLUMNS.items():
                 mean, half = interval([factor * r["metrics"][column] for r in records]) if records else (0.0, 0.0)
@@ -108,10 +127,10 @@ def write_table(results: Path) -> None:
 def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.ablations", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
     parser.add_argument("--only", default=",".join(NAMES), help="comma-separated (default: all)")
-    parser.add_argument("--seeds", type=int, default=2, metavar="K", help="seeds 0 to K - 1 (%(default)s)")
+    parser.add_argument("--seeds", type=positive, default=2, metavar="K", help="seeds 0 to K - 1 (%(default)s)")
     parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
     parser.add_argument("--output", type=Path, help="where results go (FOLDER/results/ablations)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that share the machine (%(default)s)")
+    parser.add_argument("--workers", type=positive, default=2, help="processes that share the machine (%(default)s)")
     parser.add_argument("--list", action="store_true", help="print the variants and stop")
     parser.add_argument("--check", action="store_true", help="only look at the committed results, or those in --output")
     return parser
@@ -132,9 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     PRESET.data.prepare(folder)
     results.mkdir(parents=True, exist_ok=True)
     jobs = [(*job, folder) for job in planned(names, options.seeds)]
-    jobs = [job for job in jobs if not result_file(results, job[0], job[1], job[3]).exists()]
+    jobs = [job for job in jobs if not read(results, job[0], job[1], job[3])]
     for (name, variant, _, seed, _), record in experiment.run_jobs(measure, jobs, options.workers, folder / "programs"):
-        result_file(results, name, variant, seed).write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(result_file(results, name, variant, seed), json.dumps(record, indent=2) + "\n")
         print(f"{name} {variant} seed {seed}: {record['metrics']}", flush=True)
     write_table(results)
     return check(results, options.seeds)

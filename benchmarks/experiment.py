@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
+from scipy import stats
 
 from console.command import Parser, did_you_mean, nearest
 from console.errors import UserError
+from data.store import digests
+from data.store.whole_files import write_whole
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 RESULTS = Path(__file__).parent / "results"  # committed; written where --output says so
 OUTPUT = Path("benchmark_output")  # written otherwise, in the current folder
-
-# Two-sided 95 % quantiles of Student's t by degrees of freedom (number of seeds - 1).
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class Generated:
     name: str
     options: Sequence[str]
     short_side: int
+
+    @property
+    def num_takes(self) -> int:
+        return next(int(option.partition("=")[2]) for option in self.options if option.startswith("--takes="))
 
     def prepared(self, folder: Path) -> Path:
         """Where it lies, prepared."""
@@ -71,6 +75,8 @@ class Generated:
 def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """One run of the project, in this process: the content of its metrics.json, with `seconds` of wall time.
 
+    A run that is there is not repeated, unless its encoder (`init_from`) was trained again since.
+
     Args:
       config_name: of a file in configs/ without its ending, with a variant where it has some: 'benchmark',
         'ablations:temperature=60'.
@@ -88,21 +94,47 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     arguments = [f"--config={CONFIGS / file}.py{colon}{variant}", f"--workdir={workdir}"]
     arguments += [f"--config.{key}={value}" for key, value in overrides.items() if value is not None]
     parsed = program.make_parser().parse_args([*arguments, "--config.log.report=False"])
-    path = workdir / "metrics.json"
-    if path.exists():
-        record = json.loads(path.read_text())
+    path, encoder = workdir / "metrics.json", Path(str(overrides.get("init_from") or "")) / "metrics.json"
+    read_from = digests.sha256_of(encoder)[0] if encoder.is_file() and encoder != Path("metrics.json") else None
+    record = read_record(path) if path.exists() else {}
+    if "seconds" in record:  # otherwise it was stopped after the run's own file
         _check_settings(workdir, parsed, record["config"])
-        return record
+        if record.get("read_from") == read_from:
+            return record
     shutil.rmtree(workdir, ignore_errors=True)
     workdir.mkdir(parents=True)
     start = time.perf_counter()
     with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
         program.run(parsed)
     jax.clear_caches()  # a process does many runs, and this run's programs are not used again
-    record = json.loads(path.read_text()) | {"seconds": round(time.perf_counter() - start, 1), "hardware": hardware()}
+    record = read_record(path) | {"seconds": round(time.perf_counter() - start, 1), "hardware": hardware()}
+    record["read_from"] = read_from
     shutil.rmtree(workdir / "features", ignore_errors=True)
-    path.write_text(json.dumps(record, indent=2))
+    write_whole(path, json.dumps(record, indent=2))
     return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of results.
+
+    Raises:
+      ValueError: it was not written whole, or holds a number that is not finite.
+    """
+    try:
+        return json.loads(path.read_text(), parse_constant=_not_finite)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}. Remove it, and it is measured again.") from error
+
+
+def _not_finite(name: str) -> None:
+    raise UserError(f"it holds {name}")
+
+
+def positive(text: str) -> int:
+    """Of an option: a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def _check_settings(workdir: Path, parsed: argparse.Namespace, was: dict[str, Any]) -> None:
@@ -169,7 +201,7 @@ def _start_worker(shares: multiprocessing.Queue, cache: str) -> None:
 
 def chosen(parser: Parser, text: str, known: Iterable[str]) -> list[str]:
     """The comma-separated names of an option, checked; ends the program where one is unknown."""
-    names = text.split(",")
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     if unknown := set(names) - set(known):
         hint = did_you_mean([near for name in sorted(unknown) for near in nearest(name, known, 1)])
         parser.error(f"there is no {', '.join(sorted(unknown))} among {', '.join(known)}.{hint}")
@@ -182,7 +214,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     if n < 2:
         return mean, math.nan
     variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-    return mean, T95[n - 1] * math.sqrt(variance / n)
+    return mean, float(stats.t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
 
 
 def compare(lower: Sequence[float], upper: Sequence[float]) -> str:

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment
-from benchmarks.experiment import OUTPUT, RESULTS
-from benchmarks.method_results import check, plot, result_file, write_steps, write_table
+from benchmarks.experiment import OUTPUT, RESULTS, positive
+from benchmarks.method_results import check, plot, read, result_file, write_steps, write_table
 from benchmarks.method_rows import CLIPS_PER_STEP, MAIN, PRESETS, RATE, RATE_AT_64, ROWS, Preset
 from console.command import ExitCode, Parser, execute
+from data.store.whole_files import write_whole
 
 ON_THE_WAY = ("pose", "ridge", "recall_1", "ranked_before")  # the columns that are measured on the way
 # Overrides of configs/probe.py.
@@ -220,19 +221,19 @@ def benchmark(
             "hardware": experiment.hardware(),
             "git_revision": metrics_file.git_revision(),
         }
-        result_file(results, job.row, job.seed).write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(result_file(results, job.row, job.seed), json.dumps(record, indent=2) + "\n")
         print(f"{job.row} seed {job.seed}: {json.dumps(found['columns'])}", flush=True)
 
 
 def make_parser() -> Parser:
     parser = Parser("python -m benchmarks.method", __doc__, exit_codes={ExitCode.FAILED: "a result is missing"})
     names = [name for name in PRESETS if not name.endswith("_quick")]
-    parser.add_argument("--preset", choices=names, default="cpu", help="data, sizes and numbers of steps (cpu)")
-    parser.add_argument("--rows", help="comma-separated (default: the preset's)")
-    parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K - 1 (default: the preset's)")
+    parser.add_argument("--preset", choices=names, default="cpu", metavar="NAME", help=f"{', '.join(names)} (cpu)")
+    parser.add_argument("--rows", help="comma-separated (default: all of the preset)")
+    parser.add_argument("--seeds", type=positive, metavar="K", help="seeds 0 to K - 1 (default: the preset's)")
     parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
     parser.add_argument("--output", type=Path, help="where results go (FOLDER/results/method_PRESET)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the cores (the preset's)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="processes that share the cores (the preset's)")
     parser.add_argument("--data_only", action="store_true", help="generate and prepare the data, and stop")
     parser.add_argument("--check", action="store_true", help="only read the committed results, or those in --output")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, little data: a rehearsal")
@@ -244,11 +245,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     name = f"{options.preset}_quick" if options.quick else options.preset
     preset, folder = PRESETS[name], options.folder.absolute()
-    rows = experiment.chosen(parser, options.rows, ROWS) if options.rows else list(preset.rows)
+    rows = experiment.chosen(parser, options.rows, preset.rows) if options.rows else list(preset.rows)
     default = RESULTS / f"method_{name}" if options.check else folder / "results" / f"method_{name}"
     results = options.output or default
     if options.check:
+        if options.rows or options.seeds or not results.is_dir():
+            parser.error("--check reads all rows and seeds of a folder that exists: --preset, --output.")
         return check(results, preset)
+    read(results, preset)  # what is there belongs to this preset
     if options.data_only:
         print(preset.data.prepare(folder))
         return 0

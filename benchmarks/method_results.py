@@ -1,10 +1,10 @@
 """What benchmarks/method.py has measured: its files, the table with intervals, which orders hold, and the curve."""
 
 import collections
-import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import experiment
 from benchmarks.experiment import compare, interval
 from benchmarks.method_rows import MAIN, PRESETS, Preset
 from console.errors import UserError
@@ -69,23 +69,27 @@ def result_file(results: Path, row: str, seed: int) -> Path:
 
 
 def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
-    """({row: {seed: record}}, what is missing).
+    """({row: {seed: record}} with every seed that is there, what of the preset is missing).
 
     Raises:
-      ValueError: a record is another preset's.
+      ValueError: a file is damaged, or is another's result.
     """
     records: dict[str, dict[int, dict[str, Any]]] = {}
     missing = []
     for row in preset.rows:
-        for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
-            path = result_file(results, row, seed)
-            if path.exists():
-                record = records.setdefault(row, {})[seed] = json.loads(path.read_text())
-                if record["preset"] != preset.name:
-                    raise UserError(f"{path} is a result of the preset {record['preset']}, not of {preset.name}.")
-            else:
-                missing.append(f"{row} seed {seed}")
-    return records, missing
+        for path in results.glob(f"{row}_seed*.json"):
+            record = experiment.read_record(path)
+            seed, told = record.get("seed"), (record.get("preset"), record.get("row"))
+            if told != (preset.name, row) or path != result_file(results, row, seed) or "columns" not in record:
+                raise UserError(
+                    f"{path} is no result of the row {row} of the preset {preset.name}: it says preset={told[0]}, "
+                    f"row={told[1]}, seed={seed}. Give another --output, or remove the file."
+                )
+            records.setdefault(row, {})[seed] = record
+        found = records[row] = dict(sorted(records.get(row, {}).items()))
+        wanted = preset.seeds[:1] if row == "pixels" else preset.seeds
+        missing += [f"{row} seed {seed}" for seed in wanted if seed not in found]
+    return {row: found for row, found in records.items() if found}, missing
 
 
 def values_of(records: dict[int, dict[str, Any]], column: str) -> dict[int, float]:
@@ -132,8 +136,8 @@ def write_table(results: Path, preset: Preset) -> None:
         f"Written by `python -m benchmarks.method`. Generated takes: `{' '.join(preset.data.options)}`. Pre-training: "
         f"{preset.clips:,} clips; fine-tuning: {preset.finetune_steps} steps of 64 clips. Means over the seeds with "
         "the 95 % interval of the mean (Student's t) where there are two or more; the last column tells how many. "
-        "Chance is 6.2 % for classes, 0.05 % for recall@1, 50 % for the place of the same take. Files beside this one "
-        "hold every seed.",
+        f"Chance is 6.2 % for classes, {200 / preset.data.num_takes:.2g} % for recall@1, 50 % for the place of the "
+        "same take. Files beside this one hold every seed.",
     ]
     if missing:
         seeds = collections.defaultdict(list)

@@ -40,7 +40,7 @@ def write_results(folder, preset):
             columns = {column: number + 0.1 * seed for column in method_results.COLUMNS}
             curve = {} if method_rows.ROWS[row] is None else {"1000": columns, "2000": columns}
             method_results.result_file(folder, row, seed).write_text(
-                json.dumps({"preset": preset.name, "columns": columns, "curve": curve})
+                json.dumps({"preset": preset.name, "row": row, "seed": seed, "columns": columns, "curve": curve})
             )
 
 
@@ -52,7 +52,9 @@ def test_check_says_what_is_missing(tmp_path, capsys):
     assert line.count("\n") == 1 and f"random < two_views: holds {len(method_results.COLUMNS)}" in line
     assert "MISSING" not in line
 
-    with pytest.raises(ValueError, match=r"random_seed0\.json is a result of the preset cpu, not of normalized"):
+    with pytest.raises(
+        ValueError, match=r"is no result of the row random of the preset normalized: it says preset=cpu"
+    ):
         method_results.check(tmp_path, method_rows.PRESETS["normalized"])
 
     method_results.result_file(tmp_path, "cross_view", preset.seeds[-1]).unlink()
@@ -64,6 +66,63 @@ def test_check_says_what_is_missing(tmp_path, capsys):
     write_results(tmp_path / "rate", rate)
     assert method_results.check(tmp_path / "rate", rate) == 0
     assert "random" not in capsys.readouterr().out, "a preset says nothing of rows that it does not have"
+
+
+def test_a_result_is_read_only_as_what_it_is(tmp_path, capsys):
+    preset = method_rows.PRESETS["rate_half"]
+    write_results(tmp_path, preset)
+    path = method_results.result_file(tmp_path, "cross_view", 0)
+    whole = path.read_text()
+    more = method_results.result_file(tmp_path, "cross_view", 7)
+    more.write_text(whole.replace('"seed": 0', '"seed": 7'))
+    assert list(method_results.read(tmp_path, preset)[0]["cross_view"]) == [0, 7], "also seeds beyond the preset's"
+    for changed, reason in {
+        whole[:40]: "cannot be read: .* Remove it, and it is measured again",
+        whole.replace("6.0", "NaN", 1): "cannot be read: it holds NaN",
+        whole.replace('"row": "cross_view"', '"row": "joint"'): "it says preset=rate_half, row=joint, seed=0",
+        whole.replace('"seed": 0', '"seed": 1'): r"seed=1\. Give another --output",
+        whole.replace("columns", "column"): "is no result",
+    }.items():
+        assert changed != whole
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=reason):
+            method_results.read(tmp_path, preset)
+        # Nor is a rehearsal, or a further seed, written beside it.
+        with pytest.raises(ValueError, match=reason):
+            method.main(["--preset=rate_half", f"--output={tmp_path}", f"--folder={tmp_path / 'data'}"])
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--seeds=0"], "'0' is no whole number above 0"),
+        (["--workers=-1"], "'-1' is no whole number above 0"),
+        (["--preset=long", "--rows=pixels"], "there is no pixels among random"),
+        (["--check", "--rows=random"], "--check reads all rows and seeds"),
+        (["--check", "--output=/nonexistent"], "of a folder that exists"),
+    ],
+)
+def test_options_that_would_measure_something_else_are_refused(arguments, reason, capsys):
+    with pytest.raises(SystemExit) as ended:
+        method.main(arguments)
+    assert ended.value.code == 2 and reason in capsys.readouterr().err
+
+
+def test_a_row_that_is_named_twice_is_measured_once():
+    parser = method.make_parser()
+    assert experiment.chosen(parser, "random, cross_view,random", method_rows.ROWS) == ["random", "cross_view"]
+
+
+def test_ablations_are_read_only_with_the_settings_of_today(tmp_path):
+    (variant, overrides), *_ = ABLATIONS["target"].variants.items()
+    path = ablations.result_file(tmp_path, "target", variant, 0)
+    assert ablations.read(tmp_path, "target", variant, 0) is None
+    path.write_text(json.dumps({"overrides": overrides, "metrics": {}}))
+    assert ablations.read(tmp_path, "target", variant, 0)["metrics"] == {}
+    path.write_text(json.dumps({"overrides": {"model.depth": 99}, "metrics": {}}))
+    with pytest.raises(ValueError, match="was measured with .*99"):
+        ablations.check(tmp_path, 1)
 
 
 def test_a_rehearsal_differs_from_its_preset_in_amounts_alone():
@@ -98,7 +157,7 @@ def test_orders_are_judged_by_differences_of_the_same_seed(tmp_path):
     for row, better in (("two_views", 0.0), ("cross_view", 0.1)):
         for seed in range(4):
             columns = {"pose": 10.0 * (seed % 3) + better + 0.001 * seed}
-            record = {"preset": "cpu", "columns": columns, "curve": {}}
+            record = {"preset": "cpu", "row": row, "seed": seed, "columns": columns, "curve": {}}
             method_results.result_file(tmp_path, row, seed).write_text(json.dumps(record))
     method_results.result_file(tmp_path, "two_views", 1).unlink()  # the other three seeds still form pairs
     records, _ = method_results.read(tmp_path, method_rows.PRESETS["cpu"])
@@ -170,7 +229,11 @@ def test_variants_of_an_ablation_are_valid_and_differ(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["benchmark", "probe", "finetune_demo", "ablations:mask_ratio=0.95_0.5"])
 def test_a_part_of_an_experiment_runs_the_config_that_it_names(name, tmp_path, monkeypatch):
+    calls = 0
+
     def program(arguments):
+        nonlocal calls
+        calls += 1
         config = configs.load(arguments.config, arguments.overrides)
         record = {"seed": config.seed, "metrics": {}, "config": json.loads(config.to_json())}
         (tmp_path / "part/metrics.json").write_text(json.dumps(record))
@@ -178,10 +241,33 @@ def test_a_part_of_an_experiment_runs_the_config_that_it_names(name, tmp_path, m
     monkeypatch.setattr("run.run", program)
     assert experiment.run(name, {"seed": 5}, tmp_path / "part")["seed"] == 5
     assert experiment.run(name, {"seed": 5}, tmp_path / "part")["seed"] == 5
+    assert calls == 1
     with pytest.raises(
         ValueError, match=r"holds a run of other settings \(seed: 5 there, 6 now\). Give another --folder"
     ):
         experiment.run(name, {"seed": 6}, tmp_path / "part")
+    path = tmp_path / "part/metrics.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"}))
+    assert experiment.run(name, {"seed": 5}, tmp_path / "part")["seconds"] >= 0, "it was killed before it was complete"
+    assert calls == 2
+
+
+def test_read_outs_of_an_encoder_that_was_trained_again_are_repeated(tmp_path, monkeypatch):
+    calls = []
+
+    def program(arguments):
+        config = configs.load(arguments.config, arguments.overrides)
+        calls.append(arguments.workdir)
+        record = {"metrics": {}, "config": json.loads(config.to_json())}
+        (pathlib.Path(arguments.workdir) / "metrics.json").write_text(json.dumps(record))
+
+    monkeypatch.setattr("run.run", program)
+    encoder = tmp_path / "pretraining"
+    encoder.mkdir()
+    for content, number in (("{}", 1), ("{}", 1), ('{"step": 5}', 2)):
+        (encoder / "metrics.json").write_text(content)
+        experiment.run("probe", {"init_from": encoder}, tmp_path / "part")
+        assert len(calls) == number
 
 
 def test_a_failing_job_stops_those_that_have_not_begun(tmp_path):
@@ -212,7 +298,9 @@ def test_a_comparison_leaves_the_committed_results_alone(tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in experiment.RESULTS.rglob("*")}
     monkeypatch.setattr(experiment.Generated, "prepare", lambda *_: None)
     measured = {"metrics": {}, "seconds": 1.0}
-    monkeypatch.setattr(experiment, "run_jobs", lambda _, jobs, *__: [(job, measured) for job in jobs])
+    monkeypatch.setattr(
+        experiment, "run_jobs", lambda _, jobs, *__: [(job, measured | {"overrides": dict(job[2])}) for job in jobs]
+    )
     monkeypatch.setattr(ablations, "write_table", lambda results: (results / "README.md").touch())
     for options, folder in (
         (["--only=target"], "benchmark_output/results/ablations"),
