@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import config_dict
 
+from console import progress
 from console.errors import UserError
 from data import augment, catalog, clips
 from data.dataset import hold_out, keep_frames
@@ -70,6 +71,7 @@ class LabelledDataset:
             )
         if classifies:
             _check_classes(prepared, train, "to train on")
+            _warn_of_classes(prepared, train, test)
         used = np.concatenate([train, held_out, test])
         return cls(
             # Augmentations need pixels.
@@ -119,6 +121,9 @@ def split_rows(
       ValueError: an unknown protocol, one without a test split, no labels, or views that the training split lacks.
     """
     split = prepared.split_of(protocol)
+    for name in ("train", "test"):
+        if prepared.some_classes and (prepared.splits(protocol) == name).any() and not (split == name).any():
+            raise UserError(f"data.classes leaves no view in the {name} split of {protocol!r}: name others.")
     if not (split == "test").any():
         raise UserError(
             f"data.protocol={protocol!r} leaves nothing of {prepared.directory} to test on: of {len(split)} views "
@@ -158,6 +163,20 @@ def _check_classes(prepared: takes.Prepared, rows: np.ndarray, which: str) -> No
         )
 
 
+def _warn_of_classes(prepared: takes.Prepared, train: np.ndarray, test: np.ndarray) -> None:
+    """Says which classes are tested without an example to train on, and if all tests are of one class."""
+    label = prepared.views["label"]
+    tested = np.unique(label[test])
+    if len(unknown := np.setdiff1d(tested, label[train])):
+        names = ", ".join(repr(prepared.class_names[index]) for index in unknown[:3].tolist())
+        progress.say(
+            f"warning: {np.isin(label[test], unknown).sum()} of {len(test)} views to test on are of {len(unknown)} "
+            f"class(es) without a view to train on, e.g. {names}: they count as errors."
+        )
+    if len(tested) == 1:
+        progress.say(f"warning: all {len(test)} views to test on are of class {prepared.class_names[tested[0]]!r}.")
+
+
 def _check_views(view: np.ndarray, wanted: tuple[str, ...]) -> None:
     missing = sorted(set(wanted) - set(view.tolist()))
     if missing:
@@ -187,6 +206,11 @@ def choose_labels(
     if labels_per_class < 1:
         raise UserError(f"data.labels_per_class={labels_per_class}: at least 1, or None for all.")
     take, label = views["take"][rows], views["label"][rows]
+    if (label < 0).any():
+        raise UserError(
+            f"data.labels_per_class={labels_per_class}, but {np.sum(label < 0)} of {len(rows)} views have no label. "
+            "Leave it out: what is asked for here needs no labels."
+        )
     chosen = []
     for index in np.unique(label).tolist():
         names = np.unique(take[label == index]).tolist()

@@ -62,14 +62,14 @@ _RANGES = {
         "limits.skipped_updates", "limits.heartbeat_timeout_seconds",
     )),
     "must not be negative": (lambda value: value >= 0, (
-        "seed", "warmup_epochs", "init_from_step",
-        "data.num_workers", "data.num_source_views", "data.label_seed",
+        "warmup_epochs", "init_from_step", "data.num_workers", "data.num_source_views",
         "model.head_init_scale", "loss.cross_weight",
         "optimizer.weight_decay", "optimizer.final_base_learning_rate",
         "eval.max_feature_takes", "eval.num_pictures", "eval.picture_blur_sigma",
         "augment.randaugment_num_ops", "augment.randaugment_magnitude", "augment.randaugment_magnitude_std",
         "mix.mixup_alpha", "mix.cutmix_alpha",
     )),
+    "must lie in [0, 2**32)": (lambda value: 0 <= value < 2**32, ("seed", "data.label_seed")),
     "must lie in [0, 1]": (lambda value: 0 <= value <= 1, (
         "augment.random_erasing", "augment.flip", "mix.mix_probability", "mix.cutmix_probability",
         "loss.label_smoothing", "limits.damaged_samples",
@@ -237,8 +237,12 @@ def _probing(config: config_dict.ConfigDict) -> Iterator[str]:
             "init_from is not set: probes look at a trained encoder. Pass --config.init_from=RUN, `random` for an "
             "encoder as initialised, or `pixels` for the clips' own pixels."
         )
-    if not probe.learning_rates or not probe.weight_decays:
-        yield "probe.learning_rates and probe.weight_decays must each hold at least one value."
+    for name, lowest, allowed in (("learning_rates", 1e-30, "greater than 0"), ("weight_decays", 0.0, "0 or more")):
+        values = probe[name]
+        if not values or not all(isinstance(value, int | float) and lowest <= value < math.inf for value in values):
+            yield f"probe.{name} = {values} must hold one number or more, each {allowed}."
+    if "motion" in probe.kinds and config.data.num_frames < 2:
+        yield f"data.num_frames = {config.data.num_frames}: one frame has no motion. Leave 'motion' out of probe.kinds."
 
 
 def _optimization(config: config_dict.ConfigDict) -> Iterator[str]:

@@ -121,7 +121,7 @@ def test_ablations_are_read_only_with_the_settings_of_today(tmp_path):
     path.write_text(json.dumps({"overrides": overrides, "metrics": {}}))
     assert ablations.read(tmp_path, "target", variant, 0)["metrics"] == {}
     path.write_text(json.dumps({"overrides": {"model.depth": 99}, "metrics": {}}))
-    with pytest.raises(ValueError, match="was measured with .*99"):
+    with pytest.raises(ValueError, match=r"was measured with .*99"):
         ablations.check(tmp_path, 1)
 
 

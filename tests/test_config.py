@@ -253,6 +253,25 @@ def test_what_a_base_leaves_open_may_be_left_open_by_hand(task):
             configs.load(path, [f"{key}=None"])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("probe.learning_rates=(-1.0,)", "must hold one number or more, each greater than 0"),
+        ("probe.learning_rates=(0.1,0.0)", "each greater than 0"),
+        ("probe.learning_rates=('a',)", "each greater than 0"),
+        ("probe.weight_decays=(-100.0,)", "each 0 or more"),
+        ("probe.weight_decays=()", "must hold one number or more"),
+        ("seed=99999999999999999999", r"must lie in \[0, 2\*\*32\)"),
+        ("data.num_frames=1", "one frame has no motion"),
+    ],
+)
+def test_impossible_probes_are_refused_with_the_fix(data_dir, override, message):
+    overrides = [f"data.dir={data_dir}", "init_from=random", "probe.kinds=('motion',)", "model.tubelet_size=(1,16,16)"]
+    config = configs.load(str(ROOT / "configs" / "probe_base.py"), [*overrides, override])
+    with pytest.raises(ValueError, match=message):
+        config_checks.validate(config)
+
+
 def test_one_visible_token_is_enough(data_dir):
     check(data_dir, "masking.target_mask_ratio=0.999")  # int(0.999 * 512) = 511
 

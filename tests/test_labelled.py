@@ -276,6 +276,9 @@ def test_more_labels_than_there_are_are_refused(manifest):
         few(manifest, 5)
     with pytest.raises(ValueError, match="labels_per_class=0: at least 1"):
         few(manifest, 0)
+    unlabelled = manifest | {"label": np.where(np.arange(len(manifest["label"])) < 3, -1, manifest["label"])}
+    with pytest.raises(ValueError, match=f"3 of {len(manifest['label'])} views have no label"):
+        few(unlabelled, 1)
 
 
 def relabelled(dataset, label):
@@ -302,6 +305,26 @@ def test_a_set_without_labels_is_refused(dataset):
     test_unknown = np.where(np.isin(np.arange(len(label)), dataset.test), -1, label)
     with pytest.raises(ValueError, match=r"has no labels: none of the .* views in the test split"):
         split_rows(relabelled(dataset, test_unknown), "xsub", 0.0)
+
+
+def test_classes_that_are_tested_without_an_example_are_told(synthetic_set, dataset, monkeypatch, capsys):
+    """And so is a test of one class, which tells nothing."""
+    label = dataset.prepared.views["label"].copy()
+    label[dataset.test] = 15
+    label[dataset.train[label[dataset.train] == 15]] = 14
+    one = relabelled(dataset, label)
+    monkeypatch.setattr("data.labelled.takes.open_prepared", lambda directory: one)
+    LabelledDataset.from_config(tiny.make_finetune_config(f"data.dir={synthetic_set}"))
+    said = " ".join(capsys.readouterr()).replace("\n", " ")
+    count = f"{len(dataset.test)} of {len(dataset.test)} views to test on are of 1 class(es) without a view to train on"
+    assert count in said and f"are of class '{one.class_names[15]}'" in said
+
+
+def test_classes_that_no_view_has_are_named_as_the_cause(synthetic_set, dataset):
+    label = dataset.prepared.views["label"]
+    few_classes = dataclasses.replace(relabelled(dataset, np.full_like(label, -1)), some_classes=(0,))
+    with pytest.raises(ValueError, match=r"data\.classes leaves no view in the train split of 'xsub': name others"):
+        split_rows(few_classes, "xsub", 0.0)
 
 
 @pytest.mark.parametrize("num_names", [1, 16])

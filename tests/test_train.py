@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+import run as program
 from mv2mae_jax import optim, train
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import while_training
@@ -128,6 +129,14 @@ def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monke
     evaluate = train.make_evaluation(config, None, sharding.make_mesh(), jax.random.key(0), str(tmp_path))
     reporter = metrics.Reporter(str(tmp_path), first_step=0, total_steps=1, tensorboard=False)
     assert evaluate(state, 1, reporter) == ({"eval/sum": 45.0}, {"order": list(range(10))})
+
+
+def test_a_probe_does_not_replace_the_files_of_a_training_run(synthetic_set, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    arguments = ["--config=configs/probe.py", f"--workdir={tmp_path}", "--config.init_from=random"]
+    parsed = program.make_parser().parse_args([*arguments, f"--config.data.dir={synthetic_set}"])
+    with pytest.raises(ValueError, match=r"holds a run that trains.*give another --workdir"):
+        program.run(parsed)
 
 
 def run(workdir, data_dir, *overrides, config="configs/pretrain_base.py", check=True, **environment):
