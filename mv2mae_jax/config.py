@@ -127,7 +127,7 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
     if key in LISTS_OF_NAMES and not isinstance(value, tuple):  # `walk,run` is no literal, and 3 is no tuple
         value = tuple(name.strip() for name in text.split(",")) if isinstance(value, str) else (value,)
     if not (isinstance(value, expected) and isinstance(value, bool) <= (expected is bool)) and not (
-        value is None and (key in OPTIONAL_KEYS or dict(flatten(base_of(config)))[key] is None)
+        value is None and (key in OPTIONAL_KEYS or dict(flatten(base_of(config))).get(key, 0) is None)
     ):
         raise UserError(
             f"config.{key} = {text} is not a value of type {expected.__name__}; the config holds {known[key]!r}."
