@@ -1,5 +1,6 @@
 """3D joints and cameras beside the videos: joints lie on the actor in the pictures, and wrong tables are refused."""
 
+import json
 import pickle
 import re
 import shutil
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from console.command import ExitCode
+from console.errors import UserError
 from data.catalog import get
 from data.prepare import __main__ as prepare
 from data.store import takes, truth
@@ -341,6 +343,10 @@ WRONG = {
         _each("joints", lambda j: [1000 * x for x in j]),
         "joints are in metres, and there they lie 700 from",
     ),
+    "no rows": (lambda joints, _: [column.clear() for column in joints.values()], "joints.parquet.*it has no rows"),
+    "a row without joints": (_at(0, "joints", 3, None), "column joints has 1 empty entries"),
+    "joints as text": (_each("joints", str), "column joints is of type string; lists of numbers are needed"),
+    "lists of other lists": (_each("joints", lambda j: [j, j]), "column joints is of type list<.*; lists of numbers"),
     "camera to world": (
         _each("rotation", lambda r: np.reshape(r, (3, 3)).T.reshape(-1).tolist()),
         "only 0% of the time the cameras have the person's root in their pictures",
@@ -361,6 +367,61 @@ def test_what_does_not_fit_is_refused_with_the_reason(videos, tmp_path, capsys, 
     assert re.search(reason, told), told
     assert str(source) in told
     assert not (tmp_path / "prepared" / "prepared.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"root": "hips"}, "its root hips is none of the joints hip, head, hand. Did you mean hip?"),
+        ({"root": 0}, "its root 0 is none of the joints hip, head, hand."),
+        ({"joint_names": "hip"}, "joint_names is to be a list of names, not 'hip'"),
+        ({"joint_names": ["hip", "hip", "hand"]}, "joint names are to be different: hip, hip, hand"),
+        ({"edges": [[0, 1], [1, 1.5]]}, "edge [1, 1.5] is to be a pair of joints' numbers, from 0 to 2"),
+        ({"edges": [[0, 3]]}, "edge [0, 3] is to be"),
+        ({"edges": [["hip", "head"]]}, "edge ['hip', 'head'] is to be"),
+    ],
+)
+def test_a_wrong_skeleton_is_refused_with_the_reason(tmp_path, change, reason):
+    path = tmp_path / truth.SKELETON
+    right = json.loads(truth.skeleton_json(NAMES, [(0, 1), (0, 2)], "hip"))
+    path.write_text(json.dumps(right | change))
+    with pytest.raises(UserError, match=re.escape(reason)):
+        truth.read_skeleton(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (pa.list_(pa.float64()), (-1,)),
+        (pa.large_list(pa.float32()), (-1,)),
+        (pa.list_(pa.float32(), 9), (-1,)),
+        (pa.list_(pa.list_(pa.float64())), (-1, 3)),
+        (pa.large_list(pa.list_(pa.float32(), 3)), (-1, 3)),
+    ],
+)
+def test_lists_of_all_kinds_are_read(tmp_path, kind, shape):
+    joints, cameras = motion_capture()
+    source = give(tmp_path, joints, cameras)
+    _, expected, _ = truth.read_tables(source)
+    column = pa.array([np.reshape(row, shape).tolist() for row in joints["joints"]], kind)
+    give(source, joints | {"joints": column}, cameras)
+    _, found, _ = truth.read_tables(source)
+    assert found.equals(expected)
+    give(source, {name: pa.array(rows)[:0] for name, rows in joints.items()} | {"joints": column[:0]}, cameras)
+    with pytest.raises(UserError, match="it has no rows"):
+        truth.read_tables(source)
+
+
+def test_a_truth_of_fewer_takes_is_refused_when_it_is_read(tmp_path):
+    views = {"take": np.repeat(["t00", "t01"], 2), "num_frames": np.full(4, NUM_FRAMES)}
+    _, joints, cameras = truth.read_tables(give(tmp_path, *motion_capture(2)))
+    skeleton = (tmp_path / truth.SKELETON).read_bytes()
+    for tables, file in (((joints[:NUM_FRAMES], cameras), truth.JOINTS), ((joints, cameras[:2]), truth.CAMERAS)):
+        truth.write_tables(tmp_path, skeleton, *tables)
+        with pytest.raises(UserError, match=f"{file} is not of this set: it lacks rows for 2 of its 4 views, e.g.*t01"):
+            truth.Truth.open(tmp_path, views).in_camera(np.arange(4), np.zeros((4, 1), int))
+    truth.write_tables(tmp_path, skeleton, joints, cameras)
+    assert truth.Truth.open(tmp_path, views).in_camera(np.arange(4), np.zeros((4, 1), int)).shape == (4, 1, 3, 3)
 
 
 def test_a_refused_truth_costs_no_decoding_again(videos, tmp_path, capsys):

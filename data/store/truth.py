@@ -15,13 +15,16 @@ import dataclasses
 import functools
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from console.command import did_you_mean, nearest
 from console.errors import UserError
 from data.store.whole_files import write_whole
 
@@ -90,6 +93,9 @@ class Truth:
         if "first" in self._cameras:
             return self._cameras["first"]
         names, code = encoded(pq.read_table(Path(self.directory, JOINTS), columns=["take"])["take"])
+        frames_of = dict(zip(names.tolist(), np.bincount(code).tolist(), strict=True))
+        views = zip(self.views["take"].tolist(), self.views["num_frames"].tolist(), strict=True)
+        self._check_complete(JOINTS, [take for take, length in views if frames_of.get(take, 0) < length])
         _, first = np.unique(code, return_index=True)
         return first[np.searchsorted(names, self.views["take"])]
 
@@ -107,8 +113,16 @@ class Truth:
     def _cameras(self) -> dict[str, np.ndarray]:
         """The cameras by manifest row; a prepared set holds them in the manifest's order."""
         table = pq.read_table(Path(self.directory, CAMERAS))
+        self._check_complete(CAMERAS, self.views["take"][len(table) :].tolist())
         columns = {name: column_of(table, name) for name in table.column_names if name not in ("take", "view")}
         return columns | {"rotation": columns["rotation"].reshape(-1, 3, 3)}
+
+    def _check_complete(self, name: str, lacking: Sequence[str]) -> None:
+        if lacking:
+            raise UserError(
+                f"{Path(self.directory, name)} is not of this set: it lacks rows for {len(lacking)} of its "
+                f"{len(self.views['take'])} views, e.g. of take {lacking[0]}. Prepare the set again"
+            )
 
     def _entries(self, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
         rows, frames = np.asarray(rows), np.asarray(frames)
@@ -129,20 +143,22 @@ def read_skeleton(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, int], .
     """
     try:
         skeleton = json.loads(path.read_bytes())
-        names = tuple(str(name) for name in skeleton["joint_names"])
-        edges = tuple((int(a), int(b)) for a, b in skeleton["edges"])
-        root = names.index(skeleton["root"])
-        if (
-            not names
-            or len(set(names)) < len(names)
-            or not all(0 <= end < len(names) for edge in edges for end in edge)
-        ):
-            raise UserError("joint names are to be different, and edges pairs of their numbers from 0")
+        if not isinstance(skeleton["joint_names"], list):
+            raise UserError(f"joint_names is to be a list of names, not {skeleton['joint_names']!r}")
+        names, root = tuple(str(name) for name in skeleton["joint_names"]), str(skeleton["root"])
+        if len(set(names)) < len(names):
+            raise UserError(f"joint names are to be different: {', '.join(names)}")
+        if root not in names:
+            near = did_you_mean(nearest(root, names))
+            raise UserError(f"its root {root} is none of the joints {', '.join(names)}.{near}")
+        numbers, edges = range(len(names)), tuple(tuple(edge) for edge in skeleton["edges"])
+        for edge in edges:
+            if len(edge) != 2 or not all(end in numbers for end in edge):
+                raise UserError(f"edge {list(edge)} is to be a pair of joints' numbers, from 0 to {len(names) - 1}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not describe a skeleton ({error!r}); data/store/truth.py shows its form"
-        ) from error
-    return names, edges, root
+        said = error if isinstance(error, UserError) else repr(error)
+        raise UserError(f"{path} does not describe a skeleton (its form: data/store/truth.py): {said}") from error
+    return names, tuple((int(a), int(b)) for a, b in edges), names.index(root)
 
 
 def skeleton_json(joint_names: Sequence[str], edges: Sequence[Sequence[int]], root: str) -> bytes:
@@ -175,6 +191,7 @@ def encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return names, number[coded.indices.to_numpy()]
 
 
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _JOINTS = {"take": pa.string(), "frame": pa.int32(), "facing": pa.float32(), "joints": None}
 _CAMERAS = {
     "take": pa.string(),
@@ -206,25 +223,39 @@ def _read(path: Path, schema: Mapping[str, pa.DataType | None]) -> pa.Table:
         if missing := [name for name in schema if name not in pq.read_schema(path).names]:
             raise UserError(f"column {missing[0]} is missing")
         table = pq.read_table(path, columns=list(schema))
+        if not len(table):
+            raise UserError("it has no rows")
         for index, (name, kind) in enumerate(schema.items()):
-            column = table[name]
-            if name == "joints":
-                sizes = {len(joints) for joints in column.to_pylist()} if pa.types.is_list(column.type) else None
-                if sizes is not None and len(sizes) != 1:
-                    raise UserError("rows of joints have different lengths" if sizes else "it has no rows")
-                kind = pa.list_(pa.float32(), sizes.pop() if sizes else column.type.list_size)
-            table = table.set_column(index, name, column.cast(kind))
-    except (OSError, pa.ArrowException, ValueError, AttributeError) as error:
+            if table[name].null_count:
+                raise UserError(f"column {name} has {table[name].null_count} empty entries")
+            lists = kind is None or pa.types.is_fixed_size_list(kind)
+            column = _of_one_size(table[name], name, kind) if lists else table[name].cast(kind)
+            table = table.set_column(index, name, column)
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as part of the truth: {error}. Its form: data/store/truth.py"
         ) from error
     for name in schema:
-        if table[name].null_count:
-            raise UserError(f"{path}: column {name} has {table[name].null_count} empty entries")
         values = column_of(table, name) if name not in ("take", "view") else np.zeros(1)
         if not np.isfinite(values).all():
             raise UserError(f"{path}: column {name} holds numbers that are not finite")
     return table
+
+
+def _of_one_size(column: pa.ChunkedArray, name: str, kind: pa.DataType | None) -> pa.Array:
+    """Rows of numbers as lists of one size, that of `kind`; from lists of any kind, or lists of lists of 3 numbers."""
+    values, sizes = column.combine_chunks(), []
+    while any(is_of_kind(values.type) for is_of_kind in _LISTS):
+        lengths = pc.list_value_length(values).unique().to_pylist()
+        if len(lengths) != 1 or None in lengths:
+            raise UserError(f"rows of {name} have different lengths")
+        values, sizes = pc.list_flatten(values), sizes + lengths
+    if not sizes or sizes[1:] not in ([], [3]):
+        raise UserError(f"column {name} is of type {column.type}; lists of numbers are needed, or of 3 numbers each")
+    size = math.prod(sizes)
+    if kind is not None and size != kind.list_size:
+        raise UserError(f"rows of {name} have {size} numbers, and {kind.list_size} are needed")
+    return pa.FixedSizeListArray.from_arrays(values.cast(kind.value_type if kind else pa.float32()), size)
 
 
 def column_of(table: pa.Table, name: str) -> np.ndarray:
