@@ -167,7 +167,7 @@ def test_any_flipped_bit_of_the_truth_is_found(generated, capsys):
 
 # --- Joints and cameras of a user -------------------------------------------------------------------------------------
 
-HIP = np.array([4.0, -3.0, 1.0])
+HIP, HEAD = np.array([4.0, -3.0, 1.0]), np.array([4.0, -3.0, 1.7])
 NAMES, HEIGHT, WIDTH, NUM_FRAMES = ("hip", "head", "hand"), 48, 64, 12
 
 
@@ -312,6 +312,14 @@ def _at(table, column, row, value):
     return apply
 
 
+def _all(*changes):
+    def apply(joints, cameras):
+        for change in changes:
+            change(joints, cameras)
+
+    return apply
+
+
 WRONG = {
     "a frame is missing": (_without(0, 5), r"2 of 6 prepared views.*view 0 of take t00: joints.parquet has 11 frames"),
     "the last frame is missing": (
@@ -343,10 +351,42 @@ WRONG = {
         _each("joints", lambda j: [1000 * x for x in j]),
         "joints are in metres, and there they lie 700 from",
     ),
+    "feet": (_each("joints", lambda j: [x / 0.3048 for x in j]), "there they lie 2.297 from the root hip"),
+    "all joints in one point": (_each("joints", lambda j: 3 * j[:3]), "there they lie 0 from the root hip"),
+    "a joint far away": (
+        _at(0, "joints", 15, [*HIP, *HEAD, *HEAD + 4]),
+        "in 1 of 36 frames a joint lies more than 3 metres from the root, at most hand in frame 3 of take t01, 7.3",
+    ),
+    "a lost joint": (
+        _at(0, "joints", 15, [*HIP, 0, 0, 0, *HIP + 0.3]),
+        "head lies at exactly 0, 0, 0 in 1 of 36 frames, e.g. frame 3 of take t01",
+    ),
+    "a lost person": (_at(0, "joints", 0, [0.0] * 9), "hip lies at exactly 0, 0, 0 in 1 of 36 frames"),
+    "one pose in all frames": (
+        _each("joints", lambda _: [*HIP, *HEAD, *HEAD]),
+        "100% of the frames repeat all joints of the frame before",
+    ),
+    "twice the rate": (
+        lambda joints, _: joints.update(motion_capture(num_frames=24)[0]),
+        "view 1 of take t00: joints.parquet has 24 frames of it, 2.00 times the 12 of its longest view",
+    ),
+    "translations in millimetres": (
+        _each("translation", lambda t: [1000 * x for x in t]),
+        "6 of 6 cameras lie less than 0.3 or more than 100 metres from the person, e.g. view 0 of take t00, 7.*metres",
+    ),
+    "half the resolution": (
+        _all(_each("centre", lambda _: [15.5, 11.5]), _each("focal", lambda _: [30.0, 30.0])),
+        r"the centre of 6 of 6 cameras is far .* view 0 of take t00, \[15.5, 11.5\] in 64x48 pixels",
+    ),
+    "a focal length in millimetres": (_each("focal", lambda _: [4.0, 4.0]), r"focal lengths \[4.0, 4.0\] and size"),
     "no rows": (lambda joints, _: [column.clear() for column in joints.values()], "joints.parquet.*it has no rows"),
     "a row without joints": (_at(0, "joints", 3, None), "column joints has 1 empty entries"),
     "joints as text": (_each("joints", str), "column joints is of type string; lists of numbers are needed"),
     "lists of other lists": (_each("joints", lambda j: [j, j]), "column joints is of type list<.*; lists of numbers"),
+    "other names": (
+        _each("take", lambda take: f"x/{take}"),
+        "lacks joints or camera of 6 of the 6 views.* Its own are called e.g. view 0 of take t00",
+    ),
     "camera to world": (
         _each("rotation", lambda r: np.reshape(r, (3, 3)).T.reshape(-1).tolist()),
         "only 0% of the time the cameras have the person's root in their pictures",
@@ -410,6 +450,34 @@ def test_lists_of_all_kinds_are_read(tmp_path, kind, shape):
     give(source, {name: pa.array(rows)[:0] for name, rows in joints.items()} | {"joints": column[:0]}, cameras)
     with pytest.raises(UserError, match="it has no rows"):
         truth.read_tables(source)
+
+
+def test_facing_is_compared_with_left_and_right(videos, tmp_path, capsys):
+    joints, cameras = motion_capture()
+    left = np.array([-np.sin(0.5), np.cos(0.5), 2.0]) * 0.2  # of a person who faces 0.5 radians
+    for frame in range(len(joints["frame"])):
+        joints["joints"][frame] = [*HIP, *HIP + left * (1 + frame / 100), *HIP + left * [-1, -1, 1]]
+    for names in ("pelvis", "LShoulder", "RShoulder"), ("pelvis", "hip_left", "hip_right"):
+        for facing, code in ((0.5, 0), (0.9 - 2 * np.pi, 0), (0.5 + np.pi / 4, ExitCode.REFUSED), (0.5 + np.pi, 2)):
+            joints["facing"] = [facing] * len(joints["frame"])
+            source = give(tmp_path / "mocap", joints, cameras, names)
+            assert prepare_folder(videos, tmp_path / "prepared", f"--truth={source}", "--dry_run") == code, facing
+    assert "facing is 180 degrees (median over frames) from the way" in capsys.readouterr().err
+    give(source, joints, cameras, ("pelvis", "right_hip", "left_hip"))  # facing is 180 degrees off, and so are these
+    assert prepare_folder(videos, tmp_path / "prepared", f"--truth={source}", "--dry_run") == 0
+
+
+def test_what_is_improbable_is_told(videos, tmp_path, capsys):
+    joints, cameras = motion_capture()
+    for frame in range(len(joints["frame"])):  # from the hip, which is the origin, and y up
+        person = np.reshape(joints["joints"][frame], (3, 3)) - HIP
+        joints["joints"][frame] = person[:, [0, 2, 1]].reshape(-1).tolist()
+    cameras["centre"][3] = [15.5, 11.5]
+    source = give(tmp_path / "mocap", joints, cameras)
+    assert prepare_folder(videos, tmp_path / "prepared", f"--truth={source}", "--dry_run") == 0
+    told = capsys.readouterr().out
+    assert "bodies extend over 0.055 m along x, 0.7 along y, 0.4 along z (median over frames)" in told
+    assert "the centre of 1 of 6 cameras is far from the picture's middle, e.g. of view 1 of take t01" in told
 
 
 def test_a_truth_of_fewer_takes_is_refused_when_it_is_read(tmp_path):

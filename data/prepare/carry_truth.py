@@ -3,6 +3,7 @@
 What does not fit the videos, or cannot be in the units and conventions of the form, is refused with a reason.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,34 +18,54 @@ from data.prepare.boxes import MANIFEST_COLUMNS
 from data.prepare.preparation_report import SHOWN_IN_MESSAGE
 from data.store import truth
 
-# Limits [ours] beyond which numbers are taken for a wrong unit or convention.
-MAX_REACH_METRES = 10.0  # from the root to the farthest joint; a person's is about 1, or 1,000 in millimetres
+# Limits [ours] beyond which numbers are taken for a wrong unit, convention or rate.
+MORE_FRAMES = 1.1, 5  # times the longest view's frames, and frames more, in a take; a rig of 12 Hz has 1.2 times 10's
+USUAL_REACH = 0.3, 2.0  # metres from the root to the farthest joint, the median; a toddler's 0.35, from a foot 1.8
+MAX_REACH = 3.0  # the same, of every frame; from a foot, with arms overhead, 2.6
+MAX_REPEATED = 0.9  # of the frames; a rig of 5 Hz whose poses are repeated for 30 has 0.83
+MAX_TURN_DEGREES = 30  # from across hips and shoulders to `facing`, the median; both turn less against each other
+MAX_LYING = 1.5  # the body's extent along x or y, of that along z; 1 with arms stretched out
+DISTANCE = 0.3, 100.0  # metres from camera to root; a drone's, and that of a camera 1 m away in centimetres
+CENTRE = 0.3, 0.7  # of width and height; 0.25 if K counts half of the pixels, 1 if twice as many
+MIN_FOCAL = 0.2  # of the longer side, which then spans 136 degrees; in millimetres it is less
 MIN_IN_PICTURE = 0.5  # of the root's positions, over all views; people leave a camera's picture for a while
 SAMPLED_FRAMES = 16  # of a view, looked at for MIN_IN_PICTURE
 ROTATION_TOLERANCE = 1e-3  # of R times its transpose, from the unit matrix
+
+_SIDES = (("left", "right"), ("l", "r"))  # in names of joints, before or after the joint: left_hip, LHip, hip_l
+_ACROSS = ("hip", "upleg", "shoulder")  # joints whose left and right tell where a person looks
 
 
 def check(source: Path, videos: Sequence[Video]) -> list[str]:
     """Checks a truth, the folder with the three files, as far as possible before the videos are decoded.
 
     Returns:
-      Remarks for the user: what the truth holds, and a warning about missing takes and views. `carry` refuses missing
-      ones, unless their videos were set aside before.
+      Remarks for the user: what the truth holds, and warnings about missing takes and views, and about what is
+      improbable. `carry` refuses missing ones, unless their videos were set aside before.
 
     Raises:
-      ValueError: a file does not have its form.
+      ValueError: a file does not have its form, or holds numbers of another unit or convention.
     """
-    (names, _, _), joints, cameras = _read_tables(source)
-    there = f"truth: {len(names)} joints in {len(joints)} frames, {len(cameras)} cameras: {source}"
-    takes, views = set(joints["take"].unique().to_pylist()), set(_pairs(cameras))
-    lacking = [(v.take, v.view) for v in videos if _key(v) not in takes or (_key(v), v.view) not in views]
-    if not lacking:
-        return [there]
-    return [
-        there,
-        f"warning: {source} lacks joints or camera of {len(lacking)} of the {len(videos)} views, e.g. of view "
-        f"{lacking[0][1]} of take {lacking[0][0]}; it will be refused after decoding if these can be used",
-    ]
+    (names, _, root), joints, cameras = _read_tables(source)
+    told = [f"truth: {len(names)} joints in {len(joints)} frames, {len(cameras)} cameras: {source}"]
+    pairs, wanted = _pairs(cameras), {(_key(v), v.view) for v in videos}
+    takes, views = set(joints["take"].unique().to_pylist()), set(pairs)
+    lacking = [(v.view, v.take) for v in videos if _key(v) not in takes or (_key(v), v.view) not in views]
+    if lacking:
+        said = "{} lacks joints or camera of {} of the {} views, e.g. of view {} of take {}".format(
+            source, len(lacking), len(videos), *lacking[0]
+        )
+        if len(lacking) > 0.5 * len(videos):  # more than quarantine explains
+            raise UserError(
+                f"{said}. Its own are called e.g. view {pairs[0][1]} of take {pairs[0][0]}: name takes and views as "
+                "the videos are named, or prepare without truth: --truth=none"
+            )
+        told.append(f"warning: {said}; it will be refused after decoding if these can be used")
+    if not videos:
+        return told
+    joints = joints.filter(pc.is_in(joints["take"], pa.array(sorted({take for take, _ in wanted}))))
+    cameras = cameras.filter(pa.array([pair in wanted for pair in pairs]))
+    return [*told, *_check_joints(source / truth.JOINTS, joints, names, root), *_check_centres(source, cameras)]
 
 
 def carry(source: Path, views: pa.Table, videos: Sequence[Video], output: Path) -> None:
@@ -73,15 +94,24 @@ def carry(source: Path, views: pa.Table, videos: Sequence[Video], output: Path) 
     cropped = "crop_left" in views.column_names
     shape = ("raw_width", "raw_height") if cropped else ("width", "height")
     stored = [views[name].to_pylist() for name in ("num_frames", *shape)]
+    ends = [video.interval[1] if video.interval else n for video, n in zip(videos, stored[0], strict=True)]
+    longest = {}
+    for video, end in zip(videos, ends, strict=True):
+        longest[_key(video)] = max(end, longest.get(_key(video), 0))
     problems, take_of, camera_of = [], [], []
-    for video, length, width, height in zip(videos, *stored, strict=True):
-        end = length if video.interval is None else video.interval[1]
+    for video, end, width, height in zip(videos, ends, *stored[1:], strict=True):
+        most = longest[_key(video)]
         take, which = number.get(_key(video)), camera.get((_key(video), video.view))
         if take is None:
             problem = f"{truth.JOINTS} lacks it"
         elif not complete[take] or count[take] < end:
             problem = (
                 f"{truth.JOINTS} has {count[take]} frames of it, and the video's are 0 to {end - 1}, each needed once"
+            )
+        elif video.interval is None and count[take] > MORE_FRAMES[0] * most + MORE_FRAMES[1]:
+            problem = (
+                f"{truth.JOINTS} has {count[take]} frames of it, {count[take] / most:.2f} times the {most} of its "
+                "longest view. Resample the joints to the video's frames, or leave out what was recorded after its end"
             )
         elif which is None:
             problem = f"{truth.CAMERAS} lacks it"
@@ -107,7 +137,7 @@ def carry(source: Path, views: pa.Table, videos: Sequence[Video], output: Path) 
         for column, name in enumerate(("take", "view")):
             cameras = cameras.set_column(column, name, views[name])
         cameras = cameras.append_column("first", pa.array(begins + starts, pa.int64()))
-    _check_sense(source, joints, cameras, root, begins + starts, np.array(stored[0]))
+    _check_cameras(source, joints, cameras, root, begins + starts, np.array(stored[0]))
     skeleton = truth.skeleton_json(names, edges, names[root])
     truth.write_tables(output, skeleton, joints, cameras, durable=True)
 
@@ -162,11 +192,15 @@ def _pairs(cameras: pa.Table) -> list[tuple[str, str]]:
     return list(zip(*(cameras[name].to_pylist() for name in ("take", "view")), strict=True))
 
 
+def _called(cameras: pa.Table, row: int) -> str:
+    return f"view {cameras['view'][row]} of take {cameras['take'][row]}"
+
+
 def _misfit(cameras: pa.Table, row: int, width: int, height: int) -> str:
     """What is wrong with a camera of a view that is stored with width x height pixels; '' if nothing is."""
     size, focal = (cameras["width"][row].as_py(), cameras["height"][row].as_py()), cameras["focal"][row].as_py()
-    if min(*size, *focal) <= 0:
-        return f"focal lengths {focal} and size {size} are to be positive pixels"
+    if min(size) <= 0 or min(focal) < MIN_FOCAL * max(size):
+        return f"focal lengths {focal} and size {size} are to be positive pixels, of one picture"
     # Stored sides are rounded, each by half a pixel at most.
     if abs(size[0] * height - size[1] * width) > 0.5 * sum(size) + 1e-6:
         return (
@@ -179,22 +213,116 @@ def _misfit(cameras: pa.Table, row: int, width: int, height: int) -> str:
     return ""
 
 
-def _check_sense(
+def _check_joints(path: Path, joints: pa.Table, names: Sequence[str], root: int) -> list[str]:
+    """Raises ValueError where joints or `facing` cannot be as data/store/truth.py has them; returns warnings."""
+    joints = joints.sort_by([("take", "ascending"), ("frame", "ascending")])
+    take, frame, facing = joints["take"], joints["frame"], truth.column_of(joints, "facing")
+    points = truth.column_of(joints, "joints").reshape(len(joints), -1, 3)
+    if np.median(np.abs(facing)) > 2 * np.pi:
+        raise UserError(f"{path}: facing is in radians, and the numbers there are too large for that")
+
+    lost = (points == 0).all(axis=2)  # (M, J)
+    lost &= ~(lost.all(axis=0) & lost[:, root].all())  # the root is the origin, and the joint one with it
+    if lost.any():
+        row, joint = np.argwhere(lost)[0]
+        raise UserError(
+            f"{path}: {names[joint]} lies at exactly 0, 0, 0 in {lost[:, joint].sum()} of {len(joints)} frames, e.g. "
+            f"frame {frame[row]} of take {take[row]}, as rigs write joints that they have lost. Fill them in, or leave "
+            "out such takes with their videos"
+        )
+
+    reach = np.linalg.norm(points - points[:, [root]], axis=2)  # (M, J)
+    farthest = reach.max(axis=1)
+    usual = np.median(farthest)
+    if not USUAL_REACH[0] <= usual <= USUAL_REACH[1]:
+        raise UserError(
+            f"{path}: joints are in metres, and there they lie {usual:.4g} from the root {names[root]} (the farthest, "
+            "median over frames); a person's lie {:g} to {:g}. Divide millimetres by 1,000, multiply feet by 0.3048, "
+            "in cameras' translations, too".format(*USUAL_REACH)
+        )
+    if (astray := farthest > MAX_REACH).any():
+        row, joint = np.unravel_index(reach.argmax(), reach.shape)
+        raise UserError(
+            f"{path}: in {astray.sum()} of {len(joints)} frames a joint lies more than {MAX_REACH:g} metres from the "
+            f"root, at most {names[joint]} in frame {frame[row]} of take {take[row]}, {reach[row, joint]:.3g}. Correct "
+            "them, or leave out such takes with their videos"
+        )
+
+    follows = np.diff(truth.encoded(take)[1]) == 0
+    repeated = (points[1:] == points[:-1]).all(axis=(1, 2))[follows]
+    if len(repeated) and repeated.mean() > MAX_REPEATED:
+        raise UserError(
+            f"{path}: {repeated.mean():.0%} of the frames repeat all joints of the frame before, and people move. "
+            "Write the joints of each frame"
+        )
+
+    across = sum((points[:, left] - points[:, right] for left, right in _left_and_right(names)), np.zeros((1, 3)))
+    level = np.linalg.norm(across[:, :2], axis=1) > 0.5 * np.linalg.norm(across, axis=1)  # not lying on a side
+    if level.any():
+        ahead = np.arctan2(-across[level, 0], across[level, 1])
+        turn = np.rad2deg(np.median(np.abs(np.angle(np.exp(1j * (facing[level] - ahead))))))
+        if turn > MAX_TURN_DEGREES:
+            raise UserError(
+                f"{path}: facing is {turn:.0f} degrees (median over frames) from the way that left and right hips and "
+                "shoulders face. Compute it as docs/data_sets.md does; z is to be up, and left the person's left"
+            )
+
+    extent = np.median(np.ptp(points, axis=1), axis=0)  # (3,)
+    if extent[:2].max() <= MAX_LYING * extent[2]:
+        return []
+    return [
+        "warning: {}: bodies extend over {:.2g} m along x, {:.2g} along y, {:.2g} along z (median over frames). If "
+        "people do not lie there, another axis than z is up: turn joints and cameras".format(path, *extent)
+    ]
+
+
+def _left_and_right(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Numbers of the left and right hips and shoulders, of those that have usual names."""
+    plain = [re.sub("[^a-z]", "", name.lower()) for name in names]
+    pairs = [
+        pair
+        for joint in _ACROSS
+        for left, right in _SIDES
+        for pair in ((left + joint, right + joint), (joint + left, joint + right))
+    ]
+    return [(plain.index(left), plain.index(right)) for left, right in pairs if left in plain and right in plain]
+
+
+def _check_centres(source: Path, cameras: pa.Table) -> list[str]:
+    """Raises ValueError where most cameras count pixels of another size; returns a warning where some do."""
+    size = np.stack([truth.column_of(cameras, name) for name in ("width", "height")], axis=1)
+    place = truth.column_of(cameras, "centre") + 0.5
+    # Both sides alike: of a video that was cut out of a larger one, one may be.
+    off = (place < CENTRE[0] * size).all(axis=1) | (place > CENTRE[1] * size).all(axis=1)
+    if not off.any():
+        return []
+    row = int(off.argmax())
+    said = (
+        f"{source / truth.CAMERAS}: the centre of {off.sum()} of {len(off)} cameras is far from the picture's middle, "
+        f"e.g. of {_called(cameras, row)}, {cameras['centre'][row].as_py()} in {size[row, 0]}x{size[row, 1]} pixels. "
+        "Focal, centre, width and height are to count the same pixels"
+    )
+    if off.mean() > 0.5:
+        raise UserError(said)
+    return [f"warning: {said}, unless the videos were cut out of larger ones"]
+
+
+def _check_cameras(
     source: Path, joints: pa.Table, cameras: pa.Table, root: int, first: np.ndarray, length: np.ndarray
 ) -> None:
-    """Raises ValueError where units or conventions cannot be those of data/store/truth.py; arguments as in `carry`."""
-    if np.median(np.abs(truth.column_of(joints, "facing"))) > 2 * np.pi:
-        raise UserError(f"{source / truth.JOINTS}: facing is in radians, and the numbers there are too large for that")
+    """Raises ValueError where cameras cannot be those of data/store/truth.py; arguments as in `carry`."""
     points = truth.column_of(joints, "joints").reshape(len(joints), -1, 3)
-    reach = np.median(np.linalg.norm(points - points[:, [root]], axis=2).max(axis=1))
-    if reach > MAX_REACH_METRES:
-        raise UserError(
-            f"{source / truth.JOINTS}: joints are in metres, and there they lie {reach:.0f} from the root. Divide "
-            "millimetres by 1,000, in cameras' translations, too"
-        )
     sampled = first[:, None] + (np.linspace(0, 1, SAMPLED_FRAMES) * (length[:, None] - 1)).astype(np.int64)  # (M, 16)
     rotation = truth.column_of(cameras, "rotation").reshape(-1, 3, 3)
     seen = np.einsum("mij,mtj->mti", rotation, points[sampled, root]) + truth.column_of(cameras, "translation")[:, None]
+    distance = np.median(np.linalg.norm(seen, axis=2), axis=1)  # (M,)
+    far = np.flatnonzero((distance < DISTANCE[0]) | (distance > DISTANCE[1]))
+    if len(far):
+        raise UserError(
+            f"{source}: {len(far)} of {len(distance)} cameras lie less than {DISTANCE[0]:g} or more than "
+            f"{DISTANCE[1]:g} metres from the person, e.g. {_called(cameras, far[0])}, {distance[far[0]]:.1f}. "
+            "Translations are in metres, as joints are, and -rotation times the camera's position"
+        )
     in_front = seen[..., 2] > 0
     focal, centre = (truth.column_of(cameras, name)[:, None] for name in ("focal", "centre"))
     pixels = seen[..., :2] / np.where(in_front, seen[..., 2], 1)[..., None] * focal + centre  # (M, 16, 2)
