@@ -176,6 +176,19 @@ def test_raw_pixels_stand_in_for_a_model(prepared):
     assert pixels.grid == (4, 4, 4)
 
 
+def test_people_who_stand_still_are_refused(prepared, model):
+    rows = np.arange(len(prepared.views["take"]))
+    true = geometry.targets(prepared, SPEC, rows)
+    still = dataclasses.replace(true, velocity=np.zeros_like(true.velocity))
+    known, group = planted(prepared, model, rows, true.camera), prepared.views["take"]
+    with pytest.raises(ValueError, match=r"R\^2 of motion is not defined: .* in all \d+ tested slices.*'motion' out"):
+        geometry.measure_motion(model, known, known, still, still, group=group)
+    one_pose = dataclasses.replace(true, camera=np.ones_like(true.camera))
+    with pytest.raises(ValueError, match=r"R\^2 of poses is not defined"):
+        geometry.measure(model, known, known, true, one_pose, group=group)
+    assert "validation_r2" not in geometry.measure(model, known, known, one_pose, true, group=group)[0]
+
+
 def test_a_set_without_truth_is_refused(prepared):
     without = dataclasses.replace(prepared, truth=None)
     with pytest.raises(ValueError, match="does not know where the joints are"):

@@ -167,6 +167,34 @@ def test_measures_of_quantities_equal_scikit_learn():
     assert regression.joint_error(prediction, target) == pytest.approx(np.mean(distances))
 
 
+def test_where_nothing_varies_r2_is_not_defined():
+    same = np.full((7, 3), 0.1)
+    assert regression.r2(same, same) == regression.r2(same + 1, same) == -np.inf
+
+
+def test_penalties_that_leave_no_solution_are_skipped(monkeypatch):
+    """Features of a collapsed encoder have one direction; a small penalty is lost in the rounding of their products."""
+    rng = np.random.default_rng(0)
+    alike = (rng.normal(size=(1000, 1)) @ rng.normal(size=(1, 200))).astype(np.float32)
+    y, group = alike[:, :2] + rng.normal(size=(1000, 2)), np.arange(1000)
+    (found,) = regression.ridges(alike, [y], alike[:5], group=group, penalties=(1e-6, 10.0))
+    assert found.penalty == 10 and found.validation_r2[0] == -np.inf and np.isfinite(found.prediction).all()
+    with pytest.raises(ValueError, match=r"1000 rows apart.*1e-06.*nearly\) alike"):
+        regression.ridges(alike, [y], alike[:5], group=group, penalties=(1e-6,))
+    # A penalty that is solved on the rows that choose it need not be so on all rows.
+    x, predict = rng.normal(size=(1000, 20)).astype(np.float32), regression._Equations.predict
+    y = x[:, :2]
+    monkeypatch.setattr(
+        regression._Equations,
+        "predict",
+        lambda self, x, penalty: None if len(x) == 5 and penalty == 1 else predict(self, x, penalty),
+    )
+    (found,) = regression.ridges(x, [y], x[:5], group=group, penalties=(1.0, 10.0))
+    assert found.penalty == 10
+    (expected,) = regression.ridges(x, [y], x[:5], group=group, penalties=(10.0,))
+    np.testing.assert_array_equal(found.prediction, expected.prediction)
+
+
 def test_attention_predicts_a_product_of_two_tokens_of_one_clip():
     """A product is no linear function of the tokens. Ridge regression fails, and a head with a hidden layer works."""
     rng = np.random.default_rng(0)

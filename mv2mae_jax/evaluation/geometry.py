@@ -171,8 +171,9 @@ def measure(
         **_scores("actor_", found_actor.prediction, true_actor),
         "mean_error_cm": CENTIMETRES * regression.joint_error(mean, true),
         "penalty": found.penalty,
-        "validation_r2": float(found.validation_r2.max()),
     }
+    if np.isfinite(found.validation_r2.max()):  # not if the validation rows show one pose
+        results["validation_r2"] = float(found.validation_r2.max())
     if attention is not None:
         choosing = {"group": np.repeat(group, model.grid[0]), "validation_fraction": validation_fraction, "seed": seed}
         attended = _attend(model, train, test, train_targets.camera, **choosing, **attention)
@@ -220,5 +221,11 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 def _scores(prefix: str, told: np.ndarray, target: np.ndarray, unit: str = "cm") -> dict[str, float]:
-    error = CENTIMETRES * regression.joint_error(told, target)
-    return {f"{prefix}r2": regression.r2(told, target), f"{prefix}error_{unit}": error}
+    error, r2 = CENTIMETRES * regression.joint_error(told, target), regression.r2(told, target)
+    if not np.isfinite(r2):
+        raise UserError(
+            f"R^2 of {'poses' if unit == 'cm' else 'motion'} is not defined: they are the same in all {len(target)} "
+            "tested slices. Test takes that differ, or leave "
+            f"{'geometry' if unit == 'cm' else 'motion'!r} out of probe.kinds."
+        )
+    return {f"{prefix}r2": r2, f"{prefix}error_{unit}": error}

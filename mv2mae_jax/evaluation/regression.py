@@ -5,6 +5,7 @@ No read-out gets the targets of the rows that it is tested on: the penalty is ch
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,8 @@ class Regressed:
     Attributes:
       prediction: float32[M, K] of the test rows, in the units of the targets.
       penalty: the chosen one.
-      validation_r2: float64[num penalties], on the validation rows after training on the others.
+      validation_r2: float64[num penalties], on the validation rows after training on the others; -inf for a penalty
+        whose equations cannot be solved.
     """
 
     prediction: np.ndarray
@@ -56,7 +58,7 @@ def ridges(
       seed: decides the cut.
 
     Raises:
-      ValueError: no penalties, one that is not positive, or fewer than two groups.
+      ValueError: no penalties, one that is not positive, fewer than two groups, or features that are nearly alike.
     """
     if not len(penalties) or min(penalties) <= 0:
         raise UserError(f"penalties={tuple(penalties)}: give at least one, all greater than 0.")
@@ -69,12 +71,26 @@ def ridges(
         return [r2(part, true) for part, true in parts]
 
     fit = _Equations(train_x, train_y, kept)
-    validation = np.array([score(fit.predict(train_x[held_out], penalty)) for penalty in penalties])  # (P, targets)
-    fit = _Equations(train_x, train_y, np.arange(len(train_x)))
-    best = [penalties[index] for index in validation.argmax(axis=0)]
-    told = {penalty: np.split(fit.predict(test_x, penalty), ends, axis=1) for penalty in set(best)}
+    scores = {p: score(told) for p in penalties if (told := fit.predict(train_x[held_out], p)) is not None}
+    fit, told = _Equations(train_x, train_y, np.arange(len(train_x))), {}
+    while scores:
+        best = [max(scores, key=lambda penalty, i=i: scores[penalty][i]) for i in range(len(train_ys))]
+        told |= {penalty: fit.predict(test_x, penalty) for penalty in set(best) - told.keys()}
+        unsolved = {penalty for penalty in best if told[penalty] is None}
+        if not unsolved:
+            break
+        scores = {penalty: values for penalty, values in scores.items() if penalty not in unsolved}
+    else:
+        raise UserError(
+            f"Ridge regression cannot tell the features of {len(train_x)} rows apart: its equations have no solution "
+            f"at any penalty of {tuple(penalties)}, because the features are all (nearly) alike. The encoder has "
+            "collapsed: take another step or run, or leave 'ridge', 'geometry' and 'motion' out of probe.kinds."
+        )
+    validation = np.array([scores.get(penalty, [-math.inf] * len(train_ys)) for penalty in penalties])  # (P, targets)
     return [
-        Regressed(prediction=told[penalty][i], penalty=float(penalty), validation_r2=validation[:, i])
+        Regressed(
+            prediction=np.split(told[penalty], ends, axis=1)[i], penalty=float(penalty), validation_r2=validation[:, i]
+        )
         for i, penalty in enumerate(best)
     ]
 
@@ -104,11 +120,14 @@ class _Equations:
     def _standardise(self, x: np.ndarray) -> np.ndarray:
         return ((x - self._mean) / self._std).astype(np.float32)
 
-    def predict(self, x: np.ndarray, penalty: float) -> np.ndarray:
-        """float32[R, K] for float[R, F]."""
+    def predict(self, x: np.ndarray, penalty: float) -> np.ndarray | None:
+        """float32[R, K] for float[R, F]; None if the penalty is lost in the rounding of features that are alike."""
         system = self._gram.copy()
         system.flat[:: len(system) + 1] += penalty
-        factor = scipy.linalg.cho_factor(system, overwrite_a=True, check_finite=False)
+        try:
+            factor = scipy.linalg.cho_factor(system, overwrite_a=True, check_finite=False)
+        except scipy.linalg.LinAlgError:
+            return None
         solved = scipy.linalg.cho_solve(factor, self._moment, check_finite=False).astype(np.float32)
         weights = solved if self._x is None else self._x.T @ solved  # (F, K)
         parts = [x[start : start + _ROWS_AT_ONCE] for start in range(0, len(x), _ROWS_AT_ONCE)]
@@ -119,8 +138,10 @@ def r2(prediction: np.ndarray, target: np.ndarray) -> float:
     """1 - squared error / squared deviation from the targets' mean, both summed over all outputs.
 
     1 is perfect; 0 is as good as predicting the mean of the tested targets. Both are float[M, K]. Equals scikit-learn's
-    r2_score(multioutput="variance_weighted").
+    r2_score(multioutput="variance_weighted"). It is not defined, -inf, where all targets are the same.
     """
+    if (target == target[:1]).all():
+        return -math.inf
     target = np.asarray(target, np.float64)
     error = np.square(np.asarray(prediction, np.float64) - target).sum()
     return float(1 - error / np.square(target - target.mean(axis=0)).sum())
