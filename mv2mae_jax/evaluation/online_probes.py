@@ -6,11 +6,13 @@ import jax
 import numpy as np
 
 from console import progress
+from console.errors import UserError
 from data import clips, pipeline
 from data.store import takes
 from mv2mae_jax import features
 from mv2mae_jax.evaluation import accuracy, geometry, probes, retrieval
 from mv2mae_jax.models import mv2mae
+from mv2mae_jax.monitoring import metrics
 
 
 def measure(
@@ -44,7 +46,8 @@ def measure(
       `retrieval_*`: see retrieval.py, among the test takes; absent if no take has two views or views are not
       synchronised.
       `geometry_r2`, `geometry_error_cm`, `geometry_mean_error_cm` and so on: the 3D pose in the test takes by ridge
-      regression, see geometry.py; absent if the set does not know its joints. The result may be empty.
+      regression, see geometry.py; absent if the set does not know its joints. The result may be empty. What cannot be
+      measured, and all if features are not finite, is left out and said: training goes on, and has limits of its own.
     """
     views, truth = prepared.views, prepared.truth
     take, view, label = (views[name][test_rows] for name in ("take", "view", "label"))
@@ -72,22 +75,27 @@ def measure(
         train_rows = train_rows[views["label"][train_rows] >= 0]
     test, train = features_of(test_rows), features_of(train_rows) if with_geometry or with_knn else None
     assert np.array_equal(test.row, test_rows), "features follow the order of the rows"
-    if with_knn:
-        known, asked = train.label >= 0, label >= 0
-        scores = probes.knn_scores(
-            train.pooled(pooling)[known],
-            train.label[known],
-            test.pooled(pooling)[asked],
-            len(prepared.class_names),
-            k=knn_k,
-        )
-        knn = accuracy.summarize(scores, label[asked])
-        results |= {"knn_top_1": knn["top_1"], "knn_mean_class": knn["mean_class"]}
-    if with_retrieval:
-        found = retrieval.measure(test.pooled(pooling), take, view, label)
-        results |= {f"retrieval_{name}": value for name, value in found.items()}
-    if with_geometry:
-        asked = (geometry.targets(prepared, spec, rows) for rows in (train_rows, test_rows))
-        found, _ = geometry.measure(model, train, test, *asked, group=views["take"][train_rows])
-        results |= {f"geometry_{name}": value for name, value in found.items()}
+    try:
+        for found in filter(None, (test, train)):
+            features.check_finite(found, "the encoder in training")
+        if with_knn:
+            known, asked = train.label >= 0, label >= 0
+            scores = probes.knn_scores(
+                train.pooled(pooling)[known],
+                train.label[known],
+                test.pooled(pooling)[asked],
+                len(prepared.class_names),
+                k=knn_k,
+            )
+            knn = accuracy.summarize(scores, label[asked])
+            results |= {"knn_top_1": knn["top_1"], "knn_mean_class": knn["mean_class"]}
+        if with_retrieval:
+            found = retrieval.measure(test.pooled(pooling), take, view, label)
+            results |= {f"retrieval_{name}": value for name, value in found.items()}
+        if with_geometry:
+            asked = (geometry.targets(prepared, spec, rows) for rows in (train_rows, test_rows))
+            found, _ = geometry.measure(model, train, test, *asked, group=views["take"][train_rows])
+            results |= {f"geometry_{name}": value for name, value in found.items()}
+    except UserError as error:
+        metrics.say(f"Features are not measured, or not all: {error}")
     return results

@@ -222,6 +222,21 @@ def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features
     return _load(folder)
 
 
+def check_finite(found: Features, encoder: str) -> None:
+    """Raises ValueError if features are NaN or infinite; read-outs would take them for values. `encoder` is named."""
+    tokens = [] if found.tokens is None else [found.tokens]
+    bad = sum(
+        not all(np.isfinite(part[clip]).all() for part in (found.slices, found.motion, *tokens))
+        for clip in range(len(found.row))  # mapped tokens need not fit into memory
+    )
+    if bad:
+        raise UserError(
+            f"The features of {bad} of {len(found.row)} clips are not finite: {encoder} gives NaN, or values beyond "
+            "float16. Its training has diverged, or its weights are damaged. Take another step of it (init_from_step), "
+            "or another run."
+        )
+
+
 def _load(folder: str) -> Features:
     with open(os.path.join(folder, "features.json")) as file:
         sizes = json.load(file)["bytes"]

@@ -80,6 +80,7 @@ def examine(run: Run, opened: Opened, *, max_clips: int, key: str, blur_sigma: f
     found = features.extract(
         model, params, pipeline.clip_batches(prepared, spec, rows, global_batch_size=BATCH_SIZE), mesh
     )
+    features.check_finite(found, "this run's encoder")
     pooling = run.config.probe.pooling if run.config.task == "probe" else POOLING
     pooled = found.pooled(pooling)
     view, take, label = (prepared.views[name][rows] for name in ("view", "take", "label"))

@@ -151,7 +151,9 @@ def _tokens(
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     tokens = np.empty((len(rows), model.num_tokens, model.width), np.float16)
     batches = pipeline.clip_batches(prepared, spec, rows, global_batch_size=neighbours.BATCH_SIZE)
-    return features.extract(model, params, batches, mesh, tokens=tokens)
+    found = features.extract(model, params, batches, mesh, tokens=tokens)
+    features.check_finite(found, "the encoder")
+    return found
 
 
 def _spread(prepared: takes.Prepared, rows: np.ndarray) -> list[int]:
