@@ -1,5 +1,6 @@
 """What a run starts from: its newest checkpoint, the parameters that `init_from` names, or fresh ones."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import config_dict
 
+from console.errors import UserError
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.monitoring import metrics
 from mv2mae_jax.runs import checkpoint, resume, run_record
@@ -41,7 +43,9 @@ def init_state(
         state, saved = checkpointer.restore(abstract)
         return state, saved["progress"]
     state = jax.jit(create, out_shardings=placement)(key)
-    if config.init_from:
+    if not config.init_from:
+        importer.refuse_step(config)
+    else:
         params = load_params(config, state.params, abstract.params, task.model)
         ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, ema_params=ema_params)
@@ -52,20 +56,32 @@ def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: An
     """Parameters for `init_from`: another run's, or a PyTorch checkpoint's. Fine-tuning takes the encoder alone.
 
     Says in a line how many were taken, and which were not.
+
+    Raises:
+      ValueError: there is no such run or checkpoint, it does not fit, or a step is named of what has none.
     """
+    if config.init_from in ("random", "pixels") and not os.path.exists(config.init_from):
+        raise UserError(
+            f"init_from = {config.init_from} is for probes. To train from scratch, leave it empty: --config.init_from="
+        )
     path, step, from_torch = (
         config.init_from,
         config.get("init_from_step"),
         importer.is_torch_checkpoint(config.init_from),
     )
+    if from_torch:
+        importer.refuse_step(config)
     if config.task == "pretrain" and from_torch:
         loaded = importer.load_videomae(path, params, model, target=config.loss.target)
     elif config.task == "pretrain":
         loaded = checkpoint.load_params(path, abstract_params, step)
-        importer.tell_other_target(path, run_record.read_record(path, step)[2].loss.target, config.loss.target)
+        trained = run_record.read_record(path, step)[2]
+        importer.check_run(path, trained, model, ("num_heads", "tubelet_size", "decoder_heads"))
+        importer.tell_other_target(path, trained.loss.target, config.loss.target)
     elif from_torch:
         loaded = params | importer.load_videomae(path, {"encoder": params["encoder"]}, model)
     else:
         loaded = params | {"encoder": checkpoint.load_encoder(path, abstract_params["encoder"], step)}
+        importer.check_run(path, run_record.read_record(path, step)[2], model)
     metrics.say(checkpoint.taken(path, params, loaded))
     return loaded

@@ -301,6 +301,35 @@ def test_the_encoder_of_a_hugging_face_folder_begins_as_it_is_there(synthetic_se
     expected = (pretrained_params() if scanned else unrolled)["encoder"]
     jax.tree.map(np.testing.assert_array_equal, loaded["encoder"], {k: expected[k] for k in loaded["encoder"]})
     jax.tree.map(np.testing.assert_array_equal, loaded["head"], params["head"])
+    if scanned:
+        return
+    config.init_from_step = 3
+    with pytest.raises(ValueError, match=f"init_from_step = 3, but init_from = '{tmp_path}' is no run"):
+        initial_state.load_params(config, params, params, task.model)
+    config, _, task = make_task(synthetic_set, f"init_from={tmp_path}", "model.depth=1")
+    params = jax.jit(task.init)(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"does not fit.*\n  encoder/blocks/1: in the file, beyond the 1 here"):
+        initial_state.load_params(config, params, params, task.model)
+
+
+def test_a_start_that_means_something_else_is_refused(synthetic_set, tmp_path):
+    save_pretrained(tmp_path / "run", scan_layers=True, with_ema=False)
+    (tmp_path / "metrics.json").write_text('{"metrics": {}}')
+    for overrides, told in (
+        ((f"init_from={tmp_path / 'run'}", "model.num_heads=2"), "trained with model.num_heads = 3, this model has 2"),
+        (
+            (f"init_from={tmp_path / 'run'}", "model.tubelet_size=(4,8,4)"),
+            r"tubelet_size = \(2, 8, 8\), this model has",
+        ),
+        (
+            (f"init_from={tmp_path / 'metrics.json'}",),
+            "metrics.json is a file, and no PyTorch checkpoint. Name a run's",
+        ),
+        (("init_from=random",), "random is for probes. To train from scratch, leave it empty"),
+        (("init_from_step=3",), "init_from_step = 3, but init_from = '' is no run"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            start(synthetic_set, tmp_path / "new", *overrides)
 
 
 def test_an_encoder_that_does_not_fit_is_refused(synthetic_set, tmp_path):

@@ -454,6 +454,22 @@ def test_every_container_is_read_and_other_parts_stay(tiny_state, tmp_path, capl
     assert "cross_decoder/blocks/0/cross_attn/projq/kernel: here (12, 12), in the file nothing" in caplog.text
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_part_with_more_blocks_is_not_cut_short(tiny_state, tmp_path, part):
+    """An encoder is refused; a decoder begins afresh."""
+    deeper = {name.replace(f"{part}.blocks.1.", f"{part}.blocks.10."): x for name, x in tiny_state.items()}
+    torch.save(deeper | tiny_state, tmp_path / "x.pth")
+    if part == "encoder":
+        with pytest.raises(
+            ValueError, match=r"does not fit this model:\n  encoder/blocks/10: in the file, beyond the 2 here"
+        ):
+            load_tiny(tmp_path / "x.pth")
+        return
+    loaded = load_tiny(tmp_path / "x.pth")
+    for name, seed in (("encoder", 4), ("decoder", 99)):
+        assert_equal(loaded[name], tiny_params(seed)[name])
+
+
 def as_numpy(state):
     return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in state.items()}
 

@@ -2,24 +2,59 @@
 
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import config_dict
 
 from console.errors import UserError
-from mv2mae_jax.models import layers
+from mv2mae_jax.models import layers, variants
 from mv2mae_jax.monitoring import metrics
 from mv2mae_jax.torch_weights import files, names
 
 # Part of the model -> its number of heads in Hugging Face's config.json, and in that of the port and here.
 _HEADS = {"encoder": ("num_attention_heads", "num_heads"), "decoder": ("decoder_num_attention_heads", "decoder_heads")}
+_PTH = (b"PK", b"\x80")  # how the archives and pickles of PyTorch begin
 
 
 def is_torch_checkpoint(path: str) -> bool:
     """Whether `path` is a PyTorch file or folder and not the workdir of a run."""
     return os.path.isfile(path) or os.path.isfile(os.path.join(path, "config.json"))
+
+
+def refuse_step(config: config_dict.ConfigDict) -> None:
+    """Raises ValueError if a step is asked of an `init_from` that is no run."""
+    if config.get("init_from_step") is not None:
+        raise UserError(
+            f"init_from_step = {config.init_from_step}, but init_from = {config.init_from!r} is no run and has no "
+            "steps. Leave init_from_step out, or name a run."
+        )
+
+
+def check_run(
+    path: str, trained: config_dict.ConfigDict, model: Any, keys: tuple[str, ...] = ("num_heads", "tubelet_size")
+) -> None:
+    """Raises ValueError where a run's model differs in what the shapes of parameters do not show.
+
+    Args:
+      path: the run.
+      trained: the config that it recorded.
+      model: takes the run's parameters, which fit.
+      keys: of the part that is taken.
+    """
+    variant = variants.VARIANTS.get(trained.model.variant)
+    for key in keys:
+        there, here = trained.model.get(key), getattr(model, key)
+        there = getattr(variant, key, here) if there is None else there
+        there = tuple(there) if isinstance(there, list) else there  # as JSON records it
+        if there != here:
+            raise UserError(
+                f"init_from = {path} was trained with model.{key} = {there}, this model has {here}. The parameters "
+                f"have the same shapes, but would compute something else. Set model.{key}={there}."
+            )
 
 
 def load_videomae(path: str, params: Any, model: Any, *, target: str | None = None) -> Any:
@@ -39,12 +74,20 @@ def load_videomae(path: str, params: Any, model: Any, *, target: str | None = No
     Raises:
       ValueError: no such checkpoint, one that holds more than tensors, or an encoder that does not fit (lists all).
     """
+    if os.path.isfile(path) and not str(path).endswith((".safetensors", ".index.json")):
+        with open(path, "rb") as file:
+            if not file.read(2).startswith(_PTH):
+                raise UserError(
+                    f"init_from = {path} is a file, and no PyTorch checkpoint. Name a run's folder (the --workdir of "
+                    "run.py), or a file or folder with a VideoMAE."
+                )
     checkpoint = files.read(pathlib.Path(path))
     state, config = checkpoint.state, checkpoint.config
     tell_other_target(path, checkpoint.target, target)
     template = jax.eval_shape(layers.unstack_blocks, params) if model.compute.scan_layers else params
     wanted = {name: tuple(leaf.shape) for name, leaf in names.flatten(template).items()}
-    _check_architecture(path, state, config, model, {name.partition("/")[0] for name in wanted})
+    parts = {name.partition("/")[0] for name in wanted}
+    _check_architecture(path, state, config, model, parts)
 
     found, problems = {}, {}
     for name, shape in wanted.items():
@@ -54,6 +97,13 @@ def load_videomae(path: str, params: Any, model: Any, *, target: str | None = No
             found[name] = array
         else:
             problems[name] = f"{name}: here {shape}, in the file {'nothing' if array is None else array.shape}"
+    # Blocks beyond this model's: the others alone would be an encoder, or a decoder, that was cut short.
+    blocks = {part: {name.split("/")[2] for name in wanted if name.startswith(f"{part}/blocks/")} for part in parts}
+    for name in state:
+        block = re.match(r"(\w+)\.blocks\.(\d+)\.", name)
+        if block and block[1] in parts and block[2] not in blocks[block[1]]:
+            deeper = f"{block[1]}/blocks/{block[2]}"
+            problems[deeper] = f"{deeper}: in the file, beyond the {len(blocks[block[1]])} here (model.depth)"
     unfit = [text for name, text in problems.items() if name.startswith("encoder/") and "encoder/norm/" not in name]
     if unfit:
         raise UserError(f"init_from = {path}: the encoder does not fit this model:\n  " + "\n  ".join(unfit))
