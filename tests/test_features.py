@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import socket
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import probe_base
+from data import pipeline
 from data.labelled import LabelledDataset
 from data.motion import motion_energy
 from mv2mae_jax import config as configs
@@ -304,9 +306,10 @@ def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh)
 
 
 def save(workdir, step, encoder, task):
-    checkpointer = checkpoint.Checkpointer(str(workdir))
+    checkpointer, config = checkpoint.Checkpointer(str(workdir)), make_config("anywhere")
+    config.task = task
     params = {"encoder": encoder, "decoder": {"bias": jax.numpy.ones(3)}}
-    checkpointer.save(step, {"params": params}, {"config": json.dumps({"task": task})}, force=True)
+    checkpointer.save(step, {"params": params}, {"config": config.to_json()}, force=True)
     checkpointer.close()
 
 
@@ -332,6 +335,80 @@ def test_a_fine_tuned_encoder_has_no_last_norm(synthetic_set, dataset, model, pa
     tokens, normed = features.encode(tuned, found, video), features.encode(model, params, video)
     centred = tokens - tokens.mean(axis=-1, keepdims=True)
     np.testing.assert_allclose(centred / tokens.std(axis=-1, keepdims=True), normed, atol=1e-3)
+
+
+def test_a_model_that_computes_something_else_with_the_same_parameters_is_refused(params, mesh, tmp_path):
+    save(tmp_path, 5, params, "pretrain")
+    for override, told in (
+        ("model.num_heads=2", "num_heads = 3, this model has 2"),
+        ("model.num_heads=None", "num_heads = 3, this model has 6"),  # the variant's
+        ("model.tubelet_size=(4,4,8)", r"tubelet_size = \(2, 8, 8\), this model has \(4, 4, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))} was trained with model.{told}"):
+            probe.load_encoder(make_config("anywhere", f"init_from={tmp_path}", override), mesh)
+
+
+def test_a_step_of_what_has_none_and_a_mistyped_baseline_are_refused(mesh, tmp_path):
+    (tmp_path / "encoder.pth").touch()
+    for encoder in ("random", "pixels", str(tmp_path / "encoder.pth")):
+        with pytest.raises(ValueError, match=f"init_from_step = 3, but init_from = '{encoder}' is no run"):
+            probe.load_encoder(make_config("anywhere", f"init_from={encoder}", "init_from_step=3"), mesh)
+    for encoder, meant in (("Random", "random"), ("pixel", "pixels")):
+        with pytest.raises(ValueError, match=f"Did you mean {meant}"):
+            probe.load_encoder(make_config("anywhere", f"init_from={encoder}"), mesh)
+
+
+def test_features_that_are_not_finite_are_refused(synthetic_set, dataset, model, params, mesh, tmp_path, capsys):
+    """Probes would rank NaN first, or call a classifier diverged."""
+    nan = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    save(tmp_path / "run", 5, nan, "pretrain")
+    config = make_config(synthetic_set, f"init_from={tmp_path / 'run'}", "probe.kinds=('retrieval',)")
+    count, workdir = 2 * len(dataset.test), tmp_path / "probe"
+    for _ in range(2):  # extracted, and from the cache
+        with pytest.raises(
+            ValueError, match=f"features of {count} of {count} clips are not finite.*init_from={tmp_path}"
+        ):
+            probe.run(config, dataset, mesh, str(workdir))
+    assert not (workdir / "metrics.json").exists()
+    rows = {"train_rows": dataset.train, "test_rows": dataset.test}
+    found = online_probes.measure(model, nan, dataset.prepared, dataset.spec, mesh, global_batch_size=8, **rows)
+    assert found == {} and "clips are not finite: the encoder in training" in capsys.readouterr().out
+    few = np.zeros((3, 2, 4), np.float32)
+    large = Features(row=np.arange(3), label=np.zeros(3), slices=few, motion=few, tokens=few.astype(np.float16))
+    features.check_finite(large, "it")
+    large.tokens[1, 1, 2] = np.inf  # as 1e5 is in float16
+    with pytest.raises(ValueError, match="features of 1 of 3 clips"):
+        features.check_finite(large, "it")
+
+
+def extracted(config, dataset, mesh, workdir, model, params) -> Features:
+    return probe._extract(config, dataset, mesh, str(workdir), model, params, dataset.test, False)
+
+
+def test_cached_features_have_the_labels_of_today(config, dataset, model, params, mesh, tmp_path, monkeypatch):
+    extracted(config, dataset, mesh, tmp_path, model, params)
+    monkeypatch.setattr(features, "extract", lambda *args, **kwargs: pytest.fail("extracted again"))
+    views = dict(dataset.prepared.views) | {"label": dataset.prepared.views["label"] + 1}
+    renumbered = dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, views=views))
+    found = extracted(config, renumbered, mesh, tmp_path, model, params)
+    np.testing.assert_array_equal(found.label, views["label"][found.row])
+
+
+def test_a_batch_is_not_larger_than_what_is_extracted(
+    synthetic_set, dataset, model, params, mesh, tmp_path, monkeypatch
+):
+    sizes, batches = [], pipeline.clip_batches
+
+    def watched(*args, global_batch_size, **options):
+        sizes.append(global_batch_size)
+        return batches(*args, global_batch_size=global_batch_size, **options)
+
+    monkeypatch.setattr(pipeline, "clip_batches", watched)
+    for size in (8, 100_000):
+        config = make_config(synthetic_set, f"global_batch_size={size}")
+        extracted(config, dataset, mesh, tmp_path / str(size), model, params)
+    most = 2 * max(len(dataset.train), len(dataset.test))
+    assert sizes[0] == 8 and most <= sizes[1] < most + mesh.size and sizes[1] % mesh.size == 0
 
 
 def test_retrieval_under_a_cross_view_protocol_searches_the_other_cameras(synthetic_set, mesh, tmp_path):

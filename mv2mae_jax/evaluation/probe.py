@@ -1,5 +1,6 @@
 """Probes of a frozen encoder: features are extracted once, then read by classes, across cameras, and for 3D pose."""
 
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -10,6 +11,7 @@ from absl import logging
 from ml_collections import config_dict
 
 from console import progress
+from console.command import did_you_mean, nearest
 from console.errors import UserError
 from data import pipeline
 from data.labelled import LabelledDataset
@@ -23,6 +25,7 @@ from mv2mae_jax.runs import checkpoint, metrics_file, run_record, starts_file
 from mv2mae_jax.torch_weights import importer
 
 CLASSIFIERS = ("knn", "linear", "ridge", "attentive")
+BASELINES = ("random", "pixels")  # values of `init_from` that are no file
 
 
 def run(
@@ -104,13 +107,23 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
 
     `init_from` is a pre-trained or fine-tuned run (the latter has no last norm), a PyTorch checkpoint, `random` or
     `pixels`.
+
+    Raises:
+      ValueError: there is no such encoder, it does not fit the model, or a step is named of what has none.
     """
     model = variants.from_config(config)
+    is_run = config.init_from not in BASELINES and not importer.is_torch_checkpoint(config.init_from)
+    if not is_run:
+        importer.refuse_step(config)
     if config.init_from == "pixels":
         return features.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
-    if config.init_from != "random" and not importer.is_torch_checkpoint(config.init_from):
+    if is_run:
+        near = [] if os.path.exists(config.init_from) else nearest(config.init_from, BASELINES)
+        if near:
+            raise UserError(f"init_from = {config.init_from} is no run or checkpoint.{did_you_mean(near)}")
         step, _, trained = run_record.read_record(config.init_from, config.get("init_from_step"))
         model, params = inference.restore(config.init_from, step, trained.task, model, mesh)
+        importer.check_run(config.init_from, trained, model)
         shapes = jax.tree.map(jax.typeof, params)
         metrics.say(checkpoint.taken(config.init_from, {"encoder": shapes}, {"encoder": params}))
         return model, params, step
@@ -155,6 +168,7 @@ def _extract(
 ) -> Features:
     clips_per_view = dataset.clips_per_view
     num_clips = len(rows) * clips_per_view
+    most = max(len(dataset.train), len(dataset.test)) * clips_per_view  # a larger batch would only be filled up
 
     def make(folder: str) -> Features:
         logging.info("Extracting features of %d clips into %s.", num_clips, folder)
@@ -162,7 +176,7 @@ def _extract(
             dataset.prepared,
             dataset.spec,
             rows,
-            global_batch_size=config.global_batch_size,
+            global_batch_size=min(config.global_batch_size, -(-most // mesh.size) * mesh.size),
             clips_per_view=clips_per_view,
             num_workers=config.data.num_workers,
         )
@@ -173,7 +187,10 @@ def _extract(
     facts = features.facts_of(
         model, params, dataset.prepared, dataset.spec, rows, clips_per_view=clips_per_view, with_tokens=with_tokens
     )
-    return features.cached(os.path.join(workdir, "features"), facts, make)
+    found = features.cached(os.path.join(workdir, "features"), facts, make)
+    features.check_finite(found, f"the encoder init_from={config.init_from}")
+    # Of the same features, other `data.classes` number the labels otherwise.
+    return dataclasses.replace(found, label=dataset.prepared.views["label"][found.row].astype(found.label.dtype))
 
 
 def _classify(
@@ -196,7 +213,8 @@ def _classify(
             seed=config.seed,
         )
         scores, _ = accuracy.average_clips(found.prediction, test.row)
-        return scores, {"penalty": found.penalty}, {"validation_r2": found.validation_r2.tolist()}
+        validation = [float(r2) if np.isfinite(r2) else None for r2 in found.validation_r2]
+        return scores, {"penalty": found.penalty}, {"validation_r2": validation}
     if kind == "attentive":
         train, train_x, test_x = train_features, train_features.tokens, test.tokens
     else:
