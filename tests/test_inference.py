@@ -1,5 +1,6 @@
 """A run's encoder as a function and as a file, and the command that extracts features with it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -255,6 +256,15 @@ def test_a_table_says_what_its_clips_are(pretrained, synthetic_set, tmp_path):
     assert run_command(pretrained[0], synthetic_set, tmp_path / "all.npz", "--protocol=all") == 0
     assert set(np.load(tmp_path / "all.npz")["split"]) == {"train"}, "pre-training's protocol without a test split"
     assert run_command(pretrained[0], synthetic_set, tmp_path / "x.npz", "--protocol=xsubject") == 2
+
+
+def test_features_that_are_not_finite_are_not_written(pretrained, synthetic_set, tmp_path, monkeypatch, capsys):
+    encoder = inference.load_encoder(pretrained[0])
+    broken = dataclasses.replace(encoder, params=jax.tree.map(lambda leaf: leaf * np.nan, encoder.params))
+    monkeypatch.setattr(inference, "load_encoder", lambda *args, **kwargs: broken)
+    assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz") == 2
+    assert f"are not finite: the encoder of {encoder.workdir} gives NaN" in capsys.readouterr().err
+    assert not (tmp_path / "f.npz").exists()
 
 
 def test_short_videos_are_told(pretrained, tmp_path, capsys):

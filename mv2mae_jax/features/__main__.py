@@ -241,6 +241,7 @@ def compute(
             wanted = np.zeros((0, model.width * (1 if pooling == "mean" else model.grid[0])), np.float32)
     else:
         found = features.extract(model, encoder.params, batches, mesh, tokens=tokens)
+        features.check_finite(found, f"the encoder of {encoder.workdir}")
         row, wanted = found.row, tokens if pooling == "tokens" else found.pooled(pooling)
     # The clips of a video are neighbours: the number of a clip is its distance to the first one of its row.
     clip = (np.arange(num_clips) - np.searchsorted(row, row)).astype(np.int32)
