@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import run as program
 from configs import probe_base
 from data import pipeline
 from data.labelled import LabelledDataset
@@ -290,6 +291,14 @@ def test_every_probe_of_a_run_is_measured_and_written(probed, dataset):
             assert f"{kind}/top_1/{view}" in results
     assert results["linear/learning_rate"] in (1e-3, 1e-2)
     assert 1 <= results["retrieval/mean_rank"] <= results["retrieval/gallery_size"]
+
+
+def test_a_probe_does_not_replace_the_files_of_a_training_run(synthetic_set, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    arguments = ["--config=configs/probe.py", f"--workdir={tmp_path}", "--config.init_from=random"]
+    parsed = program.make_parser().parse_args([*arguments, f"--config.data.dir={synthetic_set}"])
+    with pytest.raises(ValueError, match=r"holds a run that trains.*give another --workdir"):
+        program.run(parsed)
 
 
 def test_a_second_run_reads_the_features_and_finds_the_same(probed, config, dataset, mesh, monkeypatch):

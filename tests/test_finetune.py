@@ -521,7 +521,11 @@ def miniature(request, tmp_path):
 
 @pytest.mark.parametrize(
     "miniature",
-    ["ntu60", "nucla", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ntu120", "etri", "rocog", "pkummd"))],
+    [
+        "ntu60",
+        pytest.param("nucla", marks=pytest.mark.long),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ntu120", "etri", "rocog", "pkummd")),
+    ],
     indirect=True,
 )
 def test_every_data_set_can_be_fine_tuned_on(miniature, tmp_path):

@@ -92,7 +92,7 @@ def test_a_report_is_written_of_what_is_whole(tmp_path, capsys, name, harm):
     (tmp_path / name).write_bytes(harm(before))
     assert report.main([f"--workdir={workdir}", "--samples=0", "--max_clips=0", "--progress=none"]) == 0
     told, run = capsys.readouterr().out, collect.read(workdir)
-    assert "Report: " in told and run.task == "pretrain"
+    assert "Report: " in told and run.config.task == "pretrain"
     assert (tmp_path / name).read_bytes() == harm(before), "a reader leaves the run's files alone"
     if name == "metrics.json":
         assert "metrics.json is damaged: passed over." in told and run.results is None

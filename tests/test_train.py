@@ -15,7 +15,6 @@ import numpy as np
 import optax
 import pytest
 
-import run as program
 from mv2mae_jax import optim, train
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import while_training
@@ -131,14 +130,6 @@ def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monke
     assert evaluate(state, 1, reporter) == ({"eval/sum": 45.0}, {"order": list(range(10))})
 
 
-def test_a_probe_does_not_replace_the_files_of_a_training_run(synthetic_set, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    arguments = ["--config=configs/probe.py", f"--workdir={tmp_path}", "--config.init_from=random"]
-    parsed = program.make_parser().parse_args([*arguments, f"--config.data.dir={synthetic_set}"])
-    with pytest.raises(ValueError, match=r"holds a run that trains.*give another --workdir"):
-        program.run(parsed)
-
-
 def run(workdir, data_dir, *overrides, config="configs/pretrain_base.py", check=True, **environment):
     command = [sys.executable, "run.py", f"--config={config}", f"--workdir={workdir}"]
     command += tiny.overrides(f"data.dir={data_dir}", *tiny.OVERRIDES, *overrides)
@@ -218,6 +209,7 @@ def test_init_from_names_what_does_not_fit(synthetic_set, tmp_path):
     assert "encoder/patch_embed/proj/kernel: saved (384, 24), wanted (384, 48)" in refused.stderr
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_the_run(synthetic_set, tmp_path):
     options = ("optimizer.base_learning_rate=1e30", "limits.skipped_updates=2")
     stopped = run(tmp_path / "run", synthetic_set, *options, check=False)
