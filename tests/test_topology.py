@@ -158,6 +158,7 @@ def test_collectives_of_eight_devices(eight_devices):
     assert gathered["runs"] >= 1
 
 
+@pytest.mark.long
 def test_fsdp_gathers_weights_and_no_activations(eight_devices):
     """Without `sharding.whole`, products would follow the weights' sharding, and activations would be exchanged."""
     step = eight_devices["step"]
