@@ -94,8 +94,9 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     arguments = [f"--config={CONFIGS / file}.py{colon}{variant}", f"--workdir={workdir}"]
     arguments += [f"--config.{key}={value}" for key, value in overrides.items() if value is not None]
     parsed = program.make_parser().parse_args([*arguments, "--config.log.report=False"])
-    path, encoder = workdir / "metrics.json", Path(str(overrides.get("init_from") or "")) / "metrics.json"
-    read_from = digests.sha256_of(encoder)[0] if encoder.is_file() and encoder != Path("metrics.json") else None
+    path, source = workdir / "metrics.json", str(overrides.get("init_from") or "")
+    encoder = Path(source, "metrics.json")
+    read_from = digests.sha256_of(encoder)[0] if source and encoder.is_file() else None
     record = read_record(path) if path.exists() else {}
     if "seconds" in record:  # otherwise it was stopped after the run's own file
         _check_settings(workdir, parsed, record["config"])
@@ -107,8 +108,8 @@ def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[s
     with open(workdir / "log.txt", "w") as log, contextlib.redirect_stdout(log):
         program.run(parsed)
     jax.clear_caches()  # a process does many runs, and this run's programs are not used again
-    record = read_record(path) | {"seconds": round(time.perf_counter() - start, 1), "hardware": hardware()}
-    record["read_from"] = read_from
+    seconds = round(time.perf_counter() - start, 1)
+    record = read_record(path) | {"seconds": seconds, "hardware": hardware(), "read_from": read_from}
     shutil.rmtree(workdir / "features", ignore_errors=True)
     write_whole(path, json.dumps(record, indent=2))
     return record

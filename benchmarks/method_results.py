@@ -77,6 +77,7 @@ def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, A
     records: dict[str, dict[int, dict[str, Any]]] = {}
     missing = []
     for row in preset.rows:
+        found = {}
         for path in results.glob(f"{row}_seed*.json"):
             record = experiment.read_record(path)
             seed, told = record.get("seed"), (record.get("preset"), record.get("row"))
@@ -85,11 +86,12 @@ def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, A
                     f"{path} is no result of the row {row} of the preset {preset.name}: it says preset={told[0]}, "
                     f"row={told[1]}, seed={seed}. Give another --output, or remove the file."
                 )
-            records.setdefault(row, {})[seed] = record
-        found = records[row] = dict(sorted(records.get(row, {}).items()))
+            found[seed] = record
+        if found:
+            records[row] = dict(sorted(found.items()))
         wanted = preset.seeds[:1] if row == "pixels" else preset.seeds
         missing += [f"{row} seed {seed}" for seed in wanted if seed not in found]
-    return {row: found for row, found in records.items() if found}, missing
+    return records, missing
 
 
 def values_of(records: dict[int, dict[str, Any]], column: str) -> dict[int, float]:

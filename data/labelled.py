@@ -122,7 +122,7 @@ def split_rows(
     """
     split = prepared.split_of(protocol)
     for name in ("train", "test"):
-        if prepared.some_classes and (prepared.splits(protocol) == name).any() and not (split == name).any():
+        if prepared.some_classes and not (split == name).any() and (prepared.splits(protocol) == name).any():
             raise UserError(f"data.classes leaves no view in the {name} split of {protocol!r}: name others.")
     if not (split == "test").any():
         raise UserError(

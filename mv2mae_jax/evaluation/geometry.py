@@ -155,15 +155,14 @@ def measure(
       `actor_error_cm` in the actor's own, `attentive_r2` and `attentive_error_cm`; `mean_error_cm` is the
       error of always predicting the training clips' mean pose; `penalty` was chosen by `validation_r2`.
     """
+    choosing = {"group": np.repeat(group, model.grid[0]), "validation_fraction": validation_fraction, "seed": seed}
     train_x, test_x = (cells(slice_tokens(part, model), model.grid) for part in (train, test))
     true, true_actor = _flat(test_targets.camera), _flat(test_targets.actor)
     found, found_actor = regression.ridges(
         train_x,
         [_flat(train_targets.camera), _flat(train_targets.actor)],
         test_x,
-        group=np.repeat(group, model.grid[0]),
-        validation_fraction=validation_fraction,
-        seed=seed,
+        **choosing,
     )
     mean = np.broadcast_to(_flat(train_targets.camera).mean(axis=0), true.shape)
     results = {
@@ -175,7 +174,6 @@ def measure(
     if np.isfinite(found.validation_r2.max()):  # not if the validation rows show one pose
         results["validation_r2"] = float(found.validation_r2.max())
     if attention is not None:
-        choosing = {"group": np.repeat(group, model.grid[0]), "validation_fraction": validation_fraction, "seed": seed}
         attended = _attend(model, train, test, train_targets.camera, **choosing, **attention)
         results |= _scores("attentive_", attended, true)
     return results, found.prediction.reshape(test_targets.camera.shape)  # (M', nt, 3 J)
