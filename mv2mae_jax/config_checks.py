@@ -44,6 +44,7 @@ _CHOICES = {
 }
 
 PROBES = ("knn", "linear", "ridge", "attentive", "retrieval", "geometry", "motion")
+_BASELINES = _names_in("evaluation/probe.py", "BASELINES")
 
 # What a number must fulfil, and the keys of which it is asked. Keys that may be None ("not set") may be so here.
 # fmt: off
@@ -132,6 +133,8 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
         yield from _fine_tuning(config)
     if config.task == "probe":
         yield from _probing(config)
+    elif config.init_from in _BASELINES and not os.path.exists(config.init_from):
+        yield f"init_from = {config.init_from!r} is for probes. From scratch it is left empty: --config.init_from="
     if "optimizer" in config:
         yield from _optimization(config)
     if (config.mesh.data, config.mesh.fsdp) == (-1, -1):

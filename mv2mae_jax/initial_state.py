@@ -1,6 +1,5 @@
 """What a run starts from: its newest checkpoint, the parameters that `init_from` names, or fresh ones."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from ml_collections import config_dict
 
-from console.errors import UserError
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.monitoring import metrics
 from mv2mae_jax.runs import checkpoint, resume, run_record
@@ -60,15 +58,8 @@ def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: An
     Raises:
       ValueError: there is no such run or checkpoint, it does not fit, or a step is named of what has none.
     """
-    if config.init_from in ("random", "pixels") and not os.path.exists(config.init_from):
-        raise UserError(
-            f"init_from = {config.init_from} is for probes. To train from scratch, leave it empty: --config.init_from="
-        )
-    path, step, from_torch = (
-        config.init_from,
-        config.get("init_from_step"),
-        importer.is_torch_checkpoint(config.init_from),
-    )
+    path, step = config.init_from, config.get("init_from_step")
+    from_torch = importer.is_torch_checkpoint(path)
     if from_torch:
         importer.refuse_step(config)
     if config.task == "pretrain" and from_torch:

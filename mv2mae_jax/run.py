@@ -94,11 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         sharding.check_batch(mesh, config.global_batch_size)
         from mv2mae_jax.evaluation import probe
 
-        if os.path.isdir(os.path.join(arguments.workdir, "checkpoints")):
-            raise UserError(
-                f"{arguments.workdir} holds a run that trains. A probe would replace its metrics.json and report.html: "
-                "give another --workdir."
-            )
+        probe.check_workdir(config, arguments.workdir)
         with resume.locked(arguments.workdir):
             probe.run(config, dataset, mesh, arguments.workdir)
             write_report(config, arguments.workdir)

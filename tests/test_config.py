@@ -272,6 +272,17 @@ def test_impossible_probes_are_refused_with_the_fix(data_dir, override, message)
         config_checks.validate(config)
 
 
+@pytest.mark.parametrize("baseline", ["random", "pixels"])
+@pytest.mark.parametrize("base", ["pretrain_base", "finetune_base"])
+def test_training_starts_from_no_baseline_of_probes(data_dir, base, baseline, tmp_path, monkeypatch):
+    config = configs.load(str(ROOT / "configs" / f"{base}.py"), [f"data.dir={data_dir}", f"init_from={baseline}"])
+    with pytest.raises(ValueError, match=f"init_from = '{baseline}' is for probes. From scratch it is left empty"):
+        config_checks.validate(config)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / baseline).mkdir()  # a run that is called so
+    config_checks.validate(config)
+
+
 def test_one_visible_token_is_enough(data_dir):
     check(data_dir, "masking.target_mask_ratio=0.999")  # int(0.999 * 512) = 511
 

@@ -21,7 +21,7 @@ from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import online_probes, probe, retrieval
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae, variants
-from mv2mae_jax.runs import checkpoint
+from mv2mae_jax.runs import checkpoint, metrics_file
 from tests import faults, tiny
 
 OVERRIDES = (
@@ -293,10 +293,18 @@ def test_every_probe_of_a_run_is_measured_and_written(probed, dataset):
     assert 1 <= results["retrieval/mean_rank"] <= results["retrieval/gallery_size"]
 
 
-def test_a_probe_does_not_replace_the_files_of_a_training_run(synthetic_set, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
+def test_a_probe_does_not_replace_the_files_of_another_run(synthetic_set, config, tmp_path):
     arguments = ["--config=configs/probe.py", f"--workdir={tmp_path}", "--config.init_from=random"]
     parsed = program.make_parser().parse_args([*arguments, f"--config.data.dir={synthetic_set}"])
+    metrics_file.write(str(tmp_path), config, 0, {}, {})
+    probe.check_workdir(config, str(tmp_path))  # its own
+    for override, told in (
+        ("init_from=runs/b", "holds the probe of init_from = .*, this one has runs/b"),
+        ("init_from_step=4", "holds the probe of init_from_step = None, this one has 4"),
+    ):
+        with pytest.raises(ValueError, match=f"{told}.*give another --workdir"):
+            probe.check_workdir(make_config(synthetic_set, override), str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=r"holds a run that trains.*give another --workdir"):
         program.run(parsed)
 

@@ -325,7 +325,6 @@ def test_a_start_that_means_something_else_is_refused(synthetic_set, tmp_path):
             (f"init_from={tmp_path / 'metrics.json'}",),
             "metrics.json is a file, and no PyTorch checkpoint. Name a run's",
         ),
-        (("init_from=random",), "random is for probes. To train from scratch, leave it empty"),
         (("init_from_step=3",), "init_from_step = 3, but init_from = '' is no run"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -21,11 +21,11 @@ from mv2mae_jax.evaluation import accuracy, attentive, geometry, probes, regress
 from mv2mae_jax.features import Features
 from mv2mae_jax.models import mv2mae, variants
 from mv2mae_jax.monitoring import event_files, log_files, metrics
-from mv2mae_jax.runs import checkpoint, metrics_file, run_record, starts_file
+from mv2mae_jax.runs import checkpoint, metrics_file, run_record, side_files, starts_file
 from mv2mae_jax.torch_weights import importer
 
 CLASSIFIERS = ("knn", "linear", "ridge", "attentive")
-BASELINES = ("random", "pixels")  # values of `init_from` that are no file
+BASELINES: tuple[str, ...] = ("random", "pixels")  # values of `init_from` that are no run and no file
 
 
 def run(
@@ -100,6 +100,18 @@ def _facts(config: config_dict.ConfigDict, dataset: LabelledDataset, mesh: jax.s
         "data": f"{prepared.name} in {prepared.directory}, {dataset.num_classes} classes: {len(dataset.train)} views "
         f"to train on, {len(dataset.test)} to test on by {dataset.clips_per_view} clip(s)",
     }
+
+
+def check_workdir(config: config_dict.ConfigDict, workdir: str) -> None:
+    """Raises ValueError if this probe would replace results in `workdir`: a training run's, or another encoder's."""
+    replaced = f"A probe would replace its {metrics_file.RESULTS_FILE} and report.html: give another --workdir."
+    if os.path.isdir(os.path.join(workdir, "checkpoints")):
+        raise UserError(f"{workdir} holds a run that trains. {replaced}")
+    before = side_files.read(os.path.join(workdir, metrics_file.RESULTS_FILE), metrics_file.is_whole)
+    for key in ("init_from", "init_from_step"):
+        there, here = (before or {"config": config})["config"].get(key), config.get(key)
+        if there != here:
+            raise UserError(f"{workdir} holds the probe of {key} = {there}, this one has {here}. {replaced}")
 
 
 def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int]:

@@ -232,8 +232,8 @@ def check_finite(found: Features, encoder: str) -> None:
     if bad:
         raise UserError(
             f"The features of {bad} of {len(found.row)} clips are not finite: {encoder} gives NaN, or values beyond "
-            "float16. Its training has diverged, or its weights are damaged. Take another step of it (init_from_step), "
-            "or another run."
+            "float16. Its training has diverged, or its weights are damaged. Take another encoder, or another "
+            "checkpoint of this one (of a run: init_from_step)."
         )
 
 

@@ -14,6 +14,7 @@ from mv2mae_jax.torch_weights import heads, names
 
 # Where a .pth keeps its state dict: VideoMAE, DeepSpeed, Lightning.
 CONTAINERS = ("model", "module", "state_dict")
+_PTH = (b"PK", b"\x80")  # how the archives and pickles of PyTorch begin
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # What wrappers put into names: DistributedDataParallel and DeepSpeed, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -110,6 +111,12 @@ def _read_safetensors(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]
 
 def _read_pth(path: pathlib.Path) -> tuple[names.Arrays, dict[str, Any]]:
     """(the state dict, the options of the script that wrote the file)."""
+    with open(path, "rb") as file:
+        if not file.read(2).startswith(_PTH):
+            raise UserError(
+                f"init_from = {path} is a file, and no PyTorch checkpoint. Name a run's folder (the --workdir of "
+                "run.py), or a file or folder with a VideoMAE."
+            )
     try:
         import torch
     except ImportError as error:

@@ -17,7 +17,6 @@ from mv2mae_jax.torch_weights import files, names
 
 # Part of the model -> its number of heads in Hugging Face's config.json, and in that of the port and here.
 _HEADS = {"encoder": ("num_attention_heads", "num_heads"), "decoder": ("decoder_num_attention_heads", "decoder_heads")}
-_PTH = (b"PK", b"\x80")  # how the archives and pickles of PyTorch begin
 
 
 def is_torch_checkpoint(path: str) -> bool:
@@ -74,13 +73,6 @@ def load_videomae(path: str, params: Any, model: Any, *, target: str | None = No
     Raises:
       ValueError: no such checkpoint, one that holds more than tensors, or an encoder that does not fit (lists all).
     """
-    if os.path.isfile(path) and not str(path).endswith((".safetensors", ".index.json")):
-        with open(path, "rb") as file:
-            if not file.read(2).startswith(_PTH):
-                raise UserError(
-                    f"init_from = {path} is a file, and no PyTorch checkpoint. Name a run's folder (the --workdir of "
-                    "run.py), or a file or folder with a VideoMAE."
-                )
     checkpoint = files.read(pathlib.Path(path))
     state, config = checkpoint.state, checkpoint.config
     tell_other_target(path, checkpoint.target, target)
