@@ -2,7 +2,7 @@
 
     python -m benchmarks.crops --prepared full motion
 
-Crop size and scales are those of configs/pretrain_base.py. Results, and how the sets are made: docs/data_sets.md.
+Crop size and scales are those of configs/pretrain_base.py. Results, and how the sets are made: docs/preparation.md.
 """
 
 import sys

@@ -7,7 +7,7 @@ Prepares copies of a few 1080p videos under the names of NTU-60 (written here, o
 with --input, videos of yours, as `--dataset=folder`), at sizes that differ by a factor of four, with the command line's
 defaults. Memory is that of the largest process; if it does not grow with the set, the videos stream through. The
 listing is measured by itself, with all 114,480 names of NTU-120 in an archive. Processor time counts all processes; on
-a machine with other work it is the most reliable figure. Results: docs/data_sets.md.
+a machine with other work it is the most reliable figure. Results: docs/preparation.md.
 """
 
 import json
