@@ -3,6 +3,7 @@
     python -m benchmarks.method --preset=cpu            # all rows; stopped and started again, it continues
     python -m benchmarks.method --preset=cpu --rows=random,cross_view --seeds=2
     python -m benchmarks.method --preset=furnished      # the main rows with one thing made harder; others: --help
+    python -m benchmarks.method --rates --rows=random,two_views   # fine-tuning's learning rate, on held-out takes
     python -m benchmarks.method --check                 # what the committed results say; exit 1 if they are incomplete
     python -m benchmarks.method --quick                 # rehearses a preset: one seed, a hundredth of the clips
 
@@ -28,8 +29,18 @@ from typing import Any
 
 from benchmarks import experiment
 from benchmarks.experiment import OUTPUT, RESULTS, positive
-from benchmarks.method_results import check, plot, read, result_file, write_steps, write_table
-from benchmarks.method_rows import CLIPS_PER_STEP, MAIN, PRESETS, RATE, RATE_AT_64, ROWS, Preset
+from benchmarks.method_results import check, plot, rates_file, read, result_file, write_steps, write_table
+from benchmarks.method_rows import (
+    CLIPS_PER_STEP,
+    FINETUNE_RATE,
+    FINETUNE_RATES,
+    MAIN,
+    PRESETS,
+    RATE,
+    RATE_AT_64,
+    ROWS,
+    Preset,
+)
 from console.command import ExitCode, Parser, execute
 from data.store.whole_files import write_whole
 
@@ -117,8 +128,13 @@ def probe(job: Job, protocol: str, kinds: Sequence[str], step: int | None = None
     return record["metrics"]
 
 
-def finetune(job: Job, labels_per_class: int | None) -> float:
-    """Top-1 on other people after fine-tuning with all labels, or with some takes of each class."""
+def finetune(job: Job, labels_per_class: int | None, rate: float | None = None) -> float:
+    """Top-1 on other people after fine-tuning with all labels, or with some takes of each class.
+
+    With `rate`: at this learning rate in place of FINETUNE_RATE's, and on takes held out of the training people's.
+    """
+    name = "fine_tuned" if labels_per_class is None else f"fine_tuned_{labels_per_class}"
+    trial = {} if rate is None else {"data.holdout_fraction": 0.1, "eval.split": "held_out"}
     record = experiment.run(
         "finetune_demo",
         {
@@ -134,7 +150,8 @@ def finetune(job: Job, labels_per_class: int | None) -> float:
             "seed": job.seed,
             "total_steps": job.settings.finetune_steps,
             "global_batch_size": 64,
-            "optimizer.base_learning_rate": 0.012,  # 3e-3 at 64 clips
+            "optimizer.name": "muon",
+            "optimizer.base_learning_rate": rate or FINETUNE_RATE[ROWS[job.row] is not None, labels_per_class is None],
             "optimizer.layer_decay": 1.0,
             "optimizer.clip_norm": 1.0,
             "optimizer.b2": 0.98,
@@ -142,11 +159,21 @@ def finetune(job: Job, labels_per_class: int | None) -> float:
             "checkpoint.every_steps": 100_000,
             "eval.every_steps": 100_000,
             "log.tensorboard": False,
+            **trial,
             **job.settings.downstream,
         },
-        job.run_folder / ("fine_tuned" if labels_per_class is None else f"fine_tuned_{labels_per_class}"),
+        job.run_folder / (name if rate is None else f"{name}_rate{rate}"),
     )
-    return record["metrics"]["test/top_1"]
+    return record["metrics"]["test/top_1" if rate is None else "held_out/top_1"]
+
+
+def try_rates(job: Job) -> dict[str, dict[float, float]]:
+    """Top-1 on held-out takes after fine-tuning at every one of FINETUNE_RATES, with all labels and with few."""
+    pretrain(job)
+    return {
+        "all": {rate: finetune(job, None, rate) for rate in FINETUNE_RATES},
+        "few": {rate: finetune(job, job.settings.labels_per_class, rate) for rate in FINETUNE_RATES},
+    }
 
 
 def sizes() -> dict[str, Any]:
@@ -234,6 +261,7 @@ def make_parser() -> Parser:
     parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
     parser.add_argument("--output", type=Path, help="where results go (FOLDER/results/method_PRESET)")
     parser.add_argument("--workers", type=positive, metavar="N", help="processes that share the cores (the preset's)")
+    parser.add_argument("--rates", action="store_true", help="fine-tune the first seed at several rates, and stop")
     parser.add_argument("--data_only", action="store_true", help="generate and prepare the data, and stop")
     parser.add_argument("--check", action="store_true", help="only read the committed results, or those in --output")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, little data: a rehearsal")
@@ -255,6 +283,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     read(results, preset)  # what is there belongs to this preset
     if options.data_only:
         print(preset.data.prepare(folder))
+        return 0
+    if options.rates:
+        jobs = [Job(row=row, seed=preset.seeds[0], preset=name, folder=folder) for row in rows if row != "pixels"]
+        for job, found in experiment.run_jobs(try_rates, jobs, options.workers or preset.workers, folder / "programs"):
+            write_whole(rates_file(results, job.row), json.dumps({"preset": name, "row": job.row, "top_1": found}))
+        write_table(results, preset)
         return 0
     seeds = preset.seeds if options.seeds is None else range(options.seeds)
     benchmark(name, rows, seeds, folder, results, options.workers or preset.workers)

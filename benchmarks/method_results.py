@@ -68,6 +68,10 @@ def result_file(results: Path, row: str, seed: int) -> Path:
     return results / f"{row}_seed{seed}.json"
 
 
+def rates_file(results: Path, row: str) -> Path:
+    return results / f"{row}_rates.json"
+
+
 def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
     """({row: {seed: record}} with every seed that is there, what of the preset is missing).
 
@@ -157,7 +161,36 @@ def write_table(results: Path, preset: Preset) -> None:
     for (lower, upper), by_verdict in verdicts(records).items():
         if any(by_verdict.values()):
             lines.append(f"| {lower} < {upper} | " + " | ".join(", ".join(by_verdict[v]) for v in by_verdict) + " |")
+    lines += _rates(results, preset)
     (results / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _rates(results: Path, preset: Preset) -> list[str]:
+    """The lines on the learning rates that fine-tuning was tried with."""
+    found = {
+        row: experiment.read_record(rates_file(results, row))
+        for row in preset.rows
+        if rates_file(results, row).exists()
+    }
+    if not found:
+        return []
+    rates = sorted({float(rate) for record in found.values() for of in record["top_1"].values() for rate in of})
+    lines = [
+        "",
+        "## Learning rates of fine-tuning",
+        "",
+        "The choice for the columns of fine-tuning above. Top-1 (%) on held-out takes of the training people, first seed, "
+        "by base learning rate (that of 256 clips).",
+        "",
+        "| | labels | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "|---|---|" + "---|" * len(rates),
+    ]
+    for row, record in found.items():
+        for labels, of in record["top_1"].items():
+            by_rate = {float(rate): 100 * top_1 for rate, top_1 in of.items()}
+            cells = [f"{by_rate[rate]:.1f}" if rate in by_rate else "" for rate in rates]
+            lines.append(f"| {DESCRIPTIONS[row]} | {labels} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _reached(records: dict[str, dict[int, dict[str, Any]]]) -> list[str]:

@@ -8,6 +8,10 @@ from benchmarks.experiment import Generated
 
 CLIPS_PER_STEP = 128
 RATE, RATE_AT_64 = "optimizer.base_learning_rate", 0.08  # for 64 samples a step: 0.02
+# Base learning rates of fine-tuning by Muon (benchmarks.method --rates), and the choice for (a pre-trained encoder, all
+# labels). Kernels of a pre-trained encoder are up to ten times as large as fresh ones, so it takes larger steps.
+FINETUNE_RATES = (0.04, 0.08, 0.16, 0.32)
+FINETUNE_RATE = {(False, False): 0.04, (False, True): 0.08, (True, False): 0.32, (True, True): 0.08}
 PLAIN = {"loss.ess_fraction": 1.0}  # all tokens weigh alike
 SELF = {"model.cross_view": False}
 SINGLE_VIEW = SELF | PLAIN | {"data.num_source_views": 0, "global_batch_size": 128}
