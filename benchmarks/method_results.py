@@ -179,8 +179,8 @@ def _rates(results: Path, preset: Preset) -> list[str]:
         "",
         "## Learning rates of fine-tuning",
         "",
-        "The choice for the columns of fine-tuning above. Top-1 (%) on held-out takes of the training people, first seed, "
-        "by base learning rate (that of 256 clips).",
+        "Those of the columns above are chosen by it: top-1 (%) on held-out takes of the training people, one seed, by "
+        "base learning rate (that of 256 clips).",
         "",
         "| | labels | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
         "|---|---|" + "---|" * len(rates),

@@ -1,5 +1,6 @@
 """The statistics behind the benchmarks' tables, and how incomplete results are recognised."""
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -175,6 +176,38 @@ def test_the_table_and_the_curve_hold_every_measured_row(tmp_path):
     assert table.count(" ± ") == (len(method_rows.ROWS) - 1) * len(method_results.COLUMNS)
     assert all(description in table for description in method_results.DESCRIPTIONS.values())
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_rates_of_fine_tuning_are_chosen_without_the_test_takes(tmp_path, monkeypatch):
+    seen = []
+
+    def record(name, overrides, workdir):
+        config = configs.load(str(experiment.CONFIGS / f"{name}.py"), [f"{k}={v}" for k, v in overrides.items()])
+        seen.append(
+            (workdir.name, config.eval.split, config.data.holdout_fraction, config.optimizer.base_learning_rate)
+        )
+        return {"metrics": {f"{config.eval.split}/top_1": config.optimizer.base_learning_rate}}
+
+    monkeypatch.setattr(experiment, "run", record)
+    job = method.Job(row="random", seed=0, preset="cpu", folder=tmp_path)
+    found = method.try_rates(job)
+    assert found["all"] == found["few"] == {rate: rate for rate in method_rows.FINETUNE_RATES}
+    assert len(set(seen)) == 2 * len(method_rows.FINETUNE_RATES)
+    assert all(split == "held_out" and share > 0 for _, split, share, _ in seen)
+    for row in ("random", "two_views"):
+        for labels in (None, 24):
+            method.finetune(dataclasses.replace(job, row=row), labels)
+            chosen = method_rows.FINETUNE_RATE[row != "random", labels is None]
+            assert seen[-1][1:] == ("test", 0.0, chosen) and chosen in method_rows.FINETUNE_RATES
+
+    preset = method_rows.PRESETS["cpu"]
+    write_results(tmp_path, preset)
+    method_results.rates_file(tmp_path, "random").write_text(
+        json.dumps({"top_1": {"all": {"0.04": 0.5, "0.32": 0.25}}})
+    )
+    method_results.write_table(tmp_path, preset)
+    *_, head, _, line = (tmp_path / "README.md").read_text().splitlines()
+    assert head.endswith("| 0.04 | 0.32 |") and line.endswith("| all | 50.0 | 25.0 |")
 
 
 def test_what_survives_is_told_seed_by_seed(tmp_path):
