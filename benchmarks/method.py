@@ -11,7 +11,8 @@ Rows are variants of one pre-training (configs/benchmark.py) with equal data, eq
 encoder. It sees the training people without labels, from all cameras. Read-outs train on the training people and are
 tested on others: `xsub` from all cameras, `unseen_camera` (the protocol xsub_xview) from camera 1 with read-outs that
 were trained on cameras 2 and 3. They are 3D pose, joint velocities and classes by ridge regression of frozen tokens,
-the attentive probe, retrieval of the same take from another camera, and fine-tuning with all labels and with a fifth.
+the attentive probe, retrieval of the same take from another camera, and fine-tuning with all labels and with a fifth,
+by AdamW and by Muon.
 
 Some read-outs are repeated after 12,500 clips, 25,000 and so on, for the curve. Read-outs choose their settings on
 training people held out; no test score is looked at.
@@ -31,14 +32,16 @@ from benchmarks import experiment
 from benchmarks.experiment import OUTPUT, RESULTS, positive
 from benchmarks.method_results import check, plot, rates_file, read, result_file, write_steps, write_table
 from benchmarks.method_rows import (
+    ADAMW_RATE,
     CLIPS_PER_STEP,
-    FINETUNE_RATE,
-    FINETUNE_RATES,
+    FINE_TUNINGS,
     MAIN,
+    MUON_RATES,
     PRESETS,
     RATE,
     RATE_AT_64,
     ROWS,
+    SCRATCH_RATE,
     Preset,
 )
 from console.command import ExitCode, Parser, execute
@@ -128,19 +131,23 @@ def probe(job: Job, protocol: str, kinds: Sequence[str], step: int | None = None
     return record["metrics"]
 
 
-def finetune(job: Job, labels_per_class: int | None, rate: float | None = None) -> float:
-    """Top-1 on other people after fine-tuning with all labels, or with some takes of each class.
+def finetune(job: Job, column: str, trial_rate: float | None = None) -> float:
+    """Top-1 on other people after fine-tuning, as a column of FINE_TUNINGS says.
 
-    With `rate`: at this learning rate in place of FINETUNE_RATE's, and on takes held out of the training people's.
+    With `trial_rate`: at this learning rate, and on takes held out of the training people's.
     """
-    name = "fine_tuned" if labels_per_class is None else f"fine_tuned_{labels_per_class}"
-    trial = {} if rate is None else {"data.holdout_fraction": 0.1, "eval.split": "held_out"}
+    (optimizer, few), trial = FINE_TUNINGS[column], {}
+    chosen = SCRATCH_RATE if ROWS[job.row] is None else job.settings.finetune_rate
+    rate, split, folder = ADAMW_RATE if optimizer == "adamw" else chosen[few], "test", column
+    if trial_rate is not None:
+        rate, split, folder = trial_rate, "held_out", f"{column}_rate{trial_rate:g}"
+        trial = {"data.holdout_fraction": 0.1, "eval.split": split}
     record = experiment.run(
         "finetune_demo",
         {
             "data.dir": job.prepared,
             "data.protocol": "xsub",
-            "data.labels_per_class": labels_per_class,
+            "data.labels_per_class": job.settings.labels_per_class if few else None,
             "data.label_seed": job.seed,
             **sizes(),
             "data.crop_scales": (1.0,),
@@ -150,8 +157,8 @@ def finetune(job: Job, labels_per_class: int | None, rate: float | None = None) 
             "seed": job.seed,
             "total_steps": job.settings.finetune_steps,
             "global_batch_size": 64,
-            "optimizer.name": "muon",
-            "optimizer.base_learning_rate": rate or FINETUNE_RATE[ROWS[job.row] is not None, labels_per_class is None],
+            "optimizer.name": optimizer,
+            "optimizer.base_learning_rate": rate,
             "optimizer.layer_decay": 1.0,
             "optimizer.clip_norm": 1.0,
             "optimizer.b2": 0.98,
@@ -162,18 +169,16 @@ def finetune(job: Job, labels_per_class: int | None, rate: float | None = None) 
             **trial,
             **job.settings.downstream,
         },
-        job.run_folder / (name if rate is None else f"{name}_rate{rate}"),
+        job.run_folder / folder,
     )
-    return record["metrics"]["test/top_1" if rate is None else "held_out/top_1"]
+    return record["metrics"][f"{split}/top_1"]
 
 
 def try_rates(job: Job) -> dict[str, dict[float, float]]:
-    """Top-1 on held-out takes after fine-tuning at every one of FINETUNE_RATES, with all labels and with few."""
+    """Top-1 on held-out takes after fine-tuning by Muon at each of MUON_RATES, with all labels and with a fifth."""
     pretrain(job)
-    return {
-        "all": {rate: finetune(job, None, rate) for rate in FINETUNE_RATES},
-        "few": {rate: finetune(job, job.settings.labels_per_class, rate) for rate in FINETUNE_RATES},
-    }
+    columns = [column for column, (optimizer, _) in FINE_TUNINGS.items() if optimizer == "muon"]
+    return {column: {rate: finetune(job, column, rate) for rate in MUON_RATES} for column in columns}
 
 
 def sizes() -> dict[str, Any]:
@@ -201,8 +206,7 @@ def measure(job: Job) -> dict[str, Any]:
         )
     }
     if job.row != "pixels" and job.settings.finetune_steps:
-        columns["fine_tuned"] = finetune(job, None)
-        columns["fine_tuned_fifth"] = finetune(job, job.settings.labels_per_class)
+        columns |= {column: finetune(job, column) for column in FINE_TUNINGS}
     if pretraining:
         curve[job.settings.steps * CLIPS_PER_STEP] = {name: columns[name] for name in ON_THE_WAY}
     return {"columns": columns, "curve": curve, "pretraining": pretraining and pretraining["metrics"]}

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks import experiment
 from benchmarks.experiment import compare, interval
-from benchmarks.method_rows import MAIN, PRESETS, Preset
+from benchmarks.method_rows import FINE_TUNINGS, MAIN, PRESETS, Preset
 from console.errors import UserError
 
 COLUMNS = {
@@ -17,10 +17,12 @@ COLUMNS = {
     "recall_1": "same take from another camera, recall@1 (%)",
     "ranked_before": "same take from another camera, before so many of the other clips (%)",
     "attentive": "attentive probe, top-1 (%)",
-    "fine_tuned": "fine-tuned, top-1 (%)",
-    "fine_tuned_fifth": "fine-tuned with a fifth of the labels, top-1 (%)",
+    "fine_tuned": "fine-tuned by AdamW, top-1 (%)",
+    "fine_tuned_fifth": "with a fifth of the labels, top-1 (%)",
+    "fine_tuned_muon": "fine-tuned by Muon, top-1 (%)",
+    "fine_tuned_muon_fifth": "with a fifth of the labels, top-1 (%)",
 }
-PERCENT = {"ridge", "recall_1", "ranked_before", "attentive", "fine_tuned", "fine_tuned_fifth"}
+PERCENT = {"ridge", "recall_1", "ranked_before", "attentive", *FINE_TUNINGS}
 DRAWN = ("pose", "ridge")
 # What pre-training reached on takes that it did not see, by the run's own evaluation: name, factor, digits.
 REACHED = {
@@ -177,19 +179,19 @@ def _rates(results: Path, preset: Preset) -> list[str]:
     rates = sorted({float(rate) for record in found.values() for of in record["top_1"].values() for rate in of})
     lines = [
         "",
-        "## Learning rates of fine-tuning",
+        "## Learning rates of Muon",
         "",
         "Those of the columns above are chosen by it: top-1 (%) on held-out takes of the training people, one seed, by "
         "base learning rate (that of 256 clips).",
         "",
-        "| | labels | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "| | | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
         "|---|---|" + "---|" * len(rates),
     ]
     for row, record in found.items():
-        for labels, of in record["top_1"].items():
+        for column, of in record["top_1"].items():
             by_rate = {float(rate): 100 * top_1 for rate, top_1 in of.items()}
             cells = [f"{by_rate[rate]:.1f}" if rate in by_rate else "" for rate in rates]
-            lines.append(f"| {DESCRIPTIONS[row]} | {labels} | " + " | ".join(cells) + " |")
+            lines.append(f"| {DESCRIPTIONS[row]} | {COLUMNS[column]} | " + " | ".join(cells) + " |")
     return lines
 
 

@@ -191,23 +191,25 @@ def test_rates_of_fine_tuning_are_chosen_without_the_test_takes(tmp_path, monkey
     monkeypatch.setattr(experiment, "run", record)
     job = method.Job(row="random", seed=0, preset="cpu", folder=tmp_path)
     found = method.try_rates(job)
-    assert found["all"] == found["few"] == {rate: rate for rate in method_rows.FINETUNE_RATES}
-    assert len(set(seen)) == 2 * len(method_rows.FINETUNE_RATES)
+    assert list(found.values()) == 2 * [{rate: rate for rate in method_rows.MUON_RATES}]
+    assert len(set(seen)) == 2 * len(method_rows.MUON_RATES)
     assert all(split == "held_out" and share > 0 for _, split, share, _ in seen)
-    for row in ("random", "two_views"):
-        for labels in (None, 24):
-            method.finetune(dataclasses.replace(job, row=row), labels)
-            chosen = method_rows.FINETUNE_RATE[row != "random", labels is None]
-            assert seen[-1][1:] == ("test", 0.0, chosen) and chosen in method_rows.FINETUNE_RATES
+    for preset in ("cpu", "long"):
+        for row, rates in (
+            ("random", method_rows.SCRATCH_RATE),
+            ("two_views", method_rows.PRESETS[preset].finetune_rate),
+        ):
+            for column, rate in zip(found, rates, strict=True):
+                method.finetune(dataclasses.replace(job, preset=preset, row=row), column)
+                assert seen[-1] == (column, "test", 0.0, rate) and rate in method_rows.MUON_RATES
 
-    preset = method_rows.PRESETS["cpu"]
+    preset, column = method_rows.PRESETS["cpu"], "fine_tuned_muon"
     write_results(tmp_path, preset)
-    method_results.rates_file(tmp_path, "random").write_text(
-        json.dumps({"top_1": {"all": {"0.04": 0.5, "0.32": 0.25}}})
-    )
+    tried = {"top_1": {column: {"0.04": 0.5, "0.32": 0.25}}}
+    method_results.rates_file(tmp_path, "random").write_text(json.dumps(tried))
     method_results.write_table(tmp_path, preset)
     *_, head, _, line = (tmp_path / "README.md").read_text().splitlines()
-    assert head.endswith("| 0.04 | 0.32 |") and line.endswith("| all | 50.0 | 25.0 |")
+    assert head.endswith("| 0.04 | 0.32 |") and line.endswith(f"| {method_results.COLUMNS[column]} | 50.0 | 25.0 |")
 
 
 def test_what_survives_is_told_seed_by_seed(tmp_path):
