@@ -291,7 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.rates:
         jobs = [Job(row=row, seed=preset.seeds[0], preset=name, folder=folder) for row in rows if row != "pixels"]
         for job, found in experiment.run_jobs(try_rates, jobs, options.workers or preset.workers, folder / "programs"):
-            write_whole(rates_file(results, job.row), json.dumps({"preset": name, "row": job.row, "top_1": found}))
+            record = {"preset": name, "row": job.row, "top_1": found}
+            write_whole(rates_file(results, job.row), json.dumps(record, indent=2) + "\n")
         write_table(results, preset)
         return 0
     seeds = preset.seeds if options.seeds is None else range(options.seeds)

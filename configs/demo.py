@@ -7,10 +7,10 @@ Result to expect on the 160 held-out takes, as measured there with seed 0
 (benchmarks/results/reference/demo_seed0.jsonl; other machines and versions round differently, and seeds differ by about
 as much as the standard errors):
 
-    loss_mean_prediction 0.132   loss_self 0.062   loss_cross 0.060   psnr_self 27.1   psnr_cross 27.7
-    cross_gain       58.7 +- 2.7 %   (the source replaced by another subject's take in the same room)
-    cross_gain_pose  13.1 +- 1.2 %   (by the same subject doing something else in the same room)
-    3D pose read from frozen tokens (the report's line): R^2 0.45, 12.5 cm; of a random encoder 0.38, 13.8 cm
+    loss_mean_prediction 0.132   loss_self 0.058   loss_cross 0.057   psnr_self 27.3   psnr_cross 28.0
+    cross_gain       62.0 +- 2.6 %   (the source replaced by another subject's take in the same room)
+    cross_gain_pose  14.0 +- 1.3 %   (by the same subject doing something else in the same room)
+    3D pose read from frozen tokens (the report's line): R^2 0.48, 12.3 cm; of a random encoder 0.38, 13.8 cm
 
 What differs from the paper's setting, and why: the clips, the rooms, the model and the masks are such that the effect
 of the second camera shows in minutes. Rooms are plain and people fill the frame, so that a model of 0.35 million
