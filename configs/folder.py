@@ -32,6 +32,7 @@ def get_config():
 
     config.optimizer.name = "muon"  # as in the demo
     config.optimizer.base_learning_rate = 0.256  # 8e-3 at 8 samples
+    config.optimizer.weight_decay = 1.0  # as in the demo
     config.optimizer.final_base_learning_rate = 0.0
     config.eval.every_steps = 500
     config.log.every_steps = 20
