@@ -18,9 +18,9 @@ COLUMNS = {
     "ranked_before": "same take from another camera, before so many of the other clips (%)",
     "attentive": "attentive probe, top-1 (%)",
     "fine_tuned": "fine-tuned by AdamW, top-1 (%)",
-    "fine_tuned_fifth": "with a fifth of the labels, top-1 (%)",
+    "fine_tuned_fifth": "by AdamW with a fifth of the labels, top-1 (%)",
     "fine_tuned_muon": "fine-tuned by Muon, top-1 (%)",
-    "fine_tuned_muon_fifth": "with a fifth of the labels, top-1 (%)",
+    "fine_tuned_muon_fifth": "by Muon with a fifth of the labels, top-1 (%)",
 }
 PERCENT = {"ridge", "recall_1", "ranked_before", "attentive", *FINE_TUNINGS}
 DRAWN = ("pose", "ridge")
@@ -224,7 +224,12 @@ def _reached(records: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
 def write_steps(folder: Path) -> None:
     """folder/method_steps.md: what survives as the setting changes; a line for each folder/method_PRESET."""
     ideas = {"self-view": MAIN[:2], "+ cross-view": MAIN[1:3], "+ motion weights": MAIN[2:]}
-    columns = {"pose": "3D pose, R²", "ridge": "classes, %", "fine_tuned": "fine-tuned, %"}
+    columns = {
+        "pose": "3D pose, R²",
+        "ridge": "classes, %",
+        "fine_tuned": "fine-tuned by AdamW, %",
+        "fine_tuned_muon": "by Muon, %",
+    }
     lines = [
         "# What survives",
         "",
