@@ -4,7 +4,7 @@ Command: python -m benchmarks.method --data_only     # generates and prepares th
     python run.py --config=configs/benchmark.py --workdir=runs/benchmark
 Hardware and time: 8 minutes of one core.
 Result: in benchmarks/results/method_cpu/, the row "+ cross-view, motion weights (ESS 50 %)", one seed: 3D pose of
-frozen tokens R^2 0.592 (a random encoder 0.491), classes 60.7 % (53.9 %), fine-tuned top-1 79.8 % (from scratch 73.0 %).
+frozen tokens R^2 0.592 (a random encoder 0.491), classes 60.7 % (53.9 %), fine-tuned top-1 79.8 % (scratch 73.0 %).
 With optimizer.weight_decay=0.05 the pose was 0.613 and fine-tuning worse than from scratch (method_weak_decay/);
 800,000 clips, total_steps=6250, made it 0.667 (method_weak_decay_long/).
 
