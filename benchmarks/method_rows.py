@@ -149,6 +149,8 @@ PRESETS = {
         pretraining={"masking.target_mask_ratio": 0.7, "masking.source_mask_ratio": 0.7},
     ),
     "normalized": harder("normalised pixels as targets", pretraining={"loss.target": "normalized_pixels"}),
+    # By `pose_validation` better than 1 and 0.05, and to be measured whole.
+    "middle_decay": harder("weight decay 0.3 in pre-training", pretraining={"optimizer.weight_decay": 0.3}),
     # The setting of an earlier edition. Kernels grow to three times the size, and fine-tuning moves them less easily.
     "weak_decay": dataclasses.replace(CPU, what=WEAK_DECAY, pretraining=WEAK, finetune_rate=(0.08, 0.16)),
     "weak_decay_long": harder(
