@@ -74,6 +74,19 @@ def rates_file(results: Path, row: str) -> Path:
     return results / f"{row}_rates.json"
 
 
+def _own(path: Path, preset: Preset, row: str, content: str) -> dict[str, Any]:
+    """The record in a file with this content, `columns` or `top_1`. Raises ValueError if it is damaged or another's."""
+    record = experiment.read_record(path)
+    seed, told = record.get("seed"), (record.get("preset"), record.get("row"))
+    named = rates_file(path.parent, row) if content == "top_1" else result_file(path.parent, row, seed)
+    if told != (preset.name, row) or path != named or content not in record:
+        raise UserError(
+            f"{path} is no result of the row {row} of the preset {preset.name}: it says preset={told[0]}, "
+            f"row={told[1]}, seed={seed}. Give another --output, or remove the file."
+        )
+    return record
+
+
 def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
     """({row: {seed: record}} with every seed that is there, what of the preset is missing).
 
@@ -85,13 +98,8 @@ def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, A
     for row in preset.rows:
         found = {}
         for path in results.glob(f"{row}_seed*.json"):
-            record = experiment.read_record(path)
-            seed, told = record.get("seed"), (record.get("preset"), record.get("row"))
-            if told != (preset.name, row) or path != result_file(results, row, seed) or "columns" not in record:
-                raise UserError(
-                    f"{path} is no result of the row {row} of the preset {preset.name}: it says preset={told[0]}, "
-                    f"row={told[1]}, seed={seed}. Give another --output, or remove the file."
-                )
+            record = _own(path, preset, row, "columns")
+            seed = record["seed"]
             found[seed] = record
         if found:
             records[row] = dict(sorted(found.items()))
@@ -170,7 +178,7 @@ def write_table(results: Path, preset: Preset) -> None:
 def _rates(results: Path, preset: Preset) -> list[str]:
     """The lines on the learning rates that fine-tuning was tried with."""
     found = {
-        row: experiment.read_record(rates_file(results, row))
+        row: _own(rates_file(results, row), preset, row, "top_1")
         for row in preset.rows
         if rates_file(results, row).exists()
     }

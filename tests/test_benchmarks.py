@@ -205,11 +205,14 @@ def test_rates_of_fine_tuning_are_chosen_without_the_test_takes(tmp_path, monkey
 
     preset, column = method_rows.PRESETS["cpu"], "fine_tuned_muon"
     write_results(tmp_path, preset)
-    tried = {"top_1": {column: {"0.04": 0.5, "0.32": 0.25}}}
+    tried = {"preset": "cpu", "row": "random", "top_1": {column: {"0.04": 0.5, "0.32": 0.25}}}
     method_results.rates_file(tmp_path, "random").write_text(json.dumps(tried))
     method_results.write_table(tmp_path, preset)
     *_, head, _, line = (tmp_path / "README.md").read_text().splitlines()
     assert head.endswith("| 0.04 | 0.32 |") and line.endswith(f"| {method_results.COLUMNS[column]} | 50.0 | 25.0 |")
+    method_results.rates_file(tmp_path, "random").write_text(json.dumps(tried | {"preset": "long"}))
+    with pytest.raises(ValueError, match="no result of the row random of the preset cpu: it says preset=long"):
+        method_results.write_table(tmp_path, preset)
 
 
 def test_what_survives_is_told_seed_by_seed(tmp_path):
