@@ -3,7 +3,7 @@
     python -m benchmarks.method --preset=cpu            # all rows; stopped and started again, it continues
     python -m benchmarks.method --preset=cpu --rows=random,cross_view --seeds=2
     python -m benchmarks.method --preset=furnished      # the main rows with one thing made harder; others: --help
-    python -m benchmarks.method --rates --rows=random,two_views   # fine-tuning's learning rate, on held-out takes
+    python -m benchmarks.method --rates=0.04,0.08 --rows=random   # fine-tuning at these rates, on held-out takes
     python -m benchmarks.method --check                 # what the committed results say; exit 1 if they are incomplete
     python -m benchmarks.method --quick                 # rehearses a preset: one seed, a hundredth of the clips
 
@@ -21,8 +21,11 @@ Results: one file per row and seed, a table, a plot and the curve. Those in benc
 committed.
 """
 
+import argparse
 import dataclasses
+import functools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,13 +33,12 @@ from typing import Any
 
 from benchmarks import experiment
 from benchmarks.experiment import OUTPUT, RESULTS, positive
-from benchmarks.method_results import check, plot, rates_file, read, result_file, write_steps, write_table
+from benchmarks.method_results import add_rates, check, plot, read, result_file, write_steps, write_table
 from benchmarks.method_rows import (
     ADAMW_RATE,
     CLIPS_PER_STEP,
     FINE_TUNINGS,
     MAIN,
-    MUON_RATES,
     PRESETS,
     RATE,
     RATE_AT_64,
@@ -174,11 +176,11 @@ def finetune(job: Job, column: str, trial_rate: float | None = None) -> float:
     return record["metrics"][f"{split}/top_1"]
 
 
-def try_rates(job: Job) -> dict[str, dict[float, float]]:
-    """Top-1 on held-out takes after fine-tuning by Muon at each of MUON_RATES, with all labels and with a fifth."""
+def try_rates(rates: Sequence[float], job: Job) -> dict[str, dict[str, float]]:
+    """Top-1 on held-out takes after fine-tuning by Muon at each of the rates, with all labels and with a fifth."""
     pretrain(job)
     columns = [column for column, (optimizer, _) in FINE_TUNINGS.items() if optimizer == "muon"]
-    return {column: {rate: finetune(job, column, rate) for rate in MUON_RATES} for column in columns}
+    return {column: {f"{rate:g}": finetune(job, column, rate) for rate in rates} for column in columns}
 
 
 def sizes() -> dict[str, Any]:
@@ -206,7 +208,11 @@ def measure(job: Job) -> dict[str, Any]:
         )
     }
     if job.row != "pixels" and job.settings.finetune_steps:
-        columns |= {column: finetune(job, column) for column in FINE_TUNINGS}
+        columns |= {
+            column: finetune(job, column)
+            for column, (optimizer, _) in FINE_TUNINGS.items()
+            if optimizer == "muon" or job.seed == job.settings.seeds[0]
+        }
     if pretraining:
         curve[job.settings.steps * CLIPS_PER_STEP] = {name: columns[name] for name in ON_THE_WAY}
     return {"columns": columns, "curve": curve, "pretraining": pretraining and pretraining["metrics"]}
@@ -265,11 +271,24 @@ def make_parser() -> Parser:
     parser.add_argument("--folder", type=Path, default=OUTPUT, help="data and runs (%(default)s)")
     parser.add_argument("--output", type=Path, help="where results go (FOLDER/results/method_PRESET)")
     parser.add_argument("--workers", type=positive, metavar="N", help="processes that share the cores (the preset's)")
-    parser.add_argument("--rates", action="store_true", help="fine-tune the first seed at several rates, and stop")
+    parser.add_argument(
+        "--rates", type=learning_rates, metavar="R,R", help="fine-tune the first seed by Muon at these rates, and stop"
+    )
     parser.add_argument("--data_only", action="store_true", help="generate and prepare the data, and stop")
     parser.add_argument("--check", action="store_true", help="only read the committed results, or those in --output")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, little data: a rehearsal")
     return parser
+
+
+def learning_rates(text: str) -> tuple[float, ...]:
+    """Of an option: comma-separated numbers above 0."""
+    try:
+        rates = tuple(float(rate) for rate in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise argparse.ArgumentTypeError(f"{text!r} holds something else than numbers above 0")
+    return rates
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,10 +308,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(preset.data.prepare(folder))
         return 0
     if options.rates:
+        if options.seeds or options.quick:
+            parser.error("--rates tries the first seed of a whole preset: leave --seeds and --quick away.")
+        preset.data.prepare(folder)
+        results.mkdir(parents=True, exist_ok=True)
         jobs = [Job(row=row, seed=preset.seeds[0], preset=name, folder=folder) for row in rows if row != "pixels"]
-        for job, found in experiment.run_jobs(try_rates, jobs, options.workers or preset.workers, folder / "programs"):
-            record = {"preset": name, "row": job.row, "top_1": found}
-            write_whole(rates_file(results, job.row), json.dumps(record, indent=2) + "\n")
+        function, workers = functools.partial(try_rates, options.rates), options.workers or preset.workers
+        for job, found in experiment.run_jobs(function, jobs, workers, folder / "programs"):
+            add_rates(results, preset, job.row, found)
         write_table(results, preset)
         return 0
     seeds = preset.seeds if options.seeds is None else range(options.seeds)

@@ -1,6 +1,7 @@
 """What benchmarks/method.py has measured: its files, the table with intervals, which orders hold, and the curve."""
 
 import collections
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from benchmarks import experiment
 from benchmarks.experiment import compare, interval
 from benchmarks.method_rows import FINE_TUNINGS, MAIN, PRESETS, Preset
 from console.errors import UserError
+from data.store.whole_files import write_whole
 
 COLUMNS = {
     "pose": "3D pose, R²",
@@ -85,6 +87,20 @@ def _own(path: Path, preset: Preset, row: str, content: str) -> dict[str, Any]:
             f"row={told[1]}, seed={seed}. Give another --output, or remove the file."
         )
     return record
+
+
+def read_rates(results: Path, preset: Preset, row: str) -> dict[str, dict[str, float]]:
+    """{column: {learning rate: top-1 on held-out takes}}: what a row was tried with. Raises ValueError as `read`."""
+    path = rates_file(results, row)
+    return _own(path, preset, row, "top_1")["top_1"] if path.exists() else {}
+
+
+def add_rates(results: Path, preset: Preset, row: str, found: dict[str, dict[str, float]]) -> None:
+    """Writes what a row was tried with now beside what it was tried with before."""
+    before = read_rates(results, preset, row)
+    merged = {column: before.get(column, {}) | of for column, of in found.items()}
+    record = {"preset": preset.name, "row": row, "top_1": before | merged}
+    write_whole(rates_file(results, row), json.dumps(record, indent=2) + "\n")
 
 
 def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
@@ -177,14 +193,10 @@ def write_table(results: Path, preset: Preset) -> None:
 
 def _rates(results: Path, preset: Preset) -> list[str]:
     """The lines on the learning rates that fine-tuning was tried with."""
-    found = {
-        row: _own(rates_file(results, row), preset, row, "top_1")
-        for row in preset.rows
-        if rates_file(results, row).exists()
-    }
+    found = {row: tried for row in preset.rows if (tried := read_rates(results, preset, row))}
     if not found:
         return []
-    rates = sorted({float(rate) for record in found.values() for of in record["top_1"].values() for rate in of})
+    rates = sorted({float(rate) for tried in found.values() for of in tried.values() for rate in of})
     lines = [
         "",
         "## Learning rates of Muon",
@@ -195,8 +207,8 @@ def _rates(results: Path, preset: Preset) -> list[str]:
         "| | | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
         "|---|---|" + "---|" * len(rates),
     ]
-    for row, record in found.items():
-        for column, of in record["top_1"].items():
+    for row, tried in found.items():
+        for column, of in tried.items():
             by_rate = {float(rate): 100 * top_1 for rate, top_1 in of.items()}
             cells = [f"{by_rate[rate]:.1f}" if rate in by_rate else "" for rate in rates]
             lines.append(f"| {DESCRIPTIONS[row]} | {COLUMNS[column]} | " + " | ".join(cells) + " |")

@@ -17,7 +17,6 @@ FINE_TUNINGS = {
 }
 ADAMW_RATE = 0.012  # for 256 clips, of every row; 3e-3 at 64
 # Muon's is chosen on held-out takes (benchmarks.method --rates), for all labels and for a fifth.
-MUON_RATES = (0.02, 0.04, 0.08, 0.16, 0.32)
 SCRATCH_RATE = (0.04, 0.08)
 PLAIN = {"loss.ess_fraction": 1.0}  # all tokens weigh alike
 SELF = {"model.cross_view": False}
@@ -52,7 +51,8 @@ class Preset:
       data: what is trained and tested on.
       clips: of pre-training, 128 a step.
       curve_from: clips at the first point of the curve; each further one is at twice as many.
-      seeds: of initialisation, order, masks, and of the choice of few labels.
+      seeds: of initialisation, order, masks, and of the choice of few labels. AdamW fine-tunes the first one alone: in
+        as many steps it stays far below Muon.
       finetune_steps: of 64 clips; 0: no fine-tuning.
       finetune_rate: Muon's base learning rates for pre-trained encoders, with all labels and with a fifth.
       labels_per_class: takes with labels in the few-label columns: a fifth of those of the training people.

@@ -1,5 +1,6 @@
 """The statistics behind the benchmarks' tables, and how incomplete results are recognised."""
 
+import collections
 import dataclasses
 import importlib
 import json
@@ -102,6 +103,9 @@ def test_a_result_is_read_only_as_what_it_is(tmp_path, capsys):
         (["--preset=long", "--rows=pixels"], "there is no pixels among random"),
         (["--check", "--rows=random"], "--check reads all rows and seeds"),
         (["--check", "--output=/nonexistent"], "of a folder that exists"),
+        (["--rates=0.1,fast"], "'0.1,fast' holds something else than numbers above 0"),
+        (["--rates=0.1,nan"], "'0.1,nan' holds something else"),
+        (["--rates=0.1", "--seeds=2"], "--rates tries the first seed of a whole preset"),
     ],
 )
 def test_options_that_would_measure_something_else_are_refused(arguments, reason, capsys):
@@ -190,9 +194,9 @@ def test_rates_of_fine_tuning_are_chosen_without_the_test_takes(tmp_path, monkey
 
     monkeypatch.setattr(experiment, "run", record)
     job = method.Job(row="random", seed=0, preset="cpu", folder=tmp_path)
-    found = method.try_rates(job)
-    assert list(found.values()) == 2 * [{rate: rate for rate in method_rows.MUON_RATES}]
-    assert len(set(seen)) == 2 * len(method_rows.MUON_RATES)
+    found = method.try_rates((0.04, 0.3), job)
+    assert list(found.values()) == 2 * [{"0.04": 0.04, "0.3": 0.3}]
+    assert len(set(seen)) == 4
     assert all(split == "held_out" and share > 0 for _, split, share, _ in seen)
     for preset in ("cpu", "long"):
         for row, rates in (
@@ -201,18 +205,29 @@ def test_rates_of_fine_tuning_are_chosen_without_the_test_takes(tmp_path, monkey
         ):
             for column, rate in zip(found, rates, strict=True):
                 method.finetune(dataclasses.replace(job, preset=preset, row=row), column)
-                assert seen[-1] == (column, "test", 0.0, rate) and rate in method_rows.MUON_RATES
+                assert seen[-1] == (column, "test", 0.0, rate)
 
     preset, column = method_rows.PRESETS["cpu"], "fine_tuned_muon"
     write_results(tmp_path, preset)
-    tried = {"preset": "cpu", "row": "random", "top_1": {column: {"0.04": 0.5, "0.32": 0.25}}}
-    method_results.rates_file(tmp_path, "random").write_text(json.dumps(tried))
+    method_results.add_rates(tmp_path, preset, "random", {column: {"0.04": 0.5}})
+    method_results.add_rates(tmp_path, preset, "random", {column: {"0.32": 0.25}})
     method_results.write_table(tmp_path, preset)
     *_, head, _, line = (tmp_path / "README.md").read_text().splitlines()
     assert head.endswith("| 0.04 | 0.32 |") and line.endswith(f"| {method_results.COLUMNS[column]} | 50.0 | 25.0 |")
-    method_results.rates_file(tmp_path, "random").write_text(json.dumps(tried | {"preset": "long"}))
+    path = method_results.rates_file(tmp_path, "random")
+    path.write_text(path.read_text().replace('"cpu"', '"long"'))
     with pytest.raises(ValueError, match="no result of the row random of the preset cpu: it says preset=long"):
         method_results.write_table(tmp_path, preset)
+
+
+def test_only_the_first_seed_is_fine_tuned_by_adamw(tmp_path, monkeypatch):
+    monkeypatch.setattr(method, "frozen", lambda job, step=None: {})
+    monkeypatch.setattr(method, "probe", lambda job, protocol, kinds: collections.defaultdict(float))
+    monkeypatch.setattr(method, "finetune", lambda job, column: 0.0)
+    first, second = (
+        method.measure(method.Job(row="random", seed=seed, preset="cpu", folder=tmp_path))["columns"] for seed in (0, 1)
+    )
+    assert first.keys() - second.keys() == {"fine_tuned", "fine_tuned_fifth"} and second.keys() < first.keys()
 
 
 def test_what_survives_is_told_seed_by_seed(tmp_path):
