@@ -99,7 +99,8 @@ def add_rates(results: Path, preset: Preset, row: str, found: dict[str, dict[str
     """Writes what a row was tried with now beside what it was tried with before."""
     before = read_rates(results, preset, row)
     merged = {column: before.get(column, {}) | of for column, of in found.items()}
-    record = {"preset": preset.name, "row": row, "top_1": before | merged}
+    ordered = {column: dict(sorted(of.items(), key=lambda tried: float(tried[0]))) for column, of in merged.items()}
+    record = {"preset": preset.name, "row": row, "top_1": before | ordered}
     write_whole(rates_file(results, row), json.dumps(record, indent=2) + "\n")
 
 

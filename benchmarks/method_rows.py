@@ -18,7 +18,7 @@ FINE_TUNINGS = {
 }
 ADAMW_RATE = 0.012  # for 256 clips, of every row; 3e-3 at 64
 # Muon's is chosen on held-out takes (benchmarks.method --rates), for all labels and for a fifth.
-SCRATCH_RATE = (0.04, 0.08)
+SCRATCH_RATE = (0.02, 0.02)
 PLAIN = {"loss.ess_fraction": 1.0}  # all tokens weigh alike
 SELF = {"model.cross_view": False}
 SINGLE_VIEW = SELF | PLAIN | {"data.num_source_views": 0, "global_batch_size": 128}
