@@ -17,26 +17,26 @@ from mv2mae_jax.torch_weights import importer
 
 def init_state(
     config: config_dict.ConfigDict,
-    task: Any,
+    objective: Any,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     key: jax.Array,
     checkpointer: checkpoint.Checkpointer,
     allow_changes: Sequence[str],
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint of the run: (state, what the host remembers of its progress).
+    """The newest checkpoint of the run: (state, the host's progress that was saved with it).
 
     Without one a fresh state, with parameters from `init_from` if that is set.
     """
 
     def create(key: jax.Array) -> TrainState:
-        return TrainState.create(task.init(key), optimizer, with_ema=config.optimizer.ema_decay is not None)
+        return TrainState.create(objective.init(key), optimizer, with_ema=config.optimizer.ema_decay is not None)
 
     shapes = jax.eval_shape(create, key)
     placement = sharding.state_sharding(mesh, shapes)
     abstract = sharding.abstract(shapes, placement)
     if checkpointer.latest_step() is not None:
-        for line in resume.check_same_run(config, task, checkpointer, allow_changes):
+        for line in resume.check_same_run(config, objective, checkpointer, allow_changes):
             metrics.say(line)
         state, saved = checkpointer.restore(abstract)
         return state, saved["progress"]
@@ -44,7 +44,7 @@ def init_state(
     if not config.init_from:
         importer.refuse_step(config)
     else:
-        params = load_params(config, state.params, abstract.params, task.model)
+        params = load_params(config, state.params, abstract.params, objective.model)
         ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, ema_params=ema_params)
     return state, {}

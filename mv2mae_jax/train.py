@@ -18,7 +18,7 @@ from mv2mae_jax.objectives.finetune import Finetune
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.optim import Schedule
 from mv2mae_jax.state import TrainState
-from mv2mae_jax.supervision import Run, open_checkpoints, results_if_finished
+from mv2mae_jax.training_run import TrainingRun, open_checkpoints, results_if_finished
 
 OBJECTIVES = {"pretrain": Pretrain, "finetune": Finetune}
 
@@ -55,14 +55,24 @@ def train(
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
 
     checkpointer = open_checkpoints(config, workdir)
-    state, remembered = init_state(config, objective, optimizer, mesh, init_key, checkpointer, allow_changes)
+    state, saved_progress = init_state(config, objective, optimizer, mesh, init_key, checkpointer, allow_changes)
     finished = results_if_finished(workdir, checkpointer.directory, int(state.step), schedule.total_steps)
     if finished:
         return finished
     train_step = jit_train_step(objective, optimizer, schedule, config, mesh, state, step_key)
     evaluate = make_evaluation(config, objective, mesh, eval_key, workdir)
 
-    with Run(config, objective, schedule, mesh, workdir, checkpointer, evaluate, state, remembered) as run:
+    with TrainingRun(
+        config=config,
+        objective=objective,
+        schedule=schedule,
+        mesh=mesh,
+        workdir=workdir,
+        checkpointer=checkpointer,
+        evaluate=evaluate,
+        state=state,
+        saved_progress=saved_progress,
+    ) as run:
         for step, batch in run.steps():
             state, metrics = train_step(state, batch)
             run.after(step, state, metrics)
@@ -70,7 +80,7 @@ def train(
 
 
 def make_train_step(
-    task: Any,
+    objective: Any,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     step_key: jax.Array,
@@ -81,8 +91,8 @@ def make_train_step(
     """`train_step(state, batch) -> (state, metrics)`: pure, its randomness a function of (seed, step)."""
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        inputs = task.randomize(batch, jax.random.fold_in(step_key, state.step))
-        grads, step_metrics = accumulate_gradients(task.loss, state.params, inputs, accumulation_steps)
+        inputs = objective.make_inputs(batch, jax.random.fold_in(step_key, state.step))
+        grads, step_metrics = accumulate_gradients(objective.loss, state.params, inputs, accumulation_steps)
         step_metrics["gradient_norm"] = optax.tree.norm(grads)
         step_metrics["learning_rate"] = schedule(state.step)
         usable = jnp.isfinite(step_metrics["loss"]) & jnp.isfinite(step_metrics["gradient_norm"])
@@ -115,7 +125,7 @@ def accumulate_gradients(
 
 
 def jit_train_step(
-    task: Any,
+    objective: Any,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     config: config_dict.ConfigDict,
@@ -125,7 +135,7 @@ def jit_train_step(
 ) -> Callable:
     """Compiles the step. The state is donated; the placement of every input and output is given."""
     train_step = make_train_step(
-        task,
+        objective,
         optimizer,
         schedule,
         step_key,

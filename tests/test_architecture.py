@@ -33,8 +33,8 @@ ALLOWED = {
     "evaluation": {"objectives", "models", "features", "inference", "runs", "monitoring", "distributed"}
     | {"torch_weights", "state"},
     "initial_state": {"runs", "monitoring", "distributed", "torch_weights", "state"},
-    "supervision": {"models", "runs", "monitoring", "distributed", *LOOP},
-    "train": {"objectives", "evaluation", "distributed", "initial_state", "supervision", *LOOP},
+    "training_run": {"models", "runs", "monitoring", "distributed", *LOOP},
+    "train": {"objectives", "evaluation", "distributed", "initial_state", "training_run", *LOOP},
     "run": {"train", "evaluation", "runs", "distributed", "report", *LOOP},
     "report": EVERY_ROOM - {"topology", "torch_export", "report"} | LOOP,
     "torch_export": EVERY_ROOM - {"topology", "report"} | LOOP,

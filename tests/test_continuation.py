@@ -14,13 +14,13 @@ from tests import tiny
 def go_on(monkeypatch):
     """`go_on(saved config, config, saved values of auto, present values of auto, allowed changes)` resumes a run."""
     monkeypatch.setattr(resume, "manifest_digest", lambda dataset: "")
-    task = types.SimpleNamespace(dataset=types.SimpleNamespace(prepared=None))
 
     def check(saved, config, was, now, allowed=()):
         record = {"config": saved.to_json(), "manifest_sha256": ""} | ({} if was is None else {"settled": was})
-        monkeypatch.setattr(variants, "settled", lambda config: now)
+        model = types.SimpleNamespace(compute=types.SimpleNamespace(settled=lambda: now))
+        objective = types.SimpleNamespace(dataset=types.SimpleNamespace(prepared=None), model=model)
         checkpointer = types.SimpleNamespace(read_run=lambda: record, directory="runs/a/checkpoints")
-        return resume.check_same_run(config, task, checkpointer, allowed)
+        return resume.check_same_run(config, objective, checkpointer, allowed)
 
     return check
 
@@ -61,5 +61,6 @@ def test_checkpoints_that_do_not_say_what_auto_was_go_on(go_on):
 def test_every_key_that_is_auto_is_settled(make):
     config = make()
     auto = {key for key, value in flatten(base_of(config)) if value == "auto"}
-    assert auto - {"data.cache"} == variants.settled(config).keys(), "a cache does not change the batches"
-    assert "auto" not in variants.settled(config).values()
+    settled = variants.from_config(config).compute.settled()
+    assert auto - {"data.cache"} == settled.keys(), "a cache does not change the batches"
+    assert "auto" not in settled.values()

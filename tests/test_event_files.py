@@ -118,7 +118,7 @@ def loss_of_a_step(config):
     """(loss function, its arguments) of pre-training."""
     task = Pretrain.from_config(config)
     params = jax.eval_shape(task.init, jax.random.key(0))
-    inputs = jax.eval_shape(task.randomize, tiny.make_batch(config, 0), jax.random.key(0))
+    inputs = jax.eval_shape(task.make_inputs, tiny.make_batch(config, 0), jax.random.key(0))
     return task.loss, params, inputs
 
 

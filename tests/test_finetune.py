@@ -190,8 +190,8 @@ def test_label_smoothing_agrees_with_optax():
 def test_randomness_is_a_function_of_the_key(synthetic_set):
     _, _, task = make_task(synthetic_set)
     batch, key = random_batch(task, 8), jax.random.key(3)
-    randomize = jax.jit(task.randomize)
-    first, same, other = randomize(batch, key), randomize(batch, key), randomize(batch, jax.random.key(4))
+    make_inputs = jax.jit(task.make_inputs)
+    first, same, other = make_inputs(batch, key), make_inputs(batch, key), make_inputs(batch, jax.random.key(4))
     np.testing.assert_allclose(first["target"].sum(-1), 1, atol=1e-6)
     assert first["video"].dtype == jnp.uint8
     np.testing.assert_array_equal(first["video"], same["video"])
@@ -204,7 +204,7 @@ def test_randomness_is_a_function_of_the_key(synthetic_set):
 def test_the_loss_is_the_cross_entropy_with_the_mixed_targets(synthetic_set):
     _, _, task = make_task(synthetic_set, "model.drop_path=0.0", "model.head_init_scale=10.0")
     params = jax.jit(task.init)(jax.random.key(0))
-    inputs = jax.jit(task.randomize)(random_batch(task, 8), jax.random.key(1))
+    inputs = jax.jit(task.make_inputs)(random_batch(task, 8), jax.random.key(1))
     logits = np.asarray(jax.jit(task.model.apply)({"params": params}, inputs["video"]), np.float64)
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     target = np.asarray(inputs["target"], np.float64)
@@ -216,7 +216,7 @@ def test_the_loss_is_the_cross_entropy_with_the_mixed_targets(synthetic_set):
 def test_parts_of_a_mixed_batch_equal_the_whole_without_drop_path(synthetic_set):
     _, _, task = make_task(synthetic_set, "model.drop_path=0.0", "model.head_init_scale=1.0")
     params = jax.jit(task.init)(jax.random.key(0))
-    inputs = jax.jit(task.randomize)(random_batch(task, 8), jax.random.key(1))
+    inputs = jax.jit(task.make_inputs)(random_batch(task, 8), jax.random.key(1))
     accumulate = jax.jit(train.accumulate_gradients, static_argnums=(0, 3))
     whole, in_parts = (accumulate(task.loss, params, inputs, parts) for parts in (1, 4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole, in_parts)
@@ -226,7 +226,7 @@ def test_every_part_drops_paths_anew(synthetic_set):
     """Accumulation over two parts gives the mean of two gradients, each with the key of its own first row."""
     _, _, task = make_task(synthetic_set, "model.drop_path=0.5", "model.head_init_scale=1.0")
     params = jax.jit(task.init)(jax.random.key(0))
-    inputs = jax.jit(task.randomize)(random_batch(task, 8), jax.random.key(1))
+    inputs = jax.jit(task.make_inputs)(random_batch(task, 8), jax.random.key(1))
     gradient = jax.jit(jax.grad(task.loss, has_aux=True))
     rows = [jax.tree.map(lambda array, part=part: array[part::2], inputs) for part in range(2)]
     by_hand = jax.tree.map(lambda a, b: (a + b) / 2, *(gradient(params, part) for part in rows))

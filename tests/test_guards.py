@@ -23,7 +23,7 @@ class Poisoned:
     def __init__(self):
         self.params = {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}
 
-    def randomize(self, batch, key):
+    def make_inputs(self, batch, key):
         return batch
 
     def loss(self, params, inputs):

@@ -155,7 +155,7 @@ def test_evaluation_says_what_the_target_gains_from_the_other_views(task_and_inp
     task, params, inputs = task_and_inputs
     _, metrics = jax.jit(task.loss)(params, inputs)
     measured = jax.device_get(evaluate(task, params, inputs))
-    summary = reconstruction.summarize(task, measured)
+    summary, _ = reconstruction.summarize(task, measured)
     for name in ("loss_joint", "loss_cross", "loss_mean_prediction"):
         assert summary[name] == pytest.approx(float(metrics[name]), rel=1e-5)
     # The stand-ins for the pose are the take's own sources.

@@ -31,7 +31,7 @@ def make_task(**sections):
         "valid": np.ones(count, bool),
         "take": np.arange(count, dtype=np.int32),
     }
-    return task, jax.jit(task.init)(jax.random.key(0)), task.randomize(batch, jax.random.key(1))
+    return task, jax.jit(task.init)(jax.random.key(0)), task.make_inputs(batch, jax.random.key(1))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_total_is_self_loss_of_both_views_plus_lambda_times_cross_loss(task_and_
 def test_evaluation_averages_to_the_training_losses(task_and_inputs):
     task, params, inputs = task_and_inputs
     _, metrics = jax.jit(task.loss)(params, inputs)
-    summary = reconstruction.summarize(task, jax.device_get(evaluate(task, params, inputs)))
+    summary, _ = reconstruction.summarize(task, jax.device_get(evaluate(task, params, inputs)))
     for name in ("loss_self", "loss_cross", "loss_mean_prediction"):
         assert summary[name] == pytest.approx(float(metrics[name]), rel=1e-5)
 
@@ -103,7 +103,7 @@ def test_errors_of_moving_and_static_tokens_make_up_the_plain_loss(task_and_inpu
     plain = dataclasses.replace(task, temperature=np.inf, ess_fraction=None)
     inputs = inputs | {"weights": plain.weights(inputs["motion"])}
     measured = jax.device_get(evaluate(plain, params, inputs))
-    summary = reconstruction.summarize(plain, measured)
+    summary, _ = reconstruction.summarize(plain, measured)
     share = measured["count_moving"].sum() / (measured["count_moving"] + measured["count_static"]).sum()
     assert 0 < share < 1
     predicted = jax.jit(plain.predict)(params, inputs)
@@ -195,7 +195,7 @@ def test_rows_that_only_fill_the_batch_are_left_out(task_and_inputs):
     task, params, inputs = task_and_inputs
     measured = jax.tree.map(np.array, evaluate(task, params, inputs))
     measured["loss_cross"][-1], measured["valid"] = np.nan, np.arange(len(measured["valid"])) < 7
-    assert np.isfinite(list(reconstruction.summarize(task, measured).values())).all()
+    assert np.isfinite(list(reconstruction.summarize(task, measured)[0].values())).all()
 
 
 def test_takes_without_a_stand_in_are_left_out_of_the_gain(task_and_inputs):
@@ -203,7 +203,7 @@ def test_takes_without_a_stand_in_are_left_out_of_the_gain(task_and_inputs):
     measured = jax.tree.map(np.array, evaluate(task, params, inputs))
     some = np.arange(8) % 2 == 0
     measured["has_other_subject"], measured["has_other_action"] = some, np.zeros(8, bool)
-    summary = reconstruction.summarize(task, measured)
+    summary, _ = reconstruction.summarize(task, measured)
     expected = measured["loss_cross_other_subject"][some].sum() / measured["loss_cross"][some].sum() - 1
     assert summary["cross_gain"] == pytest.approx(expected, abs=1e-6)
     assert "cross_gain_pose" not in summary
@@ -252,7 +252,7 @@ def test_single_view_model_has_no_cross_loss(num_source_views):
     task, params, inputs = make_task(model=dict(cross_view=False), data=dict(num_source_views=num_source_views))
     _, metrics = jax.jit(task.loss)(params, inputs)
     assert "loss_cross" not in metrics and "cross_decoder" not in params
-    assert "cross_gain" not in reconstruction.summarize(task, jax.device_get(evaluate(task, params, inputs)))
+    assert "cross_gain" not in reconstruction.summarize(task, jax.device_get(evaluate(task, params, inputs)))[0]
     assert "cross_view" not in pictures_of(task, params, inputs)
 
 

@@ -195,7 +195,7 @@ def test_attention_is_that_of_a_decoder_written_out_in_numpy(form):
     config = tiny.make_config(data={"num_source_views": 2}, model=form, global_batch_size=2)
     task = Pretrain.from_config(config)
     params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
-    inputs = task.randomize(tiny.make_batch(config, 0), jax.random.key(1))
+    inputs = task.make_inputs(tiny.make_batch(config, 0), jax.random.key(1))
     mask, sources = inputs["target_mask"], inputs["source_mask"]
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICK)

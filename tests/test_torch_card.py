@@ -31,7 +31,7 @@ HOSTILE_NAMES = (
 )
 
 
-def make_run(kind: str, **changes) -> trained_run.Run:
+def make_run(kind: str, **changes) -> trained_run.TrainedRun:
     """A run of random weights: 'cross_view', 'self_view', 'joint' or 'fine_tuned'."""
     facts = {"workdir": "run", "step": 7, "git_revision": "0123abc", "metrics": {"eval/x": 0.5}, "class_names": ()}
     if kind == "fine_tuned":
@@ -52,7 +52,9 @@ def make_run(kind: str, **changes) -> trained_run.Run:
         model = task.model
         if kind == "joint":
             params = {"encoder": params["encoder"]}
-    return trained_run.Run(config=config, model=trained_run.for_comparison(model), params=params, **facts | changes)
+    return trained_run.TrainedRun(
+        config=config, model=trained_run.for_comparison(model), params=params, **facts | changes
+    )
 
 
 def export(run, layout, folder, monkeypatch):

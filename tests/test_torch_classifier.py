@@ -169,14 +169,14 @@ CLIP, TUBELET, NUM_CLASSES = (4, 32, 48), (2, 16, 16), 400
 
 
 @functools.cache
-def make_run(variant: str, depth: int | None = None) -> trained_run.Run:
+def make_run(variant: str, depth: int | None = None) -> trained_run.TrainedRun:
     """A run as `read_run` returns it, of random weights: full widths, a short clip."""
     config = tiny.make_finetune_config("model.drop_path=0.0")
     config.model.update(variant=variant, tubelet_size=TUBELET, width=None, num_heads=None, depth=depth)
     config.model.norm_affine = "folded"  # as on a GPU; the comparison layer by layer uses the other form
     config.data.crop_size = CLIP[1:]
     model = classifier.from_config(config, NUM_CLASSES)
-    return trained_run.Run(
+    return trained_run.TrainedRun(
         workdir="run",
         step=7,
         config=config,

@@ -223,7 +223,7 @@ def test_the_port_needs_nothing_but_torch_and_computes_both_decoders(workdir, tm
     rng = np.random.default_rng(5)
     video = rng.integers(0, 256, (2, 3, *task.model.clip_size, 3), dtype=np.uint8)
     motion = np.sqrt(np.square(tubelets.patchify(first_differences(video), (2, 8, 8))).sum(-1))
-    inputs = task.randomize({"video": video, "motion": motion}, jax.random.key(1))
+    inputs = task.make_inputs({"video": video, "motion": motion}, jax.random.key(1))
     np.savez(
         tmp_path / "in.npz", video=video, target=inputs["target_mask"].visible, source=inputs["source_mask"].visible
     )
@@ -311,7 +311,7 @@ def test_a_run_without_source_views_is_exported(tmp_path, capsys):
 
     video = np.random.default_rng(5).integers(0, 256, (2, 1, *task.model.clip_size, 3), dtype=np.uint8)
     motion = np.sqrt(np.square(tubelets.patchify(first_differences(video), (2, 8, 8))).sum(-1))
-    inputs = task.randomize({"video": video, "motion": motion}, jax.random.key(1))
+    inputs = task.make_inputs({"video": video, "motion": motion}, jax.random.key(1))
     loss, _ = torch_runs.jit(task.loss)(params, inputs)
     port = mv2mae_torch.load(tmp_path / "port")
     visible = torch.from_numpy(np.array(inputs["target_mask"].visible)).long()

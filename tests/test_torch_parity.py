@@ -29,7 +29,7 @@ transformers.utils.logging.disable_progress_bar()
 
 
 @functools.cache
-def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None) -> trained_run.Run:
+def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None) -> trained_run.TrainedRun:
     """A run as `read_run` returns it, of random weights: full widths, a short clip."""
     config = tiny.make_config()
     config.model.update(variant=variant, cross_view=cross_view, tubelet_size=TUBELET)
@@ -39,7 +39,7 @@ def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None)
     config.data.crop_size = CLIP[1:]
     task = Pretrain.from_config(config)
     params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
-    return trained_run.Run(
+    return trained_run.TrainedRun(
         workdir="run",
         step=7,
         config=config,
@@ -51,7 +51,7 @@ def make_run(variant: str, *, cross_view: bool = True, depth: int | None = None)
     )
 
 
-def export(run: trained_run.Run, folder) -> None:
+def export(run: trained_run.TrainedRun, folder) -> None:
     """Writes the files without the exporter's check, which has tests of its own."""
     folder.mkdir()
     exporter.write_hugging_face(run, names.to_videomae(run.params, TUBELET), folder)

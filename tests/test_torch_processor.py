@@ -42,7 +42,7 @@ def exported(request, tmp_path_factory):
 
 
 def export(config, model, params, class_names, folder):
-    run = trained_run.Run(
+    run = trained_run.TrainedRun(
         workdir="run",
         step=7,
         config=config,

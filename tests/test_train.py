@@ -58,7 +58,7 @@ def test_a_step_equals_its_definition():
     step = train.make_train_step(task, optimizer, schedule, step_key, ema_decay=0.9)
     new_state, metrics = jax.jit(step)(state, batch)
 
-    inputs = task.randomize(batch, jax.random.fold_in(step_key, 0))
+    inputs = task.make_inputs(batch, jax.random.fold_in(step_key, 0))
     (loss, _), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(state.params, inputs)
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
     assert float(metrics["gradient_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
@@ -84,7 +84,7 @@ def test_steps_differ_in_their_masks():
     config = tiny.make_config()
     task, batch = Pretrain.from_config(config), tiny.make_batch(config, 0)
     key = jax.random.key(1)
-    masks = [task.randomize(batch, jax.random.fold_in(key, step))["target_mask"].visible for step in (0, 0, 1)]
+    masks = [task.make_inputs(batch, jax.random.fold_in(key, step))["target_mask"].visible for step in (0, 0, 1)]
     np.testing.assert_array_equal(masks[0], masks[1])
     assert not np.array_equal(masks[0], masks[2])
 
@@ -114,13 +114,10 @@ def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monke
                 yield {"x": np.float32([index])}
 
         def summarize(self, task, samples):
-            return {"sum": float(samples["x"].sum())}
+            return {"sum": float(samples["x"].sum())}, {"order": samples["x"].tolist()}
 
         def measure_features(self, *args):
             return {}
-
-        def tables(self, task, samples):
-            return {"order": samples["x"].tolist()}
 
     config = tiny.make_config(eval=dict(num_pictures=0))
     monkeypatch.setitem(while_training.EVALUATIONS, config.task, Evaluation())

@@ -49,11 +49,14 @@ def evaluate(objective: Finetune, params: Any, inputs: Arrays) -> dict[str, jax.
     return {"logits": logits, **{key: inputs[key] for key in ("row", "valid")}}
 
 
-def summarize(objective: Finetune, samples: dict[str, np.ndarray]) -> dict[str, float]:
-    """Probabilities averaged over the clips and crops of each view -> accuracies, also by camera."""
-    probabilities, rows = _per_view(samples)
-    views = objective.dataset.prepared.views
-    return accuracy.summarize(probabilities, views["label"][rows], views["view"][rows])
+def summarize(objective: Finetune, samples: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Probabilities averaged over the clips and crops of each view -> (accuracies, also by camera; confusions)."""
+    valid, dataset = samples["valid"], objective.dataset
+    probabilities, rows = accuracy.average_clips(samples["logits"][valid], samples["row"][valid])
+    label, view = (dataset.prepared.views[column][rows] for column in ("label", "view"))
+    confusion = accuracy.confusion_matrix(probabilities.argmax(-1), label, dataset.num_classes)
+    tables = {"class_names": list(dataset.class_names), "confusion_matrix": confusion.tolist()}
+    return accuracy.summarize(probabilities, label, view), tables
 
 
 def measure_features(
@@ -62,16 +65,3 @@ def measure_features(
     """Nothing: the head is what is measured."""
     del objective, params, config, mesh
     return {}
-
-
-def tables(objective: Finetune, samples: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What metrics.json holds beside the numbers."""
-    probabilities, rows = _per_view(samples)
-    label, prediction = objective.dataset.prepared.views["label"][rows], probabilities.argmax(-1)
-    confusion = accuracy.confusion_matrix(prediction, label, objective.dataset.num_classes)
-    return {"class_names": list(objective.dataset.class_names), "confusion_matrix": confusion.tolist()}
-
-
-def _per_view(samples: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    valid = samples["valid"]
-    return accuracy.average_clips(samples["logits"][valid], samples["row"][valid])

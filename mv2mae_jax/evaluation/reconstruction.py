@@ -40,7 +40,7 @@ def batches(objective: Pretrain, config: config_dict.ConfigDict, **share: Any) -
 
 def inputs(objective: Pretrain, batch: Arrays, key: jax.Array) -> Arrays:
     """An evaluation draws masks as training does."""
-    return objective.randomize(batch, key)
+    return objective.make_inputs(batch, key)
 
 
 def evaluate(objective: Pretrain, params: Any, inputs: Arrays) -> dict[str, jax.Array]:
@@ -107,8 +107,8 @@ def _by_motion(
     return measured
 
 
-def summarize(objective: Pretrain, samples: dict[str, np.ndarray]) -> dict[str, float]:
-    """Per-sample measures of a whole evaluation -> metrics; standard errors are over takes, not samples.
+def summarize(objective: Pretrain, samples: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Per-sample measures of a whole evaluation -> (metrics, no tables); standard errors are over takes, not samples.
 
     `cross_gain`: by what fraction the cross-view loss grows when the source is another subject's take in the same
     room; `cross_gain_pose`: the same subject in the same room doing something else, so that only the pose differs.
@@ -130,7 +130,7 @@ def summarize(objective: Pretrain, samples: dict[str, np.ndarray]) -> dict[str, 
                 samples["loss_cross"][usable], samples[f"loss_cross_{other}"][usable], samples["take"][usable]
             )
             metrics |= {name: gain, f"{name}_standard_error": error}
-    return metrics
+    return metrics, {}
 
 
 def relative_increase(before: np.ndarray, after: np.ndarray, take: np.ndarray) -> tuple[float, float]:
@@ -172,12 +172,6 @@ def measure_features(
         test_rows=np.sort(test_rows[test_rows >= 0]),
         global_batch_size=config.eval.batch_size or config.global_batch_size,
     )
-
-
-def tables(objective: Pretrain, samples: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What metrics.json holds beside the numbers: nothing."""
-    del objective, samples
-    return {}
 
 
 def pictures(objective: Pretrain, params: Any, inputs: Arrays) -> Arrays:

@@ -19,20 +19,19 @@ EVALUATIONS = {"pretrain": reconstruction, "finetune": classification}
 
 
 def make_evaluation(
-    config: config_dict.ConfigDict, task: Any, mesh: jax.sharding.Mesh, eval_key: jax.Array, workdir: str
+    config: config_dict.ConfigDict, objective: Any, mesh: jax.sharding.Mesh, eval_key: jax.Array, workdir: str
 ) -> Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float], dict[str, Any]]]:
     """Makes `evaluate(state, step, reporter) -> (metrics, tables)`: one pass over what is evaluated, and pictures."""
     evaluation = EVALUATIONS[config.task]
-    area, num_pictures = evaluation.area(task, config), config.eval.get("num_pictures", 0)
+    area, num_pictures = evaluation.area(objective, config), config.eval.get("num_pictures", 0)
 
     def eval_step(params: Any, batch: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
-        inputs = evaluation.inputs(task, batch, jax.random.fold_in(eval_key, index))
-        return evaluation.evaluate(task, params, inputs)
+        inputs = evaluation.inputs(objective, batch, jax.random.fold_in(eval_key, index))
+        return evaluation.evaluate(objective, params, inputs)
 
     def reconstruct(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        inputs = evaluation.inputs(task, batch, jax.random.fold_in(eval_key, 0))
-        shown = evaluation.pictures(task, params, inputs)
-        return {name: images[:num_pictures] for name, images in shown.items()}
+        inputs = evaluation.inputs(objective, batch, jax.random.fold_in(eval_key, 0))
+        return evaluation.pictures(objective, params, jax.tree.map(lambda rows: rows[:num_pictures], inputs))
 
     everywhere = sharding.replicated(mesh)  # every process receives all rows
     eval_step = jax.jit(sharding.with_mesh(mesh, eval_step), out_shardings=everywhere)
@@ -51,7 +50,7 @@ def make_evaluation(
     def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> tuple[dict[str, float], dict[str, Any]]:
         measured = []
         share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        batches = evaluation.batches(task, config, **share)
+        batches = evaluation.batches(objective, config, **share)
         for index, batch in enumerate(progress.track(batches, "evaluating", "batches")):
             batch = sharding.put_batch(mesh, batch)
             measured.append(eval_step(state.eval_params, batch, index))
@@ -61,11 +60,11 @@ def make_evaluation(
                 draw(state.eval_params, batch, step, reporter)
         measured = jax.device_get(measured)
         samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
-        summary = evaluation.summarize(task, samples)
-        summary |= evaluation.measure_features(task, state.eval_params, config, mesh)
+        summary, tables = evaluation.summarize(objective, samples)
+        summary |= evaluation.measure_features(objective, state.eval_params, config, mesh)
         results = {f"{area}/{name}": value for name, value in summary.items()}
         reporter.scalars(step, results)
         reporter.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))
-        return results, evaluation.tables(task, samples)
+        return results, tables
 
     return evaluate

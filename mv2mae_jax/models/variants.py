@@ -97,11 +97,6 @@ def from_config(config: config_dict.ConfigDict) -> MV2MAE:
     return model
 
 
-def settled(config: config_dict.ConfigDict) -> dict[str, str]:
-    """The values that `from_config` chooses for the keys that may be `auto`, by their full names."""
-    return from_config(config).compute.settled()
-
-
 def _head_dims(model: MV2MAE) -> tuple[int, int]:
     return model.width // model.num_heads, model.decoder_width // model.decoder_heads
 

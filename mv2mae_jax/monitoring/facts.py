@@ -9,25 +9,25 @@ from mv2mae_jax.monitoring import perf
 
 
 def run_facts(
-    config: config_dict.ConfigDict, task: Any, schedule: Any, mesh: jax.sharding.Mesh, state: Any
+    config: config_dict.ConfigDict, objective: Any, schedule: Any, mesh: jax.sharding.Mesh, state: Any
 ) -> dict[str, str]:
     """{title: text} of a run: its devices, parameters, steps and learning rate.
 
     Args:
-      config, task, schedule, mesh: of the run; an objective and an optim.Schedule.
+      config, objective, schedule, mesh: of the run; an objective and an optim.Schedule.
       state: a TrainState.
     """
-    device, views = mesh.devices.flat[0], task.views_per_sample
+    device, views = mesh.devices.flat[0], objective.views_per_sample
     parts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()}
-    epoch = task.dataset.samples_per_epoch
+    epoch = objective.dataset.samples_per_epoch
     seen = schedule.total_steps * config.global_batch_size
     return {
         "devices": f"{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "parameters": f"{sum(parts.values()):,} (" + ", ".join(f"{k} {v:,}" for k, v in parts.items()) + ")",
-        "compute": f"{task.model.compute.dtype.name}, parameters float32",
+        "compute": f"{objective.model.compute.dtype.name}, parameters float32",
         **({"memory": advice} if (advice := perf.advice_on_pages()) else {}),
-        **task.describe(),
+        **objective.describe(),
         "a step": f"{config.global_batch_size} samples x {views} view(s) = {config.global_batch_size * views} clips",
         "length": f"{schedule.total_steps} steps = {seen / epoch:.1f} epochs of {epoch} samples",
         "learning rate": f"{schedule.peak_learning_rate:.3g} after {schedule.warmup_steps} steps of warm-up, "

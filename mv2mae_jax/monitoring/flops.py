@@ -19,21 +19,21 @@ def matmul_flops(function: Callable, *arguments: Any) -> float:
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def training_flops(task: Any, params: Any, batch: Any) -> float:
+def training_flops(objective: Any, params: Any, batch: Any) -> float:
     """Floating-point operations that a training step needs: three times the matrix products of the forward pass.
 
     The usual count of MFU (Chowdhery et al. 2022, PaLM, appendix B): a backward pass costs two forward passes; norms,
     softmax, optimiser and recomputation do not count.
 
     Args:
-      task: of mv2mae_jax/objectives.
+      objective: of mv2mae_jax/objectives.
       params: its parameters or their shapes.
       batch: the global batch or its shapes.
     """
     # With every product in its jaxpr: the attention of cuDNN is one operation without a dot_general.
-    task = dataclasses.replace(task, model=task.model.with_compute(attention="xla"))
-    inputs = jax.eval_shape(task.randomize, batch, jax.random.key(0))
-    return 3 * matmul_flops(task.loss, params, inputs)
+    objective = dataclasses.replace(objective, model=objective.model.with_compute(attention="xla"))
+    inputs = jax.eval_shape(objective.make_inputs, batch, jax.random.key(0))
+    return 3 * matmul_flops(objective.loss, params, inputs)
 
 
 def _of(jaxpr: Any) -> float:

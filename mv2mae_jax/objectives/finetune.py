@@ -68,7 +68,7 @@ class Finetune:
         """See `pipeline.labelled_batches`."""
         return pipeline.labelled_batches(self.dataset, **position)
 
-    def randomize(self, batch: Arrays, key: jax.Array) -> Arrays:
+    def make_inputs(self, batch: Arrays, key: jax.Array) -> Arrays:
         """Mixes samples and draws what stochastic depth needs.
 
         Args:

@@ -83,7 +83,7 @@ class Pretrain:
         """See `pipeline.train_batches`."""
         return pipeline.train_batches(self.dataset, **position)
 
-    def randomize(self, batch: Arrays, key: jax.Array) -> Arrays:
+    def make_inputs(self, batch: Arrays, key: jax.Array) -> Arrays:
         """Makes what a step needs, once: tokens, motion weights and masks.
 
         Args:
@@ -142,7 +142,7 @@ class Pretrain:
 
         Args:
           params: from `init`.
-          inputs: from `randomize`.
+          inputs: from `make_inputs`.
 
         Returns:
           (loss, metrics), float32 scalars. `loss_self` is the mean over the views, `loss` takes their sum. With a joint
@@ -156,7 +156,7 @@ class Pretrain:
         return loss, {"loss": loss, **metrics, "ess_fraction": losses.ess_fraction(inputs["weights"]).mean()}
 
     def predict(self, params: Any, inputs: Arrays) -> mv2mae.Reconstruction:
-        """The forward pass on what `randomize` returns."""
+        """The forward pass on what `make_inputs` returns."""
         names = ("patches", "target_mask", "source_mask", "decoded_target", "decoded_source")
         return self.model.apply({"params": params}, *(inputs[name] for name in names), method="reconstruct")
 
@@ -164,7 +164,7 @@ class Pretrain:
         """What the predictions of the target and of the sources are compared with; None without source views.
 
         Args:
-          inputs: from `randomize`.
+          inputs: from `make_inputs`.
 
         Returns:
           Each is (float32[..., M, P], weights float32[..., M]) at the decoded tokens, of the target [B, ...] and of the
@@ -226,7 +226,7 @@ class Pretrain:
         data, views, model = self.dataset, self.views_per_sample, self.model
         held_out = "none" if data.held_out is None else len(np.unique(data.held_out.elements[:, 0]))
         shapes = {"video": jax.ShapeDtypeStruct((1, views, *model.clip_size, 3), np.uint8)}
-        inputs = jax.eval_shape(self.randomize, shapes, jax.random.key(0))
+        inputs = jax.eval_shape(self.make_inputs, shapes, jax.random.key(0))
         visible = f"{inputs['target_mask'].visible.shape[-1]} in the target"
         if self.num_source_views:
             visible += f" and {inputs['source_mask'].visible.shape[-1]} in a source view"

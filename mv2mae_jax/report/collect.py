@@ -18,7 +18,7 @@ RESULTS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class ReportedRun:
     """The content of a run's workdir.
 
     Attributes:
@@ -64,7 +64,7 @@ class Run:
         return steps.astype(int), values
 
 
-def read(workdir: str, name: str | None = None) -> Run:
+def read(workdir: str, name: str | None = None) -> ReportedRun:
     """Reads a run. Damaged parts of its files are reported and left out.
 
     Raises:
@@ -81,7 +81,7 @@ def read(workdir: str, name: str | None = None) -> Run:
     config = _config(workdir, starts, results)
     if results is not None and history and history[-1]["step"] > results["step"]:
         results = None  # these are from an earlier end; the run has continued since
-    return Run(
+    return ReportedRun(
         workdir=workdir,
         name=name or path.resolve().name,
         config=config,
@@ -91,7 +91,7 @@ def read(workdir: str, name: str | None = None) -> Run:
     )
 
 
-def read_all(workdirs: Sequence[str]) -> list[Run]:
+def read_all(workdirs: Sequence[str]) -> list[ReportedRun]:
     """Reads runs, and gives them the shortest names that differ.
 
     Raises:

@@ -10,7 +10,7 @@ from matplotlib import ticker
 
 from mv2mae_jax.report import charts
 from mv2mae_jax.report.charts import Chart
-from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.collect import ReportedRun
 
 BASELINE = "mean colour"
 MOST_POINTS = 240  # [ours] of a drawn line: more cannot be told apart at its width
@@ -140,7 +140,7 @@ PANELS = (
 )
 
 
-def draw(runs: Sequence[Run]) -> list[Chart]:
+def draw(runs: Sequence[ReportedRun]) -> list[Chart]:
     """The charts that the histories have data for.
 
     For a single run, the metrics of a panel share a chart. Several runs are compared one metric at a time.
@@ -167,7 +167,7 @@ def smooth(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tu
     return steps[chosen], np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in chosen])
 
 
-def _charts_of_one(run: Run) -> Iterator[Chart]:
+def _charts_of_one(run: ReportedRun) -> Iterator[Chart]:
     for panel in PANELS:
         lines = [(name, label, *_series(run, name)) for name, label in panel.lines.items()]
         lines = [line for line in lines if len(line[2])]
@@ -187,7 +187,7 @@ def _charts_of_one(run: Run) -> Iterator[Chart]:
         yield _chart(panel, panel.key, panel.title, drawn, dashed, said)
 
 
-def _charts_of_many(runs: Sequence[Run]) -> Iterator[Chart]:
+def _charts_of_many(runs: Sequence[ReportedRun]) -> Iterator[Chart]:
     """One chart for each metric. Its values on held-out takes share the chart with those in training."""
     for panel in PANELS:
         if panel.key == "incidents":
@@ -246,7 +246,7 @@ def _chart(panel: Panel, key: str, title: str, drawn: list, dashed: list, said: 
     return charts.chart(key, title, panel.caption, f"{title}. {' '.join(said)}", paint)
 
 
-def _series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(run: ReportedRun, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A metric of a run. If no take was held out, it was evaluated on training takes."""
     steps, values = run.series(name)
     if len(steps) == 0 and name.startswith("eval/"):
@@ -259,7 +259,7 @@ def _evaluated(name: str) -> bool:
     return name.startswith(("eval/", "test/", "held_out/"))
 
 
-def _errors(run: Run, name: str, steps: np.ndarray) -> np.ndarray | None:
+def _errors(run: ReportedRun, name: str, steps: np.ndarray) -> np.ndarray | None:
     """Standard errors float[n] at the steps int[n]; None where the metric has none."""
     found = dict(zip(*(axis.tolist() for axis in _series(run, f"{name}_standard_error")), strict=True))
     if not found:

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from data.store.directories import directories
 from mv2mae_jax.report import neighbours, poses, samples
-from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.neighbours import Neighbours
 from mv2mae_jax.report.poses import Poses
 from mv2mae_jax.report.samples import Sample
@@ -37,7 +37,7 @@ class Examined:
     left_out: list[str] = dataclasses.field(default_factory=list)
 
 
-def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined:
+def examine(run: ReportedRun, *, num_samples: int, max_clips: int, key: str) -> Examined:
     """Computes `num_samples` samples and the features of `max_clips` clips; 0 leaves either out.
 
     `key` makes the names of the charts different from those of other runs.
@@ -63,7 +63,7 @@ def examine(run: Run, *, num_samples: int, max_clips: int, key: str) -> Examined
     return Examined(step=step, samples=found, neighbours=features, poses=pose, left_out=left_out)
 
 
-def _said(error: Exception, run: Run) -> str:
+def _said(error: Exception, run: ReportedRun) -> str:
     missing = [folder for folder in directories(run.config.data.dir) if not os.path.isdir(folder)]
     if missing:
         return (

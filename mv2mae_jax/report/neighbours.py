@@ -17,7 +17,7 @@ from mv2mae_jax.evaluation import probe, retrieval, visualize
 from mv2mae_jax.models import stored_frames
 from mv2mae_jax.report import charts, pictures, tables
 from mv2mae_jax.report.charts import MOST_MARKS, Chart
-from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.pictures import Image
 
 NEAREST = 5
@@ -71,7 +71,7 @@ class Opened:
     which: str
 
 
-def examine(run: Run, opened: Opened, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> Neighbours:
+def examine(run: ReportedRun, opened: Opened, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> Neighbours:
     """Encodes one central clip of every view of some takes: held-out ones of pre-training, else of the test split."""
     params, prepared, spec, which = opened.params, opened.prepared, opened.spec, opened.which
     model = opened.model if isinstance(opened.model, features.RawPixels) else opened.model.with_compute(attention="xla")
@@ -134,7 +134,7 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return coordinates, shares
 
 
-def open_run(run: Run) -> Opened:
+def open_run(run: ReportedRun) -> Opened:
     """Held-out takes of pre-training (training takes where none is held out), else those of the test split.
 
     Raises:

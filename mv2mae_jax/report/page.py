@@ -10,7 +10,7 @@ import markupsafe
 import numpy as np
 
 from mv2mae_jax.report import charts, curves, tables
-from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.examine import Examined
 
 FOLDER = Path(__file__).parent
@@ -25,7 +25,7 @@ class Tile:
     note: str = ""
 
 
-def render(runs: Sequence[Run], seen: Sequence[Examined], command: str) -> str:
+def render(runs: Sequence[ReportedRun], seen: Sequence[Examined], command: str) -> str:
     """The page.
 
     Args:
@@ -54,7 +54,7 @@ def render(runs: Sequence[Run], seen: Sequence[Examined], command: str) -> str:
     return environment.get_template("template.html").render(values, anchors=_anchors(values))
 
 
-def _of_run(run: Run, seen: Examined, index: int | None) -> dict[str, Any]:
+def _of_run(run: ReportedRun, seen: Examined, index: int | None) -> dict[str, Any]:
     """The template's values for a run. `index` makes the anchors of several runs differ."""
     suffix = "" if index is None else f"-{index}"
     settings = tables.settings(run)
@@ -81,7 +81,7 @@ def _of_run(run: Run, seen: Examined, index: int | None) -> dict[str, Any]:
     }
 
 
-def tiles(run: Run) -> list[Tile]:
+def tiles(run: ReportedRun) -> list[Tile]:
     """The numbers that a reader looks for first."""
     metrics = run.metrics
     area = "eval" if "eval/loss_mean_prediction" in metrics else "eval_on_training_takes"
@@ -130,7 +130,7 @@ def _ticked(text: str) -> markupsafe.Markup:
     )
 
 
-def _lead(runs: Sequence[Run]) -> str:
+def _lead(runs: Sequence[ReportedRun]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs; colours are the same in all curves."
     run = runs[0]

@@ -16,7 +16,7 @@ from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import geometry
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.report import neighbours, pictures
-from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.pictures import Image
 
 PICTURE = os.path.join("pictures", "skeletons.png")  # in the workdir
@@ -51,7 +51,7 @@ class Poses:
         return f"3D pose read from frozen tokens: {'; '.join(told)}; the mean pose {self.mean_error_cm:.1f} cm."
 
 
-def examine(run: Run, opened: neighbours.Opened, *, max_clips: int, blur_sigma: float = 0.0) -> Poses | None:
+def examine(run: ReportedRun, opened: neighbours.Opened, *, max_clips: int, blur_sigma: float = 0.0) -> Poses | None:
     """Predicts the pose in some tested clips (held-out takes of pre-training), from one central clip of each view.
 
     None if the data set does not know its joints, or if no takes are left to train the read-out.

@@ -17,7 +17,7 @@ from mv2mae_jax.models import tubelets
 from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.report import attention, charts, looks, pictures
-from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.looks import Look
 from mv2mae_jax.report.pictures import Image
 from mv2mae_jax.runs import checkpoint, run_record
@@ -51,7 +51,7 @@ class Sample:
     looks: list[Look]
 
 
-def examine(run: Run, *, count: int) -> tuple[int, list[Sample]]:
+def examine(run: ReportedRun, *, count: int) -> tuple[int, list[Sample]]:
     """(step of the newest checkpoint, `count` samples): held-out takes with the masks of an evaluation.
 
     Raises:
@@ -61,26 +61,26 @@ def examine(run: Run, *, count: int) -> tuple[int, list[Sample]]:
     config.data.dir = run.config.data.dir
     config.model.attention = "xla"  # whichever form the run used
     dataset = Dataset.from_config(config)
-    task = Pretrain.from_config(config, dataset)
-    params = load_params(run.workdir, step, task)
+    objective = Pretrain.from_config(config, dataset)
+    params = load_params(run.workdir, step, objective)
     batches = pipeline.eval_batches(dataset, seed=config.seed, global_batch_size=count, max_takes=config.eval.max_takes)
     batch = next(batches)
     key = jax.random.fold_in(jax.random.key(config.seed), step)
-    inputs, shown, looked = jax.device_get(jax.jit(functools.partial(_compute, task))(params, batch, key))
+    inputs, shown, looked = jax.device_get(jax.jit(functools.partial(_compute, objective))(params, batch, key))
     blur = config.eval.picture_blur_sigma
     shown = {name: video if name == "weights" else visualize.blurred(video, blur) for name, video in shown.items()}
 
     samples = []
     for index in np.flatnonzero(batch["valid"]).tolist():
         motion = inputs["motion"][index, 0]
-        weights, note = weight_maps(task, motion, visualize.sample_row(shown, "target", index))
+        weights, note = weight_maps(objective, motion, visualize.sample_row(shown, "target", index))
         seen = []
         if looked is not None:
             sources = visualize.blurred(inputs["video"][index, 1:].astype(np.float32), blur)
             sources = np.round(sources).astype(np.uint8)  # (S, T, H, W, 3)
             frames = {name: visualize.sample_row(shown, name, index) for name in ("target", "masked")}
             masks = jax.tree.map(lambda x, index=index: x[index], (inputs["target_mask"], inputs["source_mask"]))
-            seen = looks.draw(task.model.grid, motion, frames, sources, masks, looked[index])
+            seen = looks.draw(objective.model.grid, motion, frames, sources, masks, looked[index])
         films = [
             pictures.film(visualize.sample_row(shown, name, index), dict(visualize.ROWS)[name], f"Animation: {alt}")
             for name, alt in ALTS.items()
@@ -91,10 +91,10 @@ def examine(run: Run, *, count: int) -> tuple[int, list[Sample]]:
     return step, samples
 
 
-def load_params(workdir: str, step: int, task: Pretrain) -> Any:
+def load_params(workdir: str, step: int, objective: Pretrain) -> Any:
     """The parameters of a checkpoint (their average, where the run kept one) on one device."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
     return checkpoint.load_params(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
 
 
@@ -107,17 +107,19 @@ def temperature_of(motion: np.ndarray, weights: np.ndarray) -> float:
     return (motion[top] - motion[low]) / ratio if ratio > 0 else math.inf
 
 
-def weight_maps(task: Pretrain, motion: np.ndarray, target: np.ndarray) -> tuple[list[Image], str]:
+def weight_maps(objective: Pretrain, motion: np.ndarray, target: np.ndarray) -> tuple[list[Image], str]:
     """Motion weights over a target uint8[T, H, W, 3] at the run's temperature, a quarter and four times of it."""
-    pixel_range = 255.0 if task.temperature is None else task.motion_pixel_range
-    own = task.temperature if task.temperature is not None else temperature_of(motion, np.asarray(task.weights(motion)))
+    pixel_range = 255.0 if objective.temperature is None else objective.motion_pixel_range
+    own = objective.temperature
+    if own is None:
+        own = temperature_of(motion, np.asarray(objective.weights(motion)))
     middle = own if math.isfinite(own) else 60.0
     images = []
     for temperature in (middle / 4, middle, 4 * middle):
         weights = losses.motion_weights(jnp.asarray(motion), temperature=temperature, pixel_range=pixel_range)
         share = 100 * float(losses.ess_fraction(weights))
         share = f"{share:.0f} %" if share >= 10 else f"{share:.1f} %"
-        weights = np.asarray(weights).reshape(task.model.grid)  # (nt, nh, nw)
+        weights = np.asarray(weights).reshape(objective.model.grid)  # (nt, nh, nw)
         label = f"t = {charts.number(temperature)}{', this run' if temperature == own else ''}: {share} of tokens"
         alt = f"Animation: the target view under its motion weights at temperature {charts.number(temperature)}; "
         alt += f"an effective {share} of the tokens carry the loss"
@@ -131,23 +133,23 @@ def weight_maps(task: Pretrain, motion: np.ndarray, target: np.ndarray) -> tuple
     return images, note
 
 
-def _compute(task: Pretrain, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Any, Any, Any]:
+def _compute(objective: Pretrain, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Any, Any, Any]:
     """(inputs with their masks; reconstructions; attention, None without a cross-view decoder) of a batch."""
-    inputs = task.randomize(batch, key)
-    looked = _attention(task, params, inputs) if task.model.cross_view else None
-    shown = reconstruction.pictures(task, params, inputs)
-    video = tubelets.unpatchify(inputs["patches"], task.model.clip_size, task.model.tubelet_size)
+    inputs = objective.make_inputs(batch, key)
+    looked = _attention(objective, params, inputs) if objective.model.cross_view else None
+    shown = reconstruction.pictures(objective, params, inputs)
+    video = tubelets.unpatchify(inputs["patches"], objective.model.clip_size, objective.model.tubelet_size)
     kept = {name: inputs[name] for name in ("motion", "target_mask", "source_mask")}
     return kept | {"video": video}, shown, looked
 
 
-def _attention(task: Pretrain, params: Any, inputs: dict[str, Any]) -> jax.Array:
+def _attention(objective: Pretrain, params: Any, inputs: dict[str, Any]) -> jax.Array:
     """float32[B, M, S * Ns], the mean over blocks and heads."""
-    model = task.model.bind({"params": params})
+    model = objective.model.bind({"params": params})
     mask, source_mask = inputs["target_mask"], inputs["source_mask"]
     latents, sources = model.encode_views(inputs["patches"], mask, source_mask)
     found = attention.cross_attention(
-        task.model, params, latents, mask.visible, mask.masked, sources, source_mask.visible
+        objective.model, params, latents, mask.visible, mask.masked, sources, source_mask.visible
     )
     return found.mean(axis=(1, 2))
 

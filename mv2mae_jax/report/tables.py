@@ -10,7 +10,7 @@ import numpy as np
 from mv2mae_jax import config as configs
 from mv2mae_jax.report import charts
 from mv2mae_jax.report.charts import Chart
-from mv2mae_jax.report.collect import Run
+from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.runs.resume import MAY_CHANGE
 
 
@@ -31,7 +31,7 @@ class Setting:
     reason: str
 
 
-def settings(run: Run) -> list[Setting]:
+def settings(run: ReportedRun) -> list[Setting]:
     """Every key of the run's config, those that differ from the base first."""
     base, reasons = dict(configs.flatten(configs.base_of(run.config))), configs.reasons_of(run.config)
     rows = []
@@ -50,7 +50,7 @@ def settings(run: Run) -> list[Setting]:
     return sorted(rows, key=lambda row: row.origin != "this run")
 
 
-def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def config_differences(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str]]]:
     """(key, value in each run) of the keys in which the runs differ; '–' where a run's task lacks the key.
 
     Those that change no experiment come last.
@@ -64,7 +64,7 @@ def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def results(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def results(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str]]]:
     """(metric, value of each run), with a standard error beside the value where there is one."""
     names = dict.fromkeys(name for run in runs for name in run.metrics if not name.endswith("_standard_error"))
     return [(name, [_with_error(run.metrics, name) for run in runs]) for name in names]
@@ -87,7 +87,7 @@ class Accuracies:
     chance: float | None
 
 
-def accuracies(run: Run) -> Accuracies | None:
+def accuracies(run: ReportedRun) -> Accuracies | None:
     """Top-1, top-5, mean class accuracy and each camera's, of a probe or a fine-tuned run; None without any."""
     found: dict[str, dict[str, float]] = {}
     for name, value in run.metrics.items():
@@ -116,7 +116,7 @@ class Confusion:
     pairs: list[tuple[str, str, int, int]]
 
 
-def confusions(run: Run, key: str) -> list[Confusion]:
+def confusions(run: ReportedRun, key: str) -> list[Confusion]:
     """The confusion matrices in metrics.json: one of a fine-tuned run, one for each trained probe."""
     results = run.results or {}
     found = {"test": results} | {kind: table for kind, table in results.items() if isinstance(table, dict)}

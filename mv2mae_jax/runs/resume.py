@@ -17,7 +17,6 @@ from console.errors import UserError
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from mv2mae_jax.config import base_of, flatten
-from mv2mae_jax.models import variants
 from mv2mae_jax.runs import checkpoint
 
 LOCK = "run.lock"
@@ -92,7 +91,7 @@ def locked(workdir: str) -> Iterator[None]:
 
 
 def check_same_run(
-    config: config_dict.ConfigDict, task: Any, checkpointer: checkpoint.Checkpointer, allow_changes: Sequence[str]
+    config: config_dict.ConfigDict, objective: Any, checkpointer: checkpoint.Checkpointer, allow_changes: Sequence[str]
 ) -> list[str]:
     """Refuses to resume a run of another task, other classes, other data or another config.
 
@@ -105,7 +104,7 @@ def check_same_run(
         raise UserError(
             f"{checkpointer.directory} holds a run of task {saved_config['task']!r}, not {config.task!r}. {advice}"
         )
-    prepared = task.dataset.prepared
+    prepared = objective.dataset.prepared
     if config.task == "finetune" and tuple(saved["class_names"]) != prepared.class_names:
         raise UserError(
             f"{checkpointer.directory} holds a head for the {len(saved['class_names'])} classes of {saved['dataset']} "
@@ -115,9 +114,9 @@ def check_same_run(
         )
     # Checkpoints of older versions do not say what `auto` meant; their configs are compared as they were written.
     before = saved.get("settled", {})
-    now = {key: value for key, value in variants.settled(config).items() if key in before}
+    now = {key: value for key, value in objective.model.compute.settled().items() if key in before}
     check_unchanged(config_dict.ConfigDict(saved_config), config, base_of(config), allow_changes, (before, now))
-    if saved["manifest_sha256"] != manifest_digest(task.dataset) and "data.dir" not in allow_changes:
+    if saved["manifest_sha256"] != manifest_digest(objective.dataset) and "data.dir" not in allow_changes:
         raise UserError(
             f"{checkpointer.directory} holds a run on another data set than that in data.dir = {prepared.directory}: "
             "their manifests differ. Continue with the same one, choose another --workdir, or pass "

@@ -141,24 +141,24 @@ def lower_train_step(
         raise UserError(f"task = {config.task!r}: the step of pre-training is compiled here; choose such a config.")
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_batch(mesh, config.global_batch_size, config.optimizer.accumulation_steps)
-    task = Pretrain.from_config(config)
+    objective = Pretrain.from_config(config)
     # Only constants of the program depend on the length of an epoch.
     schedule = optim.Schedule.from_config(config, steps_per_epoch=1000.0)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     with_ema = config.optimizer.ema_decay is not None
-    state = jax.eval_shape(lambda key: TrainState.create(task.init(key), optimizer, with_ema), jax.random.key(0))
+    state = jax.eval_shape(lambda key: TrainState.create(objective.init(key), optimizer, with_ema), jax.random.key(0))
     batch = batch_shapes(config, frame_size)
-    step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
+    step = jit_train_step(objective, optimizer, schedule, config, mesh, state, jax.random.key(1))
     rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
     return step.lower(sharding.abstract(state, sharding.state_sharding(mesh, state)), sharding.abstract(batch, rows))
 
 
 def model_flops(config: config_dict.ConfigDict) -> float:
     """What flops.training_flops counts for a step over all chips."""
-    task = Pretrain.from_config(config)
+    objective = Pretrain.from_config(config)
     sample = {k: jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype) for k, s in batch_shapes(config).items()}
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    return training_flops(task, params, sample) * config.global_batch_size
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    return training_flops(objective, params, sample) * config.global_batch_size
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

@@ -21,7 +21,7 @@ from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.masking import Mask
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.torch_export import mv2mae_torch
-from mv2mae_jax.torch_export.trained_run import Mismatch, Run
+from mv2mae_jax.torch_export.trained_run import Mismatch, TrainedRun
 from mv2mae_jax.torch_weights import heads, names
 
 # Largest difference in a layer's outputs, relative to its largest output [ours]. Correct exports stay near 1e-6.
@@ -144,7 +144,7 @@ def compare(expected: Outputs, found: Outputs, visible: np.ndarray) -> float:
     return worst
 
 
-def in_their_target(run: Run, expected: Outputs) -> Outputs:
+def in_their_target(run: TrainedRun, expected: Outputs) -> Outputs:
     """The outputs of JAX with predictions as VideoMAE and transformers make them: pixels lie in [0, 1]."""
     if not run.has_decoders or run.normalizes_patches:
         return expected
@@ -152,7 +152,7 @@ def in_their_target(run: Run, expected: Outputs) -> Outputs:
     return expected | {name: np.asarray(tubelets.denormalize_pixels(expected[name])) for name in predictions}
 
 
-def their_loss(run: Run, predicted: np.ndarray, inputs: FixedInput) -> float:
+def their_loss(run: TrainedRun, predicted: np.ndarray, inputs: FixedInput) -> float:
     """The unweighted loss of the self-view decoder's [1, N - Nv, P] by VideoMAE's definition, as JAX has it."""
     patches = tubelets.patchify(inputs.video[:, 0], run.model.tubelet_size)
     hidden = tubelets.gather_tokens(patches, inputs.hidden)  # (1, N - Nv, P)
@@ -160,9 +160,9 @@ def their_loss(run: Run, predicted: np.ndarray, inputs: FixedInput) -> float:
     return float(np.square(predicted - np.asarray(target)).mean())
 
 
-def own_loss(run: Run, inputs: FixedInput) -> float:
+def own_loss(run: TrainedRun, inputs: FixedInput) -> float:
     """The loss of pre-training of the two views: motion-weighted, of every decoder, by the run's config."""
-    task = dataclasses.replace(Pretrain.from_config(run.config), model=run.model, num_source_views=1)
+    objective = dataclasses.replace(Pretrain.from_config(run.config), model=run.model, num_source_views=1)
     masks = {
         "target_mask": Mask(visible=inputs.target_visible, masked=inputs.hidden),
         "source_mask": Mask(visible=inputs.source_visible, masked=inputs.source_hidden),
@@ -171,7 +171,7 @@ def own_loss(run: Run, inputs: FixedInput) -> float:
     }
 
     def loss(params: Any, video: jax.Array) -> jax.Array:
-        return task.loss(params, task.tokenize({"video": video}) | masks)[0]
+        return objective.loss(params, objective.tokenize({"video": video}) | masks)[0]
 
     with jax.default_matmul_precision("highest"):
         return float(jax.jit(loss)(run.params, inputs.video))
@@ -218,7 +218,7 @@ def check_port(port: nn.Module, expected: Outputs, inputs: FixedInput) -> float:
     return compare(expected, found, inputs.target_visible)
 
 
-def check_written_port(folder: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
+def check_written_port(folder: pathlib.Path, run: TrainedRun, expected: Outputs, inputs: FixedInput) -> float:
     """Loads the exported folder strictly with the port; its loss, too; returns and raises as `compare`."""
     port = _strictly(lambda: mv2mae_torch.load(folder))
     worst = check_port(port, expected, inputs)
@@ -232,7 +232,7 @@ def check_written_port(folder: pathlib.Path, run: Run, expected: Outputs, inputs
     return max(worst, compare_loss(own_loss(run, inputs), found, "the port"))
 
 
-def check_written_videomae(path: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
+def check_written_videomae(path: pathlib.Path, run: TrainedRun, expected: Outputs, inputs: FixedInput) -> float:
     """Loads the .pth as data (`weights_only`) into the port, whose names are VideoMAE's; returns as `compare`."""
     port = getattr(mv2mae_torch, run.architecture)(**run.model_config).eval()
     state = torch.load(path, map_location="cpu", weights_only=True)["model"]
@@ -247,7 +247,7 @@ def _strictly(load: Callable[[], Any]) -> Any:
         raise Mismatch(f"The exported weights do not fill the PyTorch model: {error}") from error
 
 
-def check_written_hugging_face(folder: pathlib.Path, run: Run, expected: Outputs, inputs: FixedInput) -> float:
+def check_written_hugging_face(folder: pathlib.Path, run: TrainedRun, expected: Outputs, inputs: FixedInput) -> float:
     """Loads the folder with transformers; encoder and decoders, or classifier; the loss; returns as `compare`."""
     import transformers
 

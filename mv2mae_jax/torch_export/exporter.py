@@ -12,7 +12,7 @@ from console import progress
 from console.errors import UserError
 from mv2mae_jax.models import tubelets
 from mv2mae_jax.torch_export import model_card
-from mv2mae_jax.torch_export.trained_run import Run
+from mv2mae_jax.torch_export.trained_run import TrainedRun
 from mv2mae_jax.torch_weights import heads, names
 
 FORMATS = ("videomae", "hf", "port")
@@ -22,7 +22,7 @@ PORT_FILE, PROCESSOR_FILE, CROSS_VIEW_FILE = (
 _NEEDED_FOR_CHECK = {"videomae": ("torch",), "hf": ("torch", "transformers"), "port": ("torch",)}
 
 
-def export(run: Run, layout: str, output: str, bar: progress.Bar) -> str:
+def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
     """Writes the folder `output` in one of FORMATS, checks it, and returns a line about what was compared.
 
     The folder gets its name only after it has passed. A folder that did not pass stays in `output`.rejected.
@@ -63,7 +63,7 @@ def export(run: Run, layout: str, output: str, bar: progress.Bar) -> str:
     return verdict
 
 
-def write_videomae(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
+def write_videomae(run: TrainedRun, state: names.Arrays, folder: pathlib.Path) -> None:
     """{'model': state dict} as MCG-NJU/VideoMAE's scripts read it.
 
     After pre-training also 'args', with the option of VideoMAE's pre-training script that says what the heads predict.
@@ -76,12 +76,12 @@ def write_videomae(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
     torch.save({"model": tensors, **more}, folder / "videomae.pth")
 
 
-def with_their_target(run: Run, state: names.Arrays) -> names.Arrays:
+def with_their_target(run: TrainedRun, state: names.Arrays) -> names.Arrays:
     """The state dict, with heads that predict the pixels of VideoMAE's and transformers' losses."""
     return heads.to_unit_pixels(state) if run.has_decoders and not run.normalizes_patches else state
 
 
-def write_hugging_face(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
+def write_hugging_face(run: TrainedRun, state: names.Arrays, folder: pathlib.Path) -> None:
     """A folder for transformers' `from_pretrained`."""
     state = names.to_hugging_face(with_their_target(run, state))
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -94,7 +94,7 @@ def write_hugging_face(run: Run, state: names.Arrays, folder: pathlib.Path) -> N
             shutil.copy(file, folder / file.name)
 
 
-def processor_configs(run: Run) -> dict[str, dict[str, Any]]:
+def processor_configs(run: TrainedRun) -> dict[str, dict[str, Any]]:
     """The file names and contents of transformers' image processor and video processor.
 
     `auto_map` names the class that frames are chosen and cropped by as in training. transformers' own classes, for
@@ -125,7 +125,7 @@ def processor_configs(run: Run) -> dict[str, dict[str, Any]]:
     }
 
 
-def hugging_face_config(run: Run) -> dict[str, Any]:
+def hugging_face_config(run: TrainedRun) -> dict[str, Any]:
     """config.json; nothing is left to transformers' defaults, which are ViT-B's."""
     model, encoder = run.model, run.encoder
     frames, height, width = model.clip_size
@@ -171,7 +171,7 @@ def hugging_face_config(run: Run) -> dict[str, Any]:
     }
 
 
-def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
+def write_port(run: TrainedRun, state: names.Arrays, folder: pathlib.Path) -> None:
     """The weights, the PyTorch module that runs them, and its configuration."""
     state = names.without_encoder_prefix(state) if run.fine_tuned else state
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -184,7 +184,7 @@ def write_port(run: Run, state: names.Arrays, folder: pathlib.Path) -> None:
     _write_json(folder / "config.json", config)
 
 
-def check_loss(run: Run, layout: str) -> None:
+def check_loss(run: TrainedRun, layout: str) -> None:
     """Raises UserError where the other side has no such loss: what the heads predict would be told wrongly."""
     target, error = run.config.loss.target, run.config.loss.get("error", "squared")
     if target not in ("pixels", "normalized_pixels"):
@@ -201,7 +201,7 @@ def check_loss(run: Run, layout: str) -> None:
         )
 
 
-def loss_settings(run: Run) -> dict[str, Any]:
+def loss_settings(run: TrainedRun) -> dict[str, Any]:
     """The arguments of the port's `loss` that are those of the run's."""
     settings = run.config.loss
     return {
@@ -214,7 +214,7 @@ def loss_settings(run: Run) -> dict[str, Any]:
     }
 
 
-def verify(run: Run, layout: str, folder: pathlib.Path) -> str:
+def verify(run: TrainedRun, layout: str, folder: pathlib.Path) -> str:
     """Reads the folder back with PyTorch and compares it with JAX. The line says so, or why this was not possible.
 
     Raises:

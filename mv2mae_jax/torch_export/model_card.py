@@ -186,7 +186,7 @@ def text(run: Any, layout: str, verdict: str) -> str:
     """Markdown with the Hub's front matter. No name is markup, and no path says where on this machine it was.
 
     Args:
-      run: trained_run.Run.
+      run: trained_run.TrainedRun.
       layout: one of exporter.FORMATS.
       verdict: how far the files were compared with JAX.
     """

@@ -23,7 +23,7 @@ class Mismatch(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainedRun:
     """A checkpoint of a run as the exporter needs it."""
 
     workdir: str
@@ -79,7 +79,7 @@ class Run:
         return sizes | {name: getattr(self.model, name) for name in own}
 
 
-def read_run(workdir: str, step: int | None = None) -> Run:
+def read_run(workdir: str, step: int | None = None) -> TrainedRun:
     """Reads a checkpoint of a run, the newest by default.
 
     Raises:
@@ -92,8 +92,8 @@ def read_run(workdir: str, step: int | None = None) -> Run:
         init = functools.partial(model.init, video=np.zeros((1, *model.clip_size, 3), np.uint8))
         shapes = jax.eval_shape(init, jax.random.key(0))["params"]
     else:
-        task = Pretrain.from_config(config)
-        model, shapes = task.model, jax.eval_shape(task.init, jax.random.key(0))
+        objective = Pretrain.from_config(config)
+        model, shapes = objective.model, jax.eval_shape(objective.init, jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     abstract = sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
     params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
@@ -101,7 +101,7 @@ def read_run(workdir: str, step: int | None = None) -> Run:
         params = layers.unstack_blocks(params)
     if isinstance(model, JointMAE):
         params = {"encoder": params["encoder"]}
-    return Run(
+    return TrainedRun(
         workdir=workdir,
         step=step,
         config=config,

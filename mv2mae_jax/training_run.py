@@ -1,4 +1,4 @@
-"""Everything around the steps of a training run, behind one object, `Run`: see docs/reliability.md.
+"""Everything around the steps of a training run, behind one object, `TrainingRun`: see docs/reliability.md.
 
 It evaluates, saves and logs when that is due. It obeys the stop signals, counts skipped updates and damaged samples,
 measures rates, takes traces and writes the history. It changes nothing that a step computes.
@@ -17,7 +17,6 @@ from console import progress
 from console.errors import UserError
 from mv2mae_jax.config import describe, parse_steps
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.models import variants
 from mv2mae_jax.monitoring import flops, guards, log_files, metrics, perf
 from mv2mae_jax.monitoring.facts import run_facts
 from mv2mae_jax.optim import Schedule
@@ -56,7 +55,7 @@ def results_if_finished(workdir: str, checkpoints: str, step: int, total_steps: 
     return finished
 
 
-class Run:
+class TrainingRun:
     """A run from its first step to its results. As a context manager, it closes everything that it opened.
 
     for step, batch in run.steps():
@@ -66,6 +65,7 @@ class Run:
 
     def __init__(
         self,
+        *,
         config: config_dict.ConfigDict,
         objective: Any,
         schedule: Schedule,
@@ -74,7 +74,7 @@ class Run:
         checkpointer: checkpoint.Checkpointer,
         evaluate: Evaluate,
         state: TrainState,
-        remembered: dict[str, Any],
+        saved_progress: dict[str, Any],
     ):
         """Prints what the run is, and records it in WORKDIR.
 
@@ -83,7 +83,7 @@ class Run:
           checkpointer: its checkpoints.
           evaluate: `(state, step, reporter) -> (metrics, tables)`.
           state: where the run starts from.
-          remembered: what `_remember` returned when `state` was saved; empty for a fresh run.
+          saved_progress: what `_progress` returned when `state` was saved; empty for a fresh run.
         """
         self._config, self._objective, self._mesh, self._workdir = config, objective, mesh, workdir
         self._checkpointer, self._evaluate, self._state = checkpointer, evaluate, state
@@ -101,7 +101,7 @@ class Run:
             self._reporter.say(f"Continuing from step {self._first_step} of {checkpointer.directory}.")
         self._record = {
             "config": config.to_json(),
-            "settled": variants.settled(config),
+            "settled": objective.model.compute.settled(),
             "git_revision": metrics_file.git_revision(),
             "dataset": dataset.prepared.name,
             "manifest_sha256": resume.manifest_digest(dataset),
@@ -111,24 +111,24 @@ class Run:
             config.limits.skipped_updates,
             checkpointer.directory,
             objective.take_names,
-            remembered.get("skipped_in_a_row", 0),
+            saved_progress.get("skipped_in_a_row", 0),
         )
         self._damaged = guards.DamagedSamples(
             workdir,
             dataset.prepared,
             config.limits.damaged_samples,
             first_step=self._first_step,
-            count=remembered.get("damaged_samples", 0),
+            count=saved_progress.get("damaged_samples", 0),
         )
-        self._step_metrics = metrics.StepMetrics(self._skipped.observe, remembered.get("window", ()))
+        self._step_metrics = metrics.StepMetrics(self._skipped.observe, saved_progress.get("window", ()))
         self._clock = metrics.Clock()
         self._profiler = perf.Profiler(os.path.join(workdir, "tensorboard"), parse_steps(config.profile_steps))
         self._traced_step = contextlib.ExitStack()
         self._watch = preemption.Watch()
         self._results: tuple[dict[str, float], dict[str, Any]] = {}, {}
-
-    def __enter__(self) -> "Run":
         self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> "TrainingRun":
         for part in (self._reporter, self._damaged, self._checkpointer, self._profiler):
             self._cleanup.callback(part.close)
         self._cleanup.callback(self._watch.stop)
@@ -181,7 +181,7 @@ class Run:
         self._step_metrics.add(step, new_metrics)
         self._bar.advance()  # the host's steps; the device is at most metrics.IN_FLIGHT behind
         if step == self._first_step + 1:
-            self._leave_out_compilation(state, new_metrics)
+            self._after_first_step(state, new_metrics)
         if self._profiler.finish(step, new_metrics):
             self._reporter.say(
                 f"Traced the steps {self._config.profile_steps}: tensorboard --logdir={self._workdir}/tensorboard"
@@ -190,18 +190,18 @@ class Run:
         if step % self._config.log.every_steps == 0 or step == self._last_step:
             self._log(step)
             self._checkpointer.check()
-        told_to_stop = self._watch.reached()
-        if told_to_stop or self._is_evaluated(step) or self._checkpointer.is_due(step):
+        told_to_stop, evaluates = self._watch.reached(), self._is_evaluated(step)
+        if told_to_stop or evaluates or self._checkpointer.is_due(step):
             self._reporter.flush()
-            self._checkpointer.save(step, state, self._record | {"progress": self._remember()}, force=True)
+            self._checkpointer.save(step, state, self._record | {"progress": self._progress()}, force=True)
             self._clock.restart()
-        if told_to_stop or self._is_evaluated(step):
+        if told_to_stop or evaluates:
             self._checkpointer.wait()
         if told_to_stop:
             raise preemption.Preempted(
                 f"Stopped by {self._watch.noticed} after step {step}, which is saved in {self._workdir}."
             )
-        if self._is_evaluated(step):
+        if evaluates:
             with self._watch.suspended():
                 self._results = self._evaluate(state, step, self._reporter)
             self._clock.restart()
@@ -220,8 +220,8 @@ class Run:
         wanted = step % self._config.eval.every_steps == 0 or step in self._config.eval.get("at_steps", ())
         return step == self._last_step or (step > 0 and wanted)
 
-    def _leave_out_compilation(self, state: TrainState, new_metrics: Batch) -> None:
-        """Starts measuring rates and obeying stop signals, after the first step: that step compiles."""
+    def _after_first_step(self, state: TrainState, new_metrics: Batch) -> None:
+        """Starts obeying stop signals and measuring rates, without the first step: that one compiles."""
         jax.block_until_ready(new_metrics)
         self._watch.start()
         self._cost = perf.StepCost(
@@ -245,7 +245,7 @@ class Run:
         for line in spikes:
             self._reporter.say(line)
 
-    def _remember(self) -> dict[str, Any]:
+    def _progress(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state, so that a resumed run continues exactly."""
         return {
             "window": self._step_metrics.unfinished(),
