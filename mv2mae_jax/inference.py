@@ -122,7 +122,7 @@ class Encoder:
 
 
 def _tokens(model: mv2mae.MV2MAE, params: Any, video: jax.Array) -> jax.Array:
-    return features.encode(model, params, video).astype(jnp.float32)
+    return features.encode(model, params, model.patchify(video)).astype(jnp.float32)
 
 
 _encode = jax.jit(_tokens, static_argnums=0)

@@ -348,8 +348,8 @@ def test_a_fine_tuned_encoder_has_no_last_norm(synthetic_set, dataset, model, pa
     save(tmp_path, 5, without_norm, "finetune")
     tuned, found, _ = probe.load_encoder(make_config(synthetic_set, f"init_from={tmp_path}"), mesh)
     jax.tree.map(np.testing.assert_array_equal, found, without_norm)
-    video = np.zeros((1, *model.clip_size, 3), np.uint8)
-    tokens, normed = features.encode(tuned, found, video), features.encode(model, params, video)
+    patches = model.patchify(np.zeros((1, *model.clip_size, 3), np.uint8))
+    tokens, normed = features.encode(tuned, found, patches), features.encode(model, params, patches)
     centred = tokens - tokens.mean(axis=-1, keepdims=True)
     np.testing.assert_allclose(centred / tokens.std(axis=-1, keepdims=True), normed, atol=1e-3)
 

@@ -170,7 +170,7 @@ def test_a_long_clip_is_averaged_to_four_slices(prepared):
 def test_raw_pixels_stand_in_for_a_model(prepared):
     pixels = features.RawPixels(clip_size=(8, 32, 32), tubelet_size=(2, 8, 8))
     video = np.random.default_rng(0).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
-    tokens = np.asarray(features.encode(pixels, {}, video))
+    tokens = np.asarray(features.encode(pixels, {}, pixels.patchify(video)))
     assert tokens.shape == (2, pixels.num_tokens, pixels.width)
     np.testing.assert_allclose(tokens[1, 5], video[1, :2, 8:16, 8:16].reshape(-1) / 255, atol=1e-6)
     assert pixels.grid == (4, 4, 4)

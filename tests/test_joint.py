@@ -90,7 +90,7 @@ def test_views_that_change_places_take_each_others_positions(task_and_inputs):
 
     apply = jax.jit(lambda method, *tokens: model.apply({"params": params}, *tokens, method=method), static_argnums=0)
     visible = [mask.visible, *source_mask.visible.swapaxes(0, 1)]
-    latents = [apply("_encode", inputs["patches"][:, v], visible[v]) for v in range(3)]
+    latents = [apply("encode_patches", inputs["patches"][:, v], visible[v]) for v in range(3)]
     decoded = [inputs["decoded_target"], *inputs["decoded_source"].swapaxes(0, 1)]
     row = [0, 2 * model.num_tokens, model.num_tokens]  # the first position of each view after the exchange
     side_by_side = [np.concatenate([x[v] + row[v] for v in range(3)], axis=1) for x in (visible, decoded)]
@@ -107,7 +107,7 @@ def test_the_predictions_against_numpy(task_and_inputs):
     found = jax.jit(task.predict)(params, inputs)
     positions = [[inputs["target_mask"].visible, *inputs["source_mask"].visible.swapaxes(0, 1)]]
     positions += [[inputs["decoded_target"], *inputs["decoded_source"].swapaxes(0, 1)]]
-    encode = jax.jit(lambda *clip: model.apply({"params": params}, *clip, method="_encode"))
+    encode = jax.jit(lambda *clip: model.apply({"params": params}, *clip, method="encode_patches"))
     latents = [np.asarray(encode(inputs["patches"][:, v], positions[0][v]), np.float64) for v in range(3)]
     visible, decoded = (
         np.concatenate([np.asarray(rows) + v * model.num_tokens for v, rows in enumerate(part)], axis=1)

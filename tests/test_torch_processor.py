@@ -80,7 +80,7 @@ def centred_cosine(first, second):
 def test_raw_frames_give_the_features_of_this_project(exported, size):
     run, folder = exported
     video = blobs(*size)
-    encode = torch_runs.jit(functools.partial(features.encode, run.model))
+    encode = torch_runs.jit(lambda params, video: features.encode(run.model, params, run.model.patchify(video)))
     expected = encode(run.params["encoder"], own_clip(video, run)[None])[0]
     processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     theirs = transformers.VideoMAEModel.from_pretrained(folder)

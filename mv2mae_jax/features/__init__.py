@@ -123,9 +123,9 @@ def _encode_batch(
     model: mv2mae.MV2MAE, params: Any, batch: dict[str, jax.Array], *, mesh: jax.sharding.Mesh, with_tokens: bool
 ) -> dict[str, jax.Array]:
     batch = stored_frames.pixels(batch, model.clip_size[1:])
-    patches = tubelets.patchify(batch["video"], model.tubelet_size)  # as the encoder does: compiled, they are cut once
+    patches = model.patchify(batch["video"])  # (B, N, P)
     motion = stored_frames.motion_energy(patches, model.grid, model.tubelet_size)  # (B, N)
-    tokens = sharding.with_mesh(mesh, encode)(model, params, batch["video"])
+    tokens = sharding.with_mesh(mesh, encode)(model, params, patches)
     batch_size, num_tokens, width = tokens.shape
     slices = model.grid[0]
     by_time = tokens.astype(jnp.float32).reshape(batch_size, slices, num_tokens // slices, width)  # (B, nt, nh * nw, D)
@@ -140,12 +140,12 @@ def _encode_batch(
     return jax.lax.with_sharding_constraint(output, sharding.replicated(mesh))  # every process receives all rows
 
 
-def encode(model: mv2mae.MV2MAE, params: Any, video: jax.Array) -> jax.Array:
-    """The encoder's parameters and uint8[B, T, H, W, 3] -> tokens [B, N, D] of the whole clip, in raster order."""
+def encode(model: mv2mae.MV2MAE, params: Any, patches: jax.Array) -> jax.Array:
+    """The encoder's parameters and a clip's patches uint8[B, N, P] -> tokens [B, N, D], in raster order."""
     if isinstance(model, RawPixels):
-        return tubelets.patchify(video, model.tubelet_size) / 255  # (B, N, t * h * w * 3)
-    everything = jnp.broadcast_to(jnp.arange(model.num_tokens), (video.shape[0], model.num_tokens))
-    return model.apply({"params": {"encoder": params}}, video, everything, method="encode")
+        return patches / 255
+    everything = jnp.broadcast_to(jnp.arange(model.num_tokens), patches.shape[:2])
+    return model.apply({"params": {"encoder": params}}, patches, everything, method="encode_patches")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,6 +174,10 @@ class RawPixels:
     @property
     def width(self) -> int:
         return 3 * math.prod(self.tubelet_size)
+
+    def patchify(self, video: jax.Array) -> jax.Array:
+        """Clips uint8[..., T, H, W, 3] -> uint8[..., N, P]."""
+        return tubelets.patchify(video, self.tubelet_size)
 
 
 def init_encoder(model: mv2mae.MV2MAE, key: jax.Array) -> Any:

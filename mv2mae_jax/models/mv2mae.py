@@ -259,7 +259,11 @@ class MV2MAE(Computed, nn.Module):
 
     def encode(self, video: jax.Array, visible: jax.Array) -> jax.Array:
         """uint8[B, T, H, W, 3], int32[B, Nv] -> latents [B, Nv, width]. Masked tokens never enter a product."""
-        return self._encode(self.patchify(video), visible)
+        return self.encode_patches(self.patchify(video), visible)
+
+    def encode_patches(self, patches: jax.Array, visible: jax.Array) -> jax.Array:
+        """`encode` of a clip that is already cut: uint8[B, N, P], int32[B, Nv] -> latents [B, Nv, width]."""
+        return self.encoder(tubelets.gather_tokens(patches, visible), visible)
 
     def encode_views(
         self, patches: jax.Array, target_mask: Mask, source_mask: Mask | None
@@ -267,12 +271,13 @@ class MV2MAE(Computed, nn.Module):
         """uint8[B, V, N, P] -> latents of the visible tokens: the target's [B, Nv, width], the sources' as below."""
         self._check_views(patches, source_mask)
         if source_mask is None:
-            return self._encode(patches[:, 0], target_mask.visible), None
-        return self._per_view(self._encode, (patches[:, 0], target_mask.visible), (patches[:, 1:], source_mask.visible))
+            return self.encode_patches(patches[:, 0], target_mask.visible), None
+        target, sources = (patches[:, 0], target_mask.visible), (patches[:, 1:], source_mask.visible)
+        return self._per_view(self.encode_patches, target, sources)
 
     def encode_sources(self, patches: jax.Array, source_mask: Mask) -> jax.Array:
         """uint8[B, S, N, P] -> latents of the visible tokens [B, S, Ns, width]."""
-        return self._of_sources(self._encode, (patches, source_mask.visible))
+        return self._of_sources(self.encode_patches, (patches, source_mask.visible))
 
     def decode_views(
         self,
@@ -335,9 +340,6 @@ class MV2MAE(Computed, nn.Module):
         source_latents = source_latents.reshape(batch, num_sources * num_visible, width)  # (B, S * Ns, D)
         source_visible = source_visible.reshape(batch, num_sources * num_visible)  # (B, S * Ns)
         return self.cross_decoder(target_latents, target_visible, decoded, source_latents, source_visible)
-
-    def _encode(self, patches: jax.Array, visible: jax.Array) -> jax.Array:
-        return self.encoder(tubelets.gather_tokens(patches, visible), visible)
 
     def _per_view(self, function: Any, target: tuple[jax.Array, ...], source: tuple[jax.Array, ...]):
         """Applies `function` to target [B, ...] and sources [B, S, ...], in one call where their shapes agree."""
