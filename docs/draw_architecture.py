@@ -69,7 +69,7 @@ BOXES = (
     Box("pipeline", "a batch is a function of (seed, step)", ("data/pipeline.py",), 248, 136, INPUT),
     Box(
         "objectives",
-        "init, masks, loss, evaluate",
+        "init, inputs, masks, loss",
         ("mv2mae_jax/objectives",),
         480,
         136,
@@ -86,7 +86,13 @@ BOXES = (
     Box(
         "the loop",
         "one step, log, save, evaluate",
-        ("mv2mae_jax/train.py", "mv2mae_jax/state.py", "mv2mae_jax/monitoring"),
+        (
+            "mv2mae_jax/train.py",
+            "mv2mae_jax/training_run.py",
+            "mv2mae_jax/initial_state.py",
+            "mv2mae_jax/state.py",
+            "mv2mae_jax/monitoring",
+        ),
         712,
         136,
         LOOP,
@@ -116,6 +122,7 @@ BOXES = (
             "mv2mae_jax/report",
             "mv2mae_jax/features",
             "mv2mae_jax/inference.py",
+            "mv2mae_jax/torch_weights",
             "mv2mae_jax/torch_export",
         ),
         944,

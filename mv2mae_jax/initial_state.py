@@ -56,7 +56,7 @@ def load_params(config: config_dict.ConfigDict, params: Any, abstract_params: An
     Says in a line how many were taken, and which were not.
 
     Raises:
-      ValueError: there is no such run or checkpoint, it does not fit, or a step is named of what has none.
+      ValueError: there is no such run or checkpoint, it does not fit, or it has no steps but `init_from_step` is set.
     """
     path, step = config.init_from, config.get("init_from_step")
     from_torch = importer.is_torch_checkpoint(path)

@@ -253,7 +253,7 @@ def _unread(names: catalog.Catalog, paths: Sequence[str], called: Mapping[str, s
 
 
 def _unpacked_first(path: str) -> tuple[bool, str]:
-    """Where a file lies both in a folder and in an archive, keeps the one in the folder."""
+    """A sort key: files in folders come before those in archives, and of two alike the first is kept."""
     lower = path.lower()
     return any(f"{ending}/" in lower for ending in archives.EXTENSIONS), path
 

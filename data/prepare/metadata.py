@@ -130,8 +130,8 @@ def write(
 def _all_at_once(output_dir: Path, known: Mapping[str, str]) -> Iterator[Path]:
     """A folder for new files, which then appear in the output folder, and SHA256SUMS after them.
 
-    `known` are digests that need not be computed. Who is interrupted between two of these files has a set that is
-    refused when it is opened; the same command makes it whole.
+    `known` are digests that need not be computed. If this is interrupted between two of these files, the set is refused
+    when it is opened; the same command makes it whole.
     """
     new = output_dir / NEW_FILES
     shutil.rmtree(new, ignore_errors=True)

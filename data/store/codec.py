@@ -1,4 +1,4 @@
-"""How frames are stored, by name. Only this module and `data.samples` know more of a codec than these functions:
+"""How frames are stored, by name. Each codec has these functions:
 
 encode(frame uint8[h, w, 3] RGB, quality) -> bytes
 decode(bytes) -> uint8[h, w, 3] RGB; ValueError where the bytes are damaged

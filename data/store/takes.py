@@ -288,7 +288,7 @@ class Prepared:
         return dataclasses.replace(self, class_names=names, views=Relabelled(self.views, labels))
 
     def split_of(self, protocol: str) -> np.ndarray:
-        """As `splits`, where 'all' puts every record into 'train', and records of classes that are not used in none."""
+        """As `splits`. 'all' puts every record into 'train'; records of unused classes are in no split ('')."""
         split = np.full(len(self.views["take"]), "train") if protocol == "all" else self.splits(protocol)
         return np.where(self.views["label"] >= 0, split, "") if self.some_classes else split
 

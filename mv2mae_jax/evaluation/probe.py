@@ -121,7 +121,7 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
     `pixels`.
 
     Raises:
-      ValueError: there is no such encoder, it does not fit the model, or a step is named of what has none.
+      ValueError: there is no such encoder, it does not fit the model, or it has no steps but `init_from_step` is set.
     """
     model = variants.from_config(config)
     is_run = config.init_from not in BASELINES and not importer.is_torch_checkpoint(config.init_from)

@@ -47,8 +47,8 @@ def ridges(
     """Linear least squares with a penalty on the squared weights, on standardised features; the intercept is free.
 
     Minimises |Y - X W - b|^2 + penalty |W|^2, as scikit-learn's Ridge(alpha=penalty) on StandardScaler's output.
-    Several targets share their equations, but each gets its own penalty. With more features than rows, the equations
-    are those between the rows, which have the same solution.
+    Several targets share their equations, but each gets its own penalty. With more features than rows, the dual
+    form is solved, which has the same solution.
 
     Args:
       train_x: float[M, F]; train_ys: float[M, K] for each target; test_x: float[M', F].

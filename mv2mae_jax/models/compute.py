@@ -84,19 +84,24 @@ def settle(
     fused_attention: bool = False,
     one_device: bool = True,
 ) -> Compute:
-    """The values of a config, with `auto` settled for 'cpu', 'gpu' or 'tpu'.
+    """The values of a config, with `auto` settled for 'cpu', 'gpu' or 'tpu':
 
-    `auto` is bfloat16 and 'unrolled' except on CPU. On TPU it is 'per_head', and 'dots' for fine-tuning, whose encoder
-    keeps three times the tokens of pre-training's, and where `fsdp` cuts the weights, which 'none' would keep whole for
-    the backward pass. On a GPU it is 'folded' unless `fsdp` cuts the weights, which would take more collectives, and
-    'cudnn' with `fused_attention` (chips.has_fused_attention) and heads of a size that allows it; on one CPU
-    'chunked', whose loop goes over the heads that several devices would share.
+                   cpu                         gpu                       tpu
+      dtype        float32                     bfloat16                  bfloat16
+      layer_loop   rolled                      unrolled                  unrolled
+      attention    chunked; more devices: xla  cudnn where it runs; xla  per_head
+      norm_affine  applied                     folded; fsdp: applied     applied
+      remat        none                        none                      none; fine-tuning or fsdp: dots
+
+    'chunked' loops over the heads, which several devices would share. 'cudnn' needs bfloat16, `fused_attention` and
+    heads of a size that it has kernels for. Folding weights that `fsdp` cuts would take more collectives, and 'none'
+    would keep them whole for the backward pass. Fine-tuning's encoder keeps three times the tokens of pre-training's.
 
     Args:
       config: of any task.
       backend: what JAX calls it.
       head_dims: channels of the heads of encoder and decoders.
-      fused_attention: whether cuDNN's attention runs there.
+      fused_attention: whether cuDNN's attention runs there (chips.has_fused_attention).
       one_device: whether there is no other.
     """
     model, dtype = config.model, config.compute_dtype

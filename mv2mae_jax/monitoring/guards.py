@@ -45,7 +45,7 @@ class SkippedUpdates:
         self._batches: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=most_in_a_row + IN_FLIGHT)
 
     def remember(self, step: int, batch: Batch) -> None:
-        """Keeps which takes a step is given (numbers, not pictures)."""
+        """Keeps the numbers of the takes in a step's batch."""
         self._batches.append((step, {key: batch[key] for key in ("take", "row") if key in batch}))
 
     def observe(self, step: int, metrics: dict[str, jax.Array]) -> None:

@@ -145,7 +145,7 @@ def check_unchanged(
       config: of this run.
       base: defaults, for keys that did not exist when the checkpoint was written.
       allowed: further keys that may differ.
-      settled: what values that may be `auto` meant when the checkpoint was written, and what they mean now.
+      settled: of keys that may be `auto`, the values used when the checkpoint was written, and those used now.
 
     Raises:
       ValueError: lists every key that differs, with both values; or `allowed` has an unknown key.

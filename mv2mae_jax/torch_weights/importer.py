@@ -36,7 +36,7 @@ def refuse_step(config: config_dict.ConfigDict) -> None:
 def check_run(
     path: str, trained: config_dict.ConfigDict, model: Any, keys: tuple[str, ...] = ("num_heads", "tubelet_size")
 ) -> None:
-    """Raises ValueError where a run's model differs in what the shapes of parameters do not show.
+    """Raises ValueError where a run's model differs in a setting that the shapes of its parameters do not show.
 
     Args:
       path: the run.

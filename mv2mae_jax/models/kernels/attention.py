@@ -31,7 +31,7 @@ def _attend_scaled(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Ar
 def _attend_in_chunks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """As `_attend_scaled`, some heads at a time, whose weights are made again for the backward pass.
 
-    So they never leave a processor's cache, where those of all heads would be written to memory and read back.
+    The weights of a few heads fit a processor's cache. Those of all heads would be written to memory and read back.
     """
     num_heads, num_weights = query.shape[0], query.shape[1] * key.shape[1]
     num_chunks = -(-num_heads // max(1, CHUNK // num_weights))
