@@ -14,8 +14,9 @@ from mv2mae_jax.models import layers, mv2mae, tubelets, variants
 from mv2mae_jax.models.compute import Compute
 from mv2mae_jax.models.kernels import norms
 from mv2mae_jax.models.kernels.gelu import gelu
+from mv2mae_jax.models.tubelets import Mask
 from mv2mae_jax.objectives import losses
-from mv2mae_jax.objectives.masking import Mask, choose_decoded
+from mv2mae_jax.objectives.masking import choose_decoded
 from tests import tiny
 
 CLIP, TUBELET = (6, 16, 24), (2, 8, 8)  # grid (3, 2, 3): no two axes alike

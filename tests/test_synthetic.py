@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import data.catalog
+from data.catalog.synthetic import CLASS_NAMES
 from data.synthetic import actors, renderer, rooms, writer
 from data.synthetic.__main__ import main, parse_resolution
-from data.synthetic.actions import ACTIONS, CLASS_NAMES, JOINT_ANGLES, phases, pose
+from data.synthetic.actions import ACTIONS, JOINT_ANGLES, phases, pose
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
 from data.synthetic.generate import description, generate
 

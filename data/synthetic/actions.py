@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from data.catalog.synthetic import CLASS_NAMES
+
 AXIAL = ("spine_pitch", "spine_roll", "spine_yaw", "neck_pitch", "neck_roll", "neck_yaw")
 PAIRED = (
     "shoulder_raise",  # forwards and up, from hanging
@@ -150,7 +152,7 @@ ACTIONS = (
     Action(name="march slowly", path=_march, seconds=2.0),
     Action(name="march fast", path=_march, seconds=0.8),
 )
-CLASS_NAMES = tuple(action.name for action in ACTIONS)  # label order: A001 is index 0
+assert tuple(action.name for action in ACTIONS) == CLASS_NAMES  # label order
 
 REST_DEGREES = _both(shoulder_spread=9.0, elbow_bend=14.0, hip_spread=4.0)
 _MIRROR_ORDER = [

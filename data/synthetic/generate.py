@@ -14,10 +14,10 @@ import numpy as np
 from console import progress
 from console.errors import UserError
 from data import catalog
+from data.catalog.synthetic import CLASS_NAMES
 from data.store import truth
 from data.store.whole_files import write_whole
 from data.synthetic import actors, rooms, writer
-from data.synthetic.actions import CLASS_NAMES
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
 from data.synthetic.sheet import SHEET
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from console.errors import UnusableFile
-from data.synthetic.actions import CLASS_NAMES
+from data.catalog.synthetic import CLASS_NAMES
 from data.synthetic.design import Take
 from data.synthetic.rooms import CAMERA_DEGREES
 

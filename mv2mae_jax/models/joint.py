@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from console.errors import UserError
 from mv2mae_jax.models import mv2mae
-from mv2mae_jax.objectives.masking import Mask
+from mv2mae_jax.models.tubelets import Mask
 
 
 class JointMAE(mv2mae.MV2MAE):

@@ -17,7 +17,7 @@ from ml_collections import config_dict
 from console.errors import UserError
 from mv2mae_jax.models import layers, tubelets
 from mv2mae_jax.models.compute import Compute, Computed
-from mv2mae_jax.objectives.masking import Mask
+from mv2mae_jax.models.tubelets import Mask
 
 
 @flax.struct.dataclass

@@ -1,8 +1,9 @@
-"""Clips cut into tubelets, the tokens of the model: their order, their positions, their pixels.
+"""Clips cut into tubelets, the tokens of the model: their order, their split by a mask, their positions, their pixels.
 
 Positions are MCG-NJU/VideoMAE's (`modeling_finetune.py`).
 """
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,14 @@ def unpatchify(
     video = tokens.reshape(-1, *token_grid(clip_size, tubelet_size), t, h, w * channels)  # (B, gt, gh, gw, t, h, w * C)
     video = video.transpose(0, 1, 4, 2, 5, 3, 6)
     return video.reshape(*batch, *clip_size, channels)  # (..., T, H, W, C)
+
+
+@flax.struct.dataclass
+class Mask:
+    """A split of the N token indices of a clip, flat over (time, row, column). Both parts ascend."""
+
+    visible: jax.Array  # int32[..., N_visible]
+    masked: jax.Array  # int32[..., N_masked]
 
 
 def gather_tokens(tokens: jax.Array, indices: jax.Array) -> jax.Array:

@@ -2,20 +2,12 @@
 
 import math
 
-import flax
 import jax
 import jax.numpy as jnp
 
 from console.errors import UserError
+from mv2mae_jax.models.tubelets import Mask
 from mv2mae_jax.objectives.mask_kinds import MASK_KINDS
-
-
-@flax.struct.dataclass
-class Mask:
-    """A split of the N token indices of a clip, flat over (time, row, column). Both parts ascend."""
-
-    visible: jax.Array  # int32[..., N_visible]
-    masked: jax.Array  # int32[..., N_masked]
 
 
 def num_visible_tokens(grid: tuple[int, int, int], mask_ratio: float, kind: str = "random") -> int:

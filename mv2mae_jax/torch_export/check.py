@@ -17,8 +17,8 @@ from torch import nn
 from mv2mae_jax.models import mv2mae, tubelets
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.models.joint import JointMAE
+from mv2mae_jax.models.tubelets import Mask
 from mv2mae_jax.objectives import losses
-from mv2mae_jax.objectives.masking import Mask
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.torch_export import mv2mae_torch
 from mv2mae_jax.torch_export.trained_run import Mismatch, TrainedRun
