@@ -24,9 +24,8 @@ from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
 from data.store.whole_files import write_whole
-from mv2mae_jax import features
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.models import mv2mae, variants
+from mv2mae_jax.models import frozen_encoder, mv2mae, variants
 from mv2mae_jax.runs import checkpoint, run_record
 from mv2mae_jax.torch_weights import encoder as exported
 from mv2mae_jax.torch_weights import importer
@@ -122,7 +121,7 @@ class Encoder:
 
 
 def _tokens(model: mv2mae.MV2MAE, params: Any, video: jax.Array) -> jax.Array:
-    return features.encode(model, params, model.patchify(video)).astype(jnp.float32)
+    return frozen_encoder.encode(model, params, model.patchify(video)).astype(jnp.float32)
 
 
 _encode = jax.jit(_tokens, static_argnums=0)
@@ -164,7 +163,7 @@ def restore(
       ValueError: names or shapes differ; lists them.
     """
     model = model.clone(final_norm=task == "pretrain")  # a classifier norms the mean instead
-    shapes = jax.eval_shape(functools.partial(features.init_encoder, model), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(frozen_encoder.init_encoder, model), jax.random.key(0))
     params = checkpoint.load_encoder(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
     return model, params
 

@@ -20,7 +20,7 @@ from mv2mae_jax import features
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import online_probes, probe, retrieval
 from mv2mae_jax.features import Features
-from mv2mae_jax.models import mv2mae, variants
+from mv2mae_jax.models import frozen_encoder, mv2mae, variants
 from mv2mae_jax.runs import checkpoint, metrics_file
 from tests import faults, tiny
 
@@ -70,7 +70,7 @@ def model(config):
 
 @pytest.fixture(scope="module")
 def params(model):
-    return features.init_encoder(model, jax.random.key(0))
+    return frozen_encoder.init_encoder(model, jax.random.key(0))
 
 
 def batches_of(video, batch_size=4):
@@ -121,19 +121,19 @@ def test_pretrained_parameters_of_the_whole_model_hold_the_same_encoder(model):
     video, everything = np.zeros((1, 1, 4, 32, 32, 3), np.uint8), np.arange(model.num_tokens)[None]
     mask = mv2mae.Mask(visible=everything[:, :16], masked=everything[:, 16:])
     whole = jax.eval_shape(model.init, jax.random.key(0), video, mask)["params"]["encoder"]
-    alone = jax.eval_shape(lambda key: features.init_encoder(model, key), jax.random.key(0))
+    alone = jax.eval_shape(lambda key: frozen_encoder.init_encoder(model, key), jax.random.key(0))
     assert jax.tree.map(np.shape, whole) == jax.tree.map(np.shape, alone)
 
 
 def test_the_encoder_is_traced_with_the_mesh(model, params, mesh, monkeypatch):
     """Without the mesh, weights that are sharded over `fsdp` would not be gathered where they are used."""
-    seen, encode = [], features.encode
+    seen, encode = [], frozen_encoder.encode
 
     def watched(*args):
         seen.append(jax.sharding.get_abstract_mesh().shape)
         return encode(*args)
 
-    monkeypatch.setattr(features, "encode", watched)
+    monkeypatch.setattr(frozen_encoder, "encode", watched)
     features.extract(model.clone(name="watched"), params, batches_of(random_video(4)), mesh)
     assert seen == [mesh.shape]
 
@@ -143,6 +143,7 @@ import sys
 import jax, numpy as np
 from mv2mae_jax import features
 from mv2mae_jax.distributed import sharding
+from mv2mae_jax.models import frozen_encoder
 from tests import test_features
 
 port, process, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -151,7 +152,7 @@ devices = [device for pair in zip(*(jax.local_devices(process_index=i) for i in 
 assert [device.process_index for device in devices] == [0, 1, 0, 1]
 mesh = jax.sharding.Mesh(np.array(devices).reshape(4, 1), sharding.BATCH_AXES)
 model = test_features.small_model()
-params = features.init_encoder(model, jax.random.key(0))
+params = frozen_encoder.init_encoder(model, jax.random.key(0))
 own = slice(4 * process, 4 * process + 4)
 batches = test_features.batches_of(test_features.random_video(14), batch_size=8)
 batches = ({name: values[own] for name, values in batch.items()} for batch in batches)
@@ -349,7 +350,7 @@ def test_a_fine_tuned_encoder_has_no_last_norm(synthetic_set, dataset, model, pa
     tuned, found, _ = probe.load_encoder(make_config(synthetic_set, f"init_from={tmp_path}"), mesh)
     jax.tree.map(np.testing.assert_array_equal, found, without_norm)
     patches = model.patchify(np.zeros((1, *model.clip_size, 3), np.uint8))
-    tokens, normed = features.encode(tuned, found, patches), features.encode(model, params, patches)
+    tokens, normed = frozen_encoder.encode(tuned, found, patches), frozen_encoder.encode(model, params, patches)
     centred = tokens - tokens.mean(axis=-1, keepdims=True)
     np.testing.assert_allclose(centred / tokens.std(axis=-1, keepdims=True), normed, atol=1e-3)
 

@@ -13,7 +13,7 @@ from data.synthetic.__main__ import main as synthesise
 from mv2mae_jax import features
 from mv2mae_jax.evaluation import geometry, probes, regression
 from mv2mae_jax.features import Features
-from mv2mae_jax.models import variants
+from mv2mae_jax.models import frozen_encoder, variants
 from mv2mae_jax.models.compute import Compute
 from mv2mae_jax.report import poses
 
@@ -161,16 +161,16 @@ def test_cells_average_a_finer_grid():
 
 
 def test_a_long_clip_is_averaged_to_four_slices(prepared):
-    model = features.RawPixels(clip_size=(12, 8, 8), tubelet_size=(2, 8, 8))
+    model = frozen_encoder.RawPixels(clip_size=(12, 8, 8), tubelet_size=(2, 8, 8))
     given = planted(prepared, model, np.arange(2), np.arange(12.0).reshape(2, 6, 1))
     means = [[0, 1.5, 3, 4.5], [6, 7.5, 9, 10.5]]  # slices 0, 1 to 2, 3, 4 to 5 of six
     np.testing.assert_allclose(geometry.whole_clips(given, model), means)
 
 
 def test_raw_pixels_stand_in_for_a_model(prepared):
-    pixels = features.RawPixels(clip_size=(8, 32, 32), tubelet_size=(2, 8, 8))
+    pixels = frozen_encoder.RawPixels(clip_size=(8, 32, 32), tubelet_size=(2, 8, 8))
     video = np.random.default_rng(0).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
-    tokens = np.asarray(features.encode(pixels, {}, pixels.patchify(video)))
+    tokens = np.asarray(frozen_encoder.encode(pixels, {}, pixels.patchify(video)))
     assert tokens.shape == (2, pixels.num_tokens, pixels.width)
     np.testing.assert_allclose(tokens[1, 5], video[1, :2, 8:16, 8:16].reshape(-1) / 255, atol=1e-6)
     assert pixels.grid == (4, 4, 4)
@@ -200,7 +200,7 @@ def test_a_random_encoder_tells_some_of_the_pose(prepared, model):
     from data import pipeline
     from mv2mae_jax.distributed import sharding
 
-    params = features.init_encoder(model, jax.random.key(0))
+    params = frozen_encoder.init_encoder(model, jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     rows = np.arange(len(prepared.views["take"]))
     train, test = rows[:48], rows[48:]

@@ -14,8 +14,8 @@ import transformers
 
 from data import clips, samples
 from data.prepare import raw_video
-from mv2mae_jax import features, inference
-from mv2mae_jax.models import classifier, layers
+from mv2mae_jax import inference
+from mv2mae_jax.models import classifier, frozen_encoder, layers
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.torch_export import exporter, mv2mae_processor, trained_run
 from mv2mae_jax.torch_weights import names
@@ -80,7 +80,7 @@ def centred_cosine(first, second):
 def test_raw_frames_give_the_features_of_this_project(exported, size):
     run, folder = exported
     video = blobs(*size)
-    encode = torch_runs.jit(lambda params, video: features.encode(run.model, params, run.model.patchify(video)))
+    encode = torch_runs.jit(lambda params, video: frozen_encoder.encode(run.model, params, run.model.patchify(video)))
     expected = encode(run.params["encoder"], own_clip(video, run)[None])[0]
     processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     theirs = transformers.VideoMAEModel.from_pretrained(folder)

@@ -19,7 +19,7 @@ from mv2mae_jax import features, inference
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import accuracy, attentive, geometry, probes, regression, retrieval
 from mv2mae_jax.features import Features
-from mv2mae_jax.models import mv2mae, variants
+from mv2mae_jax.models import frozen_encoder, mv2mae, variants
 from mv2mae_jax.monitoring import event_files, log_files, metrics
 from mv2mae_jax.runs import checkpoint, metrics_file, run_record, side_files, starts_file
 from mv2mae_jax.torch_weights import importer
@@ -128,7 +128,7 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
     if not is_run:
         importer.refuse_step(config)
     if config.init_from == "pixels":
-        return features.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
+        return frozen_encoder.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
     if is_run:
         near = [] if os.path.exists(config.init_from) else nearest(config.init_from, BASELINES)
         if near:
@@ -139,7 +139,7 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
         shapes = jax.tree.map(jax.typeof, params)
         metrics.say(checkpoint.taken(config.init_from, {"encoder": shapes}, {"encoder": params}))
         return model, params, step
-    create = functools.partial(features.init_encoder, model)
+    create = functools.partial(frozen_encoder.init_encoder, model)
     placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
     params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
     if config.init_from != "random":

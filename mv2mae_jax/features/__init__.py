@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,8 +22,7 @@ from console.errors import UserError
 from data import clips
 from data.store import takes
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.models import mv2mae, stored_frames, tubelets
-from mv2mae_jax.models.compute import Compute
+from mv2mae_jax.models import frozen_encoder, mv2mae, stored_frames, tubelets
 
 POOLINGS: Final[tuple[str, ...]] = ("mean", "slices", "motion")
 
@@ -125,7 +123,7 @@ def _encode_batch(
     batch = stored_frames.pixels(batch, model.clip_size[1:])
     patches = model.patchify(batch["video"])  # (B, N, P)
     motion = stored_frames.motion_energy(patches, model.grid, model.tubelet_size)  # (B, N)
-    tokens = sharding.with_mesh(mesh, encode)(model, params, patches)
+    tokens = sharding.with_mesh(mesh, frozen_encoder.encode)(model, params, patches)
     batch_size, num_tokens, width = tokens.shape
     slices = model.grid[0]
     by_time = tokens.astype(jnp.float32).reshape(batch_size, slices, num_tokens // slices, width)  # (B, nt, nh * nw, D)
@@ -138,53 +136,6 @@ def _encode_batch(
     if with_tokens:
         output["tokens"] = tokens.astype(jnp.float16)
     return jax.lax.with_sharding_constraint(output, sharding.replicated(mesh))  # every process receives all rows
-
-
-def encode(model: mv2mae.MV2MAE, params: Any, patches: jax.Array) -> jax.Array:
-    """The encoder's parameters and a clip's patches uint8[B, N, P] -> tokens [B, N, D], in raster order."""
-    if isinstance(model, RawPixels):
-        return patches / 255
-    everything = jnp.broadcast_to(jnp.arange(model.num_tokens), patches.shape[:2])
-    return model.apply({"params": {"encoder": params}}, patches, everything, method="encode_patches")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RawPixels:
-    """Replaces a model: the tokens of a clip are its own pixels. A baseline for every encoder.
-
-    Attributes:
-      clip_size: (frames, height, width).
-      tubelet_size: (frames, height, width) of one token.
-    """
-
-    clip_size: tuple[int, int, int]
-    tubelet_size: tuple[int, int, int]
-    depth: int = 0
-    num_heads: int = 0
-    compute: Compute = dataclasses.field(default_factory=Compute)
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        return tubelets.token_grid(self.clip_size, self.tubelet_size)
-
-    @property
-    def num_tokens(self) -> int:
-        return math.prod(self.grid)
-
-    @property
-    def width(self) -> int:
-        return 3 * math.prod(self.tubelet_size)
-
-    def patchify(self, video: jax.Array) -> jax.Array:
-        """Clips uint8[..., T, H, W, 3] -> uint8[..., N, P]."""
-        return tubelets.patchify(video, self.tubelet_size)
-
-
-def init_encoder(model: mv2mae.MV2MAE, key: jax.Array) -> Any:
-    """Fresh float32 parameters of the encoder, for probes of a random initialisation."""
-    video = jnp.zeros((1, *model.clip_size, 3), jnp.uint8)
-    everything = jnp.arange(model.num_tokens)[None]
-    return model.init(key, video, everything, method="encode")["params"]["encoder"]
 
 
 def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features]) -> Features:

@@ -14,7 +14,7 @@ from data.store import takes
 from mv2mae_jax import features, inference
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import probe, retrieval, visualize
-from mv2mae_jax.models import stored_frames
+from mv2mae_jax.models import frozen_encoder, stored_frames
 from mv2mae_jax.report import charts, pictures, tables
 from mv2mae_jax.report.charts import MOST_MARKS, Chart
 from mv2mae_jax.report.collect import ReportedRun
@@ -74,7 +74,9 @@ class Opened:
 def examine(run: ReportedRun, opened: Opened, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> Neighbours:
     """Encodes one central clip of every view of some takes: held-out ones of pre-training, else of the test split."""
     params, prepared, spec, which = opened.params, opened.prepared, opened.spec, opened.which
-    model = opened.model if isinstance(opened.model, features.RawPixels) else opened.model.with_compute(attention="xla")
+    model = opened.model
+    if not isinstance(model, frozen_encoder.RawPixels):
+        model = model.with_compute(attention="xla")
     rows = choose_rows(prepared, opened.rows, max_clips, seed=run.config.seed)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     found = features.extract(

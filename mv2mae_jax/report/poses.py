@@ -14,7 +14,7 @@ from data.store import takes
 from mv2mae_jax import features
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import geometry
-from mv2mae_jax.models import mv2mae
+from mv2mae_jax.models import frozen_encoder, mv2mae
 from mv2mae_jax.report import neighbours, pictures
 from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.pictures import Image
@@ -64,9 +64,9 @@ def examine(run: ReportedRun, opened: neighbours.Opened, *, max_clips: int, blur
     test = neighbours.choose_rows(prepared, opened.rows, max_clips, seed=seed)
     true = [geometry.targets(prepared, spec, rows) for rows in (train, test)]
     encoders: dict[str, Any] = {"this run": opened.params}
-    if not isinstance(model, features.RawPixels):
+    if not isinstance(model, frozen_encoder.RawPixels):
         model = model.with_compute(attention="xla")
-        encoders["a random encoder"] = features.init_encoder(model, jax.random.key(seed))
+        encoders["a random encoder"] = frozen_encoder.init_encoder(model, jax.random.key(seed))
     rows, told = [], None
     for name, params in encoders.items():
         found = [_tokens(model, params, prepared, spec, part) for part in (train, test)]

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from console.errors import UserError
-from mv2mae_jax import features
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.models import mv2mae, variants
+from mv2mae_jax.models import frozen_encoder, mv2mae, variants
 from mv2mae_jax.models.compute import Compute
 from mv2mae_jax.torch_weights import importer
 
@@ -32,7 +31,7 @@ def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int 
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     final_norm = sizes.pop("final_norm")
     model = variants.build("S", compute=Compute(dtype=dtype), **sizes).clone(final_norm=final_norm)
-    create = functools.partial(features.init_encoder, model)
+    create = functools.partial(frozen_encoder.init_encoder, model)
     placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
     params = jax.jit(create, out_shardings=placement)(jax.random.key(0))
     return model, importer.load_videomae(folder, {"encoder": params}, model)["encoder"], config.get("frame_stride")
