@@ -1,4 +1,4 @@
-"""Placement: the device mesh and where every array lives. Other code places arrays as these functions say.
+"""Placement: the device mesh and where every array lives. All else takes its mesh and its shardings from here.
 
 The batch is cut along both mesh axes; parameters, optimiser state and EMA are replicated along `data` and cut along
 `fsdp`. jit inserts the collectives. Layers call `whole` where weights that `fsdp` cuts are to be gathered.

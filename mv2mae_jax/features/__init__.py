@@ -2,6 +2,8 @@
 
 This is what probes and evaluations use. For users there is a command on top of it (`python -m mv2mae_jax.features`, in
 __main__.py, sources.py and store.py) and a function of video (inference.py).
+Imports: models, inference.py, runs, distributed, data, data/store, data/catalog, data/prepare, console.
+Used by: evaluation, report.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from console.errors import UserError
 from data import clips
 from data.store import takes
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.models import frozen_encoder, mv2mae, stored_frames, tubelets
+from mv2mae_jax.models import frozen_encoder, mv2mae, stored_frames
 
 POOLINGS: Final[tuple[str, ...]] = ("mean", "slices", "motion")
 

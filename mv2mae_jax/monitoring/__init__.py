@@ -1,4 +1,5 @@
 """What a run tells while it goes: log lines, TensorBoard, rates, FLOP, and what it watches (skips, spikes, damage).
 
-Used by the loop and by evaluation/probe.py. Imports runs/, distributed/ and config.
+Imports: runs, distributed, data/store, config.py, console.
+Used by: evaluation, topology, torch_weights, initial_state.py, training_run.py.
 """

@@ -18,6 +18,10 @@ do not follow the page's colours. Here a reader chooses (a token, to pause) by r
     page.py         puts everything into template.html
 
 Light to import; __main__.py imports the rest.
+
+Imports: evaluation, features, inference.py, objectives, models, runs, distributed, data, data/store, config.py,
+console.
+Used by: run.py.
 """
 
 import os

@@ -1,4 +1,6 @@
 """What keeps a run from being lost: checkpoints and their damage, the lock, resuming, preemption, and its records.
 
-Used by the loop, by evaluation and by every command that reads a run. Imports models/, distributed/, config and data/.
+Imports: models, distributed, data, data/store, config.py, console.
+Used by: evaluation, features, inference.py, monitoring, report, topology, torch_export, initial_state.py,
+training_run.py, run.py.
 """

@@ -7,4 +7,7 @@ dense.py      products of two matrices on CPUs             python -m benchmarks.
 norms.py      scale and bias folded into the next layer    benchmarks/results/NOTES_speed.md
               gradients of LayerNorm written out           benchmarks/results/NOTES_tpu.md
 gelu.py       by erf, only its input kept                  python -m benchmarks.gelu
+
+Imports: nothing.
+Used by: models.
 """
