@@ -1,7 +1,8 @@
 """Every key of a probe of frozen features, once, with its reason: kNN, linear and attentive probes, retrieval.
 
 Features of every view are extracted once and kept in WORKDIR/features. Settings of the probes are chosen on takes cut
-off the training split, never on the test split.
+off the training split, never on the test split. The sections data, model and mesh are those of finetune_base.py, but
+for what only training needs.
 
 Command: this file is a base; see configs/probe.py and configs/retrieval.py.
 """
@@ -12,7 +13,11 @@ from configs import finetune_base
 
 
 def get_config() -> config_dict.ConfigDict:
-    base = finetune_base.get_config()
+    base = finetune_base.get_config().unlock()
+    for key in ("holdout_fraction", "crop_scales", "repeats"):  # of training alone, like the next ones
+        del base.data[key]
+    for key in ("drop_path", "head_init_scale"):
+        del base.model[key]
     config = config_dict.create(
         task="probe",  # [ours] mv2mae_jax/evaluation/probe.py
         seed=0,  # [ours] decides the probes' initialisation and batches
@@ -23,37 +28,8 @@ def get_config() -> config_dict.ConfigDict:
         init_from_step=config_dict.placeholder(int),  # [ours] which checkpoint of that run; the newest by default
     )
 
-    config.data = config_dict.create(
-        dir="",  # [ours] a directory made by `python -m data.prepare`; several, as a,b, are used as one set
-        protocol="xsub",  # [ours] the catalogue's protocol; its training split trains, its test split tests
-        classes=(),  # [ours] classes to use, by name or number, e.g. ("run", "walk"); empty = everything
-        train_views=(),  # [ours] e.g. ("C002", "C003"); empty = all views of the training split
-        labels_per_class=config_dict.placeholder(int),  # [ours] takes per class; none = the full training split
-        label_seed=0,  # [ours] selects those takes
-        num_frames=16,  # [paper] frames per clip
-        frame_stride=4,  # [paper] in stored frames
-        crop_size=(128, 128),  # [paper] (height, width) in pixels
-        num_workers=8,  # [ours] reading processes per host; 0 = threads in the main process
-        # Keeps decoded frames, so that each is decoded once. The batches are the same. auto keeps sets that fit.
-        cache="auto",  # [ours] auto | off | memory; memory refuses a set that does not fit
-        cache_gb=4.0,  # [ours] GB of memory that the frames of a set may take, per training process
-    )
-
-    config.model = config_dict.create(
-        variant="S",  # [paper] as pre-trained, like the next four
-        width=config_dict.placeholder(int),  # [ours] overrides the variant's
-        depth=config_dict.placeholder(int),  # [ours] overrides the variant's
-        num_heads=config_dict.placeholder(int),  # [ours] overrides the variant's
-        tubelet_size=(2, 16, 16),  # [paper] (frames, height, width) of one token
-        scan_layers=True,  # [ours] stacks the parameters of all blocks; the numbers are the same
-        # rolled compiles one block instead of all; on an H200 a step of ViT-S took 1.29 times as long.
-        layer_loop="auto",  # [ours] rolled | unrolled; auto is rolled on a CPU, else unrolled
-        remat="none",  # [ours] nothing is differentiated here
-        # auto: per_head on TPU, cudnn on GPUs that can, chunked (in parts that fit its cache) on one CPU, else xla.
-        attention="auto",  # [ours] xla | chunked | cudnn | per_head
-        # A norm's scale and bias: folded into the weights of the layer that follows, or applied to the tokens.
-        norm_affine="auto",  # [ours] folded | applied; auto is folded on a GPU without mesh.fsdp, faster there
-    )
+    config.data, config.model = base.data, base.model
+    config.model.remat = "none"  # [ours] nothing is differentiated here
 
     config.probe = config_dict.create(
         # ridge: classes by ridge regression of all tokens, each at its place. geometry: 3D joints, motion: their

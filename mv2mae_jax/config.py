@@ -185,17 +185,19 @@ def documented_keys(base_file: str) -> dict[str, tuple[str, str]]:
     for statement in ast.walk(ast.parse(source)):
         if not isinstance(statement, ast.Assign):
             continue
-        target = statement.targets[0]
-        section = f"{target.attr}." if isinstance(target, ast.Attribute) else ""
-        pairs = [k for call in ast.walk(statement.value) if isinstance(call, ast.Call) for k in call.keywords]
-        for keyword in pairs:
-            tagged = re.search(r"# \[(paper|ours)\](.*)", lines[keyword.value.end_lineno - 1])
+        name = ast.unparse(statement.targets[0]).partition(".")[2]  # of config.model = ...: 'model'
+        calls = [call for call in ast.walk(statement.value) if isinstance(call, ast.Call)]
+        pairs = [(f"{name}.{k.arg}".lstrip("."), k) for call in calls for k in call.keywords]
+        if isinstance(statement.value, ast.Constant):
+            pairs = [(name, statement)]
+        for key, node in pairs:
+            tagged = re.search(r"# \[(paper|ours)\](.*)", lines[node.value.end_lineno - 1])
             tag, reason = tagged.groups() if tagged else ("ours", "")
-            above = keyword.lineno - 1  # lines[above] is the key's
+            above = node.lineno - 1  # lines[above] is the key's
             while lines[above - 1].lstrip().startswith("#") and not lines[above - 1].lstrip().startswith("# ---"):
                 above -= 1
-            remarks = [line.lstrip(" #") for line in lines[above : keyword.lineno - 1]]
-            found[section + keyword.arg] = (tag, " ".join([*remarks, reason.strip()]).strip())
+            remarks = [line.lstrip(" #") for line in lines[above : node.lineno - 1]]
+            found[key] = (tag, " ".join([*remarks, reason.strip()]).strip())
     return found
 
 

@@ -18,11 +18,10 @@ CONFIGS = Path(configs.CONFIGS)
 
 def keys_table(base: str) -> list[str]:
     """Markdown: a table for each section of a base config, with every key, its value, origin and reason."""
-    path = CONFIGS / f"{base}.py"
-    values, documented = dict(configs.flatten(configs.load(str(path)))), configs.documented_keys(str(path))
-    sections: dict[str, list[tuple[str, ...]]] = {}
-    for key, (tag, reason) in documented.items():
-        sections.setdefault(key.rpartition(".")[0], []).append((f"`{key}`", _value(values[key]), tag, reason))
+    config = configs.load(str(CONFIGS / f"{base}.py"))
+    values, sections = dict(configs.flatten(config)), {}
+    for key, reason in configs.reasons_of(config).items():
+        sections.setdefault(key.rpartition(".")[0], []).append((f"`{key}`", _value(values[key]), *reason))
     lines = []
     for section, rows in sections.items():
         lines += ["", f"**{section or 'The run itself'}**", "", *_table(("key", "value", "origin", "reason"), rows)]
