@@ -90,13 +90,13 @@ def test_planted_poses_are_read_and_noise_is_not(prepared, model):
     true = [geometry.targets(prepared, SPEC, part) for part in (train, test)]
     group = prepared.views["take"][train]
     known = [planted(prepared, model, part, targets.camera) for part, targets in zip((train, test), true, strict=True)]
-    found, told = geometry.measure(model, *known, *true, group=group)
+    found, told = geometry.ReadOuts(model, *known, *true, group=group).pose()
     assert found["r2"] > 0.99 and found["error_cm"] < 2
     np.testing.assert_allclose(told, true[1].camera, atol=0.15)
     assert found["mean_error_cm"] > 5
     rng = np.random.default_rng(0)
     noise = [planted(prepared, model, part, rng.normal(size=(len(part), 4, 24))) for part in (train, test)]
-    found, _ = geometry.measure(model, *noise, *true, group=group)
+    found, _ = geometry.ReadOuts(model, *noise, *true, group=group).pose()
     assert found["r2"] < 0.1 and found["actor_r2"] < 0.1
     assert found["error_cm"] > 0.9 * found["mean_error_cm"]
 
@@ -107,11 +107,11 @@ def test_velocities_are_read_from_planted_poses(prepared, model):
     train, test = rows[::2], rows[1::2]
     true = [geometry.targets(prepared, SPEC, part) for part in (train, test)]
     known = [planted(prepared, model, p, targets.camera) for p, targets in zip((train, test), true, strict=True)]
-    found = geometry.measure_motion(model, *known, *true, group=prepared.views["take"][train])
+    found = geometry.ReadOuts(model, *known, *true, group=prepared.views["take"][train]).motion()
     assert found["r2"] > 0.5 and found.keys() == {"r2", "error_cm_per_second"}
     shuffled = [np.random.default_rng(0).permutation(part.tokens) for part in known]
     known = [dataclasses.replace(part, tokens=tokens) for part, tokens in zip(known, shuffled, strict=True)]
-    assert geometry.measure_motion(model, *known, *true, group=prepared.views["take"][train])["r2"] < 0.1
+    assert geometry.ReadOuts(model, *known, *true, group=prepared.views["take"][train]).motion()["r2"] < 0.1
 
 
 def test_the_share_for_validation_is_the_one_asked_for(prepared, model, monkeypatch):
@@ -121,8 +121,9 @@ def test_the_share_for_validation_is_the_one_asked_for(prepared, model, monkeypa
     rows = np.arange(len(prepared.views["take"]))
     true = geometry.targets(prepared, SPEC, rows)
     known = planted(prepared, model, rows, true.camera)
-    for measure in (geometry.measure, geometry.measure_motion):
-        measure(model, known, known, true, true, group=prepared.views["take"], validation_fraction=0.4)
+    group = prepared.views["take"]
+    read_outs = geometry.ReadOuts(model, known, known, true, true, group=group, validation_fraction=0.4)
+    read_outs.pose(), read_outs.motion()
     assert asked == [0.4, 0.4]
 
 
@@ -148,7 +149,7 @@ def test_attention_reads_planted_velocities(prepared, model):
     true = [geometry.targets(prepared, SPEC, part) for part in (train, test)]
     known = [planted(prepared, model, p, targets.velocity) for p, targets in zip((train, test), true, strict=True)]
     attention = {"learning_rates": (1e-2,), "weight_decays": (0.0,), "epochs": 60, "batch_size": 32}
-    found = geometry.measure_motion(model, *known, *true, group=prepared.views["take"][train], attention=attention)
+    found = geometry.ReadOuts(model, *known, *true, group=prepared.views["take"][train], attention=attention).motion()
     assert found["attentive_r2"] > 0.5
 
 
@@ -182,11 +183,11 @@ def test_people_who_stand_still_are_refused(prepared, model):
     still = dataclasses.replace(true, velocity=np.zeros_like(true.velocity))
     known, group = planted(prepared, model, rows, true.camera), prepared.views["take"]
     with pytest.raises(ValueError, match=r"R\^2 of motion is not defined: .* in all \d+ tested slices.*'motion' out"):
-        geometry.measure_motion(model, known, known, still, still, group=group)
+        geometry.ReadOuts(model, known, known, still, still, group=group).motion()
     one_pose = dataclasses.replace(true, camera=np.ones_like(true.camera))
     with pytest.raises(ValueError, match=r"R\^2 of poses is not defined"):
-        geometry.measure(model, known, known, true, one_pose, group=group)
-    assert "validation_r2" not in geometry.measure(model, known, known, one_pose, true, group=group)[0]
+        geometry.ReadOuts(model, known, known, true, one_pose, group=group).pose()
+    assert "validation_r2" not in geometry.ReadOuts(model, known, known, one_pose, true, group=group).pose()[0]
 
 
 def test_a_set_without_truth_is_refused(prepared):
@@ -212,7 +213,7 @@ def test_a_random_encoder_tells_some_of_the_pose(prepared, model):
 
     true = [geometry.targets(prepared, SPEC, part) for part in (train, test)]
     group = prepared.views["take"][train]
-    found, _ = geometry.measure(model, extracted(train), extracted(test), *true, group=group)
+    found, _ = geometry.ReadOuts(model, extracted(train), extracted(test), *true, group=group).pose()
     assert 0 < found["r2"] < 1 and found["error_cm"] < found["mean_error_cm"]
 
 

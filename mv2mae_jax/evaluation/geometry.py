@@ -126,21 +126,11 @@ def with_neighbours(features: Features, model: mv2mae.MV2MAE) -> np.ndarray:
     return beside.reshape(-1, beside.shape[2])  # (M * nt, 3 * cells * D)
 
 
-def measure(
-    model: mv2mae.MV2MAE,
-    train: Features,
-    test: Features,
-    train_targets: Targets,
-    test_targets: Targets,
-    *,
-    group: np.ndarray,
-    validation_fraction: float = 0.2,
-    attention: dict[str, Any] | None = None,
-    seed: int = 0,
-) -> tuple[dict[str, float], np.ndarray]:
-    """Predicts the pose of every slice by ridge regression and, if its settings are given, by attention.
+@dataclasses.dataclass(frozen=True)
+class ReadOuts:
+    """Predicts the truth of every slice by ridge regression and, if its settings are given, by attention.
 
-    Args:
+    Attributes:
       model: has the grid of the tokens.
       train, test: features with tokens of M and M' clips.
       train_targets, test_targets: of the same clips.
@@ -148,70 +138,73 @@ def measure(
       validation_fraction: share of the groups on which settings are chosen.
       attention: `learning_rates`, `weight_decays`, `epochs`, `batch_size`; None leaves the attentive head out.
       seed: decides the cut, and the attentive head's initialisation and batches.
-
-    Returns:
-      (metrics, float32[M', nt, 3 * J], the pose by ridge regression, metres in the camera's frame). Metrics are
-      `r2` and `error_cm` (mean distance of a joint) of ridge regression in the camera's frame, `actor_r2` and
-      `actor_error_cm` in the actor's own, `attentive_r2` and `attentive_error_cm`; `mean_error_cm` is the
-      error of always predicting the training clips' mean pose; `penalty` was chosen by `validation_r2`.
     """
-    choosing = {"group": np.repeat(group, model.grid[0]), "validation_fraction": validation_fraction, "seed": seed}
-    train_x, test_x = (cells(slice_tokens(part, model), model.grid) for part in (train, test))
-    true, true_actor = _flat(test_targets.camera), _flat(test_targets.actor)
-    found, found_actor = regression.ridges(
-        train_x,
-        [_flat(train_targets.camera), _flat(train_targets.actor)],
-        test_x,
-        **choosing,
-    )
-    mean = np.broadcast_to(_flat(train_targets.camera).mean(axis=0), true.shape)
-    results = {
-        **_scores("", found.prediction, true),
-        **_scores("actor_", found_actor.prediction, true_actor),
-        "mean_error_cm": CENTIMETRES * regression.joint_error(mean, true),
-        "penalty": found.penalty,
-    }
-    if np.isfinite(found.validation_r2.max()):  # not if the validation rows show one pose
-        results["validation_r2"] = float(found.validation_r2.max())
-    if attention is not None:
-        attended = _attend(model, train, test, train_targets.camera, **choosing, **attention)
-        results |= _scores("attentive_", attended, true)
-    return results, found.prediction.reshape(test_targets.camera.shape)  # (M', nt, 3 J)
 
+    model: mv2mae.MV2MAE
+    train: Features
+    test: Features
+    train_targets: Targets
+    test_targets: Targets
+    _: dataclasses.KW_ONLY
+    group: np.ndarray
+    validation_fraction: float = 0.2
+    attention: dict[str, Any] | None = None
+    seed: int = 0
 
-def measure_motion(
-    model: mv2mae.MV2MAE,
-    train: Features,
-    test: Features,
-    train_targets: Targets,
-    test_targets: Targets,
-    *,
-    group: np.ndarray,
-    validation_fraction: float = 0.2,
-    attention: dict[str, Any] | None = None,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Predicts the joints' velocities in every slice from it and its neighbours; arguments as in `measure`.
+    def pose(self) -> tuple[dict[str, float], np.ndarray]:
+        """Predicts the pose.
 
-    Returns:
-      `r2` and `error_cm_per_second`, the mean length of a joint's error, by ridge regression; `attentive_r2` and
-      `attentive_error_cm_per_second`, from the slice alone.
-    """
-    choosing = {"group": np.repeat(group, model.grid[0]), "validation_fraction": validation_fraction, "seed": seed}
-    train_x, test_x = (with_neighbours(part, model) for part in (train, test))
-    (found,) = regression.ridges(train_x, [_flat(train_targets.velocity)], test_x, **choosing)
-    target = _flat(test_targets.velocity)
-    results = _scores("", found.prediction, target, unit="cm_per_second")
-    if attention is not None:
-        told = _attend(model, train, test, train_targets.velocity, **choosing, **attention)
-        results |= _scores("attentive_", told, target, unit="cm_per_second")
-    return results
+        Returns:
+          (metrics, float32[M', nt, 3 * J], the pose by ridge regression, metres in the camera's frame). Metrics are
+          `r2` and `error_cm` (mean distance of a joint) of ridge regression in the camera's frame, `actor_r2` and
+          `actor_error_cm` in the actor's own, `attentive_r2` and `attentive_error_cm`; `mean_error_cm` is the
+          error of always predicting the training clips' mean pose; `penalty` was chosen by `validation_r2`.
+        """
+        train, test = self.train_targets, self.test_targets
+        inputs = (cells(slice_tokens(part, self.model), self.model.grid) for part in (self.train, self.test))
+        found, found_actor = self._ridges(*inputs, [train.camera, train.actor])
+        true, true_actor = _flat(test.camera), _flat(test.actor)
+        mean = np.broadcast_to(_flat(train.camera).mean(axis=0), true.shape)
+        results = {
+            **_scores("", found.prediction, true),
+            **_scores("actor_", found_actor.prediction, true_actor),
+            "mean_error_cm": CENTIMETRES * regression.joint_error(mean, true),
+            "penalty": found.penalty,
+        }
+        if np.isfinite(found.validation_r2.max()):  # not if the validation rows show one pose
+            results["validation_r2"] = float(found.validation_r2.max())
+        if self.attention is not None:
+            results |= _scores("attentive_", self._attend(train.camera), true)
+        return results, found.prediction.reshape(test.camera.shape)  # (M', nt, 3 J)
 
+    def motion(self) -> dict[str, float]:
+        """Predicts the joints' velocities from the slice and its neighbours.
 
-def _attend(model: mv2mae.MV2MAE, train: Features, test: Features, target: np.ndarray, **settings: Any) -> np.ndarray:
-    tokens = (slice_tokens(part, model) for part in (train, test))
-    train_tokens, test_tokens = tokens
-    return attentive.attentive_regression(train_tokens, _flat(target), test_tokens, **settings).scores
+        Returns:
+          `r2` and `error_cm_per_second`, the mean length of a joint's error, by ridge regression; `attentive_r2` and
+          `attentive_error_cm_per_second`, from the slice alone.
+        """
+        inputs = (with_neighbours(part, self.model) for part in (self.train, self.test))
+        (found,) = self._ridges(*inputs, [self.train_targets.velocity])
+        target = _flat(self.test_targets.velocity)
+        results = _scores("", found.prediction, target, unit="cm_per_second")
+        if self.attention is not None:
+            told = self._attend(self.train_targets.velocity)
+            results |= _scores("attentive_", told, target, unit="cm_per_second")
+        return results
+
+    def _ridges(self, train_x: np.ndarray, test_x: np.ndarray, targets: list[np.ndarray]) -> list[regression.Regressed]:
+        return regression.ridges(train_x, list(map(_flat, targets)), test_x, **self._choosing)
+
+    def _attend(self, target: np.ndarray) -> np.ndarray:
+        train, test = (slice_tokens(part, self.model) for part in (self.train, self.test))
+        settings = self._choosing | self.attention
+        return attentive.attentive_regression(train, _flat(target), test, **settings).scores
+
+    @property
+    def _choosing(self) -> dict[str, Any]:
+        group = np.repeat(self.group, self.model.grid[0])
+        return {"group": group, "validation_fraction": self.validation_fraction, "seed": self.seed}
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

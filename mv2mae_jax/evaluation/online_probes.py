@@ -94,7 +94,7 @@ def measure(
             results |= {f"retrieval_{name}": value for name, value in found.items()}
         if with_geometry:
             asked = (geometry.targets(prepared, spec, rows) for rows in (train_rows, test_rows))
-            found, _ = geometry.measure(model, train, test, *asked, group=views["take"][train_rows])
+            found, _ = geometry.ReadOuts(model, train, test, *asked, group=views["take"][train_rows]).pose()
             results |= {f"geometry_{name}": value for name, value in found.items()}
     except UserError as error:
         metrics.say(f"Features are not measured, or not all: {error}")

@@ -270,12 +270,12 @@ def _geometry(
         "attention": _head(probe) if "attentive" in probe.kinds else None,
         "seed": config.seed,
     }
+    read_outs = geometry.ReadOuts(model, train, test, *true, **choosing)
     if "geometry" in probe.kinds:
-        measured, _ = geometry.measure(model, train, test, *true, **choosing)
+        measured, _ = read_outs.pose()
         results |= {f"geometry/{name}": value for name, value in measured.items()}
     if "motion" in probe.kinds:
-        measured = geometry.measure_motion(model, train, test, *true, **choosing)
-        results |= {f"motion/{name}": value for name, value in measured.items()}
+        results |= {f"motion/{name}": value for name, value in read_outs.motion().items()}
     return results
 
 

@@ -70,7 +70,8 @@ def examine(run: ReportedRun, opened: neighbours.Opened, *, max_clips: int, blur
     rows, told = [], None
     for name, params in encoders.items():
         found = [_tokens(model, params, prepared, spec, part) for part in (train, test)]
-        measured, pose = geometry.measure(model, *found, *true, group=prepared.views["take"][train], seed=seed)
+        read_outs = geometry.ReadOuts(model, *found, *true, group=prepared.views["take"][train], seed=seed)
+        measured, pose = read_outs.pose()
         rows.append((name, measured["r2"], measured["error_cm"]))
         told = pose if told is None else told
     shown = _spread(prepared, test)
