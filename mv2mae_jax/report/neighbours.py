@@ -70,19 +70,21 @@ class Opened:
     rows: np.ndarray
     which: str
 
+    def encode(self, rows: np.ndarray, params: Any, encoder: str, *, with_tokens: bool = False) -> features.Features:
+        """Features of one central clip of each view; raises ValueError, naming `encoder`, if some are not finite."""
+        tokens = np.empty((len(rows), self.model.num_tokens, self.model.width), np.float16) if with_tokens else None
+        batches = pipeline.clip_batches(self.prepared, self.spec, rows, global_batch_size=BATCH_SIZE)
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        found = features.extract(self.model, params, batches, mesh, tokens=tokens)
+        features.check_finite(found, encoder)
+        return found
+
 
 def examine(run: ReportedRun, opened: Opened, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> Neighbours:
     """Encodes one central clip of every view of some takes: held-out ones of pre-training, else of the test split."""
-    params, prepared, spec, which = opened.params, opened.prepared, opened.spec, opened.which
-    model = opened.model
-    if not isinstance(model, frozen_encoder.RawPixels):
-        model = model.with_compute(attention="xla")
+    prepared, which = opened.prepared, opened.which
     rows = choose_rows(prepared, opened.rows, max_clips, seed=run.config.seed)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    found = features.extract(
-        model, params, pipeline.clip_batches(prepared, spec, rows, global_batch_size=BATCH_SIZE), mesh
-    )
-    features.check_finite(found, "this run's encoder")
+    found = opened.encode(rows, opened.params, "this run's encoder")
     pooling = run.config.probe.pooling if run.config.task == "probe" else POOLING
     pooled = found.pooled(pooling)
     view, take, label = (prepared.views[name][rows] for name in ("view", "take", "label"))
@@ -92,7 +94,7 @@ def examine(run: ReportedRun, opened: Opened, *, max_clips: int, key: str, blur_
         chosen = _choose_queries(take, view, seed=run.config.seed)
         order = {query: nearest(pooled, view, query, NEAREST) for query in chosen}
         shown = np.unique(np.concatenate([[query, *index] for query, index in order.items()]))
-        videos = videos_of(model, prepared, spec, rows[shown], blur_sigma)
+        videos = videos_of(opened.model, prepared, opened.spec, rows[shown], blur_sigma)
         videos = dict(zip(shown.tolist(), videos, strict=True))
         queries = [_query(query, index, videos, pooled, take, view, label, prepared) for query, index in order.items()]
         if not prepared.not_synchronised and retrieval.camera_pairs(take, view):
@@ -156,6 +158,8 @@ def open_run(run: ReportedRun) -> Opened:
     else:
         encoder = inference.load_encoder(run.workdir)
         model, params = encoder.model, encoder.params
+    if not isinstance(model, frozen_encoder.RawPixels):
+        model = model.with_compute(attention="xla")  # whichever form the run used
     return Opened(
         model=model, params=params, prepared=dataset.prepared, spec=dataset.spec, train=train, rows=rows, which=which
     )

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from console.errors import UnusableFile
-from data import clips, pipeline
+from data import clips
 from data.store import takes
 from mv2mae_jax import features
-from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import geometry
-from mv2mae_jax.models import frozen_encoder, mv2mae
+from mv2mae_jax.models import frozen_encoder
 from mv2mae_jax.report import neighbours, pictures
 from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.pictures import Image
@@ -65,11 +64,10 @@ def examine(run: ReportedRun, opened: neighbours.Opened, *, max_clips: int, blur
     true = [geometry.targets(prepared, spec, rows) for rows in (train, test)]
     encoders: dict[str, Any] = {"this run": opened.params}
     if not isinstance(model, frozen_encoder.RawPixels):
-        model = model.with_compute(attention="xla")
         encoders["a random encoder"] = frozen_encoder.init_encoder(model, jax.random.key(seed))
     rows, told = [], None
     for name, params in encoders.items():
-        found = [_tokens(model, params, prepared, spec, part) for part in (train, test)]
+        found = [opened.encode(part, params, "the encoder", with_tokens=True) for part in (train, test)]
         read_outs = geometry.ReadOuts(model, *found, *true, group=prepared.views["take"][train], seed=seed)
         measured, pose = read_outs.pose()
         rows.append((name, measured["r2"], measured["error_cm"]))
@@ -144,17 +142,6 @@ def draw(
                 cv2.line(picture, *ends, colour, 2, cv2.LINE_AA)
         drawn.append(picture)
     return np.stack(drawn)
-
-
-def _tokens(
-    model: mv2mae.MV2MAE, params: Any, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray
-) -> features.Features:
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    tokens = np.empty((len(rows), model.num_tokens, model.width), np.float16)
-    batches = pipeline.clip_batches(prepared, spec, rows, global_batch_size=neighbours.BATCH_SIZE)
-    found = features.extract(model, params, batches, mesh, tokens=tokens)
-    features.check_finite(found, "the encoder")
-    return found
 
 
 def _spread(prepared: takes.Prepared, rows: np.ndarray) -> list[int]:
