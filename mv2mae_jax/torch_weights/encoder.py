@@ -1,8 +1,8 @@
 """Loads the encoder of an exported folder or of a Hugging Face VideoMAE. Its config.json gives the sizes."""
 
 import functools
-import json
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from console.errors import UserError
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import frozen_encoder, mv2mae, variants
 from mv2mae_jax.models.compute import Compute
-from mv2mae_jax.torch_weights import importer
+from mv2mae_jax.torch_weights import files, importer
 
 
 def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int | None]:
@@ -21,7 +21,12 @@ def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int 
     Raises:
       ValueError: it has no config.json, this is no VideoMAE's, or the weights do not fit it.
     """
-    config = _read_config(folder)
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"{folder} is a file, which does not say the sizes of the model: name a folder with config.json."
+        )
+    path = os.path.join(folder, "config.json")
+    config = files.read_json(pathlib.Path(path), path)
     try:
         sizes = _of_port(config) if "architecture" in config else _of_hugging_face(config)
     except (KeyError, TypeError) as error:
@@ -35,22 +40,6 @@ def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int 
     placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
     params = jax.jit(create, out_shardings=placement)(jax.random.key(0))
     return model, importer.load_videomae(folder, {"encoder": params}, model)["encoder"], config.get("frame_stride")
-
-
-def _read_config(folder: str) -> dict[str, Any]:
-    path = os.path.join(folder, "config.json")
-    if not os.path.isdir(folder):
-        raise UserError(
-            f"{folder} is a file, which does not say the sizes of the model: name a folder with config.json."
-        )
-    with open(path, "rb") as file:
-        try:
-            config = json.load(file)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged or no JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no table of settings.")
-    return config
 
 
 def _of_port(config: dict[str, Any]) -> dict[str, Any]:

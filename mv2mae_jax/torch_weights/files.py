@@ -44,7 +44,7 @@ def read(path: pathlib.Path) -> Checkpoint:
     """
     config, options = {}, {}
     if path.is_dir():
-        config = _read_json(path / "config.json")
+        config = read_json(path / "config.json", f"init_from = {path}: its config.json")
         found = [path / name for name in WEIGHTS if (path / name).exists()]
         if not found:
             raise UserError(f"init_from = {path}: there is none of {', '.join(WEIGHTS)} in it.")
@@ -76,19 +76,20 @@ def _target_of_port(config: dict[str, Any]) -> str | None:
     return loss.get("target") if isinstance(loss, dict) else None
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path, called: str) -> dict[str, Any]:
+    """Reads a table of settings. Raises ValueError if the file, which is `called` so, holds none."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"init_from = {path.parent}: its {path.name} is damaged or no JSON: {error}.") from error
+        raise UserError(f"{called} is damaged or no JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise UserError(f"init_from = {path.parent}: its {path.name} holds no table of settings.")
+        raise UserError(f"{called} holds no table of settings.")
     return content
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     """The files that an index names. transformers writes an index for large models."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index, f"init_from = {index.parent}: its {index.name}").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"init_from = {index} names no files: it has no `weight_map`.")
     files = [index.parent / name for name in sorted(set(map(str, weight_map.values())))]
