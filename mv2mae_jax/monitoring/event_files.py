@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import struct
+import sys
 import time
 from collections.abc import Mapping
 
@@ -19,14 +20,20 @@ from ml_collections import config_dict
 
 from data.store.whole_files import write_whole
 from mv2mae_jax.config import flatten
-from mv2mae_jax.monitoring.absent import absent
 from mv2mae_jax.runs.resume import MAY_CHANGE
 
-with absent("torch"):  # tensorboardX would import it to know its tensors; that takes seconds and some hundred MB
+# tensorboardX would import PyTorch to know its tensors; that takes seconds and some hundred MB. None hides it.
+_torch = sys.modules.get("torch")
+sys.modules["torch"] = None
+try:
     from tensorboardX import summary
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import masked_crc32c
+finally:
+    del sys.modules["torch"]
+    if _torch is not None:
+        sys.modules["torch"] = _torch
 
 # TensorBoard reads the files of a folder in the order of their names and never goes back. These names sort before those
 # that are made of the time.
