@@ -435,7 +435,7 @@ def test_a_second_call_completes_what_is_missing(tmp_path):
     generate(tmp_path, 1, SEED, WIDTH, HEIGHT, workers=1)
     before = contents(tmp_path)
     victim = tmp_path / plan_takes(1, SEED)[0].file_name(2)
-    victim.rename(victim.with_name(victim.name + writer.PARTIAL))  # As if killed while writing.
+    victim.rename(victim.with_name(f".{victim.name}.host-1.tmp"))  # As if killed while writing.
     untouched = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.avi")}
     generate(tmp_path, 1, SEED, WIDTH, HEIGHT, workers=1)
     assert contents(tmp_path) == before

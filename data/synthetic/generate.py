@@ -165,13 +165,12 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
             )
     mine = {take.file_name(camera) for take in takes for camera in rooms.CAMERA_DEGREES} | {DESCRIPTION}
     names = {file.name for file in output.iterdir() if not file.name.startswith(".")}
-    partial = {name + writer.PARTIAL for name in mine} & names
-    strangers = sorted(names - partial - mine - {SHEET, truth.FOLDER})
+    strangers = sorted(names - mine - {SHEET, truth.FOLDER})
     if strangers:
         raise UserError(
             f"{output} holds files that are not of this data set, e.g. {strangers[0]}; choose another --output"
         )
-    for name in partial:
-        (output / name).unlink()
+    for leftover in output.glob(".*.tmp"):
+        leftover.unlink()
     if not path.exists():
         write_whole(path, json.dumps(wanted, indent=1) + "\n")

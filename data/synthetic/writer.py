@@ -1,17 +1,16 @@
 """Renders takes and writes them as H.264 AVI files."""
 
-import os
 import pathlib
 
 import av
 import numpy as np
 
+from data.store.whole_files import whole_file
 from data.synthetic import actions, actors, renderer, rooms
 from data.synthetic.design import Take
 
 FPS = 30  # NTU RGB+D
 MIN_FRAMES, MAX_FRAMES = 60, 90  # at FPS
-PARTIAL = ".partial"  # ending of a file being written; it gets its name when it is complete
 
 
 def take_body(seed: int, take: Take, style: rooms.Style = rooms.STANDARD) -> actors.Body:
@@ -50,10 +49,8 @@ def write_take(
     """Writes those of the take's three files that are not there yet."""
     missing = [camera for camera in rooms.CAMERA_DEGREES if not (directory / take.file_name(camera)).exists()]
     for camera, video in render_take(seed, take, tuple(missing), width, height, style).items():
-        path = directory / take.file_name(camera)
-        partial = path.with_name(path.name + PARTIAL)
-        encode_video(partial, video, style.fps)
-        os.replace(partial, path)
+        with whole_file(directory / take.file_name(camera)) as path:
+            encode_video(path, video, style.fps)
 
 
 def encode_video(path: pathlib.Path, video: np.ndarray, fps: int = FPS) -> None:
