@@ -14,7 +14,7 @@ from console.errors import UserError
 from mv2mae_jax.runs import metrics_file, side_files, starts_file
 
 MOST_RUNS = 8  # [ours] the colours of charts.SERIES
-RESULTS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
+HISTORY_FILE = "history.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,11 +71,11 @@ def read(workdir: str, name: str | None = None) -> ReportedRun:
       ValueError: the folder holds no run, or nothing in it tells the config.
     """
     path = Path(workdir)
-    known = [RESULTS_FILE, HISTORY_FILE, starts_file.STARTS_FILE, "checkpoints"]
+    known = [metrics_file.RESULTS_FILE, HISTORY_FILE, starts_file.STARTS_FILE, "checkpoints"]
     if not any((path / file).exists() for file in known):
         state = "holds none of " + ", ".join(known) if path.is_dir() else "does not exist"
         raise UserError(f"{workdir} is no run: it {state}. A run is the --workdir of run.py.")
-    results = side_files.read(path / RESULTS_FILE, metrics_file.is_whole)
+    results = side_files.read(path / metrics_file.RESULTS_FILE, metrics_file.is_whole)
     history = side_files.read_rows(path / HISTORY_FILE, side_files.is_numbers)
     starts = starts_file.read_starts(workdir)
     config = _config(workdir, starts, results)

@@ -11,7 +11,7 @@ from mv2mae_jax import config as configs
 from mv2mae_jax.report import charts
 from mv2mae_jax.report.charts import Chart
 from mv2mae_jax.report.collect import ReportedRun
-from mv2mae_jax.runs.resume import MAY_CHANGE
+from mv2mae_jax.runs.resume import MAY_CHANGE, plain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def settings(run: ReportedRun) -> list[Setting]:
     rows = []
     for key, value in configs.flatten(run.config):
         tag, reason = reasons.get(key, ("ours", "not in the base config of this revision"))
-        differs = _plain(value) != _plain(base.get(key))
+        differs = plain(value) != plain(base.get(key))
         rows.append(
             Setting(
                 key=key,
@@ -60,7 +60,7 @@ def config_differences(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str]
     return [
         (key, [show(config[key]) if key in config else "–" for config in values])
         for key in keys
-        if len({json.dumps(_plain(config.get(key))) if key in config else "" for config in values}) > 1
+        if len({json.dumps(config.get(key)) if key in config else "" for config in values}) > 1
     ]
 
 
@@ -176,10 +176,6 @@ def show(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(show(item) for item in value) + ("," if len(value) == 1 else "") + ")"
     return str(value) if value != "" else "''"
-
-
-def _plain(value: Any) -> Any:
-    return list(map(_plain, value)) if isinstance(value, (tuple, list)) else value
 
 
 def shortened(text: str, length: int) -> str:

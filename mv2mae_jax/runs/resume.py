@@ -150,7 +150,7 @@ def check_unchanged(
     Raises:
       ValueError: lists every key that differs, with both values; or `allowed` has an unknown key.
     """
-    written = [_plain(dict(flatten(base)) | dict(flatten(c))) for c in (saved, config)]
+    written = [plain(dict(flatten(base)) | dict(flatten(c))) for c in (saved, config)]
     before, now = (values | meant for values, meant in zip(written, settled, strict=True))
     unknown = sorted(set(allowed) - now.keys())
     if unknown:
@@ -170,6 +170,6 @@ def check_unchanged(
         )
 
 
-def _plain(values: dict[str, object]) -> dict[str, object]:
+def plain(value: Any) -> Any:
     """The value as it comes back from JSON: lists in place of tuples."""
-    return json.loads(json.dumps(values))
+    return json.loads(json.dumps(value))
