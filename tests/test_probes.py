@@ -100,18 +100,6 @@ def test_knn_equals_scikit_learn(k):
     np.testing.assert_allclose(scores, reference.predict_proba(x[300:]), atol=1e-6)
 
 
-def test_knn_votes_weighted_by_similarity_equal_a_direct_computation():
-    x, y = gaussian_classes(num_rows=60)
-    scores = probes.knn_scores(x[:50], y[:50], x[50:], 4, k=5, temperature=0.07)
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    for query, row in zip(unit[50:], scores, strict=True):
-        similarity = unit[:50] @ query
-        votes = np.zeros(4)
-        for neighbour in np.argsort(-similarity)[:5]:
-            votes[y[neighbour]] += np.exp(similarity[neighbour] / 0.07)
-        np.testing.assert_allclose(row, votes / votes.sum(), rtol=1e-4, atol=1e-6)
-
-
 # Ridge regression, and regression by attention
 
 

@@ -41,22 +41,14 @@ class Probed:
 
 
 def knn_scores(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    num_classes: int,
-    *,
-    k: int = 20,
-    temperature: float | None = None,
+    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, num_classes: int, *, k: int = 20
 ) -> np.ndarray:
-    """Votes of the k nearest training rows by cosine similarity.
+    """Votes of the k nearest training rows by cosine similarity; they count alike.
 
     Args:
       train_x: float[M, F]; train_y: int[M], 0 to num_classes - 1; test_x: float[M', F].
       num_classes: K.
       k: neighbours; if there are fewer training rows, all of them vote.
-      temperature: None: votes count alike, as scikit-learn's `weights='uniform'`. Otherwise they count
-        exp(similarity / temperature), as in DINO's `eval_knn.py` (0.07 there).
 
     Returns:
       float32[M', K], shares of the votes. Of classes with equal votes argmax takes the lowest, as scikit-learn.
@@ -65,13 +57,11 @@ def knn_scores(
       ValueError: training rows without label, or labels beyond num_classes.
     """
     check_labels(train_y, num_classes, len(train_x))
-    inverse_temperature = 0.0 if temperature is None else 1 / temperature
     return np.asarray(
         _knn_votes(
             jnp.asarray(train_x, jnp.float32),
             jnp.asarray(train_y),
             jnp.asarray(test_x, jnp.float32),
-            inverse_temperature,
             num_classes=num_classes,
             k=min(k, len(train_x)),
         )
@@ -79,13 +69,12 @@ def knn_scores(
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "k"))
-def _knn_votes(train_x, train_y, test_x, inverse_temperature, *, num_classes: int, k: int) -> jax.Array:
+def _knn_votes(train_x, train_y, test_x, *, num_classes: int, k: int) -> jax.Array:
     train_x, test_x = (x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (train_x, test_x))
 
     def vote(query: jax.Array) -> jax.Array:
-        similarity, neighbours = jax.lax.top_k(jnp.dot(train_x, query, precision="highest"), k)  # (k,), (k,)
-        weight = jax.nn.softmax(similarity * inverse_temperature)
-        return weight @ jax.nn.one_hot(train_y[neighbours], num_classes)  # (K,)
+        _, neighbours = jax.lax.top_k(jnp.dot(train_x, query, precision="highest"), k)  # (k,), (k,)
+        return jnp.full(k, 1 / k) @ jax.nn.one_hot(train_y[neighbours], num_classes)  # (K,)
 
     return jax.lax.map(vote, test_x, batch_size=_QUERIES_AT_ONCE)
 

@@ -88,11 +88,11 @@ def animation_frames(rows: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate([_labelled(_tile(rows[name][i]), name) for name in rows], axis=1) for i in range(length)]
 
 
-def write_animation(path: str, frames: list[np.ndarray], frames_per_second: float = 5) -> None:
+def write_animation(path: str, frames: list[np.ndarray]) -> None:
     """uint8[h, w, 3] frames -> an endless animation (GIF or animated PNG, by the file's ending)."""
     animation = cv2.Animation()
     animation.frames = [np.ascontiguousarray(frame[..., ::-1]) for frame in frames]
-    animation.durations = np.full(len(frames), round(1000 / frames_per_second))
+    animation.durations = np.full(len(frames), 200)  # milliseconds
     _write(path, *cv2.imencodeanimation(os.path.splitext(path)[1], animation))
 
 

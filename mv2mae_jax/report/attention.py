@@ -12,6 +12,8 @@ import numpy as np
 from mv2mae_jax.models import layers, mv2mae
 from mv2mae_jax.models.compute import Compute
 
+MOVING = 4  # [ours] tokens that are shown with motion, if there are so many that lie apart
+
 
 def cross_attention(
     model: mv2mae.MV2MAE,
@@ -51,17 +53,16 @@ def cross_attention(
     return jnp.stack(attention, axis=1)
 
 
-def choose_tokens(motion: np.ndarray, hidden: np.ndarray, grid: tuple[int, int, int], count: int = 4) -> list[int]:
+def choose_tokens(motion: np.ndarray, hidden: np.ndarray, grid: tuple[int, int, int]) -> list[int]:
     """Hidden tokens to show: those with the most motion, no two of them neighbours, and finally one without motion.
 
     Args:
       motion: float[N], motion energies of a clip.
       hidden: int[M], its hidden tokens.
       grid: tokens along (time, height, width).
-      count: of moving tokens, if there are so many that lie apart.
 
     Returns:
-      Up to `count` + 1 of `hidden`.
+      Up to MOVING + 1 of `hidden`.
     """
     _, height, width = grid
     row, column = hidden // width % height, hidden % width
@@ -69,7 +70,7 @@ def choose_tokens(motion: np.ndarray, hidden: np.ndarray, grid: tuple[int, int, 
     for index in np.argsort(-motion[hidden], kind="stable").tolist():
         if all(max(abs(row[index] - row[i]), abs(column[index] - column[i])) > 1 for i in chosen):
             chosen.append(index)
-        if len(chosen) == count:
+        if len(chosen) == MOVING:
             break
     still = int(np.argmin(motion[hidden]))
     return hidden[chosen + [still] * (still not in chosen)].tolist()

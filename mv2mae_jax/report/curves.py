@@ -150,19 +150,19 @@ def draw(runs: Sequence[ReportedRun]) -> list[Chart]:
     return list(_charts_of_many(runs))
 
 
-def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` of the points int[n], float[n]: the smallest and the largest of each stretch, so spikes stay."""
-    if len(steps) <= most:
+def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """MOST_POINTS of the points int[n], float[n]: the smallest and the largest of each stretch, so spikes stay."""
+    if len(steps) <= MOST_POINTS:
         return steps, values
     kept = []
-    for stretch in np.array_split(np.arange(len(steps)), most // 2):
+    for stretch in np.array_split(np.arange(len(steps)), MOST_POINTS // 2):
         kept += sorted({stretch[np.argmin(values[stretch])], stretch[np.argmax(values[stretch])]})
     return steps[kept], values[kept]
 
 
-def smooth(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """The trend of int[n], float[n]: medians over a fortieth of the points around each, at most `most` of them."""
-    chosen = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
+def smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The trend of int[n], float[n]: medians over a fortieth of the points around each, at most MOST_POINTS of them."""
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(MOST_POINTS, len(steps))).round().astype(int))
     half = len(values) // 80
     return steps[chosen], np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in chosen])
 

@@ -70,7 +70,7 @@ def _fused_flops(module: Module, name: str) -> float:
     )
 
 
-def bytes_moved(module: Module, size: Callable[[Array], float], *, count_loops: bool = True) -> collections.Counter:
+def bytes_moved(module: Module, size: Callable[[Array], float]) -> collections.Counter:
     """What all instructions read and write by the operation they came from; `.total()` is the sum.
 
     If a fusion reads slices of an operand, or writes a slice of a result, only these slices count. A value that passes
@@ -79,13 +79,12 @@ def bytes_moved(module: Module, size: Callable[[Array], float], *, count_loops: 
 
     Args:
       size: bytes that an array counts, e.g. `lambda array: array.bytes`, or `hbm_bytes`.
-      count_loops: False counts the body of a loop once, as `cost_analysis` does.
     """
     moved, continued = collections.Counter(), _continued_collectives(module)
     for instruction, computation, runs in module.executed():
         size_moved = _moved_by(module, instruction, computation, size, continued)
         if size_moved:
-            moved[instruction.source] += (runs if count_loops else 1) * size_moved
+            moved[instruction.source] += runs * size_moved
     return moved
 
 
