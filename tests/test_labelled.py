@@ -274,8 +274,6 @@ def test_few_labels_reach_the_training_set_alone(synthetic_set, dataset):
 def test_more_labels_than_there_are_are_refused(manifest):
     with pytest.raises(ValueError, match=r"labels_per_class=5, but class 'run' has only 4 take"):
         few(manifest, 5)
-    with pytest.raises(ValueError, match="labels_per_class=0: at least 1"):
-        few(manifest, 0)
     unlabelled = manifest | {"label": np.where(np.arange(len(manifest["label"])) < 3, -1, manifest["label"])}
     with pytest.raises(ValueError, match=f"3 of {len(manifest['label'])} views have no label"):
         few(unlabelled, 1)

@@ -160,9 +160,9 @@ def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return steps[kept], values[kept]
 
 
-def smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The trend of int[n], float[n]: medians over a fortieth of the points around each, at most MOST_POINTS of them."""
-    chosen = np.unique(np.linspace(0, len(steps) - 1, min(MOST_POINTS, len(steps))).round().astype(int))
+def smooth(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """The trend of int[n], float[n]: medians over a fortieth of the points around each, at most `most` of them."""
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))
     half = len(values) // 80
     return steps[chosen], np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in chosen])
 
