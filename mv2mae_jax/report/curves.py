@@ -151,7 +151,7 @@ def draw(runs: Sequence[ReportedRun]) -> list[Chart]:
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """MOST_POINTS of the points int[n], float[n]: the smallest and the largest of each stretch, so spikes stay."""
+    """The smallest and the largest of each stretch of int[n], float[n], so spikes stay: at most MOST_POINTS points."""
     if len(steps) <= MOST_POINTS:
         return steps, values
     kept = []
