@@ -11,7 +11,6 @@ import numpy as np
 from console.errors import UnusableFile
 from data import clips
 from data.store import takes
-from mv2mae_jax import features
 from mv2mae_jax.evaluation import geometry
 from mv2mae_jax.models import frozen_encoder
 from mv2mae_jax.report import neighbours, pictures
