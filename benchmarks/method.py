@@ -237,9 +237,6 @@ def benchmark(
     """Does what is missing, and writes one file per row and seed as soon as it is measured: main rows first."""
     from mv2mae_jax.runs import metrics_file
 
-    preset = PRESETS[preset_name]
-    preset.data.prepare(folder)
-    results.mkdir(parents=True, exist_ok=True)
     ordered = sorted(rows, key=lambda row: (row not in MAIN, list(ROWS).index(row)))
     parts = [ordered[: sum(row in MAIN for row in rows)], ordered[sum(row in MAIN for row in rows) :]]
     jobs = [
@@ -303,15 +300,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rows or options.seeds or not results.is_dir():
             parser.error("--check reads all rows and seeds of a folder that exists: --preset, --output.")
         return check(results, preset)
+    if options.rates and (options.seeds or options.quick):
+        parser.error("--rates tries the first seed of a whole preset: leave --seeds and --quick away.")
     read(results, preset)  # what is there belongs to this preset
+    prepared = preset.data.prepare(folder)
     if options.data_only:
-        print(preset.data.prepare(folder))
+        print(prepared)
         return 0
+    results.mkdir(parents=True, exist_ok=True)
     if options.rates:
-        if options.seeds or options.quick:
-            parser.error("--rates tries the first seed of a whole preset: leave --seeds and --quick away.")
-        preset.data.prepare(folder)
-        results.mkdir(parents=True, exist_ok=True)
         jobs = [Job(row=row, seed=preset.seeds[0], preset=name, folder=folder) for row in rows if row != "pixels"]
         function, workers = functools.partial(try_rates, options.rates), options.workers or preset.workers
         for job, found in experiment.run_jobs(function, jobs, workers, folder / "programs"):
