@@ -20,6 +20,7 @@ from data.prepare import (
 from data.prepare.listing import Listing, PreparationError, list_videos
 from data.prepare.options import Options
 from data.store import truth
+from data.store.whole_files import remove_leftovers
 
 
 def prepare(
@@ -132,5 +133,5 @@ def _begin(part: parts.Part, output_dir: Path) -> None:
         if plans:
             parts.check_same(plans[shards.SPLIT], part, output_dir, same_takes=False)
         part.write(output_dir)
-    for leftover in [*output_dir.glob(".*.tmp"), *(output_dir / shards.PARTS).glob(".*.tmp")]:
-        leftover.unlink()  # left by a killed process: the lock excludes one that is still at work
+    for folder in (output_dir, output_dir / shards.PARTS):
+        remove_leftovers(folder)  # the lock excludes a process that is still at work

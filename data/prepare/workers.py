@@ -16,6 +16,7 @@ import cv2
 from console import progress
 from data.prepare import raw_video, shards
 from data.prepare.listing import PreparationError
+from data.store.whole_files import remove_leftovers
 
 _GO_ON = "Finished shards are kept: the same command continues from here"
 _num_started = None  # videos, counted by all workers; set in each worker
@@ -72,8 +73,7 @@ def write_shards(
                         "a worker process was killed: perhaps for memory (then give fewer --workers), perhaps by a "
                         f"video that was being read (then move it away): {at_work}. {_GO_ON}"
                     ) from error
-                for leftover in output_dir.glob(".*.tmp"):
-                    leftover.unlink()
+                remove_leftovers(output_dir)
 
 
 def _num_files(jobs: Iterable[shards.Job]) -> int:

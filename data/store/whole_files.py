@@ -38,6 +38,12 @@ def write_whole(path: str | os.PathLike, content: bytes | str, *, durable: bool 
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of processes that were killed. None that writes to the folder may be at work."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink()
+
+
 def _wait_for_disk(path: Path, how: int) -> None:
     descriptor = os.open(path, how)
     try:

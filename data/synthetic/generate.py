@@ -16,7 +16,7 @@ from console.errors import UserError
 from data import catalog
 from data.catalog.synthetic import CLASS_NAMES
 from data.store import truth
-from data.store.whole_files import write_whole
+from data.store.whole_files import remove_leftovers, write_whole
 from data.synthetic import actors, rooms, writer
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
 from data.synthetic.sheet import SHEET
@@ -170,7 +170,6 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
         raise UserError(
             f"{output} holds files that are not of this data set, e.g. {strangers[0]}; choose another --output"
         )
-    for leftover in output.glob(".*.tmp"):
-        leftover.unlink()
+    remove_leftovers(output)
     if not path.exists():
         write_whole(path, json.dumps(wanted, indent=1) + "\n")
