@@ -21,6 +21,7 @@ def attention_and_gradients(implementation, num_queries, num_keys, dtype):
 
 @pytest.mark.parametrize("weights_at_once", [1, 40, 2 * 42, 4 * 42, 6 * 42])  # a head has 42, and there are six
 def test_chunks_of_heads_change_no_number(weights_at_once, monkeypatch):
+    monkeypatch.setattr(attention, "WHOLE", 0)
     monkeypatch.setattr(attention, "CHUNK", weights_at_once)
     actual = attention_and_gradients("chunked", 7, 6, jnp.float32)
     expected = attention_and_gradients("xla", 7, 6, jnp.float32)
@@ -28,7 +29,7 @@ def test_chunks_of_heads_change_no_number(weights_at_once, monkeypatch):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_the_weights_of_all_heads_are_never_held_at_once(monkeypatch):
+def test_large_weights_of_all_heads_are_never_held_at_once_and_small_ones_are_not_made_again(monkeypatch):
     monkeypatch.setattr(attention, "CHUNK", 2 * 64 * 64)
 
     def temporary_bytes(implementation):
@@ -37,8 +38,11 @@ def test_the_weights_of_all_heads_are_never_held_at_once(monkeypatch):
         compiled = jax.jit(lambda *x: jax.vjp(attend, *x)[1](x[0])).lower(*inputs).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    of_all_heads = 12 * 64 * 64 * 4
-    assert temporary_bytes("chunked") < of_all_heads < temporary_bytes("xla")
+    num_weights = 12 * 64 * 64  # of all heads
+    monkeypatch.setattr(attention, "WHOLE", num_weights - 1)
+    assert temporary_bytes("chunked") < 4 * num_weights < temporary_bytes("xla")
+    monkeypatch.setattr(attention, "WHOLE", num_weights)
+    assert temporary_bytes("chunked") == temporary_bytes("xla")
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(8, 6), (7, 6), (8, 5), (7, 7)])

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-# Attention weights that one chunk of heads may hold: 2 MB in float32, about a core's second-level cache [ours].
-CHUNK = 2**19
+# Attention weights in all, up to which nothing is cut into chunks (8 MB in float32), and those of one chunk of heads
+# (2 MB, about a core's second-level cache) [ours].
+WHOLE, CHUNK = 2**21, 2**19
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str) -> jax.Array:
@@ -31,12 +32,14 @@ def _attend_scaled(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Ar
 def _attend_in_chunks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """As `_attend_scaled`, some heads at a time, whose weights are made again for the backward pass.
 
-    The weights of a few heads fit a processor's cache. Those of all heads would be written to memory and read back.
+    The weights of a few heads fit a processor's cache. Those of all heads would be written to memory and read back. That
+    costs more than making them again if they are as large as a decoder's, and less if they are as few as the encoder's
+    (benchmarks/results/NOTES_speed.md).
     """
     num_heads, num_weights = query.shape[0], query.shape[1] * key.shape[1]
-    num_chunks = -(-num_heads // max(1, CHUNK // num_weights))
-    if num_chunks == 1:
+    if num_heads * num_weights <= WHOLE:
         return _attend_scaled(query, key, value)
+    num_chunks = -(-num_heads // max(1, CHUNK // num_weights))
     attend_head = jax.checkpoint(_attend_scaled, prevent_cse=False)  # within a loop there is nothing to prevent
     heads_at_once = -(-num_heads // num_chunks)
     batch_size = heads_at_once if heads_at_once > 1 else None  # XLA is three times slower with a batch axis of one

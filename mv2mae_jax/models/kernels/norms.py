@@ -12,9 +12,9 @@ import jax.numpy as jnp
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
     """x [..., D] brought to mean 0 and variance 1, times scale, plus bias (float32[D]) -> [..., D] in `dtype`.
 
-    The gradients are written out, because those that JAX derives cost a GPU more traffic. By a TPU compiler's estimate,
-    a step of ViT-S takes 38.2 ms with them and 38.7 without. Before layers were unrolled it was 47.1 and 47.5, of ViT-B
-    110.9 and 110.1 (benchmarks/results/NOTES_tpu.md).
+    The gradients are written out, because those that JAX derives cost more traffic. Without them a step of ViT-S takes
+    1.09 times as long on a CPU and 1.2 times the memory (benchmarks/results/NOTES_speed.md). By a TPU compiler's
+    estimate it takes 38.2 ms with them and 38.7 without (benchmarks/results/NOTES_tpu.md).
     """
     return _layer_norm_forward(x, scale, bias, dtype)[0]
 
