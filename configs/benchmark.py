@@ -8,8 +8,8 @@ frozen tokens R^2 0.615 (a random encoder 0.491), classes 62.2 % (53.0 %), fine-
 76.8 %).
 
 The other rows and the ablations are variants of it. It is the demo's setting on six times the takes (3,840 takes of 120
-people in 8 rooms), with the training split of an official protocol and more steps. Small clips and rooms without
-furniture let a run of 200,000 clips reach in minutes what larger ones reach in days (what did not:
+people in 8 rooms), with the training split of an official protocol and more steps. With small clips and rooms without
+furniture, a run of 200,000 clips shows the effects in minutes (what did not:
 benchmarks/results/first_setting/README.md).
 """
 

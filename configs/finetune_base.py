@@ -1,8 +1,8 @@
 """Every key of a fine-tuning run, once, with its reason. Other configs state only what differs.
 
-The values are VideoMAE's fine-tuning recipe with the paper's clips. The MV2MAE paper's own recipe could not be read, so
-all that it does not share with pre-training is [ours], from VideoMAE's `run_class_finetuning.py` and its scripts for
-Something-Something V2. The sections mesh, checkpoint and log are those of pretrain_base.py.
+The values are VideoMAE's fine-tuning recipe with the paper's clips. We could not read the MV2MAE paper's own recipe, so
+all that differs from pre-training is [ours], from VideoMAE's `run_class_finetuning.py` and its scripts for
+Something-Something V2. The sections mesh, checkpoint, log and limits are those of pretrain_base.py.
 
 Command: this file is a base; run one of the configs built on it, such as configs/finetune_ntu60.py.
 """

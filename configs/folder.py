@@ -4,7 +4,7 @@ Command: python run.py --config=configs/folder.py --workdir=runs/mine --config.d
 Hardware and time: 300 steps (`--config.total_steps=300`) in minutes on 2 CPU cores. For a real set and an accelerator
 raise the model, `data.crop_size` and `num_epochs` to what configs/ntu60.py uses.
 Result to expect: both losses fall towards "mean prediction" in the log and, with more steps, below it.
-`eval/cross_gain` above 0 says that the cross-view decoder uses the other camera; it needs at least two held-out takes.
+If `eval/cross_gain` exceeds twice its standard error, the decoder uses the other camera. It needs two held-out takes.
 """
 
 from configs import pretrain_base

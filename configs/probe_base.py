@@ -1,8 +1,8 @@
 """Every key of a probe of frozen features, once, with its reason: kNN, linear and attentive probes, retrieval.
 
 Features of every view are extracted once and kept in WORKDIR/features. Settings of the probes are chosen on takes cut
-off the training split, never on the test split. The sections data, model and mesh are those of finetune_base.py, but
-for what only training needs.
+off the training split, never on the test split. The sections data, model and mesh are those of finetune_base.py,
+without the keys of training.
 
 Command: this file is a base; see configs/probe.py and configs/retrieval.py.
 """

@@ -4,7 +4,7 @@
 frame in the uncut video; `syn/air/Halt/Scene15_360_Halt_26_8_2022_4_58_18.mp4` is a rendered scene. The lists in the
 authors' folder `annotations` say which rendered videos are for training. Ground and air are not synchronised: every
 video is a take of its own. The protocols are the experiments of `annotations/README.md` in the authors' repository,
-github.com/reddyav1/RoCoG-v2 ("source only" and "target only"), of whose lists the subjects below are computed.
+github.com/reddyav1/RoCoG-v2 ("source only" and "target only"). The subjects below are computed from their lists.
 """
 
 import re

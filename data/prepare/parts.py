@@ -1,6 +1,6 @@
 """The parts that a prepared set has grown by: one for each command that has put files into it, a TFDS split each.
 
-Of a part lies in the output folder
+The output folder holds, for each part,
   plan.json, plan-takes_2.json, ...      what it is made of, and how; written first
   inputs.json, inputs-takes_2.json, ...  its shards, and what was found in its input; written when it is finished
 A part's shards are never touched when another is added, so its raw videos may be gone by then.

@@ -1,7 +1,7 @@
 """Folders of numbered images, each read as the video whose frames they are.
 
-A series is called by its folder and its images' names with `*` for numbers: 'view_1/a01_s01_e00/frame_*_rgb.jpg'. It is
-packed, image by image as it is, into an AVI file in memory, so that all that reads videos reads it. A number that is
+A series is named after its folder and its images, with `*` for numbers: 'view_1/a01_s01_e00/frame_*_rgb.jpg'. Its
+images are packed unchanged into an AVI file in memory, which all code that reads videos can read. A number that is
 missing becomes an entry without a picture, which stands for the frame before.
 """
 

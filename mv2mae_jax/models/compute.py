@@ -1,4 +1,4 @@
-"""How a model is computed, as one value: none of it changes what is computed, but for rounding."""
+"""How a model is computed, as one value. It changes nothing but rounding."""
 
 import dataclasses
 from collections.abc import Sequence

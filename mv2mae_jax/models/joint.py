@@ -1,7 +1,7 @@
 """A joint decoder in place of MV2MAE's two: no view is target or source, one decoder fills in the tokens of all views.
 
 The nearest relative is MuM (arXiv 2511.17309), which masks any number of images of a scene alike, encodes each by
-itself and decodes them together. Here it is a rival to hold MV2MAE's decoders against, at the same encoder and clips.
+itself and decodes them together. Here it is a baseline for MV2MAE's decoders, with the same encoder and clips.
 """
 
 from typing import Any
