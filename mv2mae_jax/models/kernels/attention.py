@@ -32,9 +32,9 @@ def _attend_scaled(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Ar
 def _attend_in_chunks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """As `_attend_scaled`, some heads at a time, whose weights are made again for the backward pass.
 
-    The weights of a few heads fit a processor's cache. Those of all heads would be written to memory and read back. That
-    costs more than making them again if they are as large as a decoder's, and less if they are as few as the encoder's
-    (benchmarks/results/NOTES_speed.md).
+    The weights of a few heads fit a processor's cache. Those of all heads would be written to memory and read back.
+    That costs more than making them again if they are as many as a decoder's, and less if they are as few as the
+    encoder's (benchmarks/results/NOTES_speed.md).
     """
     num_heads, num_weights = query.shape[0], query.shape[1] * key.shape[1]
     if num_heads * num_weights <= WHOLE:
