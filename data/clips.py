@@ -82,6 +82,23 @@ def frame_indices(video_length: int, num_frames: int, frame_stride: int, positio
     return np.minimum(start + stride * np.arange(num_frames), video_length - 1)
 
 
+def short_videos(lengths: np.ndarray, spec: ClipSpec) -> dict[str, str]:
+    """{title: text} for the start of a run, of videos that are sampled at a smaller stride than `spec` wants, if any.
+
+    Args:
+      lengths: int[videos], in frames.
+      spec: `num_frames` and `frame_stride` are used.
+    """
+    span = (spec.num_frames - 1) * spec.frame_stride + 1
+    short = lengths[lengths < span]
+    if not len(short):
+        return {}
+    smallest, repeating = effective_stride(short.min(), spec.num_frames, spec.frame_stride), short < spec.num_frames
+    text = f"{len(short)} of {len(lengths)} have fewer than the {span} frames of a clip: their frame stride is smaller"
+    text += f", down to {smallest}" + (f"; {repeating.sum()} repeat their last frame" if repeating.any() else "")
+    return {"short videos": text}
+
+
 def spread_positions(clips_per_view: int) -> list[float]:
     """Positions for `frame_indices`: evenly from the first to the last possible start, a single one in the middle.
 

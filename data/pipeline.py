@@ -127,7 +127,6 @@ def eval_batches(
     clips_per_element: int = 1,
     process_index: int = 0,
     process_count: int = 1,
-    num_workers: int = 0,
 ) -> Iterator[Batch]:
     """One pass over the held-out takes (the training takes if none is held out), with the same clips every time.
 
@@ -160,7 +159,7 @@ def eval_batches(
     own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
     memory = buffers.Buffers()
     batches = own.batch(rows, batch_fn=functools.partial(samples.read_batch, dataset, empty=memory.empty))
-    return Pass(_read(_prefetch(batches, memory, num_workers)), num_batches)
+    return Pass(_read(_prefetch(batches, memory, num_workers=0)), num_batches)
 
 
 def read_clip(

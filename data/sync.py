@@ -27,6 +27,7 @@ import scipy.signal
 
 from console import progress
 from console.command import ExitCode, Parser, execute
+from console.errors import UserError
 from data import catalog
 from data.catalog import Video, folder
 from data.prepare import archives, clocks, offsets, raw_video
@@ -339,6 +340,7 @@ def make_parser() -> Parser:
         help="of folders of numbered images, as for `python -m data.prepare`",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (all CPUs)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a table that is there")
     parser.add_progress()
     return parser
 
@@ -354,6 +356,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.output.exists() and not options.overwrite:
+        raise UserError(
+            f"--output={options.output} exists, and may hold seconds that were set by hand. Choose another name, or "
+            "replace it by --overwrite."
+        )
     names = catalog.get("folder", pattern=options.pattern, num_classes=None)
     _, listing = list_videos(names, options.input, options.frames_fps)
     takes = [list(videos) for _, videos in itertools.groupby(listing.videos, key=lambda video: video.take)]

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from console.errors import UserError
 from data.store.directories import directories
 from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
-from mv2mae_jax.objectives.mask_kinds import MASK_KINDS
+from mv2mae_jax.objectives.mask_kinds import MASK_KINDS, num_visible_tokens
 
 
 def _names_in(file: str, table: str) -> tuple[str, ...]:
@@ -106,16 +106,24 @@ def validate(config: config_dict.ConfigDict) -> None:
       ValueError: lists everything that is wrong, each with its values and the fix.
     """
     values = dict(flatten(config))
-    wrong = {
-        key: f"is not one of {', '.join(options)}.{suggestion(str(values[key]), options)}"
-        for key, options in _CHOICES.items()
-        if key in values and values[key] not in options
-    } | {
-        key: f"{rule}{f'; {_LIMITS[key]}' if key in _LIMITS else ''}."
-        for rule, (fulfilled, keys) in _RANGES.items()
-        for key in keys
-        if values.get(key) is not None and not fulfilled(values[key])
-    }
+    wrong = (
+        {
+            key: f"is not one of {', '.join(options)}.{suggestion(str(values[key]), options)}"
+            for key, options in _CHOICES.items()
+            if key in values and values[key] not in options
+        }
+        | {
+            key: f"{rule}{f'; {_LIMITS[key]}' if key in _LIMITS else ''}."
+            for rule, (fulfilled, keys) in _RANGES.items()
+            for key in keys
+            if values.get(key) is not None and not fulfilled(values[key])
+        }
+        | {
+            key: "must be finite."
+            for key, value in values.items()
+            if isinstance(value, float) and not math.isfinite(value) and key != "loss.temperature"
+        }
+    )
     told = [f"{key} = {values[key]!r} {what}" for key, what in wrong.items()]
     if not wrong.keys() & {"masking.kind", "data.repeats", "optimizer.accumulation_steps"}:  # looked up, or divided by
         told += _combinations(config)
@@ -137,6 +145,9 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
         yield f"init_from = {config.init_from!r} is for probes. From scratch it is left empty: --config.init_from="
     if "optimizer" in config:
         yield from _optimization(config)
+    at_steps = config.get("eval", {}).get("at_steps", ())
+    if not all(isinstance(step, int) and step > 0 for step in at_steps):
+        yield f"eval.at_steps = {at_steps} must hold whole numbers greater than 0."
     if (config.mesh.data, config.mesh.fsdp) == (-1, -1):
         yield "mesh.data and mesh.fsdp are both -1: only one can take the devices that are left."
     if not config.data.dir:
@@ -159,10 +170,11 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
 def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
     """Finds problems of clips and crops; returns the grid of tokens, None if there is no valid one."""
     data, model = config.data, config.model
-    if len(data.crop_size) != 2 or len(model.tubelet_size) != 3:
+    sizes = (*data.crop_size, *model.tubelet_size)
+    if len(data.crop_size) != 2 or len(model.tubelet_size) != 3 or not all(isinstance(size, int) for size in sizes):
         yield (
             f"data.crop_size = {data.crop_size} must be (height, width) and model.tubelet_size = {model.tubelet_size} "
-            "(frames, height, width)."
+            "(frames, height, width), in whole numbers."
         )
         return None
     clip, grid = (data.num_frames, *data.crop_size), []
@@ -176,13 +188,16 @@ def _clip(config: config_dict.ConfigDict) -> Iterator[str]:
             )
         grid.append(size // max(step, 1))
     crop_scales = data.get("crop_scales", (1.0,))
-    if not all(0 < scale <= 1 for scale in crop_scales) or not crop_scales:
+    if not all(isinstance(scale, int | float) and 0 < scale <= 1 for scale in crop_scales) or not crop_scales:
         yield f"data.crop_scales = {crop_scales} must be fractions in (0, 1]."
     return grid if min(grid) > 0 else None
 
 
 def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[str]:
     data, model, masking, loss = config.data, config.model, config.masking, config.loss
+    for pair in data.view_pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(view, str) for view in pair)):
+            yield f"data.view_pairs holds {pair!r}; a pair is (target view, source view), e.g. (('C002', 'C003'),)."
     if data.num_source_views < model.cross_view:
         yield (
             f"data.num_source_views = {data.num_source_views}: the cross-view decoder needs at least one source view; "
@@ -204,18 +219,10 @@ def _pretraining(config: config_dict.ConfigDict, grid: list[int]) -> Iterator[st
             "not have: leave it at 1.0."
         )
     for name in ("target_mask_ratio", "source_mask_ratio"):
-        ratio = masking[name]
-        cell = MASK_KINDS[masking.kind].num_groups(tuple(grid))
-        lowest, highest = math.ceil(1000 / cell) / 1000, math.floor(1000 * (cell - 1) / cell) / 1000
-        if cell == 1:
-            yield f"masking.{name}: one token cannot be hidden in part; cut the clip into more (model.tubelet_size)."
-        elif not 0 <= ratio <= 1:
-            yield f"masking.{name} = {ratio} must lie between {lowest} and {highest}."
-        elif not 0 < int(ratio * cell) < cell:
-            yield (
-                f"masking.{name} = {ratio} leaves {cell - int(ratio * cell)} visible of {cell} tokens; both visible "
-                f"and masked ones are needed: choose it between {lowest} and {highest}."
-            )
+        try:
+            num_visible_tokens(tuple(grid), masking[name], masking.kind, key=f"masking.{name}")
+        except UserError as error:
+            yield str(error)
     if loss.temperature is None and loss.ess_fraction is None:
         yield "Set loss.temperature (60 in the paper, inf for the plain MAE loss) or loss.ess_fraction (e.g. 0.6)."
 

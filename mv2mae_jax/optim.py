@@ -96,8 +96,10 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
 
     decay^(depth + 1 - id), where id is 0 for the patch embedding, i + 1 for block i of the encoder, and depth + 1 for
     everything after the blocks (norms, head). Factors are scalars, or float32[depth, 1, ...] for the stacked parameters
-    of scanned blocks.
+    of scanned blocks. A decay of 1 scales nothing, so it suits encoders that have no blocks, too.
     """
+    if layer_decay == 1:
+        return jax.tree.map(lambda _: np.float32(1), params)
     blocks = params["encoder"]["blocks"]
     scanned = "0" not in blocks
     depth = jax.tree.leaves(blocks)[0].shape[0] if scanned else len(blocks)

@@ -50,7 +50,7 @@ ALLOWED = {
     "run.py": {"console", "data", "config.py", "config_checks.py", "train.py"}
     | {"evaluation", "runs", "distributed", "report"},
     "report": {"console", "data", "data/store", "config.py", "objectives", "models", "evaluation", "features"}
-    | {"inference.py", "runs", "distributed"},
+    | {"inference.py", "runs", "monitoring", "distributed"},
     "torch_export": {"console", "data/store", "config.py", "objectives", "models", "runs", "distributed"}
     | {"torch_weights"},
     "topology": {"console", "data/store", "config.py", "optim.py", "state.py", "train.py", "objectives", "models"}

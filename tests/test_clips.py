@@ -141,3 +141,12 @@ def test_groups_are_those_of_a_sort(names):
         found, wanted = clips.group(column, rows), np.unique(column[rows], return_inverse=True)
         np.testing.assert_array_equal(found[0], wanted[0])
         np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_videos_that_a_clip_does_not_fit_are_told():
+    assert clips.short_videos(np.array([13, 100]), SPEC) == {}  # 4 frames at stride 4 span 13
+    told = clips.short_videos(np.array([13, 12, 8, 3]), SPEC)["short videos"]
+    assert told == (
+        "3 of 4 have fewer than the 13 frames of a clip: their frame stride is smaller, down to 1; "
+        "1 repeat their last frame"
+    )

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mv2mae_jax.objectives.mask_kinds import MASK_KINDS
-from mv2mae_jax.objectives.masking import choose_decoded, draw_mask, num_visible_tokens
+from mv2mae_jax.objectives import mask_kinds
+from mv2mae_jax.objectives.mask_kinds import MASK_KINDS, num_visible_tokens
+from mv2mae_jax.objectives.masking import choose_decoded, draw_mask
 
 GRID = (4, 6, 5)  # not square, so that exchanged rows and columns are noticed
 NUM_TOKENS = 4 * 6 * 5
@@ -84,15 +85,22 @@ def test_masks_do_not_depend_on_the_sharding():
 @pytest.mark.parametrize(
     ("mask_ratio", "kind", "message"),
     [
-        (0.001, "random", "0 masked of 120 tokens"),
+        (0.001, "random", "120 visible and 0 masked of 120 tokens"),
         (1.0, "random", "0 visible and 120 masked"),
         (0.03, "tube", "30 visible and 0 masked of 30 places per time slice"),
-        (0.5, "block", "random, tube"),
+        (0.5, "no_such_kind", "random, tube"),
     ],
 )
 def test_impossible_masks_are_refused(mask_ratio, kind, message):
     with pytest.raises(ValueError, match=message):
         num_visible_tokens(GRID, mask_ratio, kind)
+
+
+def test_a_kind_that_cannot_divide_the_grid_is_refused(monkeypatch):
+    whole = mask_kinds.MaskKind("blocks of 8x8 places", lambda grid: grid[1] // 8 * (grid[2] // 8), lambda t, grid: t)
+    monkeypatch.setitem(mask_kinds.MASK_KINDS, "block", whole)
+    with pytest.raises(ValueError, match="of 0 blocks of 8x8 places none can be hidden"):
+        num_visible_tokens(GRID, 0.5, "block")
 
 
 def test_decoding_all_masked_tokens_is_the_default_order():

@@ -169,3 +169,8 @@ def test_updates_of_muon_are_scaled_by_the_same_table():
         updates.append(unrolled_leaves(jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0], True))
     for name, update in updates[0].items():
         np.testing.assert_allclose(update, table_value(name) * updates[1][name], rtol=1e-5, atol=1e-9, err_msg=name)
+
+
+def test_no_layer_decay_asks_for_no_blocks():
+    mixer = {"encoder": {"mixing": {"kernel": jnp.ones((2, 2))}}, "head": {"kernel": jnp.ones((2, 2))}}
+    assert jax.tree.leaves(optim.layer_scales(mixer, 1.0)) == [1, 1]

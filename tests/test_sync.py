@@ -83,7 +83,11 @@ def test_an_offset_that_the_videos_do_not_show_is_not_guessed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "t_camC.mp4: not a readable video" in said and "not guessed" in said
     again = [f"--input={tmp_path}", f"--output={output}", "--workers=1", "--min_confidence=0"]
-    assert sync.main(again) == ExitCode.PARTLY
+    by_hand = "take,view,seconds\nt,A,0\nt,B,1.5\n"
+    output.write_text(by_hand)
+    assert sync.main(again) == ExitCode.REFUSED and output.read_text() == by_hand
+    assert "set by hand" in capsys.readouterr().err
+    assert sync.main([*again, "--overwrite"]) == ExitCode.PARTLY
     with open(output, newline="") as file:
         assert [bool(row["seconds"]) for row in csv.DictReader(file)] == [True, True, False], "nothing to be sure of"
 

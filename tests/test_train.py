@@ -125,6 +125,9 @@ def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monke
     evaluate = train.make_evaluation(config, None, sharding.make_mesh(), jax.random.key(0), str(tmp_path))
     reporter = metrics.Reporter(str(tmp_path), first_step=0, total_steps=1, tensorboard=False)
     assert evaluate(state, 1, reporter) == ({"eval/sum": 45.0}, {"order": list(range(10))})
+    state.eval_params["kernel"] = np.float32([1, np.inf])
+    with pytest.raises(FloatingPointError, match="After step 2, 1 of 1 parameters are not finite: kernel"):
+        evaluate(state, 2, reporter)
 
 
 def run(workdir, data_dir, *overrides, config="configs/pretrain_base.py", check=True, **environment):

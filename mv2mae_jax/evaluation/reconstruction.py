@@ -14,10 +14,11 @@ from ml_collections import config_dict
 from data import pipeline
 from mv2mae_jax.evaluation import online_probes
 from mv2mae_jax.models import mv2mae, tubelets
+from mv2mae_jax.monitoring.metrics import LOSSES
 from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.pretrain import OTHER_SOURCES, Arrays, Pretrain
 
-_AVERAGED = ("loss_self", "loss_joint", "loss_cross", "loss_mean_prediction", "psnr_self", "psnr_cross")
+_AVERAGED = (*LOSSES, "loss_mean_prediction", "psnr_self", "psnr_cross")
 
 
 def area(objective: Pretrain, config: config_dict.ConfigDict) -> str:

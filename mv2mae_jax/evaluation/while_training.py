@@ -5,16 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
 from console import progress
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import classification, reconstruction, visualize
-from mv2mae_jax.monitoring import log_files, metrics
+from mv2mae_jax.monitoring import guards, log_files, metrics
 from mv2mae_jax.state import TrainState
 
-# By the objective; each has the functions that are called below.
+# By the objective; each has the functions that are called below (`pictures` where the config has eval.num_pictures).
 EVALUATIONS = {"pretrain": reconstruction, "finetune": classification}
 
 
@@ -35,6 +36,9 @@ def make_evaluation(
 
     everywhere = sharding.replicated(mesh)  # every process receives all rows
     eval_step = jax.jit(sharding.with_mesh(mesh, eval_step), out_shardings=everywhere)
+    are_finite = jax.jit(
+        lambda params: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params), out_shardings=everywhere
+    )
     reconstruct = jax.jit(sharding.with_mesh(mesh, reconstruct), out_shardings=everywhere)
 
     def draw(params: Any, batch: dict[str, jax.Array], step: int, reporter: metrics.Reporter) -> None:
@@ -48,6 +52,7 @@ def make_evaluation(
                     reporter.picture(step, f"{area}/{name}_moving", path + ".gif")
 
     def evaluate(state: TrainState, step: int, reporter: metrics.Reporter) -> tuple[dict[str, float], dict[str, Any]]:
+        guards.check_finite(jax.device_get(are_finite(state.eval_params)), step)
         measured = []
         share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         batches = evaluation.batches(objective, config, **share)

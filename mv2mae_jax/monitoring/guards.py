@@ -71,6 +71,29 @@ class SkippedUpdates:
         )
 
 
+def check_finite(finite: Any, step: int) -> None:
+    """Stops a run whose parameters are not finite, before they are evaluated: they will never be again.
+
+    Args:
+      finite: for each parameter, whether all its values are finite.
+      step: after which they are as they are.
+
+    Raises:
+      FloatingPointError: names the first of those that are not.
+    """
+    bad = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, good in jax.tree.leaves_with_path(finite)
+        if not good
+    ]
+    if bad:
+        raise NotFinite(
+            f"After step {step}, {len(bad)} of {len(jax.tree.leaves(finite))} parameters are not finite: "
+            f"{_shortened(bad, 3)}. No further step can mend them. Lower optimizer.base_learning_rate or set "
+            "optimizer.clip_norm, and begin again in another --workdir, or from an earlier checkpoint by init_from."
+        )
+
+
 def _shortened(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 

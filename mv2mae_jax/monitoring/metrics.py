@@ -16,6 +16,8 @@ from console import progress
 from mv2mae_jax.monitoring import event_files, log_files
 from mv2mae_jax.runs import side_files
 
+# The parts of a reconstruction loss, by metric, and what reports call them.
+LOSSES = {"loss_self": "self-view", "loss_joint": "joint", "loss_cross": "cross-view"}
 IN_FLIGHT = 2  # [ours] the host is at most this many steps ahead, because waiting batches take device memory
 
 Window = list[dict[str, np.float32]]  # the metrics of steps, in order
@@ -174,16 +176,9 @@ class Reporter:
         parts = [f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", f"{step / self._total_steps:4.0%}"]
         parts += [f"{duration(left / rate)} left"] if rate > 0 else []  # unknown after the first step
         parts += [
-            f"{label} {values[key]:.4f}"
-            for label, key in (
-                ("loss", "train/loss"),
-                ("self", "train/loss_self"),
-                ("joint", "train/loss_joint"),
-                ("cross", "train/loss_cross"),
-                ("mean prediction", "train/loss_mean_prediction"),
-                ("accuracy", "train/accuracy"),
-            )
-            if key in values
+            f"{name.removeprefix('loss_').replace('_', ' ')} {values[f'train/{name}']:.4f}"
+            for name in ("loss", *LOSSES, "loss_mean_prediction", "accuracy")
+            if f"train/{name}" in values
         ]
         parts += [f"{values['perf/clips_per_second']:.1f} clips/s", f"data wait {values['data/wait_fraction']:.0%}"]
         parts += [f"MFU {values['perf/mfu']:.0%}"] if "perf/mfu" in values else []

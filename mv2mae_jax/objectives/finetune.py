@@ -11,7 +11,7 @@ import optax
 from ml_collections import config_dict
 
 from console.errors import UserError
-from data import pipeline
+from data import clips, pipeline
 from data.labelled import LabelledDataset
 from mv2mae_jax.models import classifier
 
@@ -112,6 +112,7 @@ class Finetune:
             "data": f"{data.prepared.name} in {data.prepared.directory}, {data.num_classes} classes: {len(data.train)} "
             f"views of {takes} takes to train on, {len(data.held_out)} views held out, {len(data.test)} to test on by "
             f"{data.clips_per_view} clips x {data.crops_per_clip} crops",
+            **clips.short_videos(views["num_frames"][data.train], data.spec),
         }
 
 

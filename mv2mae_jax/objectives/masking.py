@@ -7,29 +7,7 @@ import jax.numpy as jnp
 
 from console.errors import UserError
 from mv2mae_jax.models.tubelets import Mask
-from mv2mae_jax.objectives.mask_kinds import MASK_KINDS
-
-
-def num_visible_tokens(grid: tuple[int, int, int], mask_ratio: float, kind: str = "random") -> int:
-    """Tokens of a (time, height, width) grid that stay visible.
-
-    As VideoMAE's `masking_generator.py`: of G groups (a key of MASK_KINDS says which), int(mask_ratio * G) are masked.
-
-    Raises:
-      ValueError: unknown kind, or a ratio that leaves no visible or no masked token.
-    """
-    if kind not in MASK_KINDS:
-        raise UserError(f"Unknown mask kind {kind!r}. Choose one of {', '.join(MASK_KINDS)}.")
-    maskable = MASK_KINDS[kind].num_groups(grid)
-    masked = int(mask_ratio * maskable)
-    if not 0 < masked < maskable:
-        raise UserError(
-            f"mask_ratio={mask_ratio} with {kind} masks leaves {maskable - masked} visible and {masked} masked of "
-            f"{maskable} {MASK_KINDS[kind].unit} (grid {tuple(grid)}); "
-            "both must be at least 1. "
-            f"Choose a ratio from {1 / maskable:.3g} to {1 - 1 / maskable:.3g}."
-        )
-    return math.prod(grid) // maskable * (maskable - masked)
+from mv2mae_jax.objectives.mask_kinds import MASK_KINDS, num_visible_tokens
 
 
 def draw_mask(

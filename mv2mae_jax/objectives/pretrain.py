@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from data import pipeline
+from data import clips, pipeline
 from data.dataset import Dataset
 from mv2mae_jax.models import joint, mv2mae, stored_frames, tubelets, variants
 from mv2mae_jax.objectives import losses, masking
@@ -234,4 +234,5 @@ class Pretrain:
             "tokens per view": f"{model.num_tokens} {model.grid}, visible {visible}",
             "data": f"{data.prepared.name} in {data.prepared.directory}: {len(data.train.take_names)} takes, "
             f"{len(data.train.elements)} (take, target view) elements; {held_out} takes held out",
+            **clips.short_videos(data.prepared.views["num_frames"][data.train.rows[data.train.rows >= 0]], data.spec),
         }

@@ -19,8 +19,8 @@ do not follow the page's colours. Here a reader chooses (a token, to pause) by r
 
 Light to import; __main__.py imports the rest.
 
-Imports: evaluation, features, inference.py, objectives, models, runs, distributed, data, data/store, config.py,
-console.
+Imports: evaluation, features, inference.py, objectives, models, runs, monitoring, distributed, data, data/store,
+config.py, console.
 Used by: run.py.
 """
 

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib import ticker
 
+from mv2mae_jax.monitoring.metrics import LOSSES
 from mv2mae_jax.report import charts
 from mv2mae_jax.report.charts import Chart
 from mv2mae_jax.report.collect import ReportedRun
@@ -35,14 +36,8 @@ PANELS = (
         title="Reconstruction loss",
         caption="Below the dashed line the decoder predicts better than the mean colour of each patch; where the "
         "cross-view loss lies below the self-view loss, the other camera helps. Diamonds: held-out takes.",
-        lines={
-            "train/loss_self": "self-view",
-            "train/loss_joint": "joint",
-            "train/loss_cross": "cross-view",
-            "eval/loss_self": "self-view, held out",
-            "eval/loss_joint": "joint, held out",
-            "eval/loss_cross": "cross-view, held out",
-        },
+        lines={f"train/{name}": label for name, label in LOSSES.items()}
+        | {f"eval/{name}": f"{label}, held out" for name, label in LOSSES.items()},
         baseline="train/loss_mean_prediction",
         logarithmic=True,
     ),

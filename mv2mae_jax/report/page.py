@@ -9,6 +9,7 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from mv2mae_jax.monitoring.metrics import LOSSES
 from mv2mae_jax.report import charts, curves, tables
 from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.examine import Examined
@@ -88,13 +89,12 @@ def tiles(run: ReportedRun) -> list[Tile]:
     of = "held-out takes" if area == "eval" else "training takes: none is held out"
     found = []
     baseline = metrics.get(f"{area}/loss_mean_prediction")
-    titles = {"loss_self": "Self-view loss", "loss_joint": "Joint loss", "loss_cross": "Cross-view loss"}
-    for name, title in titles.items():
+    for name, label in LOSSES.items():
         if baseline and f"{area}/{name}" in metrics:
             value = metrics[f"{area}/{name}"]
             change = 100 * (value / baseline - 1)
             note = f"{change:+.0f} % against the mean colour's {charts.number(baseline)}; {of}"
-            found.append(Tile(name=title, value=charts.number(value), note=note))
+            found.append(Tile(name=f"{label.capitalize()} loss", value=charts.number(value), note=note))
     for name, title, note in (
         ("cross_gain", "Gain from the other camera", "cross-view loss with another person's take as the source"),
         ("cross_gain_pose", "Gain, same person", "with another pose of the same person as the source"),
