@@ -1,4 +1,4 @@
-"""Runs a config, as `python -m mv2mae_jax.run` does in any folder. Light to import, as that is."""
+"""Runs a config: `python -m mv2mae_jax.run`, from a checkout. It stays as light to import."""
 
 import functools
 import sys

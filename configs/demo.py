@@ -33,7 +33,6 @@ def get_config():
     config.data.frame_stride = 2  # of 10 frames per second: a clip spans 1.4 s
     config.data.crop_size = (32, 32)  # the stored frames, whole
     config.data.crop_scales = (1.0,)
-    config.data.same_crop_in_views = True
     # (target, source), 45 degrees apart; at 90 degrees the decoder does not learn to use the source in this budget
     config.data.view_pairs = (("C001", "C002"), ("C001", "C003"), ("C002", "C001"), ("C003", "C001"))
     config.data.holdout_fraction = 0.25  # 160 takes of 640, for small standard errors
@@ -53,7 +52,7 @@ def get_config():
     config.masking.decode_ratio = 0.5
 
     config.optimizer.name = "muon"  # AdamW was not tried at this length
-    config.optimizer.base_learning_rate = 0.08  # 2e-2 at 64 samples; 8e-3 and 2e-3 were slower
+    config.optimizer.base_learning_rate = 0.08  # 2e-2 at 64 samples; there 8e-3 and 2e-3 were slower
     # Under 0.05, Muon's kernels grow to three times the size, and fine-tuning moves them less easily; 3 was slower.
     config.optimizer.weight_decay = 1.0
     config.optimizer.final_base_learning_rate = 0.0

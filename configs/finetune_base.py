@@ -20,7 +20,7 @@ def get_config() -> config_dict.ConfigDict:
         # --- Length and batch -------------------------------------------------------------------------------------
         num_epochs=50,  # [ours] VideoMAE's; one epoch = one pass over the views, `data.repeats` crops of each
         total_steps=config_dict.placeholder(int),  # [ours] if set, wins over num_epochs
-        warmup_epochs=5.0,  # [ours] VideoMAE's; shortened to a tenth of the run when total_steps is set
+        warmup_epochs=5.0,  # [ours] VideoMAE's; at most a tenth of the run when total_steps is set
         global_batch_size=256,  # [ours] clips per step, over all devices
         compute_dtype="auto",  # [ours] auto | float32 | bfloat16
         # Empty trains from scratch. Only the encoder is taken; clip length and resolution may differ.

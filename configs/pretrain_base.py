@@ -18,7 +18,7 @@ def get_config() -> config_dict.ConfigDict:
         # --- Length and batch -------------------------------------------------------------------------------------
         num_epochs=1600,  # [paper] one epoch = one pass over the (take, target view) elements
         total_steps=config_dict.placeholder(int),  # [ours] if set, wins over num_epochs
-        warmup_epochs=40.0,  # [ours] VideoMAE's; shortened to a tenth of the run when total_steps is set
+        warmup_epochs=40.0,  # [ours] VideoMAE's; at most a tenth of the run when total_steps is set
         global_batch_size=1024,  # [ours] samples (a target and its sources) per step, over all devices
         # `auto` computes in bfloat16 on TPU and GPU and in float32 on CPU; parameters are always float32.
         compute_dtype="auto",  # [ours] auto | float32 | bfloat16
@@ -82,7 +82,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.loss = config_dict.create(
         target="pixels",  # [ours] pixels | normalized_pixels; normalising amplifies noise in static patches
-        error="squared",  # [ours] squared: error of each value; the loss is the mean over a patch
+        error="squared",  # [ours] squared; of each value, then averaged over the patch
         cross_weight=1.0,  # [ours] lambda: total = self-view loss of every view + lambda * cross-view loss
         # Exactly one of the next two is set. The paper's t = 60 does not say on which pixel scale; on [0, 255] it
         # weights one or two of 512 tokens, on [0, 1] all of them alike. An effective share of tokens has no scale.

@@ -100,7 +100,7 @@ def draw_weights() -> plt.Figure:
         axes[0, column].set_title(f"frame {frame}", loc="left")
     for row, (name, settings) in enumerate(rows, start=1):
         weights = losses.motion_weights(energies(), **settings)
-        share = float(losses.ess_fraction(weights))
+        share = float(losses.effective_share(weights))
         pictures = visualize.weight_map(np.asarray(weights).reshape(GRID), video)
         for column, frame in enumerate(shown):
             _show(axes[row, column], pictures[frame])
@@ -116,7 +116,9 @@ def draw_temperature() -> plt.Figure:
     figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
     for name, pixel_range in (("pixels in [0, 255]", 255.0), ("pixels in [0, 1]", 1.0)):
         shares = [
-            float(losses.ess_fraction(losses.motion_weights(energies(), temperature=float(t), pixel_range=pixel_range)))
+            float(
+                losses.effective_share(losses.motion_weights(energies(), temperature=float(t), pixel_range=pixel_range))
+            )
             for t in temperatures
         ]
         axis.semilogx(temperatures, shares, label=name)

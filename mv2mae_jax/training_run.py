@@ -142,7 +142,7 @@ class TrainingRun:
 
         A run may have ended between saving a step and evaluating it. That step is evaluated first.
         """
-        if self._is_evaluated(self._first_step):
+        if self._evaluation_is_due(self._first_step):
             self._results = self._evaluate(self._state, self._first_step, self._reporter)
         del self._state  # its memory is donated to the first step
         batches = self._objective.train_batches(
@@ -190,10 +190,10 @@ class TrainingRun:
         if step % self._config.log.every_steps == 0 or step == self._last_step:
             self._log(step)
             self._checkpointer.check()
-        told_to_stop, evaluates = self._watch.reached(), self._is_evaluated(step)
+        told_to_stop, evaluates = self._watch.reached(), self._evaluation_is_due(step)
         if told_to_stop or evaluates or self._checkpointer.is_due(step):
             self._reporter.flush()
-            self._checkpointer.save(step, state, self._record | {"progress": self._progress()}, force=True)
+            self._checkpointer.save(step, state, self._record | {"progress": self._progress()})
             self._clock.restart()
         if told_to_stop or evaluates:
             self._checkpointer.wait()
@@ -216,8 +216,8 @@ class TrainingRun:
         self._reporter.say(f"Done. The metrics of the last evaluation are in {path}.")
         return measured
 
-    def _is_evaluated(self, step: int) -> bool:
-        wanted = step % self._config.eval.every_steps == 0 or step in self._config.eval.get("at_steps", ())
+    def _evaluation_is_due(self, step: int) -> bool:
+        wanted = step % self._config.eval.every_steps == 0 or step in self._config.eval.at_steps
         return step == self._last_step or (step > 0 and wanted)
 
     def _after_first_step(self, state: TrainState, new_metrics: Batch) -> None:

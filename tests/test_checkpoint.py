@@ -45,7 +45,7 @@ def abstract(tree):
 
 def save(workdir, state, **options) -> None:
     checkpointer = checkpoint.Checkpointer(str(workdir), **options)
-    assert checkpointer.save(5, state, RUN, force=True)
+    assert checkpointer.save(5, state, RUN)
     checkpointer.close()
 
 
@@ -75,7 +75,7 @@ def test_logging_is_as_before_when_a_checkpointer_is_closed(tmp_path):
 def test_the_record_of_the_run_can_be_read_without_the_state(tmp_path):
     save(tmp_path, make_state())
     checkpointer = checkpoint.Checkpointer(str(tmp_path))
-    assert checkpointer.read_run() == checkpointer.read_run(5) == RUN
+    assert checkpointer.read_run() == RUN
     checkpointer.close()
 
 
@@ -83,10 +83,10 @@ def test_saves_are_made_when_due_and_old_ones_go(tmp_path):
     checkpointer = checkpoint.Checkpointer(str(tmp_path), every_steps=2, keep=2)
     assert checkpointer.latest_step() is None
     state = make_state()
-    saved = [step for step in range(1, 8) if checkpointer.save(step, state, RUN)]
+    saved = [step for step in range(1, 8) if checkpointer.is_due(step) and checkpointer.save(step, state, RUN)]
     assert saved == [2, 4, 6]
-    assert checkpointer.save(7, state, RUN, force=True)
-    assert not checkpointer.save(7, state, RUN, force=True)  # already saved
+    assert checkpointer.save(7, state, RUN)
+    assert not checkpointer.save(7, state, RUN)  # already saved
     checkpointer.close()
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [6, 7]

@@ -37,7 +37,7 @@ def saved(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("saved")
     checkpointer = checkpoint.Checkpointer(str(workdir))
     for step in (2, 4, 6):
-        assert checkpointer.save(step, make_state(step), RUN, force=True)
+        assert checkpointer.save(step, make_state(step), RUN)
     checkpointer.close()
     return workdir
 
@@ -116,7 +116,7 @@ def test_the_newest_intact_step_is_used_and_the_damaged_one_kept(checkpoints):
 
     # The step is written again, and damaged again.
     checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
-    assert checkpointer.save(6, make_state(6), RUN, force=True)
+    assert checkpointer.save(6, make_state(6), RUN)
     checkpointer.close()
     assert step_folders.set_aside(checkpoints) == []
     (checkpoints / "6" / digests.NAME).unlink()
@@ -178,7 +178,7 @@ def test_a_step_under_another_number_is_damaged(checkpoints, source, put, older)
     newest = 4 if source == "6" and put is os.rename else 6
     jax.tree.map(np.testing.assert_array_equal, restore(checkpoints.parent), make_state(newest))
     checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
-    assert checkpointer.save(8, make_state(8), RUN, force=True)
+    assert checkpointer.save(8, make_state(8), RUN)
     checkpointer.close()
     assert step_folders.set_aside(checkpoints) == [] and int(restore(checkpoints.parent).step) == 8
 
@@ -186,7 +186,7 @@ def test_a_step_under_another_number_is_damaged(checkpoints, source, put, older)
 def test_a_folder_in_the_way_of_a_save_is_kept_under_another_name(checkpoints):
     checkpointer = checkpoint.Checkpointer(str(checkpoints.parent))
     os.rename(checkpoints / "6", checkpoints / "8")
-    assert checkpointer.save(8, make_state(8), RUN, force=True)
+    assert checkpointer.save(8, make_state(8), RUN)
     checkpointer.close()
     assert int(restore(checkpoints.parent).step) == 8
     assert step_folders.describe(checkpoints / "8.damaged") == "it holds step 6"
@@ -205,7 +205,7 @@ def test_a_save_that_fails_is_told_with_what_is_kept(saved, tmp_path):
     (workdir / "checkpoints").rename(workdir / "elsewhere")
     (workdir / "checkpoints").write_text("in the way")
     with pytest.raises(OSError, match=r"A checkpoint could not be written to .*/checkpoints; none was before"):
-        checkpointer.save(8, make_state(8), RUN, force=True)
+        checkpointer.save(8, make_state(8), RUN)
         checkpointer.wait()
     assert [path.name for path in sorted((workdir / "elsewhere").iterdir())][:3] == ["2", "4", "6"]
 
@@ -218,11 +218,11 @@ import jax.numpy as jnp
 import tensorstore
 from mv2mae_jax.runs import checkpoint
 checkpointer = checkpoint.Checkpointer(sys.argv[1])
-checkpointer.save(1, {"small": jnp.ones(10)}, {"config": "{}"}, force=True)
+checkpointer.save(1, {"small": jnp.ones(10)}, {"config": "{}"})
 checkpointer.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 try:
-    checkpointer.save(2, {"small": jnp.ones(10), "large": jnp.arange(1e6)}, {"config": "{}"}, force=True)
+    checkpointer.save(2, {"small": jnp.ones(10), "large": jnp.arange(1e6)}, {"config": "{}"})
     checkpointer.wait()
 except OSError as error:
     print(error)
@@ -250,6 +250,6 @@ promise.set_result(None)
     assert step_folders.set_aside(tmp_path / "checkpoints") == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     checkpointer = checkpoint.Checkpointer(str(tmp_path))
-    assert checkpointer.save(2, make_state(2), RUN, force=True)
+    assert checkpointer.save(2, make_state(2), RUN)
     checkpointer.close()
     assert step_folders.describe(tmp_path / "checkpoints" / "2") == ""

@@ -327,7 +327,7 @@ def save(workdir, step, encoder, task):
     checkpointer, config = checkpoint.Checkpointer(str(workdir)), make_config("anywhere")
     config.task = task
     params = {"encoder": encoder, "decoder": {"bias": jax.numpy.ones(3)}}
-    checkpointer.save(step, {"params": params}, {"config": config.to_json()}, force=True)
+    checkpointer.save(step, {"params": params}, {"config": config.to_json()})
     checkpointer.close()
 
 

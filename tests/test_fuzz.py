@@ -53,7 +53,7 @@ def test_mutated_sets_are_read_rightly_or_refused(small_set, tmp_path, monkeypat
 
 def test_mutated_checkpoints_are_told(tmp_path):
     checkpointer = checkpoint.Checkpointer(str(tmp_path))
-    checkpointer.save(1, {"kernel": jnp.arange(3000.0)}, {"config": "{}"}, force=True)
+    checkpointer.save(1, {"kernel": jnp.arange(3000.0)}, {"config": "{}"})
     checkpointer.close()
     fuzz.check_mutated_step(tmp_path / "checkpoints" / "1", seed=0, cases=150)
 

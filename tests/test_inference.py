@@ -35,7 +35,7 @@ GRID = (2, 4, 4)
 def save_run(folder, config, params, **record):
     checkpointer = checkpoint.Checkpointer(folder)
     state = TrainState.create(params, optax.sgd(0.1), with_ema=False)
-    checkpointer.save(3, state, {"config": config.to_json(), "git_revision": "", **record}, force=True)
+    checkpointer.save(3, state, {"config": config.to_json(), "git_revision": "", **record})
     checkpointer.close()
     return folder
 

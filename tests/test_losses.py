@@ -173,7 +173,7 @@ def test_the_solved_temperature_gives_the_asked_ess_on_plausible_clips(fraction)
     motion = random_motion(3, 2, 512)
     weights = solved_weights(motion, fraction)
     np.testing.assert_allclose(ess_fraction_float64(weights), np.full((3, 2), fraction), rtol=0.001)
-    np.testing.assert_allclose(losses.ess_fraction(weights), ess_fraction_float64(weights), rtol=1e-5)
+    np.testing.assert_allclose(losses.effective_share(weights), ess_fraction_float64(weights), rtol=1e-5)
     order = np.argsort(motion, axis=-1)
     assert (np.diff(np.take_along_axis(np.asarray(weights), order, -1), axis=-1) >= 0).all()
 

@@ -54,7 +54,7 @@ def workdir(tmp_path_factory):
     }
     checkpointer = checkpoint.Checkpointer(folder)
     state = TrainState.create(make_params(make_model(), 4), optax.sgd(0.1), with_ema=False)
-    checkpointer.save(6, state, record, force=True)
+    checkpointer.save(6, state, record)
     checkpointer.close()
     (folder / "history.jsonl").write_text('{"step": 6, "test/top_1": 0.625, "perf/steps_per_second": 7.5}\n')
     return folder

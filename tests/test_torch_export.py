@@ -45,9 +45,7 @@ def make_run(folder, target, error="squared"):
     checkpointer = checkpoint.Checkpointer(folder)
     record = {"config": config.to_json(), "git_revision": "0123abc"}
     for step in (4, 6):
-        checkpointer.save(
-            step, TrainState.create(tiny_params(step), optax.sgd(0.1), with_ema=False), record, force=True
-        )
+        checkpointer.save(step, TrainState.create(tiny_params(step), optax.sgd(0.1), with_ema=False), record)
     checkpointer.close()
     (folder / "history.jsonl").write_text('{"step": 4, "eval/loss_self": 1.5}\n{"step": 6, "eval/loss_self": 1.25}\n')
     return folder
@@ -199,7 +197,7 @@ def test_a_damaged_record_does_not_stop_the_export_of_intact_weights(workdir, tm
 def test_the_average_is_exported_where_there_is_one(tmp_path):
     state = TrainState.create(tiny_params(0), optax.sgd(0.1), with_ema=True).replace(ema_params=tiny_params(1))
     checkpointer = checkpoint.Checkpointer(tmp_path / "run")
-    checkpointer.save(1, state, {"config": tiny.make_config().to_json(), "git_revision": ""}, force=True)
+    checkpointer.save(1, state, {"config": tiny.make_config().to_json(), "git_revision": ""})
     checkpointer.close()
     head = trained_run.read_run(tmp_path / "run").params["decoder"]["head"]["kernel"]
     np.testing.assert_array_equal(head, tiny_params(1)["decoder"]["head"]["kernel"])
@@ -274,7 +272,7 @@ def test_of_a_run_with_a_joint_decoder_the_encoder_is_exported(tmp_path, capsys)
     params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
     checkpointer = checkpoint.Checkpointer(tmp_path / "run")
     state = TrainState.create(params, optax.sgd(0.1), with_ema=False)
-    checkpointer.save(1, state, {"config": config.to_json(), "git_revision": ""}, force=True)
+    checkpointer.save(1, state, {"config": config.to_json(), "git_revision": ""})
     checkpointer.close()
     for layout in exporter.FORMATS:
         assert run_command(tmp_path / "run", layout, tmp_path / layout) == 0
@@ -303,7 +301,7 @@ def test_a_run_without_source_views_is_exported(tmp_path, capsys):
     params = tiny.random_like(jax.eval_shape(task.init, jax.random.key(0)))
     checkpointer = checkpoint.Checkpointer(tmp_path / "run")
     state = TrainState.create(params, optax.sgd(0.1), with_ema=False)
-    checkpointer.save(1, state, {"config": config.to_json(), "git_revision": ""}, force=True)
+    checkpointer.save(1, state, {"config": config.to_json(), "git_revision": ""})
     checkpointer.close()
     for layout in exporter.FORMATS:
         assert run_command(tmp_path / "run", layout, tmp_path / layout) == 0

@@ -142,6 +142,6 @@ def save_run(workdir, params, *, ema_params=None):
     state = TrainState.create(params, optim.make_optimizer(config.optimizer, schedule), ema_params is not None)
     state = state.replace(ema_params=ema_params)
     checkpointer = checkpoint.Checkpointer(str(workdir))
-    checkpointer.save(3, state, {"config": config.to_json()}, force=True)
+    checkpointer.save(3, state, {"config": config.to_json()})
     checkpointer.close()
     return state

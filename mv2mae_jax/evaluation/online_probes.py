@@ -14,6 +14,8 @@ from mv2mae_jax.evaluation import accuracy, geometry, probes, retrieval
 from mv2mae_jax.models import mv2mae
 from mv2mae_jax.monitoring import metrics
 
+POOLING = "slices"  # of features, for kNN and retrieval [ours]
+
 
 def measure(
     model: mv2mae.MV2MAE,
@@ -25,7 +27,6 @@ def measure(
     train_rows: np.ndarray,
     test_rows: np.ndarray,
     global_batch_size: int,
-    pooling: str = "slices",
     knn_k: int = 20,
 ) -> dict[str, float]:
     """Measures the encoder's present features on one central clip of each view.
@@ -38,7 +39,6 @@ def measure(
       mesh: all devices.
       train_rows, test_rows: int[...], manifest rows of different takes.
       global_batch_size: clips encoded at once; divisible by the devices.
-      pooling: one of features.POOLINGS, for kNN and retrieval.
       knn_k: neighbours; 20 as in DINO [ours].
 
     Returns:
@@ -81,16 +81,16 @@ def measure(
         if with_knn:
             known, asked = train.label >= 0, label >= 0
             scores = probes.knn_scores(
-                train.pooled(pooling)[known],
+                train.pooled(POOLING)[known],
                 train.label[known],
-                test.pooled(pooling)[asked],
+                test.pooled(POOLING)[asked],
                 len(prepared.class_names),
                 k=knn_k,
             )
             knn = accuracy.summarize(scores, label[asked])
             results |= {"knn_top_1": knn["top_1"], "knn_mean_class": knn["mean_class"]}
         if with_retrieval:
-            found = retrieval.measure(test.pooled(pooling), take, view, label)
+            found = retrieval.measure(test.pooled(POOLING), take, view, label)
             results |= {f"retrieval_{name}": value for name, value in found.items()}
         if with_geometry:
             asked = (geometry.targets(prepared, spec, rows) for rows in (train_rows, test_rows))

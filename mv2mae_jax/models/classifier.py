@@ -73,11 +73,11 @@ class Classifier(nn.Module):
 
 def from_config(config: config_dict.ConfigDict, num_classes: int) -> Classifier:
     """The classifier of a config's `model` and `data` sections."""
-    sizes = variants.from_config(config)
+    model = variants.from_config(config)
     return Classifier(
-        encoder=sizes.make_encoder(final_norm=False, drop_path=config.model.drop_path),
+        encoder=model.make_encoder(final_norm=False, drop_path=config.model.drop_path),
         num_classes=num_classes,
-        clip_size=sizes.clip_size,
-        tubelet_size=sizes.tubelet_size,
+        clip_size=model.clip_size,
+        tubelet_size=model.tubelet_size,
         head_init_scale=config.model.head_init_scale,
     )

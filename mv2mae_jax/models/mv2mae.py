@@ -26,9 +26,7 @@ class Reconstruction:
 
     self_target: jax.Array | None = None  # float32[B, Md, P]: target view from itself; None with a joint decoder
     self_source: jax.Array | None = None  # float32[B, S, Md', P]: each source view from itself; None without sources
-    cross: jax.Array | None = (
-        None  # float32[B, Md, P]: target view from itself and the sources, by cross or joint decoder
-    )
+    cross: jax.Array | None = None  # float32[B, Md, P]: target view from all views, by the cross or joint decoder
     joint_source: jax.Array | None = None  # float32[B, S, Md', P]: each source from all views, by a joint decoder
 
 
@@ -277,7 +275,7 @@ class MV2MAE(Computed, nn.Module):
 
     def encode_sources(self, patches: jax.Array, source_mask: Mask) -> jax.Array:
         """uint8[B, S, N, P] -> latents of the visible tokens [B, S, Ns, width]."""
-        return self._of_sources(self.encode_patches, (patches, source_mask.visible))
+        return self._each_view(self.encode_patches, (patches, source_mask.visible))
 
     def decode_views(
         self,
@@ -347,16 +345,16 @@ class MV2MAE(Computed, nn.Module):
             views = [
                 jnp.concatenate([t[:, None], s], axis=1) for t, s in zip(target, source, strict=True)
             ]  # (B, V, ...)
-            y = self._of_sources(function, views)  # (B, V, ...)
+            y = self._each_view(function, views)  # (B, V, ...)
             return y[:, 0], y[:, 1:]
-        of_sources = self._of_sources(function, source)
+        of_sources = self._each_view(function, source)
         return function(*target), of_sources
 
-    def _of_sources(self, function: Any, views: Sequence[jax.Array]) -> jax.Array:
-        """Applies `function`, which takes [B, ...], to arrays [B, S, ...]."""
+    def _each_view(self, function: Any, views: Sequence[jax.Array]) -> jax.Array:
+        """Applies `function`, which takes [B, ...], to arrays [B, V, ...]."""
         batch, num_views = views[0].shape[:2]
-        y = function(*(x.reshape(-1, *x.shape[2:]) for x in views))  # (B * S, ...)
-        return y.reshape(batch, num_views, *y.shape[1:])  # (B, S, ...)
+        y = function(*(x.reshape(-1, *x.shape[2:]) for x in views))  # (B * V, ...)
+        return y.reshape(batch, num_views, *y.shape[1:])  # (B, V, ...)
 
     def _check_views(self, patches: jax.Array, source_mask: Mask | None) -> None:
         num_views = patches.shape[1]

@@ -126,7 +126,7 @@ def motion_weights(
     return _weights(motion * (pixel_range / 255 / temperature))
 
 
-def ess_fraction(weights: jax.Array) -> jax.Array:
+def effective_share(weights: jax.Array) -> jax.Array:
     """Effective number of tokens over their number, (sum w)^2 / (N sum w^2): f32[..., N] -> f32[...] in [1/N, 1]."""
     return jnp.square(weights.mean(-1)) / jnp.square(weights).mean(-1)
 
@@ -157,7 +157,7 @@ def _solve_logits(motion: jax.Array, fraction: float) -> jax.Array:
     def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket
         middle = (low + high) / 2
-        flat = ess_fraction(_weights(jnp.exp(middle) * below_max)) > fraction
+        flat = effective_share(_weights(jnp.exp(middle) * below_max)) > fraction
         return jnp.where(flat[..., None], middle, low), jnp.where(flat[..., None], high, middle)
 
     low = jnp.full_like(spread, math.log(1e-3))  # ESS is N within 1e-6

@@ -21,6 +21,7 @@ class MaskKind(NamedTuple):
       unit: what error messages call the groups.
       num_groups: grid -> G. It raises a UserError for a grid that the kind cannot divide.
       tokens: (groups int32[..., K], grid) -> the flat indices of their tokens, int32[..., K * N / G], in any order.
+        The groups may be traced by JAX: index and broadcast them, no more.
     """
 
     unit: str
@@ -36,7 +37,9 @@ def _tubes(places: Any, grid: Grid) -> Any:
 
 
 MASK_KINDS = {
+    # Tokens anywhere in the clip.
     "random": MaskKind("tokens", math.prod, lambda tokens, grid: tokens),
+    # The same places in every time slice.
     "tube": MaskKind("places per time slice", lambda grid: grid[1] * grid[2], _tubes),
 }
 

@@ -15,8 +15,8 @@ def draw_mask(
 ) -> Mask:
     """Draws one mask for each element of `batch_shape`, all independent.
 
-    'random' hides tokens anywhere in the clip; 'tube' hides the same places in every time slice. With JAX's
-    partitionable random numbers (its default) the values do not depend on how the result is sharded.
+    A kind of MASK_KINDS says which tokens are hidden together. With JAX's partitionable random numbers (its default)
+    the values do not depend on how the result is sharded.
 
     Returns:
       Mask with visible int32[*batch_shape, num_visible_tokens(...)] and masked int32[*batch_shape, the rest].

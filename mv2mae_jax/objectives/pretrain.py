@@ -71,7 +71,7 @@ class Pretrain:
 
     def init(self, key: jax.Array) -> Any:
         """Parameters, float32."""
-        video = jnp.zeros((1, 1 + self.num_source_views, *self.model.clip_size, 3), jnp.uint8)
+        video = jnp.zeros((1, self.views_per_sample, *self.model.clip_size, 3), jnp.uint8)
         masks = self.draw_masks(1, key)
         return self.model.init(key, video, masks["target_mask"], masks["source_mask"])["params"]
 
@@ -150,10 +150,11 @@ class Pretrain:
         """
         measured = self.measure(self.predict(params, inputs), self.targets(inputs))
         metrics = {name: total.sum() / count.sum() for name, (total, count) in measured.items()}
-        loss = metrics["loss_joint"] if self.is_joint else self.views_per_sample * metrics["loss_self"]  # mean or sum
+        # Metrics average over the views. The loss of a self-view decoder is their sum, that of a joint one their mean.
+        loss = metrics["loss_joint"] if self.is_joint else self.views_per_sample * metrics["loss_self"]
         if self.model.cross_view:
             loss += self.cross_weight * metrics["loss_cross"]
-        return loss, {"loss": loss, **metrics, "ess_fraction": losses.ess_fraction(inputs["weights"]).mean()}
+        return loss, {"loss": loss, **metrics, "ess_fraction": losses.effective_share(inputs["weights"]).mean()}
 
     def predict(self, params: Any, inputs: Arrays) -> mv2mae.Reconstruction:
         """The forward pass on what `make_inputs` returns."""
@@ -213,7 +214,7 @@ class Pretrain:
         """Views may hide different numbers of tokens. Each view counts by its mean, times the target's count."""
         (target_sum, count), (source_sum, source_count) = target, sources
         total = target_sum + self.num_source_views * source_sum * count / source_count
-        return total / (1 + self.num_source_views), count
+        return total / self.views_per_sample, count
 
     def weights(self, motion: jax.Array) -> jax.Array:
         """Motion energies float32[..., N] -> loss weights float32[..., N] of mean 1."""

@@ -13,7 +13,7 @@ from data.labelled import LabelledDataset
 from data.store import takes
 from mv2mae_jax import features, inference
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.evaluation import probe, retrieval, visualize
+from mv2mae_jax.evaluation import online_probes, probe, retrieval, visualize
 from mv2mae_jax.models import frozen_encoder, stored_frames
 from mv2mae_jax.report import charts, pictures, tables
 from mv2mae_jax.report.charts import MOST_MARKS, Chart
@@ -23,7 +23,6 @@ from mv2mae_jax.report.pictures import Image
 NEAREST = 5
 QUERIES = 4
 BATCH_SIZE = 16  # [ours] clips encoded at once
-POOLING = "slices"  # if the config names none; kNN and retrieval metrics during pre-training use it, too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ def examine(run: ReportedRun, opened: Opened, *, max_clips: int, key: str, blur_
     prepared, which = opened.prepared, opened.which
     rows = choose_rows(prepared, opened.rows, max_clips, seed=run.config.seed)
     found = opened.encode(rows, opened.params, "this run's encoder")
-    pooling = run.config.probe.pooling if run.config.task == "probe" else POOLING
+    pooling = run.config.probe.pooling if run.config.task == "probe" else online_probes.POOLING
     pooled = found.pooled(pooling)
     view, take, label = (prepared.views[name][rows] for name in ("view", "take", "label"))
     about = f"{len(rows)} clips of {len(np.unique(take))} {which}, each view's central clip; pooling: {pooling}."

@@ -117,14 +117,14 @@ def weight_maps(objective: Pretrain, motion: np.ndarray, target: np.ndarray) -> 
     images = []
     for temperature in (middle / 4, middle, 4 * middle):
         weights = losses.motion_weights(jnp.asarray(motion), temperature=temperature, pixel_range=pixel_range)
-        share = 100 * float(losses.ess_fraction(weights))
+        share = 100 * float(losses.effective_share(weights))
         share = f"{share:.0f} %" if share >= 10 else f"{share:.1f} %"
         weights = np.asarray(weights).reshape(objective.model.grid)  # (nt, nh, nw)
         label = f"t = {charts.number(temperature)}{', this run' if temperature == own else ''}: {share} of tokens"
         alt = f"Animation: the target view under its motion weights at temperature {charts.number(temperature)}; "
         alt += f"an effective {share} of the tokens carry the loss"
         images.append(pictures.film(visualize.weight_map(weights, target), label, alt))
-    fixed = 100 * float(losses.ess_fraction(losses.motion_weights(jnp.asarray(motion), temperature=60.0)))
+    fixed = 100 * float(losses.effective_share(losses.motion_weights(jnp.asarray(motion), temperature=60.0)))
     note = (
         f"The paper's t = 60 on pixels in [0, 255] would leave an effective {fixed:.1f} % of the {motion.size} tokens."
     )

@@ -72,13 +72,13 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, run: dict[str, Any], *, force: bool = False) -> bool:
-        """Starts an asynchronous save if `step` is due (always with `force`). The state may be donated at once.
+    def save(self, step: int, state: Any, run: dict[str, Any]) -> bool:
+        """Starts an asynchronous save if the step is not there yet. The state may be donated at once.
 
         Raises:
           OSError: this save, or the one before, has failed.
         """
-        if step == self.latest_step() or not (force or self.is_due(step)):
+        if step == self.latest_step():
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._failures_told():
@@ -115,12 +115,11 @@ class Checkpointer:
                 f"and the right to write there, the same command continues. {type(error).__name__}: {_shortened(error)}"
             ) from error
 
-    def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reads a step, the newest by default.
+    def restore(self, state: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads the newest step.
 
         Args:
           state: a pytree of `jax.ShapeDtypeStruct` with the target's shardings, which may differ from the saved ones.
-          step: which step.
 
         Returns:
           (state, run record).
@@ -128,7 +127,7 @@ class Checkpointer:
         Raises:
           ValueError: names or shapes of the saved state differ from the wanted ones; lists them.
         """
-        step = self.latest_step() if step is None else step
+        step = self.latest_step()
         problems = _mismatches(self._manager.item_metadata(step)["state"].tree, state)
         if problems:
             # Only parameters are compared: their moments and averages would repeat the same differences.
@@ -142,10 +141,9 @@ class Checkpointer:
         restored = self._manager.restore(step, args=items)
         return restored["state"], restored["run"]
 
-    def read_run(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON record of a step, without its arrays."""
-        step = self.latest_step() if step is None else step
-        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+    def read_run(self) -> dict[str, Any]:
+        """The JSON record of the newest step, without its arrays."""
+        return self._manager.restore(self.latest_step(), args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
 
     def close(self) -> None:
         """Waits for saves under way. Raises OSError if one has failed."""
