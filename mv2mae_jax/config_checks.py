@@ -14,11 +14,15 @@ from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
 from mv2mae_jax.objectives.mask_kinds import MASK_KINDS, num_visible_tokens
 
 
-def _names_in(file: str, table: str) -> tuple[str, ...]:
-    """The keys of a dict, or the elements of a tuple, of this package. It is read: importing it would import JAX."""
+def _table(file: str, name: str) -> ast.Dict | ast.Tuple:
+    """The value of a constant of this package. It is read: importing it would import JAX."""
     tree = ast.parse((pathlib.Path(__file__).parent / file).read_text())
-    values = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == table)
-    value = next(values)
+    return next(node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == name)
+
+
+def _names_in(file: str, name: str) -> tuple[str, ...]:
+    """The keys of a dict, or the elements of a tuple, of this package."""
+    value = _table(file, name)
     return tuple(name.value for name in (value.keys if isinstance(value, ast.Dict) else value.elts))
 
 
@@ -29,21 +33,20 @@ _CHOICES = {
     "data.cache": ("auto", "off", "memory"),
     "data.motion_on": ("host", "device"),
     "model.variant": _names_in("models/variants.py", "VARIANTS"),
-    "model.remat": ("auto", "none", "dots", "block"),
     "model.decoder": _names_in("models/variants.py", "DECODERS"),
-    "model.layer_loop": ("auto", "rolled", "unrolled"),
-    "model.attention": ("auto", "xla", "chunked", "cudnn", "per_head"),
-    "model.norm_affine": ("auto", "folded", "applied"),
     "masking.kind": tuple(MASK_KINDS),
     "loss.weighted_views": ("all", "target"),
     "loss.target": _names_in("objectives/losses.py", "TARGET_KINDS"),
     "loss.error": _names_in("objectives/losses.py", "ERRORS"),
-    "optimizer.name": ("adamw", "muon"),
+    "optimizer.name": _names_in("optim.py", "OPTIMIZERS"),
     "eval.split": ("test", "held_out"),
     "probe.pooling": _names_in("features/__init__.py", "POOLINGS"),
+} | {
+    f"model.{key}": ("auto", *choices)
+    for key, choices in ast.literal_eval(_table("models/compute.py", "CHOICES")).items()
 }
 
-PROBES = ("knn", "linear", "ridge", "attentive", "retrieval", "geometry", "motion")
+PROBES = (*_names_in("evaluation/probe.py", "CLASSIFIERS"), "retrieval", "geometry", "motion")
 _BASELINES = _names_in("evaluation/probe.py", "BASELINES")
 
 # What a number must fulfil, and the keys of which it is asked. Keys that may be None ("not set") may be so here.

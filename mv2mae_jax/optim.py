@@ -1,7 +1,8 @@
 """Optimiser and learning-rate schedule."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -126,24 +127,35 @@ def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+def _adamw(config: config_dict.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    """VideoMAE's."""
+    return optax.adamw(
+        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
+    )
+
+
+def _muon(config: config_dict.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    """Muon on the kernels, with its update scaled to AdamW's usual size (RMS 0.2); Adam on the rest."""
+    return optax.contrib.muon(
+        schedule,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decayed,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        eps=config.eps,
+        muon_weight_dimension_numbers=_matrix_axes,
+        consistent_rms=0.2,
+    )
+
+
+# By `optimizer.name`.
+OPTIMIZERS: Final[dict[str, Callable]] = {"adamw": _adamw, "muon": _muon}
+
+
 def make_optimizer(config: config_dict.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
-    """AdamW as VideoMAE's, or Muon on the kernels with its update scaled to AdamW's usual size (RMS 0.2)."""
-    if config.name == "muon":
-        optimizer = optax.contrib.muon(
-            schedule,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=decayed,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            eps=config.eps,
-            muon_weight_dimension_numbers=_matrix_axes,
-            consistent_rms=0.2,
-        )
-    else:
-        optimizer = optax.adamw(
-            schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
-        )
+    """The optimizer of a config, between clipping of gradients and layer-wise decay where these are set."""
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     layer_decay = config.get("layer_decay")
     scale = [] if layer_decay is None else [scale_by_layer(layer_decay)]
+    optimizer = OPTIMIZERS[config.name](config, schedule)
     return optax.chain(*clip, optimizer, *scale) if clip or scale else optimizer

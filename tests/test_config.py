@@ -62,8 +62,8 @@ def test_a_key_without_an_origin_breaks_no_run(tmp_path, monkeypatch):
 
 def test_allowed_values_are_the_keys_of_the_tables():
     """The program reads the allowed values from the source of these modules, so that it need not import JAX."""
-    from mv2mae_jax import features
-    from mv2mae_jax.models import variants
+    from mv2mae_jax import features, optim
+    from mv2mae_jax.models import compute, variants
     from mv2mae_jax.objectives import losses
 
     tables = {
@@ -72,7 +72,8 @@ def test_allowed_values_are_the_keys_of_the_tables():
         "loss.target": losses.TARGET_KINDS,
         "loss.error": losses.ERRORS,
         "probe.pooling": features.POOLINGS,
-    }
+        "optimizer.name": optim.OPTIMIZERS,
+    } | {f"model.{key}": ("auto", *choices) for key, choices in compute.CHOICES.items()}
     assert {key: config_checks._CHOICES[key] for key in tables} == {key: tuple(table) for key, table in tables.items()}
 
 

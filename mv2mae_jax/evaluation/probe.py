@@ -24,7 +24,7 @@ from mv2mae_jax.monitoring import event_files, log_files, metrics
 from mv2mae_jax.runs import checkpoint, metrics_file, run_record, side_files, starts_file
 from mv2mae_jax.torch_weights import importer
 
-CLASSIFIERS = ("knn", "linear", "ridge", "attentive")
+CLASSIFIERS: tuple[str, ...] = ("knn", "linear", "ridge", "attentive")
 BASELINES: tuple[str, ...] = ("random", "pixels")  # values of `init_from` that are no run and no file
 
 
