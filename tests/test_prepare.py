@@ -236,6 +236,49 @@ def test_bad_videos_are_set_aside_with_their_reason(with_bad_videos, prepared_wi
     assert (counts["quarantined"], counts["unmatched"]) == (len(expected), 1)
 
 
+def test_a_file_of_the_same_size_with_other_pictures_is_prepared_anew(tmp_path, capsys):
+    for take in range(3):
+        for view in range(2):
+            frames = video_files.moving_square(6, 48, 64, seed=take + view)
+            video_files.write_video(tmp_path / "raw" / f"t{take}_cam{view}.avi", frames, codec="rawvideo")
+    output, replaced = tmp_path / "out", tmp_path / "raw" / "t1_cam1.avi"
+    again = arguments(tmp_path / "raw", output)
+    assert prepare.main(again) == 0
+    before, size = files_of(output), replaced.stat().st_size
+    for path in (tmp_path / "raw").iterdir():
+        os.utime(path, (1, 1))  # as after a copy of the folder
+    capsys.readouterr()
+    assert prepare.main(again) == 0
+    assert files_of(output) == before and "anew" not in capsys.readouterr().out
+    video_files.write_video(replaced, video_files.moving_square(6, 48, 64, seed=40), codec="rawvideo")
+    assert replaced.stat().st_size == size
+    assert prepare.main(again) == 0
+    assert "changed since they were prepared, so prepared anew: 1 file\n  t1_cam1.avi\n" in capsys.readouterr().out
+    changed = {name for name, content in files_of(output).items() if before.get(name) != content}
+    assert [name for name in changed if ".array_record-" in name] == ["folder-takes.array_record-00001-of-00003"]
+    assert metadata.verify(output) == []
+    assert prepare.main(arguments(tmp_path / "raw", tmp_path / "other")) == 0
+    assert takes_of(output) == takes_of(tmp_path / "other")
+
+    # A set of an older version does not say of what bytes it was made.
+    for path in output.glob("parts/*.json"):
+        account = json.loads(path.read_text())
+        del account["sources"], account["account_sha256"]
+        path.write_text(json.dumps(account))
+    assert prepare.main(again) == 0
+    assert "warning" not in capsys.readouterr().out
+    os.utime(replaced, (2**32, 2**32))
+    assert prepare.main(again) == 0
+    told = capsys.readouterr().out
+    assert re.search(
+        r"newer than what was made of them: 1 file\n  t1_cam1.avi: .*delete .*parts/00001-of-00003.json", told
+    )
+
+
+def takes_of(output: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(output.glob("*.array_record-*"))]
+
+
 def test_no_cell_of_a_table_is_a_formula(tmp_path):
     """Spreadsheets execute cells that begin with such characters. Without its first `'`, a cell is the name again."""
     names = [

@@ -83,6 +83,17 @@ def files(folder: Path) -> Iterator[tuple[str, int | str]]:
         yield f"{_escaped(relative)}/", f"the folder cannot be listed: {error.strerror}"
 
 
+def modified(folder: Path, path: str) -> int:
+    """When a file, the archive that holds it, or the latest image of a series was changed: nanoseconds since 1970."""
+    archive, _ = _split(folder, path)
+    place = folder / path if archive is None else archive
+    if archive is None and series.is_series(path):
+        matches = series.regex(path)
+        with os.scandir(place.parent) as entries:
+            return max((entry.stat().st_mtime_ns for entry in entries if matches.fullmatch(entry.name)), default=0)
+    return place.stat().st_mtime_ns
+
+
 def is_hidden(path: str) -> bool:
     """Whether a file, or a folder above it, is one that file managers hide: what systems and programs keep there."""
     return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data import catalog
 from data.prepare import (
+    archives,
     carry_truth,
     contact_sheet,
     estimate,
@@ -14,6 +15,7 @@ from data.prepare import (
     offsets,
     parts,
     preparation_report,
+    raw_files,
     shards,
     workers,
 )
@@ -64,7 +66,7 @@ def prepare(
         jobs = shards.plan(listing, seconds, given, split)
         _begin(parts.Part.of(split, settings, listing.videos, names), output_dir)
         if not (options.add and parts.is_finished(output_dir, split)):
-            missing = [job for job in jobs if shards.account_of(job, settings, output_dir) is None]
+            missing = _missing(jobs, settings, listing, output_dir, announce)
             if missing:
                 if split == shards.SPLIT:
                     (output_dir / "prepared.json").unlink(missing_ok=True)  # the set must not look finished meanwhile
@@ -77,6 +79,30 @@ def prepare(
             sheet = contact_sheet.write(accounts, listing.videos, listing.files.root, output_dir, options.frames_fps)
             announce(f"sheet: {sheet}")
         return metadata.write(settings, jobs, output_dir, options.truth_dir)
+
+
+def _missing(
+    jobs: Sequence[shards.Job],
+    settings: shards.Settings,
+    listing: Listing,
+    output_dir: Path,
+    announce: Callable[[str], None],
+) -> list[shards.Job]:
+    """The shards that are not there, or of files that have changed; tells of these."""
+    accounts = {job: shards.account_of(job, settings, output_dir) for job in jobs}
+    kept, newer = {}, []
+    for job, account in accounts.items():
+        if account is None:
+            continue
+        kept |= account.get("sources", {})
+        if "sources" not in account:  # of an older version
+            of_shard = output_dir / shards.PARTS / shards.ShardFile(account["file"]).part_name
+            written = of_shard.stat().st_mtime_ns
+            newer += [(p, of_shard) for p in job.sizes if archives.modified(listing.files.root, p) > written]
+    changed = raw_files.changed(kept, listing.num_bytes, listing.files.root, settings.frames_fps)
+    for line in preparation_report.files_changed(changed, newer):
+        announce(line)
+    return [job for job, account in accounts.items() if account is None or not job.sizes.keys().isdisjoint(changed)]
 
 
 def _chosen(output_dir: Path, listing: Listing, announce: Callable[[str], None]) -> tuple[str, Listing]:

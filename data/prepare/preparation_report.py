@@ -43,6 +43,23 @@ def found_wrong(listing: Listing) -> list[str]:
     return lines
 
 
+def files_changed(changed: Sequence[str], newer: Sequence[tuple[str, Path]]) -> list[str]:
+    """About files that a set was made of.
+
+    Args:
+      changed: those that have other bytes now.
+      newer: those that were written after their shards, whose accounts do not say of what bytes; and the accounts.
+    """
+    lines = []
+    if changed:
+        lines += [f"changed since they were prepared, so prepared anew: {count(len(changed), 'file')}"]
+        lines += _shortened(changed)
+    if newer:
+        advice = [f"{path}: if it was replaced, delete {account} and give the command again" for path, account in newer]
+        lines += [f"warning: newer than what was made of them: {count(len(newer), 'file')}", *_shortened(advice)]
+    return lines
+
+
 def unmatched(files: Sequence[tuple[str, str]], where: str = "") -> list[str]:
     """About files that do not belong to the data set."""
     reasons = [reason for _, reason in files]

@@ -64,7 +64,8 @@ def as_video(path: str, images: Mapping[str, bytes], fps: float) -> io.BytesIO:
     if picture is None:
         raise UserError(f"{numbered[0][1]} is not a readable image")
     rate, file = Fraction(fps).limit_denominator(100_000), io.BytesIO()
-    with av.open(file, "w", format="avi") as output:
+    # Without its own version in the file, FFmpeg makes the same bytes of the same images.
+    with av.open(file, "w", format="avi", options={"fflags": "+bitexact"}) as output:
         codec = _CODECS["." + path.lower().rpartition(".")[2]]
         stream = output.add_stream(codec, rate=rate)
         stream.height, stream.width = picture.shape[:2]

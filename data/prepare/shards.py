@@ -21,7 +21,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
 from data.catalog import Video
-from data.prepare import archives, clocks, encoding, pairing, raw_video
+from data.prepare import archives, clocks, encoding, pairing, raw_files, raw_video
 from data.prepare.boxes import MANIFEST_COLUMNS, Box, Crop
 from data.prepare.clocks import Clock
 from data.prepare.listing import Listing, PreparationError
@@ -94,9 +94,9 @@ class Job:
         return dict(zip(self.videos, self.boxes, strict=True)) if self.boxes else {}
 
     @property
-    def num_files(self) -> int:
-        """Raw files to be read."""
-        return len({video.path for video in self.videos})
+    def sizes(self) -> dict[str, int]:
+        """The raw files to be read, with their bytes."""
+        return {video.path: size for video, size in zip(self.videos, self.num_bytes, strict=True)}
 
     def file_name(self, dataset: str) -> str:
         """The shard's file name, in TFDS's form."""
@@ -199,11 +199,12 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
     """
     file_name = job.file_name(settings.dataset)
     rows, quarantined, static = [], [], []
+    sources = {path: {"bytes": size} for path, size in job.sizes.items()}
     decode = codec.get(settings.codec).decode
     with whole_file(output_dir / file_name, durable=True) as temporary:
         try:
             writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-            for views, aside in _encode_takes(job, settings, input_dir, starting):
+            for views, aside in _encode_takes(job, settings, input_dir, starting, sources):
                 quarantined += aside
                 if views and all(encoding.is_still(view.frames, decode) for view in views):
                     static.append(views[0].video.take)
@@ -228,6 +229,7 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
         "records": rows,
         "quarantined": quarantined,
         "static_takes": static,
+        "sources": sources,
     }
     account["account_sha256"] = _digest(account)
     write_whole(output_dir / PARTS / shard.part_name, json.dumps(account, indent=1), durable=True)
@@ -244,7 +246,7 @@ def read_account(shard: ShardFile, output_dir: Path) -> dict | None:
 
     Returns:
       file, inputs (a digest), bytes, sha256, records (rows of the manifest), quarantined (path, take, reason),
-      static_takes (names; not in accounts of older versions).
+      static_takes (names), and sources (path -> as of `raw_files.changed`); older accounts lack the last ones.
     """
     try:
         account = json.loads((output_dir / PARTS / shard.part_name).read_bytes())
@@ -273,12 +275,12 @@ def _group(videos: Sequence[Video], key: Callable[[Video], str]) -> list[list[Vi
 
 
 def _encode_takes(
-    job: Job, settings: Settings, input_dir: Path, starting: Callable[[str], None]
+    job: Job, settings: Settings, input_dir: Path, starting: Callable[[str], None], sources: dict[str, dict]
 ) -> Iterator[tuple[list[EncodedVideo], list[dict]]]:
     """For each take, the views that go in, and the quarantine entries of those that do not.
 
     Holds the encoded frames of one recording at a time. Each file of a recording is decoded once, and all takes are cut
-    from its frames.
+    from its frames. `sources` receives what is kept of the files.
     """
     offset = dict(zip(job.videos, job.offsets, strict=True)) if job.offsets else {}
     paths = [video.path for video in job.videos]
@@ -286,7 +288,7 @@ def _encode_takes(
         for recording in _group(job.videos, _recording):
             encoded = {}
             for videos in _group(recording, lambda video: video.path):
-                encoded |= _encode_file(videos, settings, input_dir, files, starting, job.boxes_given)
+                encoded |= _encode_file(videos, settings, input_dir, files, starting, job.boxes_given, sources)
             for take in _group(recording, lambda video: video.take):
                 views = {video: encoded[video] for video in take}
                 yield pairing.choose_views(
@@ -306,12 +308,15 @@ def _encode_file(
     files: archives.Reader,
     starting: Callable[[str], None],
     boxes_given: Mapping[Video, Box | Path | None],
+    sources: dict[str, dict],
 ) -> dict[Video, EncodedVideo | str]:
     """The videos cut from one file; for a video that cannot be cut, the reason."""
     path = videos[0].path
     try:
+        sources[path] |= {"modified": archives.modified(input_dir, path), "digest": None}
         starting(path)
         with files.open(path) as file:
+            sources[path]["digest"] = raw_files.digest(file)
             how = (settings.short_side, settings.encode, settings.crop, boxes_given)
             source, encoded = encoding.encode_file(videos, file, *how)
     except (raw_video.BadVideo, archives.BadArchive) as error:
@@ -364,6 +369,7 @@ def _row(view: EncodedVideo, record: bytes) -> dict:
     return {
         "take": video.take,
         "view": video.view,
+        "path": video.path,
         "num_frames": len(view.frames),
         "fps": view.fps,
         "height": view.height,

@@ -77,7 +77,7 @@ def write_shards(
 
 
 def _num_files(jobs: Iterable[shards.Job]) -> int:
-    return sum(job.num_files for job in jobs)
+    return sum(len(job.sizes) for job in jobs)
 
 
 def _run(
