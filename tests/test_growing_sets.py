@@ -1,7 +1,9 @@
 """Growing sets, and several sets used as one: only the order of the records differs from one preparation."""
 
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,25 @@ def test_what_does_not_fit_a_set_is_not_added(raw, grown, tmp_path):
     with pytest.raises(PreparationError, match="from take walk/anna/t1 without its view 3"):
         run(alone, grown, add=True)
     assert metadata.verify(grown) == []
+
+
+def test_other_footage_under_the_names_of_takes_is_not_added(raw, grown, tmp_path):
+    again = write(tmp_path / "again", FIRST | SECOND)
+    shutil.copytree(raw / "second", again, dirs_exist_ok=True)  # the same bytes, changed at another time
+    for path in again.rglob("*.mp4"):
+        os.utime(path, (1, 1))
+    write(again, {"walk/dora_t1": 30})
+    write(again, {"walk/anna_t1": 50}, num_frames=14)
+    reason = r"made 1 take of other files .*\(walk/anna/t1\), e\.g\. walk/anna_t1_cam1\.mp4 \(\d+ bytes, formerly \d+\)"
+    for _ in range(2):
+        with pytest.raises(PreparationError, match=reason):
+            run(again, grown, add=True)
+    assert metadata.verify(grown) == []
+    for path in again.glob("walk/anna_t1*"):
+        path.unlink()
+    told = []
+    run(again, shutil.copytree(grown, tmp_path / "set"), add=True, announce=told.append)
+    assert "left out, as the set holds them: 7 takes" in told and len(contents(tmp_path / "set")) == 18
 
 
 def test_a_set_of_an_older_version_grows(raw, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 
 from data import catalog
 from data.catalog import Video
-from data.prepare import preparation_report, shards
+from data.prepare import preparation_report, raw_files, shards
 from data.prepare.listing import Listing, PreparationError
 from data.store.takes import FORMAT_VERSION
 from data.store.whole_files import write_whole
@@ -129,8 +129,8 @@ def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
     The same files continue with the part that they began.
 
     Raises:
-      PreparationError: the set is not finished, holds a take without one of its views, or all takes, or another
-        addition was interrupted.
+      PreparationError: the set is not finished, holds a take without one of its views or of other files, or all takes,
+        or another addition was interrupted.
     """
     plans = read_plans(output_dir)
     there = {video.take for video in listing.videos}
@@ -147,6 +147,7 @@ def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
         )
     if not unfinished:
         _check_views(output_dir, plans, listing)
+        _check_files(output_dir, plans, listing)
     if going_on:
         return going_on[0].split, _restricted(listing, set(going_on[0].takes))
     if not new:
@@ -174,6 +175,29 @@ def _check_views(output_dir: Path, plans: Sequence[Part], listing: Listing) -> N
             f"{output_dir} was prepared from take {more[0].take} without its view {more[0].view}, which cannot be "
             f"added: the views of a take are prepared together. Prepare another set, or leave {more[0].path} out"
         )
+
+
+def _check_files(output_dir: Path, plans: Sequence[Part], listing: Listing) -> None:
+    """Refuses takes that the set made of other files. Accounts of older versions do not say of which."""
+    files = {(video.take, video.view): video.path for video in listing.videos}
+    kept, frames_fps = {}, plans[0].settings.get("frames_fps") if plans else None
+    for part in plans:
+        for account in accounts(output_dir, part.split):
+            for row in account["records"]:
+                if (row["take"], row["view"]) in files and "path" in row:
+                    kept[files[row["take"], row["view"]]] = account["sources"][row["path"]]
+    others = raw_files.changed(kept, listing.num_bytes, listing.files.root, frames_fps)
+    if not others:
+        return
+    takes = sorted({video.take for video in listing.videos if video.path in others})
+    before, now = kept[others[0]]["bytes"], listing.num_bytes[others[0]]
+    how = f"{now} bytes, formerly {before}" if now != before else "other content"
+    raise PreparationError(
+        f"{output_dir} made {preparation_report.count(len(takes), 'take')} of other files than are here by these names "
+        f"({', '.join(takes[: preparation_report.SHOWN_IN_MESSAGE])}), e.g. {others[0]} ({how}). If they are further "
+        "takes, give them names of their own; if they replace the former ones, prepare the set anew; else leave them "
+        "out of the input"
+    )
 
 
 def _restricted(listing: Listing, takes: set[str]) -> Listing:
