@@ -13,7 +13,7 @@ import pytest
 
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import archives, boxes, offsets, preparation, raw_video
+from data.prepare import archives, boxes, offsets, preparation, preparation_report, raw_video
 from data.prepare.listing import list_videos
 from data.prepare.options import Options
 from data.store import digests, takes
@@ -120,6 +120,27 @@ def test_a_name_that_is_not_utf8_is_set_aside_alone(tmp_path):
     assert [video.path for video in listing.videos] == ["z.zip/b_cam1.mp4", "z.zip/b_cam2.mp4"]
     with archives.Reader(tmp_path, ["z.zip/b_cam2.mp4"]) as reader, reader.open("z.zip/b_cam2.mp4") as file:
         assert file.read() == b"b_cam2.mp4" * 10
+
+
+def test_files_with_the_same_bytes_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    one, other = rng.bytes(200_000), rng.bytes(200_000)
+    folder, archive = tmp_path / "in", tmp_path / "z.zip"
+    folder.mkdir()
+    for name, content in {"w1_camA": one, "w1_camB": one, "w1 (1)_camA": one, "w2_camA": b"x" * 9}.items():
+        (folder / f"{name}.mp4").write_bytes(content)
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, content in {"w3_camA": other, "w3_camB": other, "w4_camA": b"z" * 9}.items():
+            file.writestr(f"{name}.mp4", content)
+    assert preparation_report.found_wrong(listed([folder, archive])[1]) == [
+        "warning: 3 files with the size, the beginning and the end of another, used as views of their own: "
+        "leave copies out",
+        "  in/w1 (1)_camA.mp4 = in/w1_camA.mp4 = in/w1_camB.mp4",
+        "  z.zip/w3_camA.mp4 = z.zip/w3_camB.mp4",
+    ]
+    (folder / "w1 (1)_camA.mp4").unlink()
+    (folder / "w1_camB.mp4").write_bytes(one[:-1] + bytes([one[-1] ^ 1]))
+    assert preparation_report.found_wrong(listed(folder)[1]) == []
 
 
 def test_short_and_still_takes_are_told(tmp_path, capsys):

@@ -195,6 +195,14 @@ class Reader(contextlib.ExitStack):
             raise found
         return found
 
+    def stated_checksum(self, path: str) -> int | None:
+        """CRC-32 that a zip archive states of a file in it, without reading that; None of others. Raises BadArchive."""
+        archive, member = _split(self._folder, path)
+        if archive is None or not archive.name.lower().endswith(".zip") or series.is_series(member):
+            return None
+        with _reasons(archive):
+            return self._opened(archive).getinfo(member).CRC
+
     def _read_zip(self, archive: Path, member: str) -> BinaryIO:
         with _reasons(archive):
             if series.is_series(member):

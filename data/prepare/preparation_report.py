@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from data.prepare import raw_files
 from data.prepare.listing import Listing, passed_over
 
 SHOWN = 10  # entries of a list
@@ -34,12 +35,23 @@ def report(prepared: dict, output_dir: Path) -> str:
 
 
 def found_wrong(listing: Listing) -> list[str]:
-    """Printed before the work begins, so that the user can correct files and have them prepared with the rest."""
+    """Printed before the work begins, so that the user can correct files and have them prepared with the rest.
+
+    Looks into files of equal size.
+    """
     unreadable = [f"  {path}: {reason}" for path, _, reason in listing.files.unreadable]
     lines = [f"cannot be read: {count(len(unreadable), 'file')}", *unreadable] if unreadable else []
     refused, changed = [reason for *_, reason in listing.refused], listing.changed
     lines += [f"labels that cannot be used: {len(refused)}", *_shortened(refused)] if refused else []
     lines += [f"labels used, but not as they are written: {len(changed)}", *_shortened(changed)] if changed else []
+    alike = raw_files.alike(listing.num_bytes, listing.files.root, listing.frames_fps)
+    if alike:
+        num_copies = sum(map(len, alike)) - len(alike)
+        lines.append(
+            f"warning: {count(num_copies, 'file')} with the size, the beginning and the end of another, used as views "
+            "of their own: leave copies out"
+        )
+        lines += _shortened([" = ".join(paths) for paths in alike])
     return lines
 
 

@@ -53,6 +53,35 @@ def changed(
     return sorted(found)
 
 
+def alike(num_bytes: Mapping[str, int], root: Path, frames_fps: float | None) -> list[list[str]]:
+    """Groups of files with the same bytes, as far as a glance tells: of equal size, with equal first and last blocks.
+
+    Of files in zip archives it compares the stated checksums. Those in tar archives are left out, because an archive
+    would have to be read from its start.
+
+    Args:
+      num_bytes: of the files, by path.
+      root, frames_fps: as of `changed`.
+    """
+    of_size: dict[int, list[str]] = {}
+    for path, size in num_bytes.items():
+        if size and not any(f"{ending}/" in path.lower() for ending in archives.EXTENSIONS if ending != ".zip"):
+            of_size.setdefault(size, []).append(path)
+    candidates = {path: size for size, paths in of_size.items() if len(paths) > 1 for path in paths}
+    groups: dict[tuple, list[str]] = {}
+    with archives.Reader(root, list(candidates), frames_fps=frames_fps) as reader:
+        for path, size in progress.track(candidates.items(), "comparing", "files"):
+            try:
+                seen = reader.stated_checksum(path)
+                if seen is None:
+                    with reader.open(path) as file:
+                        seen = digest(file, num_blocks=2)
+            except (archives.BadArchive, OSError):
+                continue  # preparation reports it
+            groups.setdefault((size, seen), []).append(path)
+    return sorted(sorted(paths) for paths in groups.values() if len(paths) > 1)
+
+
 def _digest_of(reader: archives.Reader, path: str) -> str | None:
     try:
         with reader.open(path) as file:
