@@ -163,6 +163,25 @@ def test_short_and_still_takes_are_told(tmp_path, capsys):
     assert set(takes.open_prepared(tmp_path / "one").views["take"]) == {"a", "b", "c", "still"}
 
 
+def test_a_camera_that_shows_nothing_is_told(tmp_path, capsys):
+    for take in range(4):
+        for view in ("a", "b", "c"):
+            frames = video_files.moving_square(12, 48, 64, seed=take)
+            if view == "b" and take != 2:  # the lens cap is on
+                frames[:] = 0
+            if view == "c" and take == 2:  # the stream is frozen
+                frames[:] = frames[:1]
+            video_files.write_video(tmp_path / "raw" / f"t{take}_cam{view}.mp4", frames)
+    arguments = ["--dataset=folder", f"--input={tmp_path / 'raw'}", "--workers=1", f"--output={tmp_path / 'out'}"]
+    assert prepare.main(arguments) == 0
+    told = "note:  4 views in which nothing moves while others of the take move:\n"
+    told += "  view b of 3 takes: t0, t1, t3\n  view c of 1 take: t2\n"
+    said = capsys.readouterr().out
+    assert told in said and "in which nothing moves:" not in said
+    counts = json.loads((tmp_path / "out" / "prepared.json").read_text())["counts"]
+    assert (counts["static_views"], counts["static_takes"]) == (4, 0)
+
+
 def test_what_views_have_in_common_may_be_too_short(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()

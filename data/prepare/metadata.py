@@ -63,8 +63,8 @@ def write(
     All files are made before the first of them appears, SHA256SUMS last. `settings` and `jobs` say what was prepared.
 
     Returns:
-      What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason) and
-      `static` (takes) added.
+      What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason), `static`
+      (takes) and `static_views` (take, view) added.
     """
     every = [part for part in parts.read_plans(output_dir) if parts.is_finished(output_dir, part.split)]
     accounts = {part.split: parts.accounts(output_dir, part.split) for part in every}
@@ -85,6 +85,7 @@ def write(
     ]
     num_aside = len(quarantined)
     quarantined += [entry for account in every_account for entry in account["quarantined"]]
+    static_views = [tuple(view) for account in every_account for view in account.get("static_views", ())]
     static = [take for account in every_account for take in account.get("static_takes", ())]
     unmatched = [{"path": path, "reason": reason} for facts in inputs for path, reason in facts["unmatched"]]
     shard_list = [
@@ -102,6 +103,7 @@ def write(
         "several_tracks": pc.sum(pc.greater(views["video_tracks"], 1)).as_py() or 0,
         "gap_frames": pc.sum(views["gap_frames"]).as_py() or 0,
         "static_takes": len(static),
+        "static_views": len(static_views),
     }
     prepared = {
         "format_version": FORMAT_VERSION,
@@ -123,7 +125,8 @@ def write(
         _write_tfds_metadata(settings, shard_list, new)
         write_whole(new / "prepared.json", json.dumps(prepared, indent=1), durable=True)
     reasons = [(entry["path"], entry["reason"]) for entry in unmatched]
-    return prepared | {"quarantined": quarantined, "unmatched": reasons, "static": static}
+    found = {"quarantined": quarantined, "unmatched": reasons, "static": static, "static_views": static_views}
+    return prepared | found
 
 
 @contextlib.contextmanager

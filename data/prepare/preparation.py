@@ -45,8 +45,8 @@ def prepare(
       write_shards: makes the shards; see `workers.write_shards`.
 
     Returns:
-      What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason) and
-      `static` (takes in which nothing moves) added.
+      What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason), `static`
+      (takes in which nothing moves) and `static_views` (take, view; the same of single views) added.
 
     Raises:
       ValueError: the input or the output does not let it continue.

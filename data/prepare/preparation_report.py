@@ -27,11 +27,25 @@ def report(prepared: dict, output_dir: Path) -> str:
         *_shortened(quarantined),
         *([f"note:  {count(tracks, 'file')} with several video tracks: the longest was taken"] if tracks else []),
         *([f"note:  {count(len(static), 'take')} in which nothing moves:", *_shortened(static)] if static else []),
+        *_static_views(prepared["static_views"]),
         *[f"labels used, but not as they are written: {counts['labels_changed']}"] * bool(counts["labels_changed"]),
         *unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
         *left(counts["duplicates"], counts["passed_over"]),
     ]
     return "\n".join(lines)
+
+
+def _static_views(views: Sequence[tuple[str, str]]) -> list[str]:
+    """About (take, view) in which nothing moves while other views of the take move, by view."""
+    of_view: dict[str, list[str]] = {}
+    for take, view in views:
+        of_view.setdefault(view, []).append(take)
+    lines = []
+    for view, found in sorted(of_view.items()):
+        more = ", ..." * (len(found) > SHOWN_IN_MESSAGE)
+        lines.append(f"view {view} of {count(len(found), 'take')}: {', '.join(found[:SHOWN_IN_MESSAGE])}{more}")
+    head = f"note:  {count(len(views), 'view')} in which nothing moves while others of the take move:"
+    return [head, *_shortened(lines)] if views else []
 
 
 def found_wrong(listing: Listing) -> list[str]:

@@ -198,7 +198,7 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
       OSError: the disk is full, or the folder cannot be written to.
     """
     file_name = job.file_name(settings.dataset)
-    rows, quarantined, static = [], [], []
+    rows, quarantined, static, static_views = [], [], [], []
     sources = {path: {"bytes": size} for path, size in job.sizes.items()}
     decode = codec.get(settings.codec).decode
     with whole_file(output_dir / file_name, durable=True) as temporary:
@@ -206,8 +206,11 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
             writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
             for views, aside in _encode_takes(job, settings, input_dir, starting, sources):
                 quarantined += aside
-                if views and all(encoding.is_still(view.frames, decode) for view in views):
-                    static.append(views[0].video.take)
+                still = [view.video for view in views if encoding.is_still(view.frames, decode)]
+                if still and len(still) == len(views):
+                    static.append(still[0].take)
+                else:
+                    static_views += [(video.take, video.view) for video in still]
                 for view in views:
                     record = _serialize(view)
                     writer.write(record)
@@ -229,6 +232,7 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
         "records": rows,
         "quarantined": quarantined,
         "static_takes": static,
+        "static_views": static_views,
         "sources": sources,
     }
     account["account_sha256"] = _digest(account)
@@ -246,7 +250,8 @@ def read_account(shard: ShardFile, output_dir: Path) -> dict | None:
 
     Returns:
       file, inputs (a digest), bytes, sha256, records (rows of the manifest), quarantined (path, take, reason),
-      static_takes (names), and sources (path -> as of `raw_files.changed`); older accounts lack the last ones.
+      static_takes (names), static_views (take, view; of other takes), and sources (path -> as of `raw_files.changed`).
+      Older accounts lack the last ones.
     """
     try:
         account = json.loads((output_dir / PARTS / shard.part_name).read_bytes())
