@@ -112,6 +112,24 @@ def test_a_box_is_placed_in_a_video_of_another_size():
         boxes.place(boxes.Found(Box(100, 20, 400, 170), None), (320, 180), crop)  # in pixels of a larger picture
 
 
+@pytest.mark.parametrize("box", [(0.1, 0.2, 0.5, 1), (100, 20, 106, 70)])
+def test_a_box_too_small_for_a_person_is_told(box):
+    crop = boxes.Crop(by="table", margin=0.1, aspect=None)
+    reason = r"its box \(.*\) .*is narrower than 8 pixels, too small for a person: .*raw video, 320x180 upright"
+    with pytest.raises(boxes.NoBox, match=reason):
+        boxes.place(boxes.Found(Box(*box), None), (320, 180), crop)
+
+
+def test_boxes_that_all_lie_in_one_corner_are_told():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, (900, 300), (20, 2))
+    drawn = [Box(x, y, x + 60, y + 200) for x, y in corner]
+    told = boxes.in_one_corner([box.scaled(0.5, 0.5) for box in drawn], [(1920, 1080)] * 20)
+    assert told.startswith("all 20 boxes lie in the upper left, within 0.2")
+    assert boxes.in_one_corner([box.scaled(2, 2) for box in drawn], [(1920, 1080)] * 20) == ""
+    assert boxes.in_one_corner(drawn[:5], [(1920, 1080)] * 5) == ""
+
+
 def test_defaults_are_those_of_the_kind():
     assert boxes.make_crop("full", None, None) is None
     found = boxes.Crop(by="motion", margin=boxes.FOUND_MARGIN, aspect=boxes.FOUND_ASPECT)
@@ -143,6 +161,11 @@ def test_tables_are_read(tmp_path):
         ("a.csv", HEADER + "t,v,1,2,3,x\n", "row 1, view v of take t: .* four numbers of pixels"),
         ("a.csv", HEADER + "t,v,5,2,3,4\n", r"row 1, view v of take t: the box \(5, 2, 3, 4\) is empty"),
         ("a.csv", HEADER + "t,v,nan,2,3,4\n", "is empty"),
+        (
+            "a.csv",
+            HEADER + "t,v,0.1,0.2,0.5,1\nt,w,0.3,0,0.4,1.02\n",
+            r"no box ends beyond 1\.5 pixels, e\.g\. \(0\.1, 0\.2, 0\.5, 1\) of view v of take t\. .*multiply them by",
+        ),
         ("a.csv", HEADER + "t,v,1,2,3,4\nt,v,1,2,3,4\n", "row 2, view v of take t is there twice"),
         ("a.parquet", HEADER, "is no such table"),
         ("a.txt", HEADER, r"give full, motion, skeletons or a table that ends in .csv or .parquet"),

@@ -32,6 +32,11 @@ MOTION_FLOOR = 0.5  # grey levels; the noise of codecs changes frames by less on
 CAMERA_MOVES = 3.0  # grey levels; if the median of the mean differences is higher, everything moves
 MOTION_FACTOR = 4.0  # of the picture's median energy: what moves stands out from it
 MIN_ENERGY_SHARE = 0.01  # of all energy above the threshold; a smaller connected region is a flicker
+# Of a table's boxes, which may count in something else than pixels of the raw video. [ours]
+MIN_SIDE = 8  # raw pixels; nobody is seen in fewer
+SHARES_END = 1.5  # if no box ends beyond this, edges are shares of width and height
+SUSPECT_SHARE = 0.5  # of width and height; if no box reaches beyond it, a smaller copy may have been measured
+SUSPECT_BOXES = 10  # so many at least
 MIN_BODY_SHARE = 0.1  # [ours] of the frames of a .skeleton file; a body in fewer frames is a mistake of Kinect
 
 # What a crop adds to the box that was found, where the user does not say.
@@ -124,8 +129,8 @@ def place(found: Found, size: tuple[int, int], crop: Crop) -> Box:
     """A found box in the upright raw picture of (width, height) `size`, with margin and aspect.
 
     Raises:
-      NoBox: as of `fit`; also where a box that was given in raw pixels leaves the picture: it was made for another
-        size, or for the picture before it was turned.
+      NoBox: as of `fit`; also where a box that was given in raw pixels leaves the picture, or is too small for a
+        person: it was made for another size, or for the picture before it was turned.
     """
     box = found.box
     if found.counted_in is not None:
@@ -134,6 +139,11 @@ def place(found: Found, size: tuple[int, int], crop: Crop) -> Box:
         raise NoBox(
             f"its box {box} (left, top, right, bottom) lies outside of the picture, which has {size[0]}x{size[1]} "
             "pixels upright: correct the table, or cut its boxes to the picture"
+        )
+    elif min(box.right - box.left, box.bottom - box.top) < MIN_SIDE:
+        raise NoBox(
+            f"its box {box} (left, top, right, bottom) is narrower than {MIN_SIDE} pixels, too small for a person: "
+            f"boxes count pixels of the raw video, {size[0]}x{size[1]} upright, not shares of it or pixels of a copy"
         )
     return fit(box, size, crop.margin, crop.aspect)
 
@@ -193,7 +203,8 @@ def read_table(path: Path) -> dict[tuple[str, str], Box]:
     """The boxes by (take, view) of a .csv file in UTF-8 or a .parquet file, with COLUMNS and perhaps more.
 
     Raises:
-      ValueError: it cannot be read, lacks a column, or has an empty box or a view twice; the message says where.
+      ValueError: it cannot be read, lacks a column, has an empty box or a view twice, or counts in shares of the
+        picture; the message says where.
     """
     called = f"--crop={path}"
     if path.suffix.lower() not in (".csv", ".parquet"):
@@ -228,7 +239,32 @@ def read_table(path: Path) -> dict[tuple[str, str], Box]:
         if (take, view) in boxes:
             raise UserError(f"{where} is there twice: a view of a take has one box")
         boxes[take, view] = box
+    if boxes and max(max(box) for box in boxes.values()) <= SHARES_END:
+        (take, view), box = next(iter(boxes.items()))
+        raise UserError(
+            f"{called}: no box ends beyond {SHARES_END:g} pixels, e.g. {box} of view {view} of take {take}. If these "
+            "are shares of the picture, multiply them by width and height of the upright raw video"
+        )
     return boxes
+
+
+def in_one_corner(boxes: Sequence[Box], sizes: Sequence[tuple[int, int]]) -> str:
+    """A remark if no box reaches beyond SUSPECT_SHARE of its picture, as if a smaller copy was measured; else ''.
+
+    Args:
+      boxes: SUSPECT_BOXES or more, else there is none.
+      sizes: width and height of the picture of each.
+    """
+    if len(boxes) < SUSPECT_BOXES:
+        return ""
+    x = max(box.right / width for box, (width, _) in zip(boxes, sizes, strict=True))
+    y = max(box.bottom / height for box, (_, height) in zip(boxes, sizes, strict=True))
+    if max(x, y) > SUSPECT_SHARE:
+        return ""
+    return (
+        f"all {len(boxes)} boxes lie in the upper left, within {x:.2f} of the width and {y:.2f} of the height: if they "
+        "count pixels of smaller copies, scale them; --sheet shows them"
+    )
 
 
 def skeleton_files(folder: Path) -> dict[str, Path]:

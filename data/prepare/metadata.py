@@ -19,8 +19,8 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from data import catalog
-from data.prepare import carry_truth, parts, shards, tables
-from data.prepare.boxes import MANIFEST_COLUMNS
+from data.prepare import boxes, carry_truth, parts, shards, tables
+from data.prepare.boxes import MANIFEST_COLUMNS, Box
 from data.prepare.listing import PreparationError
 from data.store import digests, frame_index, truth
 from data.store.takes import FORMAT_VERSION
@@ -64,7 +64,7 @@ def write(
 
     Returns:
       What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason), `static`
-      (takes) and `static_views` (take, view) added.
+      (takes), `static_views` (take, view) and `remarks` (lines) added.
     """
     every = [part for part in parts.read_plans(output_dir) if parts.is_finished(output_dir, part.split)]
     accounts = {part.split: parts.accounts(output_dir, part.split) for part in every}
@@ -126,7 +126,17 @@ def write(
         write_whole(new / "prepared.json", json.dumps(prepared, indent=1), durable=True)
     reasons = [(entry["path"], entry["reason"]) for entry in unmatched]
     found = {"quarantined": quarantined, "unmatched": reasons, "static": static, "static_views": static_views}
-    return prepared | found
+    return prepared | found | {"remarks": _remarks(settings, views)}
+
+
+def _remarks(settings: shards.Settings, views: pa.Table) -> list[str]:
+    """What a user should know of the views that were prepared."""
+    remarks = []
+    if settings.crop is not None and settings.crop.by == "table":
+        *edges, widths, heights = (views[name].to_pylist() for name in MANIFEST_COLUMNS)
+        placed = [Box(*box) for box in zip(*edges, strict=True)]
+        remarks.append(boxes.in_one_corner(placed, list(zip(widths, heights, strict=True))))
+    return [remark for remark in remarks if remark]
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def prepare(
 
     Returns:
       What prepared.json says, with the lists `quarantined` (path, take, reason), `unmatched` (path, reason), `static`
-      (takes in which nothing moves) and `static_views` (take, view; the same of single views) added.
+      (takes in which nothing moves), `static_views` (take, view; the same of single views) and `remarks` (lines) added.
 
     Raises:
       ValueError: the input or the output does not let it continue.

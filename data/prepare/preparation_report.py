@@ -28,6 +28,7 @@ def report(prepared: dict, output_dir: Path) -> str:
         *([f"note:  {count(tracks, 'file')} with several video tracks: the longest was taken"] if tracks else []),
         *([f"note:  {count(len(static), 'take')} in which nothing moves:", *_shortened(static)] if static else []),
         *_static_views(prepared["static_views"]),
+        *(f"note:  {remark}" for remark in prepared["remarks"]),
         *[f"labels used, but not as they are written: {counts['labels_changed']}"] * bool(counts["labels_changed"]),
         *unmatched(prepared["unmatched"], f", listed in {output_dir / 'unmatched.csv'}"),
         *left(counts["duplicates"], counts["passed_over"]),
