@@ -330,3 +330,34 @@ def test_the_times_are_told_beforehand(tmp_path):
         ["2", "1", "20.00", "0.50", "1.00"],
     ]
     assert "1 of 1 takes do not begin at one time" in said[4]
+
+
+def test_takes_of_different_rates_and_rates_above_the_files_are_told(tmp_path):
+    for take, fps in enumerate((10, 25, 30, 30)):
+        for view in (1, 2):
+            frames = video_files.moving_square(fps, 48, 64, seed=take)
+            video_files.write_video(tmp_path / "raw" / f"t{take}_cam{view}.mp4", frames, fps=fps)
+    names = catalog.get("folder", pattern="{take}_cam{view}")
+
+    def remarks(**options) -> list[str]:
+        output = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        return preparation.prepare(names, tmp_path / "raw", output, Options(**options), write_shards=write_here)[
+            "remarks"
+        ]
+
+    assert remarks() == [
+        "frames per second differ: 10 (1 take), 25 (1 take), 30 (2 takes), so a frame stride spans another time in "
+        "each. --fps=RATE prepares all at one rate, with any --sync but frames"
+    ]
+    assert remarks(fps=10.0) == []
+    assert remarks(fps=120.0) == [
+        "--fps=120 is above the rate of 8 of 8 files, 10 at least: their frames are stored up to 12 times in a row, as "
+        "if nothing moved"
+    ]
+    assert len(remarks(sync="frames")) == 1
+
+
+def test_rates_that_are_nearly_the_same_are_not_told():
+    views = [("a", 29.97, 29.97), ("a", 29.97, 30.0), ("b", 30.0, 29.6), ("c", 30.0, None)]
+    assert clocks.remarks(views, None, True) == clocks.remarks(views, 30.0, True) == []
+    assert "--fps" not in clocks.remarks([("a", 15.0, 15.0), ("b", 30.0, 30.0)], None, False)[0]

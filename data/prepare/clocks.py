@@ -5,6 +5,7 @@ times on the take's clock.
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ IF_ALIKE = "alike"  # first frames are aligned if their stamps agree; otherwise 
 RATE_TOLERANCE = 0.01  # [ours] relative: 29.97 and 30 are the same rate, 25 and 30 are not
 # [ours] Matroska and FLV round stamps to milliseconds, which changes the distance of two stamps by up to this much.
 ROUNDING_SECONDS = 0.001
+# [ours] relative: at rates this close, a frame stride spans nearly the same time, and few frames are stored twice.
+SPAN_TOLERANCE = 0.05
 MAX_GAP_SHARE = 0.25  # [ours] of a view's ticks
 MAX_GAP_SECONDS = 0.5  # [ours] a quarter of the 2 s that 16 frames of stride 4 span at 30 frames per second
 
@@ -62,6 +65,33 @@ def common_rate(rates: Sequence[float]) -> float:
     """The rate that most views have. Of two equally common rates it is the lower, which needs no frame twice."""
     groups = [[rate for rate in rates if low <= rate <= low * (1 + RATE_TOLERANCE)] for low in sorted(rates)]
     return statistics.mode(sorted(max(groups, key=len)))
+
+
+def remarks(views: Sequence[tuple[str, float, float | None]], fps: float | None, synchronised: bool) -> list[str]:
+    """What a user should know of the rates of prepared views.
+
+    Args:
+      views: of each its take, and the frames per second of the record and of the file (None where it is not known).
+      fps: as of Clock.
+      synchronised: whether views of the data set may be put on one clock.
+    """
+    takes_at: dict[float, set[str]] = {}
+    for rate, take in sorted({(rate, take) for take, rate, _ in views}):
+        low = next(reversed(takes_at), 0.0)
+        takes_at.setdefault(low if rate <= low * (1 + SPAN_TOLERANCE) else rate, set()).add(take)
+    lines = []
+    if len(takes_at) > 1:
+        rates = ", ".join(f"{rate:.4g} ({len(takes)} take{'s' * (len(takes) > 1)})" for rate, takes in takes_at.items())
+        advice = ". --fps=RATE prepares all at one rate, with any --sync but frames" if synchronised else ""
+        lines.append(f"frames per second differ: {rates}, so a frame stride spans another time in each{advice}")
+    slower = [source for *_, source in views if source is not None and fps and fps > source * (1 + SPAN_TOLERANCE)]
+    if slower:
+        times = math.ceil(fps / min(slower) - SPAN_TOLERANCE)
+        lines.append(
+            f"--fps={fps:g} is above the rate of {len(slower)} of {len(views)} files, {min(slower):.4g} at least: "
+            f"their frames are stored up to {times} times in a row, as if nothing moved"
+        )
+    return lines
 
 
 def disorder(stamps: np.ndarray) -> str:

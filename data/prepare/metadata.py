@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from data import catalog
-from data.prepare import boxes, carry_truth, parts, shards, tables
+from data.prepare import boxes, carry_truth, clocks, parts, shards, tables
 from data.prepare.boxes import MANIFEST_COLUMNS, Box
 from data.prepare.listing import PreparationError
 from data.store import digests, frame_index, truth
@@ -131,7 +131,8 @@ def write(
 
 def _remarks(settings: shards.Settings, views: pa.Table) -> list[str]:
     """What a user should know of the views that were prepared."""
-    remarks = []
+    of_views = zip(*(views[name].to_pylist() for name in ("take", "fps", "source_fps")), strict=True)
+    remarks = clocks.remarks(list(of_views), settings.clock and settings.clock.fps, settings.synchronised)
     if settings.crop is not None and settings.crop.by == "table":
         *edges, widths, heights = (views[name].to_pylist() for name in MANIFEST_COLUMNS)
         placed = [Box(*box) for box in zip(*edges, strict=True)]
