@@ -115,3 +115,32 @@ def test_what_is_no_series_is_set_aside_with_its_reason(tmp_path):
     assert [reason for _, reason in listing.unmatched] == [
         "'t/2' holds several series of images, a*.jpg, b*.png: keep one of them"
     ]
+
+
+def test_cameras_whose_numbers_begin_apart_are_not_aligned_by_guess(tmp_path, capsys):
+    """As for videos: --sync says whether the numbers are of one clock."""
+    images(tmp_path / "in" / "t" / "a", range(1, 25))
+    images(tmp_path / "in" / "t" / "b", range(11, 35))
+    how = ["--frames_fps=30", "--pattern={take}/{view}"]
+    assert run("folder", tmp_path / "in", tmp_path / "guess", *how) == ExitCode.PARTLY
+    assert "stamped 0.033 s, its siblings' b 0.367 s: either they began at these times" in capsys.readouterr().out
+    assert run("folder", tmp_path / "in", tmp_path / "none", *how, "--dry_run") == 0
+    assert "1 of 1 takes do not begin at one time" in capsys.readouterr().out
+    assert run("folder", tmp_path / "in", tmp_path / "start", *how, "--sync=start") == 0
+    assert shown(tmp_path / "start") == {("t", "a"): [*range(1, 25)], ("t", "b"): [*range(11, 35)]}
+    assert run("folder", tmp_path / "in", tmp_path / "numbers", *how, "--sync=timestamps") == 0
+    assert shown(tmp_path / "numbers") == {("t", view): [*range(11, 25)] for view in "ab"}
+
+
+def test_cameras_numbered_in_different_steps_have_no_common_rate(tmp_path, capsys):
+    images(tmp_path / "in" / "t" / "a", range(0, 24))
+    images(tmp_path / "in" / "t" / "b", range(0, 24, 2))
+    for view in "ab":
+        images(tmp_path / "in" / "both" / view, range(4, 60, 2))
+    how = ["--frames_fps=30", "--pattern={take}/{view}"]
+    for sync in ([], ["--sync=start"], ["--sync=timestamps"]):
+        assert run("folder", tmp_path / "in", tmp_path / f"out{len(sync)}{sync}", *how, *sync) == ExitCode.PARTLY
+        assert "t/b/*.jpg: its images are numbered in steps of 2, its siblings' a 1: if" in capsys.readouterr().out
+    assert set(shown(tmp_path / "out0[]")) == {("both", "a"), ("both", "b")}
+    by_number = ["--sync=frames", "--max_length_difference=12"]
+    assert run("folder", tmp_path / "in", tmp_path / "frames", *how, *by_number) == 0

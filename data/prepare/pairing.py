@@ -31,6 +31,7 @@ class EncodedVideo:
     numbers: np.ndarray  # int[T], of the same frames, counted in the file
     repeats: bool  # as of `raw_video.Source`
     num_empty_at_end: int = 0  # as of `raw_video.Source`
+    step: int = 1  # as of `raw_video.Source`
     num_tracks: int  # video tracks in the file
     box: Box | None = None  # as of `encoding.EncodedFrames`
     raw_size: tuple[int, int] | None = None
@@ -140,6 +141,7 @@ def _on_one_clock(
             reasons[view.video] = "the table of --sync has no seconds for it"
         else:
             placed.append(dataclasses.replace(view, offset=seconds))
+    placed = _keep_counted_alike(placed, reasons)
     if clock.by == clocks.IF_ALIKE:
         placed = _keep_alike_in_begin(placed, reasons, clock)
     while placed:
@@ -195,6 +197,20 @@ def _keep_meeting(views: list[EncodedVideo], reasons: dict[Video, str]) -> list[
         if view not in keep:
             reasons[view.video] = f"no time in common with most of the take: {told}"
     return keep
+
+
+def _keep_counted_alike(views: list[EncodedVideo], reasons: dict[Video, str]) -> list[EncodedVideo]:
+    """All views; none if the images of one are numbered in other steps than those of another."""
+    if len({view.step for view in views}) < 2:
+        return views
+    for view in views:
+        siblings = ", ".join(f"{other.video.view} {other.step}" for other in views if other is not view)
+        reasons[view.video] = (
+            f"its images are numbered in steps of {view.step}, its siblings' {siblings}: if one has fewer images per "
+            "second, make videos of them, each of its own rate; if all have --frames_fps, number them alike, or pair "
+            "them one by one (--sync=frames)"
+        )
+    return []
 
 
 def _keep_alike_in_begin(views: list[EncodedVideo], reasons: dict[Video, str], clock: Clock) -> list[EncodedVideo]:

@@ -6,6 +6,7 @@ bytes then become changed pictures.
 """
 
 import dataclasses
+import io
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,13 @@ class BadVideo(Exception):
     """A video that cannot be used; the message is the reason."""
 
 
+class ImageSeries(io.BytesIO):
+    """A video made of numbered images, and what their numbers say that its container cannot hold."""
+
+    begin: float = 0.0  # seconds, by the first number
+    step: int = 1  # from one number to the next
+
+
 @dataclasses.dataclass(kw_only=True)
 class Source:
     """An open video, and what is learnt of it while its frames are read."""
@@ -60,6 +68,8 @@ class Source:
     num_tracks: int  # number of video tracks; cover pictures do not count
     fps: float  # frames per second, as the header says
     seconds: list[float] = dataclasses.field(default_factory=list)  # receives the presentation time of every frame
+    begin: float = 0.0  # of a series of images, see ImageSeries; `decode` adds it to the seconds at its end
+    step: int = 1  # the same
     num_empty_at_end: int = 0  # entries without a picture after the last frame, known once that was read
 
     @property
@@ -107,7 +117,8 @@ def open_source(file: BinaryIO) -> Source:
         container.close()
         raise
     fps = float(stream.average_rate or stream.guessed_rate)
-    return Source(file=file, container=container, stream=stream, num_tracks=len(tracks), fps=fps)
+    numbered = {"begin": file.begin, "step": file.step} if isinstance(file, ImageSeries) else {}
+    return Source(file=file, container=container, stream=stream, num_tracks=len(tracks), fps=fps, **numbered)
 
 
 def _open(file: BinaryIO) -> av.container.InputContainer:
@@ -207,6 +218,7 @@ def decode(source: Source) -> Iterator[av.VideoFrame]:
         if num_frames == 0:
             raise BadVideo("holds no frame")
         _check_end(source, num_frames)
+        source.seconds[:] = [seconds + source.begin for seconds in source.seconds]
 
 
 def _timed(source: Source) -> Iterator[tuple[float, av.VideoFrame]]:

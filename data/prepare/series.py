@@ -5,7 +5,6 @@ images are packed unchanged into an AVI file in memory, which all code that read
 missing becomes an entry without a picture, which stands for the frame before.
 """
 
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from console.errors import UserError
 from data.prepare.clocks import MAX_GAP_SHARE
-from data.prepare.raw_video import MAX_FRAMES
+from data.prepare.raw_video import MAX_FRAMES, ImageSeries
 
 _CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
 IMAGES = tuple(_CODECS)
@@ -48,7 +47,7 @@ def in_folders(images: Iterable[str]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def as_video(path: str, images: Mapping[str, bytes], fps: float) -> io.BytesIO:
+def as_video(path: str, images: Mapping[str, bytes], fps: float) -> ImageSeries:
     """An AVI file of the images of a series, which are given by their names, without their folder.
 
     Raises:
@@ -58,12 +57,13 @@ def as_video(path: str, images: Mapping[str, bytes], fps: float) -> io.BytesIO:
     numbered = sorted((tuple(map(int, matches.fullmatch(name).groups())), name) for name in images)
     if not numbered:
         raise UserError("the folder holds no images any more")
-    numbers = _frame_numbers([number for number, _ in numbered])
+    numbers, first_number, step = _frame_numbers([number for number, _ in numbered])
     first = images[numbered[0][1]]
     picture = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
         raise UserError(f"{numbered[0][1]} is not a readable image")
-    rate, file = Fraction(fps).limit_denominator(100_000), io.BytesIO()
+    rate, file = Fraction(fps).limit_denominator(100_000), ImageSeries()
+    file.begin, file.step = float(first_number / step / rate), step
     # Without its own version in the file, FFmpeg makes the same bytes of the same images.
     with av.open(file, "w", format="avi", options={"fflags": "+bitexact"}) as output:
         codec = _CODECS["." + path.lower().rpartition(".")[2]]
@@ -82,10 +82,14 @@ def as_video(path: str, images: Mapping[str, bytes], fps: float) -> io.BytesIO:
     return file
 
 
-def _frame_numbers(numbers: Sequence[tuple[int, ...]]) -> list[int]:
-    """From 0, by the first number in the names that differs; a common step counts as one. Raises ValueError."""
+def _frame_numbers(numbers: Sequence[tuple[int, ...]]) -> tuple[list[int], int, int]:
+    """From 0, by the first number in the names that differs; a common step counts as one. Raises ValueError.
+
+    Returns:
+      The numbers; that of the first image, as it is written (0 of a single image), and the common step.
+    """
     if len(numbers) == 1:
-        return [0]
+        return [0], 0, 1
     if len(set(numbers)) < len(numbers):
         raise UserError("two of its images have the same number")
     counted = next(column for column in map(list, zip(*numbers, strict=True)) if len(set(column)) > 1)
@@ -105,4 +109,4 @@ def _frame_numbers(numbers: Sequence[tuple[int, ...]]) -> list[int]:
             f"{total - len(frames)} of {total} images are missing, more than the part {MAX_GAP_SHARE:g}: after "
             f"{counted[at]} comes {counted[at + 1]}"
         )
-    return frames
+    return frames, counted[0], step

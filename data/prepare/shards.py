@@ -354,6 +354,7 @@ def _encode_file(
             stamps=np.array(source.seconds[start:end]),
             numbers=np.arange(start, end),
             repeats=source.repeats,
+            step=source.step,
             num_empty_at_end=0 if video.interval else source.num_empty_at_end,
             num_tracks=source.num_tracks,
         )

@@ -54,7 +54,7 @@ def _times(source: raw_video.Source) -> tuple[float, float, float]:
     """Frames per second, seconds of the first frame, seconds in all (NaN where the header does not say)."""
     with source.container as container:
         stream = source.stream
-        begin = float((stream.start_time or 0) * stream.time_base)
+        begin = float((stream.start_time or 0) * stream.time_base) + source.begin
         if stream.duration:
             return source.fps, begin, float(stream.duration * stream.time_base)
         if container.duration is None:
