@@ -555,3 +555,60 @@ def test_the_truth_of_an_earlier_preparation_does_not_stay_unasked(videos, tmp_p
     assert "would be overwritten" in capsys.readouterr().err
     assert prepare_folder(videos, output, f"--truth={source}") == 0
     assert files_of(output) == before
+
+
+# --- Joints that do not fit the pictures ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    """Raw folder of eight takes."""
+    raw = tmp_path_factory.mktemp("moving") / "raw"
+    options = ["--takes=8", "--rooms=plain", "--actor_share=0.8", "--fps=10", "--resolution=40x40", "--workers=1"]
+    assert synthesise([f"--output={raw}", *options]) == 0
+    return raw
+
+
+def changed_joints(table: pa.Table, change) -> pa.Table:
+    joints = truth.column_of(table, "joints").reshape(len(table), -1, 3)  # (M, J, 3)
+    return truth.joints_table(
+        table["take"].to_pylist(), *(table[name].to_numpy() for name in ("frame", "facing")), change(table, joints)
+    )
+
+
+def of_the_next_take(table: pa.Table, joints: np.ndarray) -> np.ndarray:
+    take = np.array(table["take"].to_pylist())
+    names = np.unique(take)
+    parts = {name: joints[take == name] for name in names}
+    others = dict(zip(names, np.roll(names, -1), strict=True))
+    return np.concatenate(
+        [parts[others[name]][np.arange(len(parts[name])) % len(parts[others[name]])] for name in names]
+    )
+
+
+def swapped(table: pa.Table) -> pa.Table:
+    view = {"C002": "C003", "C003": "C002"}
+    names = pa.array([view.get(name, name) for name in table["view"].to_pylist()])
+    return table.set_column(table.column_names.index("view"), "view", names)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        (None, None, None),
+        (truth.CAMERAS, swapped, "view C002: its moving pixels fit the camera of view C003"),
+        (truth.JOINTS, lambda table: changed_joints(table, of_the_next_take), "joints of another take"),
+    ],
+    ids=["as they are", "cameras swapped", "joints of another take"],
+)
+def test_a_truth_that_fits_its_pictures_no_better_than_another_reading_is_told(
+    moving, tmp_path, capsys, file, change, told
+):
+    shutil.copytree(moving, tmp_path / "raw")
+    if file:
+        path = tmp_path / "raw" / truth.FOLDER / file
+        pq.write_table(change(pq.read_table(path)), path)
+    options = [f"--input={tmp_path}/raw", f"--output={tmp_path}/prepared", "--short_side=32", "--workers=1"]
+    assert prepare.main(["--dataset=synthetic", *options]) == 0
+    said = capsys.readouterr().out
+    assert told in said if told else "moving pixels" not in said

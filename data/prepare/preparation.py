@@ -17,6 +17,7 @@ from data.prepare import (
     preparation_report,
     raw_files,
     shards,
+    truth_fit,
     workers,
 )
 from data.prepare.listing import Listing, PreparationError, list_videos
@@ -78,7 +79,10 @@ def prepare(
             accounts = parts.accounts(output_dir, split)
             sheet = contact_sheet.write(accounts, listing.videos, listing.files.root, output_dir, options.frames_fps)
             announce(f"sheet: {sheet}")
-        return metadata.write(settings, jobs, output_dir, options.truth_dir)
+        done = metadata.write(settings, jobs, output_dir, options.truth_dir)
+    if options.truth_dir is not None and done["counts"]["takes"]:
+        done["remarks"] += truth_fit.remarks(output_dir)
+    return done
 
 
 def _missing(

@@ -83,6 +83,10 @@ class Truth:
         depth = np.where(points[..., 2:] > 0, points[..., 2:], np.nan)
         return (points[..., :2] / depth * focal + centre).astype(np.float32)
 
+    def camera(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Of each row: rotation float64[M, 3, 3], translation [M, 3], focal [M, 2] and centre [M, 2], as above."""
+        return {name: self._cameras[name][rows] for name in ("rotation", "translation", "focal", "centre")}
+
     def fps(self, rows: np.ndarray) -> np.ndarray:
         """Frames per second of the stored frames: float[M]."""
         return self.views["fps"][rows]
