@@ -90,6 +90,12 @@ def test_a_grown_set_holds_what_one_preparation_gives(raw, grown, tmp_path):
     assert metadata.verify(grown) == []
 
 
+def test_a_class_that_is_nearly_one_of_the_set_is_told(raw, grown, tmp_path):
+    output = shutil.copytree(grown, tmp_path / "set")
+    told = run(write(tmp_path / "raw", {"Walk/dora_t1": 30}), output, add=True)
+    assert told["remarks"] == ["class names that differ only in case or spaces are different ones: 'Walk', 'walk'"]
+
+
 def test_what_a_set_holds_is_not_made_again(raw, grown):
     before, told = shards_of(grown), []
     times = {path: path.stat().st_mtime_ns for path in grown.glob("*.array_record-*")}

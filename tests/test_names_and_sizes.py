@@ -132,7 +132,7 @@ def test_files_with_the_same_bytes_are_told(tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         for name, content in {"w3_camA": other, "w3_camB": other, "w4_camA": b"z" * 9}.items():
             file.writestr(f"{name}.mp4", content)
-    assert preparation_report.found_wrong(listed([folder, archive])[1]) == [
+    assert preparation_report.found_wrong(*listed([folder, archive])) == [
         "warning: 3 files with the size, the beginning and the end of another, used as views of their own: "
         "leave copies out",
         "  in/w1 (1)_camA.mp4 = in/w1_camA.mp4 = in/w1_camB.mp4",
@@ -140,7 +140,30 @@ def test_files_with_the_same_bytes_are_told(tmp_path):
     ]
     (folder / "w1 (1)_camA.mp4").unlink()
     (folder / "w1_camB.mp4").write_bytes(one[:-1] + bytes([one[-1] ^ 1]))
-    assert preparation_report.found_wrong(listed(folder)[1]) == []
+    assert preparation_report.found_wrong(*listed(folder)) == []
+
+
+def test_classes_are_named_and_those_that_are_nearly_the_same_are_told(tmp_path, capsys):
+    for number, label in enumerate(("Walk", "walk ", "run", "sit down")):
+        for view in (1, 2):
+            frames = video_files.moving_square(4, 48, 64, seed=10 * number + view)
+            video_files.write_video(tmp_path / "raw" / label / f"anna{number}_cam{view}.mp4", frames)
+    (tmp_path / "raw" / "run").rename(tmp_path / "raw" / "Sit Down")
+    pattern = "{label}/{subject}{take}_cam{view}"
+    arguments = ["--dataset=folder", f"--input={tmp_path / 'raw'}", f"--pattern={pattern}", "--workers=1", "--dry_run"]
+    assert prepare.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "\n  4 classes: Sit Down, Walk, sit down, walk \n" in said
+    assert (
+        "warning: class names that differ only in case or spaces are different ones: 'Sit Down', 'sit down'\n" in said
+    )
+    assert "warning: class names that differ only in case or spaces are different ones: 'Walk', 'walk '\n" in said
+    assert "subject names" not in said
+    shutil.rmtree(tmp_path / "raw" / "Walk")
+    (tmp_path / "raw" / "Sit Down").rename(tmp_path / "raw" / "run")
+    assert prepare.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "\n  3 classes: run, sit down, walk \n" in said and "warning" not in said
 
 
 def test_short_and_still_takes_are_told(tmp_path, capsys):

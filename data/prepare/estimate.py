@@ -32,8 +32,9 @@ def dry_run(names: catalog.Catalog, inputs: Path | Sequence[Path], output_dir: P
         f"{count(len(listing.num_bytes), 'file')}, {sum(listing.num_bytes.values()) / 1e6:.1f} MB, into "
         f"{count(len(jobs), 'shard')}",
         *(f"  {count(takes_with[views], 'take')} with {count(views, 'view')}" for views in sorted(takes_with)),
+        *([f"  {_classes(names.class_names)}"] if names.classes_from_files and names.class_names else []),
         *times.table(listing, listing.files.root),
-        *preparation_report.found_wrong(listing),
+        *preparation_report.found_wrong(names, listing),
         *preparation_report.unmatched(listing.unmatched),
         *preparation_report.left(len(listing.files.duplicates), listing.files.passed_over),
         *(carry_truth.check(options.truth_dir, listing.videos) if options.truth_dir else []),
@@ -41,6 +42,13 @@ def dry_run(names: catalog.Catalog, inputs: Path | Sequence[Path], output_dir: P
         *expected(jobs, settings, listing.files.root, output_dir, options.workers),
     ]
     return "\n".join(lines)
+
+
+def _classes(names: Sequence[str]) -> str:
+    """'3 classes: run, sit, walk', of many the first."""
+    shown = ", ".join(names[: preparation_report.SHOWN])
+    more = ", ..." * (len(names) > preparation_report.SHOWN)
+    return f"{len(names)} class{'es' * (len(names) > 1)}: {shown}{more}"
 
 
 def expected(

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from data import catalog
-from data.prepare import boxes, carry_truth, clocks, parts, shards, tables
+from data.prepare import boxes, carry_truth, clocks, parts, preparation_report, shards, tables
 from data.prepare.boxes import MANIFEST_COLUMNS, Box
 from data.prepare.listing import PreparationError
 from data.store import digests, frame_index, truth
@@ -126,7 +126,10 @@ def write(
         write_whole(new / "prepared.json", json.dumps(prepared, indent=1), durable=True)
     reasons = [(entry["path"], entry["reason"]) for entry in unmatched]
     found = {"quarantined": quarantined, "unmatched": reasons, "static": static, "static_views": static_views}
-    return prepared | found | {"remarks": _remarks(settings, views)}
+    remarks = _remarks(settings, views)
+    if len(every) > 1:  # of names in one part it was told before
+        remarks += preparation_report.nearly_equal("class", names["class_names"])
+    return prepared | found | {"remarks": remarks}
 
 
 def _remarks(settings: shards.Settings, views: pa.Table) -> list[str]:

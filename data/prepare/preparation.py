@@ -54,7 +54,7 @@ def prepare(
     """
     clock, seconds = options.choose_clock(names)
     names, listing = list_videos(names, inputs, options.frames_fps)
-    wrong = preparation_report.found_wrong(listing)
+    wrong = preparation_report.found_wrong(names, listing)
     for line in [*wrong, *offsets.unused(seconds or {}, listing.videos)]:
         announce(line)
     with _locked(output_dir):

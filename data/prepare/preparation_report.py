@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from data import catalog
 from data.prepare import raw_files
 from data.prepare.listing import Listing, passed_over
 
@@ -49,7 +50,7 @@ def _static_views(views: Sequence[tuple[str, str]]) -> list[str]:
     return [head, *_shortened(lines)] if views else []
 
 
-def found_wrong(listing: Listing) -> list[str]:
+def found_wrong(names: catalog.Catalog, listing: Listing) -> list[str]:
     """Printed before the work begins, so that the user can correct files and have them prepared with the rest.
 
     Looks into files of equal size.
@@ -59,6 +60,9 @@ def found_wrong(listing: Listing) -> list[str]:
     refused, changed = [reason for *_, reason in listing.refused], listing.changed
     lines += [f"labels that cannot be used: {len(refused)}", *_shortened(refused)] if refused else []
     lines += [f"labels used, but not as they are written: {len(changed)}", *_shortened(changed)] if changed else []
+    for what in ("class", "subject"):
+        remarks = nearly_equal(what, getattr(names, f"{what}_names", ()))
+        lines += [f"warning: {remark}" for remark in remarks]
     alike = raw_files.alike(listing.num_bytes, listing.files.root, listing.frames_fps)
     if alike:
         num_copies = sum(map(len, alike)) - len(alike)
@@ -68,6 +72,18 @@ def found_wrong(listing: Listing) -> list[str]:
         )
         lines += _shortened([" = ".join(paths) for paths in alike])
     return lines
+
+
+def nearly_equal(what: str, names: Sequence[str]) -> list[str]:
+    """Remarks on names that are the same but for upper and lower case and spaces; `what` is 'class' or 'subject'."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.casefold().split()), []).append(name)
+    return [
+        f"{what} names that differ only in case or spaces are different ones: {', '.join(map(repr, group))}"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def files_changed(changed: Sequence[str], newer: Sequence[tuple[str, Path]]) -> list[str]:
