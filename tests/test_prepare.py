@@ -239,7 +239,7 @@ def test_bad_videos_are_set_aside_with_their_reason(with_bad_videos, prepared_wi
 def test_a_file_of_the_same_size_with_other_pictures_is_prepared_anew(tmp_path, capsys):
     for take in range(3):
         for view in range(2):
-            frames = video_files.moving_square(6, 48, 64, seed=take + view)
+            frames = video_files.moving_square(6, 48, 64, seed=2 * take + view)
             video_files.write_video(tmp_path / "raw" / f"t{take}_cam{view}.avi", frames, codec="rawvideo")
     output, replaced = tmp_path / "out", tmp_path / "raw" / "t1_cam1.avi"
     again = arguments(tmp_path / "raw", output)

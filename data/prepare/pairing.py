@@ -31,7 +31,7 @@ class EncodedVideo:
     numbers: np.ndarray  # int[T], of the same frames, counted in the file
     repeats: bool  # as of `raw_video.Source`
     num_empty_at_end: int = 0  # as of `raw_video.Source`
-    step: int = 1  # as of `raw_video.Source`
+    step: int = 0  # as of `raw_video.Source`
     num_tracks: int  # video tracks in the file
     box: Box | None = None  # as of `encoding.EncodedFrames`
     raw_size: tuple[int, int] | None = None
@@ -200,17 +200,18 @@ def _keep_meeting(views: list[EncodedVideo], reasons: dict[Video, str]) -> list[
 
 
 def _keep_counted_alike(views: list[EncodedVideo], reasons: dict[Video, str]) -> list[EncodedVideo]:
-    """All views; none if the images of one are numbered in other steps than those of another."""
-    if len({view.step for view in views}) < 2:
+    """All views; no series of images if one is numbered in other steps than another."""
+    numbered = [view for view in views if view.step]
+    if len({view.step for view in numbered}) < 2:
         return views
-    for view in views:
-        siblings = ", ".join(f"{other.video.view} {other.step}" for other in views if other is not view)
+    for view in numbered:
+        siblings = ", ".join(f"{other.video.view} {other.step}" for other in numbered if other is not view)
         reasons[view.video] = (
             f"its images are numbered in steps of {view.step}, its siblings' {siblings}: if one has fewer images per "
             "second, make videos of them, each of its own rate; if all have --frames_fps, number them alike, or pair "
             "them one by one (--sync=frames)"
         )
-    return []
+    return [view for view in views if not view.step]
 
 
 def _keep_alike_in_begin(views: list[EncodedVideo], reasons: dict[Video, str], clock: Clock) -> list[EncodedVideo]:

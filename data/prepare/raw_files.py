@@ -86,5 +86,5 @@ def _digest_of(reader: archives.Reader, path: str) -> str | None:
     try:
         with reader.open(path) as file:
             return digest(file)
-    except archives.BadArchive:
+    except (archives.BadArchive, OSError):  # preparation reports it
         return None

@@ -69,7 +69,7 @@ class Source:
     fps: float  # frames per second, as the header says
     seconds: list[float] = dataclasses.field(default_factory=list)  # receives the presentation time of every frame
     begin: float = 0.0  # of a series of images, see ImageSeries; `decode` adds it to the seconds at its end
-    step: int = 1  # the same
+    step: int = 0  # the same; 0 of a file that is no series
     num_empty_at_end: int = 0  # entries without a picture after the last frame, known once that was read
 
     @property
