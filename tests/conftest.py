@@ -62,6 +62,27 @@ def synthetic_set_dct(synthetic_set) -> pathlib.Path:
     return prepared
 
 
+@pytest.fixture(scope="session")
+def shifted_sets(synthetic_set, tmp_path_factory) -> list[pathlib.Path]:
+    """Twelve takes of it, prepared by two tables of --sync: alike in all but which frames are kept."""
+    from data.prepare import __main__ as prepare
+
+    folder = tmp_path_factory.mktemp("shifted_sets")
+    (folder / "raw").mkdir()
+    videos = sorted((synthetic_set.parent / "raw").glob("*_rgb.avi"))
+    some = [video for video in videos if video.name[9:20] in sorted({video.name[9:20] for video in videos})[:12]]
+    for video in some:
+        (folder / "raw" / video.name).symlink_to(video)
+    for name, seconds in (("late", 0.2), ("early", -0.2)):
+        lines = [f"{v.name[:4]}{v.name[8:20]},{v.name[4:8]},{seconds * ('C002' in v.name)}" for v in some]
+        (folder / f"{name}.csv").write_text("\n".join(["take,view,seconds", *lines]))
+        arguments = ["--dataset=synthetic", f"--input={folder / 'raw'}", f"--output={folder / name}", "--short_side=40"]
+        assert prepare.main([*arguments, f"--sync={folder / name}.csv", "--workers=2"]) == 0
+    sets = [folder / "late", folder / "early"]
+    assert len({(path / "prepared.json").read_bytes() for path in sets}) == 1
+    return sets
+
+
 @pytest.fixture
 def hub_modules(tmp_path, monkeypatch):
     """Makes transformers copy a folder's code to this test's directory and import it from there.

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import pathlib
 import re
+import shutil
 import socket
 
 import jax
@@ -270,6 +272,37 @@ def test_facts_identify_parameters_rows_and_settings(model, params, dataset):
     trained = jax.tree.map(lambda leaf: leaf + 1e-6, params)
     assert len({json.dumps(f, sort_keys=True) for f in (facts(), facts(trained), facts(rows=dataset.train))}) == 3
     assert facts(clips_per_view=1) != facts(clips_per_view=2)
+
+
+def test_another_set_at_the_same_path_is_extracted_anew(shifted_sets, model, params, mesh, tmp_path):
+    path, found = tmp_path / "set", []
+    for prepared in shifted_sets:
+        path.unlink(missing_ok=True)
+        path.symlink_to(prepared)
+        config = make_config(path, "data.protocol=xview")
+        dataset = LabelledDataset.from_config(config)
+        found.append(probe._extract(config, dataset, mesh, str(tmp_path), model, params, dataset.train, False))
+    assert np.array_equal(found[0].row, found[1].row) and not np.allclose(found[0].slices, found[1].slices)
+
+
+def test_another_encoder_of_the_same_parameters_is_extracted_anew(model, params, dataset, tmp_path, monkeypatch):
+    class OtherEncoder(mv2mae.Encoder):
+        pass
+
+    models = tmp_path / "models"
+    shutil.copytree(pathlib.Path(mv2mae.__file__).parent, models)
+    monkeypatch.setattr(features, "__file__", str(tmp_path / "features" / "__init__.py"))
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "__init__.py").touch()
+
+    def facts(model=model):
+        return features.facts_of(model, params, dataset.prepared, dataset.spec, dataset.test)
+
+    before = facts()
+    assert facts() == before and facts(model.clone(backbone=OtherEncoder)) != before
+    with open(models / "kernels" / "gelu.py", "a") as file:
+        file.write("# changed")
+    assert facts() != before
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 """A run's encoder as a function and as a file, and the command that extracts features with it."""
 
 import dataclasses
+import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -17,7 +19,7 @@ from data import clips, samples
 from data.dataset import Dataset
 from data.store import takes
 from mv2mae_jax import config as configs
-from mv2mae_jax import inference
+from mv2mae_jax import features, inference
 from mv2mae_jax.features import __main__ as command
 from mv2mae_jax.features import store
 from mv2mae_jax.models import classifier, layers
@@ -334,6 +336,55 @@ def test_an_interrupted_extraction_goes_on(pretrained, synthetic_set, tmp_path, 
     assert not (tmp_path / "f.npz.parts").exists()
     assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz") == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def killed_at(call, number=0):
+    """In place of `call`: it is interrupted the next time after `number` times."""
+    counted = itertools.count()
+
+    def killed(*args, **kwargs):
+        if next(counted) == number:
+            raise KeyboardInterrupt
+        return call(*args, **kwargs)
+
+    return killed
+
+
+def test_parts_of_another_set_or_other_code_are_not_continued(pretrained, shifted_sets, tmp_path, monkeypatch, capsys):
+    """The set is made anew at the same path, from the same videos, with another table of --sync."""
+    path, output = tmp_path / "set", tmp_path / "f.npz"
+    path.symlink_to(shifted_sets[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Store, "add", killed_at(store.Store.add, 1))
+        assert run_command(pretrained[0], path, output) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "code_digest", lambda: "")
+        assert run_command(pretrained[0], path, output) == 2
+    assert "differs in code." in capsys.readouterr().err
+    path.unlink()
+    path.symlink_to(shifted_sets[1])
+    assert run_command(pretrained[0], path, output) == 2
+    assert "differs in data." in capsys.readouterr().err
+    path.unlink()
+    path.symlink_to(shifted_sets[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(store.shutil, "rmtree", killed_at(store.shutil.rmtree))
+        assert run_command(pretrained[0], path, output) == 130
+    path.unlink()
+    path.symlink_to(shifted_sets[1])
+    assert run_command(pretrained[0], path, output) == 2  # the output is whole, but of the other set
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_parts_of_other_videos_of_the_same_size_are_not_continued(pretrained, tmp_path, monkeypatch, capsys):
+    video, output = tmp_path / "a.mp4", tmp_path / "f.npz"
+    write_video(video, moving_square(20, 48, 64, seed=0), fps=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Store, "add", killed_at(store.Store.add))
+        assert run_command(pretrained[0], video, output) == 130
+    os.utime(video, ns=(0, 0))
+    assert run_command(pretrained[0], video, output) == 2
+    assert "differs in videos." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])

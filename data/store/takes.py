@@ -307,9 +307,13 @@ class Prepared:
         folder, first = max((part for part in parts if part[1] <= record), key=lambda part: part[1])
         return folder, record - first
 
-    def digest_of(self, name: str) -> str:
-        """SHA-256 of a file of the set, in hexadecimal; of several sets' files together."""
-        found = [digests.sha256_of(Path(folder, name))[0] for folder, _ in self.parts or ((self.directory, 0),)]
+    def content_digest(self) -> str:
+        """SHA-256 of the manifest, in hexadecimal; of several sets' manifests together.
+
+        The manifest has a checksum of every record, so equal digests mean equal frames. prepared.json does not tell:
+        two preparations by different tables of --sync have the same one.
+        """
+        found = [digests.sha256_of(Path(folder, MANIFEST))[0] for folder, _ in self.parts or ((self.directory, 0),)]
         return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
     def _called(self, record: int) -> str:

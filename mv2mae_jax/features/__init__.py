@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import jax
@@ -22,7 +23,7 @@ from absl import logging
 
 from console.errors import UserError
 from data import clips
-from data.store import takes
+from data.store import digests, takes
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import frozen_encoder, mv2mae, stored_frames
 
@@ -224,18 +225,27 @@ def digest_of(params: Any) -> str:
     return values.hexdigest()
 
 
+def code_digest() -> str:
+    """A digest of the sources that compute features: those of models/, and this file. In hexadecimal."""
+    here = Path(__file__)
+    sources = [here, *sorted(here.parents[1].joinpath("models").rglob("*.py"))]
+    return hashlib.sha256("".join(digests.sha256_of(path)[0] for path in sources).encode()).hexdigest()
+
+
 def facts_of(
     model: mv2mae.MV2MAE, params: Any, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, **more: Any
 ) -> dict[str, Any]:
-    """Everything that features depend on: the encoder and its parameters, the data set, the clips, and `more`.
+    """Everything that features depend on: the encoder, its code and parameters, the data set, the clips, and `more`.
 
-    Parameters are represented by a digest of their values, so another step or run at the same path has other facts.
+    Parameters, code and data are represented by digests, so another step, run or set at the same path has other facts.
     """
     encoder = {name: getattr(model, name) for name in ("clip_size", "tubelet_size", "width", "depth", "num_heads")}
+    classes = [getattr(model, "backbone", type(model)), type(model)]
     return {
         "parameters": digest_of(params),
-        "encoder": {**encoder, "dtype": model.compute.dtype.name},
-        "data": prepared.digest_of("prepared.json"),
+        "encoder": {**encoder, "dtype": model.compute.dtype.name, "classes": [repr(kind) for kind in classes]},
+        "code": code_digest(),
+        "data": prepared.content_digest(),
         "rows": hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest(),
         "num_frames": spec.num_frames,
         "frame_stride": spec.frame_stride,

@@ -104,10 +104,11 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
         "class_names": source.class_names,
         "protocol": arguments.protocol or (encoder.config.data.protocol if encoder.config is not None else None),
     }
-    facts = about | source.facts() | {"batch_size": batch_size, "parameters": features.digest_of(encoder.params)}
-    facts["columns"] = [*source.columns, *TIMES]  # parts written by another version of this program have other columns
-    facts["dtype"] = encoder.model.compute.dtype.name  # `auto` depends on the devices
-    store = Store(output=Path(arguments.output), facts=facts)
+    about |= source.facts() | {"batch_size": batch_size, "parameters": features.digest_of(encoder.params)}
+    about["columns"] = [*source.columns, *TIMES]  # parts written by another version of this program have other columns
+    about["dtype"] = encoder.model.compute.dtype.name  # `auto` depends on the devices
+    about["code"] = features.code_digest()
+    store = Store(output=Path(arguments.output), facts=about)
     if (left_out := store.begin()) is not None:
         print(f"{arguments.output} is whole: an earlier start wrote it.")
         return told(left_out)
@@ -134,7 +135,7 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
             bar.advance(len(parts[part]))
     repeating = store.count(len(parts), "repeated_frames", lambda repeated: repeated > 0)
     slowed = store.count(len(parts), "frame_stride", lambda stride: stride < spec.frame_stride)
-    num_rows, left_out = store.finish(len(parts), about)
+    num_rows, left_out = store.finish(len(parts))
     print(f"{num_rows} clips of {num_videos - len(left_out)} videos -> {arguments.output}")
     exit_code = told(left_out)
     for count, what in (

@@ -3,7 +3,9 @@
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +46,7 @@ class PreparedSource:
 
     def facts(self) -> dict[str, str]:
         """Facts that identify the videos."""
-        return {"input": os.path.abspath(self.prepared.directory), "data": self.prepared.digest_of("prepared.json")}
+        return {"input": os.path.abspath(self.prepared.directory), "data": self.prepared.content_digest()}
 
     def read(self, rows: np.ndarray, batch_size: int) -> Part:
         """Reads the videos of these rows.
@@ -93,10 +95,12 @@ class VideoSource:
         """As `PreparedSource.columns`."""
         return {"path": np.array(self.paths)}
 
-    def facts(self) -> dict[str, str | int | list]:
-        """As `PreparedSource.facts`."""
-        sizes = [(path, os.path.getsize(os.path.join(self.root, path))) for path in self.paths]
-        return {"input": os.path.abspath(self.root), "videos": sizes, "short_side": self.short_side}
+    def facts(self) -> dict[str, str | int]:
+        """As `PreparedSource.facts`. Videos are told by their names, sizes and times of change."""
+        found = [(path, os.stat(os.path.join(self.root, path))) for path in self.paths]
+        text = json.dumps([(path, status.st_size, status.st_mtime_ns) for path, status in found])
+        videos = hashlib.sha256(text.encode()).hexdigest()
+        return {"input": os.path.abspath(self.root), "videos": videos, "short_side": self.short_side}
 
     def read(self, rows: np.ndarray, batch_size: int) -> Part:
         """As `PreparedSource.read`. Decodes all `rows`, several at once."""

@@ -85,7 +85,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # there is none, or another file
             return None
         facts = json.loads(json.dumps(self.facts))
-        return left_out if all(facts.get(name) == value for name, value in about.items()) else None
+        return left_out if about == facts else None
 
     def has(self, part: int) -> bool:
         return self._path(part).exists() and self._left_out(part) is not None
@@ -100,12 +100,10 @@ class Store:
         """Counts the rows of parts 0 to num_parts - 1 in which a column has a wanted value."""
         return sum(int(which(column).sum()) for column in _column([self._path(i) for i in range(num_parts)], name))
 
-    def finish(self, num_parts: int, about: dict[str, Any]) -> tuple[int, dict[str, str]]:
+    def finish(self, num_parts: int) -> tuple[int, dict[str, str]]:
         """Makes the file of parts 0 to num_parts - 1, one in memory at a time, and removes them.
 
-        Args:
-          num_parts: how many there are.
-          about: kept in the file: as text in the array `about` of an .npz, in the metadata of a .parquet.
+        The facts are kept in the file: as text in the array `about` of an .npz, in the metadata of a .parquet.
 
         Returns:
           The number of rows, and which videos are left out, with the reasons; these are kept in the file too.
@@ -116,7 +114,7 @@ class Store:
             left_out |= self._left_out(part) or {}
         write = _write_npz if self.output.suffix == ".npz" else _write_parquet
         with whole_file(self.output) as temporary:
-            num_rows = write(temporary, parts, json.dumps(about | {"left_out": left_out}))
+            num_rows = write(temporary, parts, json.dumps(self.facts | {"left_out": left_out}))
         shutil.rmtree(self.folder)
         return num_rows, left_out
 
