@@ -47,6 +47,7 @@ class Encoder:
       model: has `clip_size` (frames, height, width), `grid` (tokens along these), `width` and so on.
       params: of the encoder.
       frame_stride: distance of a clip's frames in the run's data, in stored frames; None if an export does not say.
+      frame_rates: (lowest, highest) frames per second of that data; None if the run or an export does not say.
       config: the run's; None for an exported folder.
     """
 
@@ -55,6 +56,7 @@ class Encoder:
     model: mv2mae.MV2MAE
     params: Any
     frame_stride: int | None
+    frame_rates: tuple[float, float] | None = None
     config: config_dict.ConfigDict | None = None
 
     @property
@@ -146,12 +148,12 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
     if importer.is_torch_checkpoint(workdir):
         if step is not None:
             raise UserError(f"{workdir} is an exported folder and has no steps: leave the step ({step}) out.")
-        model, params, frame_stride = exported.load(workdir, mesh)
-        return Encoder(workdir=workdir, step=None, model=model, params=params, frame_stride=frame_stride)
-    step, _, config = run_record.read_record(workdir, step)
+        model, params, told = exported.load(workdir, mesh)
+        return Encoder(workdir=workdir, step=None, model=model, params=params, **told)
+    step, record, config = run_record.read_record(workdir, step)
     model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
-    stride = config.data.frame_stride
-    return Encoder(workdir=workdir, step=step, model=model, params=params, frame_stride=stride, config=config)
+    told = {"frame_stride": config.data.frame_stride, "frame_rates": record.get("frame_rates")}
+    return Encoder(workdir=workdir, step=step, model=model, params=params, config=config, **told)
 
 
 def restore(

@@ -106,6 +106,7 @@ class TrainingRun:
             "dataset": dataset.prepared.name,
             "manifest_sha256": resume.manifest_digest(dataset),
             "class_names": list(dataset.prepared.class_names),
+            "frame_rates": dataset.prepared.frame_rates(),  # for those who give the encoder other videos
         }
         self._skipped = guards.SkippedUpdates(
             config.limits.skipped_updates,

@@ -28,7 +28,7 @@ from mv2mae_jax.runs import checkpoint
 from mv2mae_jax.state import TrainState
 from tests import tiny, torch_runs
 from tests.pages import fences
-from tests.video_files import moving_square, write_video
+from tests.video_files import moving_square, write_timed, write_video
 
 CLIP = (4, 32, 32)
 GRID = (2, 4, 4)
@@ -282,6 +282,46 @@ def test_short_videos_are_told(pretrained, tmp_path, capsys):
     assert run_command(pretrained[0], tmp_path / "videos", tmp_path / "g.npz", "--frame_stride=1") == 0
     said = capsys.readouterr().err
     assert "smaller stride" not in said and "1 of 4 clips repeat" in said
+
+
+def test_videos_of_another_frame_rate_are_told(pretrained, tmp_path, capsys):
+    """The run's data has 10 to 12 frames per second, and a clip 4 frames at stride 4."""
+    run = save_run(tmp_path / "run", tiny.make_config(), pretrained[2], frame_rates=(10.0, 12.0))
+    assert torch_runs.run_command(run, "port", tmp_path / "port") == 0
+    assert torch_runs.run_command(run, "hf", tmp_path / "hf") == 0
+    for fps in (9, 14, 60):
+        write_video(tmp_path / f"{fps}/a.mp4", moving_square(100, 48, 64, seed=0), fps=fps)
+    far = "a.mp4 has 60 frames per second, the data of {} has 12. At stride 4 a clip spans 0.2 s, in training 1 s"
+    nearest = ": --frame_stride=20 is nearest to that."
+    for number, (workdir, fps, stride, said) in enumerate(
+        (
+            (run, 9, 4, ""),
+            (run, 14, 4, ""),
+            (run, 60, 20, ""),
+            (run, 60, 4, far + nearest),
+            (tmp_path / "port", 60, 4, far + nearest),
+            (tmp_path / "hf", 60, 4, far + nearest),
+            (pretrained[0], 60, 4, ""),  # of an older version, which kept no rates
+        )
+    ):
+        capsys.readouterr()
+        stride = f"--frame_stride={stride}"
+        assert run_command(workdir, tmp_path / str(fps), tmp_path / f"{number}.npz", stride) == 0
+        told = [line for line in capsys.readouterr().out.splitlines() if "per second" in line]
+        assert told == [said.format(workdir)] * bool(said)
+
+
+def test_times_are_those_of_the_frames(pretrained, tmp_path):
+    """A frame is stamped by its number, in tenths of a second; between frames 6 and 7 the camera has stood still."""
+    numbers = [*range(7), *range(17, 24)]
+    (tmp_path / "videos").mkdir()
+    write_timed(tmp_path / "videos/a.mp4", numbers, rate=10)
+    write_timed(tmp_path / "videos/b.mp4", list(range(14)), rate=10)
+    assert run_command(pretrained[0], tmp_path / "videos", tmp_path / "f.npz", "--frame_stride=2") == 0
+    found = np.load(tmp_path / "f.npz")
+    start = (14 - 7 + 1) // 2
+    np.testing.assert_allclose(found["start_seconds"], [numbers[start] / 10, start / 10], rtol=1e-5)
+    np.testing.assert_allclose(found["end_seconds"], [numbers[start + 6] / 10, (start + 6) / 10], rtol=1e-5)
 
 
 def test_the_five_lines_to_scikit_learn(pretrained, synthetic_set, tmp_path, monkeypatch, capsys):

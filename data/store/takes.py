@@ -316,6 +316,11 @@ class Prepared:
         found = [digests.sha256_of(Path(folder, MANIFEST))[0] for folder, _ in self.parts or ((self.directory, 0),)]
         return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
+    def frame_rates(self) -> tuple[float, float]:
+        """(lowest, highest) frames per second of the views; a twentieth at either end is left out."""
+        low, high = np.quantile(self.views["fps"], (0.05, 0.95), method="nearest").tolist()
+        return low, high
+
     def _called(self, record: int) -> str:
         take, view = self.views["take"][record], self.views["view"][record]
         folder, number = self.place_of(record)

@@ -24,6 +24,8 @@ from mv2mae_jax.features.store import Store
 
 BATCHES_PER_PART = 8  # [ours] an interruption loses at most this much work
 POOLINGS = (*features.POOLINGS, "tokens")
+# [ours] Clips that span up to a quarter more or less than in training are alike: 24, 25 and 30 frames per second are.
+ALIKE_SPANS = 1.25
 # Columns that say where in its video a clip lies; see `times`.
 TIMES = {"start_seconds": np.float32, "end_seconds": np.float32, "frame_stride": np.int32, "repeated_frames": np.int32}
 
@@ -124,13 +126,17 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
         progress.Bar(num_videos, "extracting", "videos", initial=num_before) as bar,
         concurrent.futures.ThreadPoolExecutor(1) as reader,  # reads the next part while this one is computed
     ):
-        coming = None
+        coming, told_span = None, ""
         for part, following in itertools.pairwise([*missing, None]):
             coming = coming or reader.submit(source.read, parts[part], batch_size)
-            num_clips, batches, left_out, lengths = coming.result()
+            num_clips, batches, left_out, seconds = coming.result()
             coming = None if following is None else reader.submit(source.read, parts[following], batch_size)
+            if not told_span:
+                told_span = other_span(encoder, spec, source, {row: fps for row, (_, fps) in seconds.items()})
+                if told_span:
+                    progress.say(told_span)
             row, columns = compute(encoder, batches, num_clips, mesh, arguments.pooling)
-            columns |= times(spec, row, columns["clip"], lengths, arguments.clips_per_video)
+            columns |= times(spec, row, columns["clip"], seconds, arguments.clips_per_video)
             store.add(part, {name: column[row] for name, column in source.columns.items()} | columns, left_out)
             bar.advance(len(parts[part]))
     repeating = store.count(len(parts), "repeated_frames", lambda repeated: repeated > 0)
@@ -205,23 +211,56 @@ def split_of(prepared: takes.Prepared, arguments: argparse.Namespace, encoder: i
     return split
 
 
+def other_span(
+    encoder: inference.Encoder,
+    spec: clips.ClipSpec,
+    source: sources.PreparedSource | sources.VideoSource,
+    rates: dict[int, float],
+) -> str:
+    """A line on the first video whose clips span another time than in training; '' if none does, or none can tell.
+
+    `rates` are row -> frames per second.
+    """
+    if encoder.frame_rates is None or encoder.frame_stride is None or spec.num_frames == 1:
+        return ""
+    low, high = encoder.frame_rates
+    for row, fps in rates.items():
+        of_run = min(max(low, fps * encoder.frame_stride / spec.frame_stride), high)  # the rate that is most alike
+        here, trained = spec.frame_stride / fps, encoder.frame_stride / of_run
+        if max(here, trained) <= ALIKE_SPANS * min(here, trained):
+            continue
+        video = ", ".join(str(source.columns[name][row]) for name in ("path", "take", "view") if name in source.columns)
+        nearest, between = max(1, round(trained * fps)), spec.num_frames - 1
+        advice = f": --frame_stride={nearest} is nearest to that" if nearest != spec.frame_stride else ""
+        return (
+            f"{video} has {fps:.4g} frames per second, the data of {encoder.workdir} has {of_run:.4g}. At stride "
+            f"{spec.frame_stride} a clip spans {between * here:.2g} s, in training {between * trained:.2g} s{advice}."
+        )
+    return ""
+
+
 def times(
-    spec: clips.ClipSpec, row: np.ndarray, clip: np.ndarray, lengths: dict[int, tuple[int, float]], clips_per_video: int
+    spec: clips.ClipSpec,
+    row: np.ndarray,
+    clip: np.ndarray,
+    seconds: dict[int, tuple[np.ndarray, float]],
+    clips_per_video: int,
 ) -> dict[str, np.ndarray]:
     """The columns TIMES of clips: where in its video each one lies.
 
     Args:
       spec: how clips are cut.
       row, clip: int[M], the video of each clip, and its number among that video's.
-      lengths: row -> (frames, frames per second).
+      seconds: row -> (the frames' times, float[frames]; frames per second).
       clips_per_video: of each video.
     """
     positions, found = clips.spread_positions(clips_per_video), []
     for video, number in zip(row.tolist(), clip.tolist(), strict=True):
-        num_frames, fps = lengths[video]
+        of_frame, _ = seconds[video]
+        num_frames = len(of_frame)
         frames = clips.frame_indices(num_frames, spec.num_frames, spec.frame_stride, positions[number])
         stride = clips.effective_stride(num_frames, spec.num_frames, spec.frame_stride)
-        found.append((frames[0] / fps, frames[-1] / fps, stride, max(0, spec.num_frames - num_frames)))
+        found.append((of_frame[frames[0]], of_frame[frames[-1]], stride, max(0, spec.num_frames - num_frames)))
     columns = zip(*found, strict=True) if found else [()] * len(TIMES)
     return {name: np.array(column, kind) for (name, kind), column in zip(TIMES.items(), columns, strict=True)}
 

@@ -19,7 +19,7 @@ from data.prepare import archives, clocks, raw_video
 from data.store import jpeg, takes
 
 Batch = dict[str, np.ndarray]
-Part = tuple[int, Iterator[Batch], dict[str, str], dict[int, tuple[int, float]]]  # see PreparedSource.read
+Part = tuple[int, Iterator[Batch], dict[str, str], dict[int, tuple[np.ndarray, float]]]  # see PreparedSource.read
 JPEG_QUALITY = 90  # of the frames held in memory; data.prepare's default, so that both ways give the same clips [ours]
 
 
@@ -52,15 +52,16 @@ class PreparedSource:
         """Reads the videos of these rows.
 
         Returns:
-          The number of clips; batches for `features.extract`; video -> why it cannot be read; row -> (frames of the
-          video, frames per second).
+          The number of clips; batches for `features.extract`; video -> why it cannot be read; row -> (seconds from
+          the video's first frame to each, float[frames]; frames per second).
         """
         batches = pipeline.clip_batches(
             self.prepared, self.spec, rows, global_batch_size=batch_size, clips_per_view=self.clips_per_video
         )
         views = self.prepared.views
-        lengths = {row: (int(views["num_frames"][row]), float(views["fps"][row])) for row in rows.tolist()}
-        return len(rows) * self.clips_per_video, batches, {}, lengths
+        rates = {row: float(views["fps"][row]) for row in rows.tolist()}
+        seconds = {row: (np.arange(views["num_frames"][row]) / fps, fps) for row, fps in rates.items()}
+        return len(rows) * self.clips_per_video, batches, {}, seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,27 +110,29 @@ class VideoSource:
         unreadable = {self.paths[row]: reason for row, reason in found.items() if isinstance(reason, str)}
         readable = {row: read for row, read in found.items() if not isinstance(read, str)}
         usable = [(row, clip) for row, (clips, _) in readable.items() for clip in clips]
-        lengths = {row: length for row, (_, length) in readable.items()}
-        return len(usable), _batches(usable, batch_size), unreadable, lengths
+        seconds = {row: seconds for row, (_, seconds) in readable.items()}
+        return len(usable), _batches(usable, batch_size), unreadable, seconds
 
-    def _clips_or_reason(self, row: int) -> tuple[list[np.ndarray], tuple[int, float]] | str:
-        """(`clips_per_video` times uint8[T, H, W, 3]; (frames, frames per second)), or why there are none."""
+    def _clips_or_reason(self, row: int) -> tuple[list[np.ndarray], tuple[np.ndarray, float]] | str:
+        """(`clips_per_video` times uint8[T, H, W, 3]; (seconds, frames per second) as of `read`), or why none are."""
         try:
             with archives.open_regular(os.path.join(self.root, self.paths[row])) as file:
                 source = raw_video.open_source(file)
                 stored = [jpeg.encode(frame, JPEG_QUALITY) for frame in raw_video.frames(source, self.short_side)]
         except (raw_video.BadVideo, OSError) as error:
             return str(error)
+        stamps = np.array(source.seconds)
         if source.repeats:  # as in preparation, what an entry without a picture shows is the frame before
-            stamps = np.array(source.seconds)
             shown = clocks.shown_by_period(stamps, clocks.rate(stamps, source.fps), source.num_empty_at_end)
             stored = [stored[i] for i in shown.tolist()]
+        as_stamped = len(stamps) == len(stored) and not clocks.disorder(stamps)
+        seconds = stamps - stamps[0] if as_stamped else np.arange(len(stored)) / source.fps
         found = []
         for position in clips.spread_positions(self.clips_per_video):
             indices = clips.frame_indices(len(stored), self.spec.num_frames, self.spec.frame_stride, position)
             clip = np.stack([jpeg.decode(stored[i]) for i in indices.tolist()])  # (T, h, w, 3)
             found.append(samples.crop_clip(clip, clips.CropDraw(), self.spec.crop_size))
-        return found, (len(stored), source.fps)
+        return found, (seconds, source.fps)
 
 
 def _batches(usable: list[tuple[int, np.ndarray]], batch_size: int) -> Iterator[Batch]:

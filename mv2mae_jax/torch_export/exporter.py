@@ -146,7 +146,7 @@ def hugging_face_config(run: TrainedRun) -> dict[str, Any]:
         "initializer_range": 0.02,
         "layer_norm_eps": 1e-6,
         "qkv_bias": True,
-        "frame_stride": run.config.data.frame_stride,  # read by no model, but by those who choose frames
+        **clip_times(run),
     }
     if run.fine_tuned:
         return config | {
@@ -171,12 +171,18 @@ def hugging_face_config(run: TrainedRun) -> dict[str, Any]:
     }
 
 
+def clip_times(run: TrainedRun) -> dict[str, Any]:
+    """Settings that no model reads, but those who choose frames: their distance, and the data's frames per second."""
+    rates = {} if run.frame_rates is None else {"frame_rates": run.frame_rates}
+    return {"frame_stride": run.config.data.frame_stride, **rates}
+
+
 def write_port(run: TrainedRun, state: names.Arrays, folder: pathlib.Path) -> None:
     """The weights, the PyTorch module that runs them, and its configuration."""
     state = names.without_encoder_prefix(state) if run.fine_tuned else state
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(PORT_FILE, folder / PORT_FILE.name)
-    config = {"architecture": run.architecture, "model": run.model_config, "frame_stride": run.config.data.frame_stride}
+    config = {"architecture": run.architecture, "model": run.model_config, **clip_times(run)}
     if run.fine_tuned:
         config["class_names"] = run.class_names
     elif not run.encoder_alone:

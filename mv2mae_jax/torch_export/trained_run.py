@@ -34,6 +34,7 @@ class TrainedRun:
     model: mv2mae.MV2MAE | Classifier  # float32, blocks unrolled
     params: Any  # NumPy, blocks unrolled; the average where the run kept one; without a joint decoder
     class_names: tuple[str, ...]  # of a fine-tuned run, in the order of the logits; else of the data
+    frame_rates: tuple[float, float] | None = None  # (lowest, highest) frames per second of the data, if the run says
 
     @property
     def fine_tuned(self) -> bool:
@@ -110,6 +111,7 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
         model=for_comparison(model),
         params=params,
         class_names=class_names,
+        frame_rates=record.get("frame_rates"),
     )
 
 

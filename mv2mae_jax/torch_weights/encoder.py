@@ -15,8 +15,10 @@ from mv2mae_jax.models.compute import Compute
 from mv2mae_jax.torch_weights import files, importer
 
 
-def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int | None]:
-    """(the model, its encoder's parameters, the frame stride that it was trained at or None) of a folder.
+def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, dict[str, Any]]:
+    """(the model, its encoder's parameters, what is told of its training's data) of a folder.
+
+    The last are `frame_stride` and `frame_rates`, as of `inference.Encoder`; None where the folder does not say.
 
     Raises:
       ValueError: it has no config.json, this is no VideoMAE's, or the weights do not fit it.
@@ -39,7 +41,8 @@ def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int 
     create = functools.partial(frozen_encoder.init_encoder, model)
     placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
     params = jax.jit(create, out_shardings=placement)(jax.random.key(0))
-    return model, importer.load_videomae(folder, {"encoder": params}, model)["encoder"], config.get("frame_stride")
+    params = importer.load_videomae(folder, {"encoder": params}, model)["encoder"]
+    return model, params, {name: config.get(name) for name in ("frame_stride", "frame_rates")}
 
 
 def _of_port(config: dict[str, Any]) -> dict[str, Any]:
