@@ -476,6 +476,40 @@ def test_damaged_videos_are_named_and_left_out(pretrained, synthetic_set, tmp_pa
     assert np.load(tmp_path / "none.npz")["features"].shape == (0, 48)
 
 
+def test_links_are_followed_and_other_files_told(pretrained, tmp_path, capsys):
+    """The folder holds a video, a link to a folder with another, one to itself, and what is no video."""
+    folder, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    for path in (folder / "a.mp4", elsewhere / "b.mp4"):
+        write_video(path, moving_square(20, 48, 64, seed=0), fps=10)
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "linked" / "back").symlink_to(folder)
+    assert run_command(pretrained[0], folder, tmp_path / "f.npz") == 0
+    assert np.load(tmp_path / "f.npz")["path"].tolist() == ["a.mp4", "linked/b.mp4"]
+    assert "passed over" not in capsys.readouterr().err
+    for name in ("c.flv", "d.flv", "notes", ".hidden"):
+        (folder / name).touch()
+    (folder / "e.mp4").symlink_to(tmp_path / "gone")
+    assert run_command(pretrained[0], folder, tmp_path / "g.npz") == 3
+    said = capsys.readouterr().err
+    assert "passed over, as no videos: 3 files (2 .flv, 1 without ending)" in said
+    assert "left out: e.mp4: No such file or directory" in said
+    (folder / "a.mp4").unlink()
+    (folder / "e.mp4").unlink()
+    (folder / "linked").unlink()
+    assert run_command(pretrained[0], folder, tmp_path / "h.npz") == 2
+    assert "no video is below it: nothing ends in .avi" in (said := capsys.readouterr().err) and "2 .flv" in said
+
+
+def test_an_output_is_written_by_one_process_at_a_time(pretrained, synthetic_set, tmp_path, capsys):
+    output = tmp_path / "f.npz"
+    with store.Store(output=output, facts={}).locked():
+        assert run_command(pretrained[0], synthetic_set, output) == 2
+        said = capsys.readouterr().err
+        assert f"--output={output} is in use by another extraction (process {os.getpid()} on" in said
+        assert "Wait for it, stop it, or choose another --output." in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_does_not_fit_is_refused_before_any_work(pretrained, synthetic_set, tmp_path, capsys):
     for source, output, more, said in (
         (tmp_path, "f.npz", (), "no video is below it"),

@@ -52,8 +52,10 @@ class BadArchive(UnusableFile):
     """A file, an archive, or a file in one, that cannot be read; the message is the reason."""
 
 
-def files(folder: Path) -> Iterator[tuple[str, int | str]]:
-    """(path, bytes, or the reason why it cannot be read) of every file below a folder, those in archives included.
+def files(folder: Path, *, in_archives: bool = True) -> Iterator[tuple[str, int | str]]:
+    """(path, bytes, or the reason why it cannot be read) of every file below a folder.
+
+    An archive stands for the files in it, with `in_archives=False` for itself.
 
     Links to folders are followed, each folder once. Paths are relative, with forward slashes. The path of a folder that
     cannot be listed ends with one. Bytes of a name that is not UTF-8 are escaped as \\x... Hidden files and folders are
@@ -77,7 +79,7 @@ def files(folder: Path) -> Iterator[tuple[str, int | str]]:
             if _escaped(relative) != relative:
                 yield _escaped(relative), "its name is not UTF-8: rename it"
                 continue
-            yield from ((relative + member, size) for member, size in files_in(path))
+            yield from ((relative + member, size) for member, size in files_in(path, in_archives=in_archives))
     for error in unlisted:
         relative = Path(error.filename).relative_to(folder).as_posix()
         yield f"{_escaped(relative)}/", f"the folder cannot be listed: {error.strerror}"
@@ -99,11 +101,11 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
-def files_in(path: Path) -> Iterator[tuple[str, int | str]]:
+def files_in(path: Path, *, in_archives: bool = True) -> Iterator[tuple[str, int | str]]:
     """As `files`, of a file: ("/" and the path in it, ...) where that is an archive, else ("", ...) alone."""
     try:
         num_bytes = _regular_bytes(path)
-        members = _members(path) if path.name.lower().endswith(EXTENSIONS) else None
+        members = _members(path) if in_archives and path.name.lower().endswith(EXTENSIONS) else None
     except OSError as error:
         yield "", error.strerror or str(error)
         return

@@ -157,15 +157,15 @@ def matching_files(
         unmatched=tuple(unmatched),
         duplicates=tuple((video.path, first.path) for first, video in again if video.path not in unreadable),
         unreadable=tuple((path, _take(names, called.get(path, path)), why) for path, why in sorted(unreadable.items())),
-        passed_over=_endings(others - set(packed) - unread.keys()) | ({"hidden": num_hidden} if num_hidden else {}),
+        passed_over=endings_of(others - set(packed) - unread.keys()) | ({"hidden": num_hidden} if num_hidden else {}),
     )
 
 
-def passed_over(endings: Mapping[str, int]) -> str:
-    """The files of other kinds, in words."""
+def passed_over(endings: Mapping[str, int], what: str = "neither videos nor labels") -> str:
+    """The files of other kinds, in words; `what` they are."""
     ranked = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
     kinds = ", ".join(f"{number} {ending}" for ending, number in ranked[:8]) + ", ..." * (len(ranked) > 8)
-    return f"passed over, as neither videos nor labels: {sum(endings.values())} files ({kinds})"
+    return f"passed over, as {what}: {sum(endings.values())} files ({kinds})"
 
 
 def _listed(inputs: Path | Sequence[Path]) -> str:
@@ -319,7 +319,7 @@ def _equal_bytes(reader: archives.Reader, path: str, other: str) -> bool:
                 return True
 
 
-def _endings(paths: set[str]) -> dict[str, int]:
+def endings_of(paths: Iterable[str]) -> dict[str, int]:
     """Number of files by ending, without those of 3D joints and cameras."""
     of_truth = {f"{truth.FOLDER}/{name}" for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS)}
     names = [path.rpartition("/")[2] for path in paths if "/".join(path.split("/")[-2:]) not in of_truth]

@@ -111,6 +111,20 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     about["dtype"] = encoder.model.compute.dtype.name  # `auto` depends on the devices
     about["code"] = features.code_digest()
     store = Store(output=Path(arguments.output), facts=about)
+    with store.locked():
+        return extract_parts(arguments, encoder, source, mesh, batch_size, store)
+
+
+def extract_parts(
+    arguments: argparse.Namespace,
+    encoder: inference.Encoder,
+    source: sources.PreparedSource | sources.VideoSource,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    store: Store,
+) -> int:
+    """As `extract_to_file`, after everything was opened and OUTPUT was locked."""
+    spec = source.spec
     if (left_out := store.begin()) is not None:
         print(f"{arguments.output} is whole: an earlier start wrote it.")
         return told(left_out)

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from console.errors import UserError
 from data import clips, pipeline, samples
 from data.catalog import folder
-from data.prepare import archives, clocks, raw_video
+from data.prepare import archives, clocks, listing, raw_video
 from data.store import jpeg, takes
 
 Batch = dict[str, np.ndarray]
@@ -73,23 +74,29 @@ class VideoSource:
     spec: clips.ClipSpec
     clips_per_video: int
     short_side: int
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)  # path -> reason, known when it was listed
 
     class_names = ()
 
     @classmethod
     def find(cls, root: str, **settings) -> "VideoSource":
-        """Raises ValueError where there is no video."""
+        """Follows links to folders, says which files are passed over; raises ValueError where there is no video."""
         if os.path.isfile(root):
             return cls(root=os.path.dirname(root), paths=(os.path.basename(root),), **settings)
-        files = (path for path in Path(root).rglob("*") if path.suffix.lower() in folder.EXTENSIONS)
-        paths = sorted(path.relative_to(root).as_posix() for path in files if path.is_file())
-        paths = [path for path in paths if not archives.is_hidden(path)]
+        found = dict(archives.files(Path(root), in_archives=False))
+        found = {path: found[path] for path in sorted(found) if not archives.is_hidden(path)}
+        paths = [path for path in found if path.lower().endswith((*folder.EXTENSIONS, "/"))]  # "/": a folder
+        others = listing.endings_of(found.keys() - set(paths))
+        passed_over = listing.passed_over(others, "no videos") if others else ""
+        unreadable = {path: found[path] for path in paths if isinstance(found[path], str)}
         if not paths:
             raise UserError(
                 f"--input={root} is no prepared set (it has no prepared.json), and no video is below it: nothing ends "
-                f"in {', '.join(folder.EXTENSIONS)}."
+                f"in {', '.join(folder.EXTENSIONS)}{f'; {passed_over}' if others else ''}."
             )
-        return cls(root=root, paths=tuple(paths), **settings)
+        if others:
+            print(passed_over, file=sys.stderr)
+        return cls(root=root, paths=tuple(paths), unreadable=unreadable, **settings)
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -98,7 +105,8 @@ class VideoSource:
 
     def facts(self) -> dict[str, str | int]:
         """As `PreparedSource.facts`. Videos are told by their names, sizes and times of change."""
-        found = [(path, os.stat(os.path.join(self.root, path))) for path in self.paths]
+        readable = [path for path in self.paths if path not in self.unreadable]
+        found = [(path, os.stat(os.path.join(self.root, path))) for path in readable]
         text = json.dumps([(path, status.st_size, status.st_mtime_ns) for path, status in found])
         videos = hashlib.sha256(text.encode()).hexdigest()
         return {"input": os.path.abspath(self.root), "videos": videos, "short_side": self.short_side}
@@ -115,6 +123,8 @@ class VideoSource:
 
     def _clips_or_reason(self, row: int) -> tuple[list[np.ndarray], tuple[np.ndarray, float]] | str:
         """(`clips_per_video` times uint8[T, H, W, 3]; (seconds, frames per second) as of `read`), or why none are."""
+        if self.paths[row] in self.unreadable:
+            return self.unreadable[self.paths[row]]
         try:
             with archives.open_regular(os.path.join(self.root, self.paths[row])) as file:
                 source = raw_video.open_source(file)

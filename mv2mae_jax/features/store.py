@@ -1,5 +1,6 @@
 """A table of features. It is written in parts, so that an interrupted extraction can continue, then as one file."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from console import progress
 from console.errors import UserError
 from data.store.whole_files import whole_file, write_whole
-from mv2mae_jax.runs import side_files, step_folders
+from mv2mae_jax.runs import resume, side_files, step_folders
 
 Columns = dict[str, np.ndarray]  # the same number of rows in each
 FORMATS = (".npz", ".parquet")
@@ -36,6 +37,17 @@ class Store:
     @property
     def folder(self) -> Path:
         return self.output.with_name(f"{self.output.name}.parts")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing the same output. Raises ValueError if one is at work."""
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        path = self.output.with_name(f".{self.output.name}.lock")
+        with resume.locked_file(str(path), f"--output={self.output}", "extraction"):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def begin(self) -> dict[str, str] | None:
         """Makes the folder of the parts, or checks that an existing one belongs to this extraction.

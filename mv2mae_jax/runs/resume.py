@@ -59,27 +59,42 @@ MAY_CHANGE = frozenset(
 def locked(workdir: str) -> Iterator[None]:
     """Keeps other runs out of a workdir while this one uses it. The first process of a run holds the lock.
 
-    The lock belongs to the process and vanishes with it, so it is never left behind. The text in the file only names
-    the holder.
-
     Raises:
       ValueError: another run holds the lock; says which run.
     """
     if jax.process_index() != 0:
         yield
         return
-    path = os.path.join(workdir, LOCK)
+    with locked_file(os.path.join(workdir, LOCK), f"--workdir={workdir}", "run"):
+        yield
+
+
+@contextlib.contextmanager
+def locked_file(path: str, given: str, what: str) -> Iterator[None]:
+    """Holds the lock of a file, which stands for something that one process at a time may use.
+
+    The lock belongs to the process and vanishes with it, so it is never left behind. The text in the file only names
+    the holder.
+
+    Args:
+      path: of the file; made if missing.
+      given: the option that names what is locked, and its value: --workdir=runs/a.
+      what: the work that needs it, in a word.
+
+    Raises:
+      ValueError: another process holds the lock; says which one.
+    """
     with open(path, "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             raise UserError(
-                f"--workdir={workdir} is in use by another run ({lock.read().strip() or 'which has just started'}). "
-                "Wait for it, stop it, or choose another --workdir."
+                f"{given} is in use by another {what} ({lock.read().strip() or 'which has just started'}). "
+                f"Wait for it, stop it, or choose another {given.partition('=')[0]}."
             ) from None
         except OSError as error:  # some network file systems have no locks
-            logging.warning("%s cannot be locked (%s): see to it that no other run uses it.", workdir, error)
+            logging.warning("%s cannot be locked (%s): see to it that no other %s uses it.", given, error, what)
         lock.truncate(0)
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
