@@ -124,6 +124,11 @@ def test_the_newest_intact_step_is_used_and_the_damaged_one_kept(checkpoints):
     assert "SHA256SUMS missing" in line and "renamed to 6.damaged-2" in line
 
 
+def test_a_step_that_is_not_there_is_not_called_damaged(checkpoints):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5: it has steps 2, 4, 6\. Choose init_from_step"):
+        checkpoint.load_params(str(checkpoints.parent), None, 5)
+
+
 def test_without_an_intact_step_nothing_goes_on_and_nothing_starts_over(checkpoints):
     for step in (2, 4, 6):
         delete(files_of(checkpoints / str(step))[0], None)

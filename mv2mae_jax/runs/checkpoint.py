@@ -220,6 +220,9 @@ def _find(workdir: str, step: int | None) -> tuple[str, int]:
     if not steps:
         raise UserError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
     step = steps[-1] if step is None else step
+    if step not in steps:
+        there = f"it has steps {', '.join(map(str, steps))}"
+        raise UserError(f"init_from = {workdir} holds no checkpoint of step {step}: {there}. Choose init_from_step.")
     problem = step_folders.describe(Path(directory, str(step)), but="run")
     if problem:  # another step would be another experiment, so the user must choose it
         raise UserError(
