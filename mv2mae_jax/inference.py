@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import sys
+import warnings
 from typing import Any
 
 import jax
@@ -71,13 +72,22 @@ class Encoder:
             NumPy or JAX, anything that NumPy reads by `__array__` (a tensor of PyTorch on the CPU), or a list of clips.
 
         Returns:
-          float32[B, N, D], or float32[N, D] of a single clip; tokens in the order (time, row, column). The last norm of
-          the encoder is applied after pre-training; a fine-tuned encoder has none, its classifier norms their mean.
+          float32[B, N, D], or float32[N, D] of a single clip; B may be 0. Tokens are in the order (time, row, column).
+          The last norm of the encoder is applied after pre-training; a fine-tuned encoder has none: its classifier
+          norms their mean.
 
         Raises:
           ValueError: video of another type, dtype or size; says what is wanted.
         """
         video = self._as_array(video)
+        if len(video) == 0:
+            return jnp.zeros((0, self.model.num_tokens, self.model.width), jnp.float32)
+        if video.max() == 1:
+            warnings.warn(
+                "The largest value of the video is 1. Pixels are from 0 to 255: values from 0 to 1 that were cast to "
+                "uint8 are nearly black. Multiply them by 255 before the cast.",
+                stacklevel=2,
+            )
         if video.ndim == 4:
             return _encode(self.model, self.params, video[None])[0]
         return _encode(self.model, self.params, video)
@@ -142,18 +152,32 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
       mesh: where the parameters go; the first device by default.
 
     Raises:
-      ValueError: there is no such run or step, or it is damaged.
+      ValueError: there is no such run or step, it is damaged, or its parameters are not finite.
     """
     mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     if importer.is_torch_checkpoint(workdir):
         if step is not None:
             raise UserError(f"{workdir} is an exported folder and has no steps: leave the step ({step}) out.")
         model, params, told = exported.load(workdir, mesh)
-        return Encoder(workdir=workdir, step=None, model=model, params=params, **told)
+        return _checked(Encoder(workdir=workdir, step=None, model=model, params=params, **told))
     step, record, config = run_record.read_record(workdir, step)
     model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
     told = {"frame_stride": config.data.frame_stride, "frame_rates": record.get("frame_rates")}
-    return Encoder(workdir=workdir, step=step, model=model, params=params, config=config, **told)
+    return _checked(Encoder(workdir=workdir, step=step, model=model, params=params, config=config, **told))
+
+
+def _checked(encoder: Encoder) -> Encoder:
+    """The encoder; raises ValueError if parameters of it are NaN or infinite, because all that it gives would be."""
+    leaves = jax.tree.leaves_with_path(jax.device_get(encoder.params))
+    bad = [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if not np.isfinite(leaf).all()
+    ]
+    if bad:
+        raise UserError(
+            f"{encoder.origin}: {len(bad)} of the encoder's {len(leaves)} parameters are not finite, e.g. {bad[0]}. "
+            "The training has diverged, or the weights are damaged. Take another step of the run, or another encoder."
+        )
+    return encoder
 
 
 def restore(

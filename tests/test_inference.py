@@ -89,6 +89,29 @@ def test_a_missing_step_and_a_missing_run_are_refused(tmp_path, pretrained, caps
     assert "missing or empty" in capsys.readouterr().err
 
 
+def test_an_encoder_that_is_not_finite_is_refused_where_it_is_loaded(pretrained, tmp_path, capsys):
+    params = jax.tree.map(np.array, pretrained[2])
+    params["encoder"]["norm"]["scale"][1] = np.inf
+    workdir, output = save_run(tmp_path / "run", tiny.make_config(), params), tmp_path / "x.jax_export"
+    with pytest.raises(ValueError, match=r"Step 3 of .* 1 of the encoder's \d+ parameters are not finite.*norm/scale"):
+        inference.load_encoder(workdir)
+    assert inference.main([f"--workdir={workdir}", f"--output={output}"]) == 2
+    assert "not finite" in capsys.readouterr().err and not output.exists()
+
+
+def test_a_batch_of_no_clips_gives_no_tokens(encoder):
+    found = encoder(random_video(3)[:0])
+    assert found.shape == (0, 32, 24) and found.dtype == np.float32
+
+
+def test_pixels_from_0_to_1_are_warned_of(encoder, recwarn):
+    for largest in (0, 2, 255):
+        encoder(np.full((1, *CLIP, 3), largest, np.uint8))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="largest value of the video is 1. Pixels are from 0 to 255"):
+        encoder(random_video(1) // 255)
+
+
 class Wrapped:
     """An object that NumPy reads by `__array__`, like a tensor of PyTorch."""
 
