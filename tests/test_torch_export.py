@@ -7,6 +7,7 @@ import html
 import json
 import math
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import transformers
 from safetensors.numpy import save_file
 
 from console.errors import UserError
-from mv2mae_jax.models import layers, tubelets
+from mv2mae_jax.models import layers, mv2mae, tubelets, variants
 from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.runs import checkpoint, starts_file
@@ -212,6 +213,35 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path, capsys):
     assert run_command(workdir, "port", tmp_path / "taken") == 2
     assert "exists already" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_parts_without_a_name_in_the_layouts_are_refused(workdir, tmp_path, capsys, monkeypatch):
+    class Windowed(mv2mae.Encoder):
+        pass
+
+    class OtherDecoders(mv2mae.MV2MAE):
+        pass
+
+    of_variant = variants.VARIANTS[tiny.make_config().model.variant]
+    for table, name, changed, said in (
+        (
+            variants.DECODERS,
+            "mv2mae",
+            OtherDecoders,
+            "its model is a OtherDecoders, .* MV2MAE, JointMAE, Classifier alone",
+        ),
+        (
+            variants.VARIANTS,
+            tiny.make_config().model.variant,
+            dataclasses.replace(of_variant, backbone=Windowed),
+            "its backbone is a Windowed, .* Encoder alone",
+        ),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(table, name, changed)
+            assert run_command(workdir, "port", tmp_path / "out") == 2
+        assert re.search(said, capsys.readouterr().err)
+        assert not list(tmp_path.glob("out*"))
 
 
 def test_the_port_needs_nothing_but_torch_and_computes_both_decoders(workdir, tmp_path):

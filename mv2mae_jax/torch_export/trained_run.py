@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
+from console.errors import UserError
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import classifier, layers, mv2mae
 from mv2mae_jax.models.classifier import Classifier
@@ -84,7 +85,7 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
     """Reads a checkpoint of a run, the newest by default.
 
     Raises:
-      ValueError: there is no such run or step.
+      ValueError: there is no such run or step, or its model has a class that cannot be exported.
     """
     step, record, config = run_record.read_record(workdir, step)
     class_names = tuple(record.get("class_names", ()))
@@ -95,6 +96,7 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
     else:
         objective = Pretrain.from_config(config)
         model, shapes = objective.model, jax.eval_shape(objective.init, jax.random.key(0))
+    _check_classes(workdir, model)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     abstract = sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
     params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
@@ -113,6 +115,21 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
         class_names=class_names,
         frame_rates=record.get("frame_rates"),
     )
+
+
+def _check_classes(workdir: str, model: mv2mae.MV2MAE | Classifier) -> None:
+    """Raises UserError where the layouts have no names for the model's parts, e.g. another backbone."""
+    backbone = type(model.encoder) if isinstance(model, Classifier) else model.backbone
+    for part, kind, known in (
+        ("model", type(model), (mv2mae.MV2MAE, JointMAE, Classifier)),
+        ("backbone", backbone, (mv2mae.Encoder,)),
+    ):
+        if kind not in known:
+            raise UserError(
+                f"{workdir}: its {part} is a {kind.__name__}, and the layouts of PyTorch have names for "
+                f"{', '.join(other.__name__ for other in known)} alone. `python -m mv2mae_jax.inference` exports any "
+                "encoder, to a file for JAX."
+            )
 
 
 def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classifier:
