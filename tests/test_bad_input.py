@@ -241,7 +241,7 @@ def test_a_worker_killed_while_it_counts_does_not_stop_the_preparation(tmp_path,
 
     monkeypatch.setattr(workers, "_run", run)
     monkeypatch.setattr(workers, "_blame", lambda *_: True)
-    jobs = [type("Job", (), {"num_files": 1})()]
+    jobs = [type("Job", (), {"sizes": {"a.mp4": 1}})()]
     thread = threading.Thread(target=workers.write_shards, args=(jobs, 1, None, tmp_path, tmp_path, 1), daemon=True)
     thread.start()
     thread.join(timeout=20)

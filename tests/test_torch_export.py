@@ -7,7 +7,6 @@ import html
 import json
 import math
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -133,16 +132,20 @@ def test_a_wrong_target_is_caught(workdir, tmp_path, capsys, monkeypatch):
 
 def test_a_loss_that_the_other_side_does_not_have_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(losses.ERRORS, "absolute", jnp.abs)
-    monkeypatch.setitem(losses.TARGET_KINDS, "unit_pixels", losses.TARGET_KINDS["pixels"])
     absolute = make_run(tmp_path / "absolute", "pixels", "absolute")
     assert run_command(absolute, "port", tmp_path / "port") == 2
     assert "loss.error='absolute'" in capsys.readouterr().err
     assert run_command(absolute, "hf", tmp_path / "hf") == 0
+
+
+def test_of_a_target_that_no_layout_predicts_the_encoder_is_exported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(losses.TARGET_KINDS, "unit_pixels", losses.TARGET_KINDS["pixels"])
     another_target = make_run(tmp_path / "target", "unit_pixels")
     for layout in exporter.FORMATS:
-        assert run_command(another_target, layout, tmp_path / "none") == 2
-        assert "loss.target='unit_pixels'" in capsys.readouterr().err
-    assert not list(tmp_path.glob("none*"))
+        assert run_command(another_target, layout, tmp_path / layout) == 0
+        card = " ".join((tmp_path / layout / "README.md").read_text().split())
+        assert "decoders of the layouts cannot predict loss.target='unit_pixels'" in card
+        assert "Compared with JAX" in card
 
 
 @pytest.mark.parametrize("layout", exporter.FORMATS)
@@ -215,33 +218,24 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path, capsys):
     assert not (tmp_path / "out").exists() and not (tmp_path / "checkpoints").exists()
 
 
-def test_parts_without_a_name_in_the_layouts_are_refused(workdir, tmp_path, capsys, monkeypatch):
+def test_another_backbone_is_refused(workdir, tmp_path, capsys, monkeypatch):
     class Windowed(mv2mae.Encoder):
         pass
 
+    name = tiny.make_config().model.variant
+    monkeypatch.setitem(variants.VARIANTS, name, dataclasses.replace(variants.VARIANTS[name], backbone=Windowed))
+    assert run_command(workdir, "port", tmp_path / "out") == 2
+    assert "its backbone is a Windowed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_of_other_decoders_the_encoder_is_exported(workdir, tmp_path, capsys, monkeypatch):
     class OtherDecoders(mv2mae.MV2MAE):
         pass
 
-    of_variant = variants.VARIANTS[tiny.make_config().model.variant]
-    for table, name, changed, said in (
-        (
-            variants.DECODERS,
-            "mv2mae",
-            OtherDecoders,
-            "its model is a OtherDecoders, .* MV2MAE, JointMAE, Classifier alone",
-        ),
-        (
-            variants.VARIANTS,
-            tiny.make_config().model.variant,
-            dataclasses.replace(of_variant, backbone=Windowed),
-            "its backbone is a Windowed, .* Encoder alone",
-        ),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setitem(table, name, changed)
-            assert run_command(workdir, "port", tmp_path / "out") == 2
-        assert re.search(said, capsys.readouterr().err)
-        assert not list(tmp_path.glob("out*"))
+    monkeypatch.setitem(variants.DECODERS, "mv2mae", OtherDecoders)
+    assert run_command(workdir, "hf", tmp_path / "out") == 0
+    assert "no layout has a place for the decoders of OtherDecoders" in capsys.readouterr().out
 
 
 def test_the_port_needs_nothing_but_torch_and_computes_both_decoders(workdir, tmp_path):

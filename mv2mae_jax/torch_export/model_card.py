@@ -363,7 +363,7 @@ def _head(run: Any) -> str:
     if run.fine_tuned:
         return f"a norm of the mean token and a linear head for {len(run.class_names)} classes"
     if run.encoder_alone:
-        return "its joint decoder is not exported"
+        return f"its decoders are not exported: {run.left_out}"
     decoders = "self-view and cross-view decoder" if model.cross_view else "self-view decoder"
     return (
         f"{decoders} with {model.decoder_depth} blocks of width {model.decoder_width} and {model.decoder_heads} heads"

@@ -14,9 +14,10 @@ from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import classifier, layers, mv2mae
 from mv2mae_jax.models.classifier import Classifier
 from mv2mae_jax.models.compute import Compute
-from mv2mae_jax.models.joint import JointMAE
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.runs import checkpoint, run_record, side_files
+
+EXPORTED_TARGETS = ("pixels", "normalized_pixels")  # values of loss.target that the layouts' decoders predict
 
 
 class Mismatch(Exception):
@@ -33,7 +34,7 @@ class TrainedRun:
     git_revision: str
     metrics: dict[str, float]  # reported at this step
     model: mv2mae.MV2MAE | Classifier  # float32, blocks unrolled
-    params: Any  # NumPy, blocks unrolled; the average where the run kept one; without a joint decoder
+    params: Any  # NumPy, blocks unrolled; the average where the run kept one
     class_names: tuple[str, ...]  # of a fine-tuned run, in the order of the logits; else of the data
     frame_rates: tuple[float, float] | None = None  # (lowest, highest) frames per second of the data, if the run says
 
@@ -42,9 +43,20 @@ class TrainedRun:
         return isinstance(self.model, Classifier)
 
     @property
+    def left_out(self) -> str:
+        """Why the decoders of a pre-trained run are not exported; empty if they are."""
+        if self.fine_tuned:
+            return ""
+        if type(self.model) is not mv2mae.MV2MAE:
+            return f"no layout has a place for the decoders of {type(self.model).__name__}"
+        if self.config.loss.target not in EXPORTED_TARGETS:
+            return f"decoders of the layouts cannot predict loss.target={self.config.loss.target!r}"
+        return ""
+
+    @property
     def encoder_alone(self) -> bool:
-        """Whether only the encoder is exported. A joint decoder has no place in any of the layouts."""
-        return isinstance(self.model, JointMAE)
+        """Whether only the encoder is exported."""
+        return bool(self.left_out)
 
     @property
     def architecture(self) -> str:
@@ -85,7 +97,7 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
     """Reads a checkpoint of a run, the newest by default.
 
     Raises:
-      ValueError: there is no such run or step, or its model has a class that cannot be exported.
+      ValueError: there is no such run or step, or its encoder has a class that cannot be exported.
     """
     step, record, config = run_record.read_record(workdir, step)
     class_names = tuple(record.get("class_names", ()))
@@ -96,15 +108,13 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
     else:
         objective = Pretrain.from_config(config)
         model, shapes = objective.model, jax.eval_shape(objective.init, jax.random.key(0))
-    _check_classes(workdir, model)
+    _check_backbone(workdir, model)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     abstract = sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
     params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
     if model.compute.scan_layers:
         params = layers.unstack_blocks(params)
-    if isinstance(model, JointMAE):
-        params = {"encoder": params["encoder"]}
-    return TrainedRun(
+    run = TrainedRun(
         workdir=workdir,
         step=step,
         config=config,
@@ -115,21 +125,17 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
         class_names=class_names,
         frame_rates=record.get("frame_rates"),
     )
+    return dataclasses.replace(run, params={"encoder": params["encoder"]}) if run.encoder_alone else run
 
 
-def _check_classes(workdir: str, model: mv2mae.MV2MAE | Classifier) -> None:
+def _check_backbone(workdir: str, model: mv2mae.MV2MAE | Classifier) -> None:
     """Raises UserError where the layouts have no names for the model's parts, e.g. another backbone."""
     backbone = type(model.encoder) if isinstance(model, Classifier) else model.backbone
-    for part, kind, known in (
-        ("model", type(model), (mv2mae.MV2MAE, JointMAE, Classifier)),
-        ("backbone", backbone, (mv2mae.Encoder,)),
-    ):
-        if kind not in known:
-            raise UserError(
-                f"{workdir}: its {part} is a {kind.__name__}, and the layouts of PyTorch have names for "
-                f"{', '.join(other.__name__ for other in known)} alone. `python -m mv2mae_jax.inference` exports any "
-                "encoder, to a file for JAX."
-            )
+    if backbone is not mv2mae.Encoder:
+        raise UserError(
+            f"{workdir}: its backbone is a {backbone.__name__}, and the layouts of PyTorch have names for the parts of "
+            f"{mv2mae.Encoder.__name__} alone. `python -m mv2mae_jax.inference` exports any encoder, to a file for JAX."
+        )
 
 
 def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classifier:
