@@ -94,11 +94,14 @@ class TrainingRun:
         )
         facts = run_facts(config, objective, schedule, mesh, state)
         self._reporter.say(describe(config, facts))
+        other_code = ""
         with log_files.optional(os.path.join(workdir, starts_file.STARTS_FILE)):
-            starts_file.record_start(workdir, config, facts, self._first_step)
+            other_code = starts_file.record_start(workdir, config, facts, self._first_step)
         self._reporter.config(config, finished=False)
         if self._first_step:
             self._reporter.say(f"Continuing from step {self._first_step} of {checkpointer.directory}.")
+            if other_code:
+                self._reporter.say(other_code)
         self._record = {
             "config": config.to_json(),
             "settled": objective.model.compute.settled(),

@@ -48,6 +48,14 @@ def test_a_line_that_is_being_written_is_no_damage_to_a_reader(tmp_path, capsys)
     assert "line 2: renamed" in capsys.readouterr().out and path.read_bytes() == LINES[0]
 
 
+def test_a_run_that_is_resumed_by_other_code_says_so(tmp_path, monkeypatch):
+    told = []
+    for first_step, revision in ((0, "a1"), (4, "a1"), (4, "b2-dirty"), (8, "b2-dirty"), (0, "c3")):
+        monkeypatch.setattr(metrics_file, "git_revision", lambda revision=revision: revision)
+        told.append(starts_file.record_start(str(tmp_path), tiny.make_config(), {}, first_step))
+    assert told == ["", "", "The code has changed since the last start: a1 -> b2-dirty.", "", ""]
+
+
 def test_no_file_is_no_damage(tmp_path, capsys):
     assert side_files.read_rows(tmp_path / "history.jsonl", side_files.is_row, repair=True) == []
     assert side_files.read(tmp_path / "metrics.json", metrics_file.is_whole, repair=True) is None

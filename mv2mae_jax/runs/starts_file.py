@@ -18,7 +18,7 @@ STARTS_FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, str], first_step: int = 0) -> None:
+def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, str], first_step: int = 0) -> str:
     """Adds a line: time, command, revision, versions, machine, the config and what followed from it.
 
     Args:
@@ -27,11 +27,14 @@ def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, 
       facts: what the start prints besides the config, e.g. devices and numbers of parameters.
       first_step: the step that the run resumes from; 0 for a fresh run.
 
+    Returns:
+      A sentence if a run is resumed by another revision than that of the start before; else ''.
+
     Raises:
       OSError: the line cannot be written.
     """
     if jax.process_index() != 0:
-        return
+        return ""
     start = {
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "first_step": first_step,
@@ -42,9 +45,11 @@ def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, 
         "facts": facts,
         "config": json.loads(config.to_json()),
     }
-    read_starts(workdir, repair=True)  # a line added after a cut-off one would be lost with it
+    before = read_starts(workdir, repair=True)  # a line added after a cut-off one would be lost with it
     with open(os.path.join(workdir, STARTS_FILE), "a") as file:
         file.write(json.dumps(start) + "\n")
+    was, now = before[-1]["git_revision"] if before else "", start["git_revision"]
+    return f"The code has changed since the last start: {was} -> {now}." if first_step and was not in ("", now) else ""
 
 
 def read_starts(workdir: str, *, repair: bool = False) -> list[dict]:
