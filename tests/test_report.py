@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -394,3 +395,15 @@ def test_names_are_no_markup_in_charts_and_pages(tmp_path):
     seen = examine.Examined(neighbours=neighbours.Neighbours(about=NAMES[2], queries=[], maps=maps))
     text = page.render([run], [seen], "python")
     assert "<b>" not in text and "<i>" not in text and text.count(html.escape(NAMES[2])) > 4
+
+
+@pytest.mark.parametrize("digest", ["of the run", "of another"])
+def test_another_data_set_is_not_shown_as_the_runs(monkeypatch, digest):
+    monkeypatch.setattr(examine.run_record, "read_record", lambda workdir: (1, {"manifest_sha256": "of the run"}, None))
+    monkeypatch.setattr(examine, "open_sets", lambda named: types.SimpleNamespace(content_digest=lambda: digest))
+    monkeypatch.setattr(examine.samples, "examine", lambda run, count: (1, ["sample"]))
+    config = types.SimpleNamespace(task="pretrain", data=types.SimpleNamespace(dir="prepared/other"))
+    seen = examine.examine(types.SimpleNamespace(workdir="run", config=config), num_samples=1, max_clips=0, key="run")
+    assert seen.samples == (["sample"] if digest == "of the run" else [])
+    assert seen.left_out == [] or "prepared/other holds another set than the one" in seen.left_out[0]
+    assert bool(seen.left_out) == (digest == "of another")

@@ -8,6 +8,7 @@ import textwrap
 from ml_collections import config_dict
 
 from data.store.directories import directories
+from data.store.joined import open_sets
 from mv2mae_jax.report import neighbours, poses, samples
 from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.neighbours import Neighbours
@@ -42,6 +43,8 @@ def examine(run: ReportedRun, *, num_samples: int, max_clips: int, key: str) -> 
 
     `key` makes the names of the charts different from those of other runs.
     """
+    if (num_samples or max_clips) and (other := _other_data(run)):
+        return Examined(left_out=[other])
     step, found, features, pose, left_out = None, [], None, None, []
     if run.config.task == "pretrain" and num_samples:
         try:
@@ -61,6 +64,21 @@ def examine(run: ReportedRun, *, num_samples: int, max_clips: int, key: str) -> 
         except Exception as error:
             left_out.append(f"The 3D pose is left out: {_said(error, run)}")
     return Examined(step=step, samples=found, neighbours=features, poses=pose, left_out=left_out)
+
+
+def _other_data(run: ReportedRun) -> str:
+    """A sentence if data.dir holds another set than the one that the run was trained on; '' if not, or if unknown."""
+    try:
+        trained_on = run_record.read_record(run.workdir)[1].get("manifest_sha256")
+        differs = trained_on not in (None, open_sets(run.config.data.dir).content_digest())
+    except (ValueError, OSError):
+        return ""  # a probe, an interrupted run, or no data: the parts below say what they lack
+    if not differs:
+        return ""
+    return (
+        f"All that is computed from data is left out: {run.config.data.dir} holds another set than the one that the "
+        "run was trained on (their manifests differ). Name the folder of that one: --data_dir=DIR."
+    )
 
 
 def _said(error: Exception, run: ReportedRun) -> str:
