@@ -93,13 +93,14 @@ MINIATURES = {
         [
             "real/ground/Halt/S04b_10m_ground_label5_start775.mp4",
             "real/ground/MoveInReverse/S05_10m_ground_3_label7_start3589.mp4",
+            "real/ground/Advance/S05_10m_ground_3_label1_start100.mp4",
             "real/air/Rally/S00_30m_hover_label3_start3962.mp4",
             "real/air/Rally/S10_15m_hover_label3_start6561.mp4",
             "syn/air/Halt/Scene37_360_Halt_26_8_2022_4_58_18.mp4",
             "syn/air/Advance/Scene15_637_S01_Advance_R02_01_23_8_2022_10_34_9.mp4",
         ],
         H264,
-        {"ground": (1, 1), "air": (1, 1), "synthetic": (1, 1), "synthetic_to_air": (1, 1)},
+        {"ground": (2, 1), "air": (1, 1), "synthetic": (1, 1), "synthetic_to_air": (1, 1)},
         1,
     ),
 }

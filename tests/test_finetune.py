@@ -518,15 +518,11 @@ def miniature(request, tmp_path):
     return tmp_path / "prepared", next(iter(splits))
 
 
-SLOW = ("ntu120", "etri", "rocog", "pkummd")
-
-
 @pytest.mark.parametrize(
     "miniature",
     [
         "ntu60",
-        pytest.param("nucla", marks=pytest.mark.long),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("nucla", "ntu120", "etri", "rocog", "pkummd")),
     ],
     indirect=True,
 )

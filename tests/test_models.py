@@ -416,10 +416,10 @@ def assert_trees_close(actual, expected, **tolerance):
         (True, "rolled", "block"),
         (True, "unrolled", "none"),
         (False, "rolled", "none"),
-        pytest.param(True, "rolled", "dots", marks=pytest.mark.slow),
-        pytest.param(True, "unrolled", "block", marks=pytest.mark.slow),
-        pytest.param(False, "rolled", "block", marks=pytest.mark.slow),
-        pytest.param(False, "rolled", "dots", marks=pytest.mark.slow),
+        pytest.param(True, "rolled", "dots", marks=pytest.mark.long),
+        pytest.param(True, "unrolled", "block", marks=pytest.mark.long),
+        pytest.param(False, "rolled", "block", marks=pytest.mark.long),
+        pytest.param(False, "rolled", "dots", marks=pytest.mark.long),
     ],
 )
 def test_scan_and_remat_change_no_number(scan_layers, layer_loop, remat):
@@ -440,7 +440,7 @@ def test_scan_and_remat_change_no_number(scan_layers, layer_loop, remat):
     [
         {"attention": "per_head"},
         {"norm_affine": "folded"},
-        pytest.param({"attention": "per_head", "norm_affine": "folded", "remat": "dots"}, marks=pytest.mark.slow),
+        pytest.param({"attention": "per_head", "norm_affine": "folded", "remat": "dots"}, marks=pytest.mark.long),
     ],
 )
 def test_the_form_of_projections_and_norms_changes_no_number(form):
@@ -527,7 +527,7 @@ def test_drop_path_drops_branches_per_sample_and_keeps_the_mean():
     assert abs((scale > 0.5).mean() - 0.7) < 5 * math.sqrt(0.3 * 0.7 / 2000)
 
 
-@pytest.mark.parametrize("scan_layers", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scan_layers", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_drop_path_grows_with_depth_and_is_off_when_deterministic(scan_layers):
     params = layers.unstack_blocks(random_params(build())["encoder"])
     first_block = params | {"blocks": {"0": params["blocks"]["0"]}}
