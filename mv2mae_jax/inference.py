@@ -168,14 +168,12 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
 
 def _checked(encoder: Encoder) -> Encoder:
     """The encoder; raises ValueError if parameters of it are NaN or infinite, because all that it gives would be."""
-    leaves = jax.tree.leaves_with_path(jax.device_get(encoder.params))
-    bad = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if not np.isfinite(leaf).all()
-    ]
-    if bad:
+    finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), jax.device_get(encoder.params))
+    if bad := checkpoint.not_finite(finite):
         raise UserError(
-            f"{encoder.origin}: {len(bad)} of the encoder's {len(leaves)} parameters are not finite, e.g. {bad[0]}. "
-            "The training has diverged, or the weights are damaged. Take another step of the run, or another encoder."
+            f"{encoder.origin}: {len(bad)} of the encoder's {len(jax.tree.leaves(finite))} parameters are not finite, "
+            f"e.g. {bad[0]}. The training has diverged, or the weights are damaged. Take another step of the run, or "
+            "another encoder."
         )
     return encoder
 

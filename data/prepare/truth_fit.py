@@ -93,10 +93,10 @@ def _motion(prepared: takes.Prepared, row: int, frames: np.ndarray, step: int) -
 
 def _project(truth: Truth, row: int, world: np.ndarray, focal: float = 1.0, translation: float = 1.0) -> np.ndarray:
     """Joints float[1, T, J, 3] of the world as a row's camera sees them, with changed numbers: float32[T, J, 2]."""
-    camera = truth.camera(np.array([row]))
-    points = np.einsum("mij,mtkj->mtki", camera["rotation"], world) + translation * camera["translation"][:, None, None]
-    seen = truth.project(np.array([row]), points)[0]  # (T, J, 2)
-    return camera["centre"] + focal * (seen - camera["centre"])
+    rows = np.array([row])
+    seen = truth.project(rows, truth.from_world(rows, world, translation))[0]  # (T, J, 2)
+    centre = truth.camera(rows)["centre"]
+    return centre + focal * (seen - centre)
 
 
 def _at_joints(motion: np.ndarray, points: np.ndarray) -> float:

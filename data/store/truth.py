@@ -56,9 +56,13 @@ class Truth:
 
     def in_camera(self, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """As `in_world`, in the frame of the row's camera: x right, y down, z forwards."""
-        rotation, translation = (self._cameras[name][rows] for name in ("rotation", "translation"))
-        joints = np.einsum("mij,mtkj->mtki", rotation, self.in_world(rows, frames))
-        return (joints + translation[:, None, None]).astype(np.float32)
+        return self.from_world(rows, self.in_world(rows, frames)).astype(np.float32)
+
+    def from_world(self, rows: np.ndarray, points: np.ndarray, translation: float = 1.0) -> np.ndarray:
+        """Points [M, T, K, 3] of the world in the frame of each row's camera, its translation times a factor."""
+        camera = self.camera(rows)
+        points = np.einsum("mij,mtkj->mtki", camera["rotation"], points)  # (M, T, K, 3)
+        return points + translation * camera["translation"][:, None, None]
 
     def in_actor(self, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """As `in_world`, in the person's own frame: from the root; x forwards, y to the left, z up."""

@@ -16,7 +16,7 @@ from console.errors import NotFinite
 from data.store.takes import DamagedRecord, Prepared
 from mv2mae_jax.monitoring import log_files
 from mv2mae_jax.monitoring.metrics import IN_FLIGHT, drop_rows_after
-from mv2mae_jax.runs import step_folders
+from mv2mae_jax.runs import checkpoint, step_folders
 
 SPIKE = 3.0  # [ours] a loss of more than this many times the median of the losses before it is a spike
 SPIKE_BEFORE = 10  # [ours] the median is taken over at most this many steps, and at least half as many
@@ -81,12 +81,7 @@ def check_finite(finite: Any, step: int) -> None:
     Raises:
       FloatingPointError: names the first of those that are not.
     """
-    bad = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, good in jax.tree.leaves_with_path(finite)
-        if not good
-    ]
-    if bad:
+    if bad := checkpoint.not_finite(finite):
         raise NotFinite(
             f"After step {step}, {len(bad)} of {len(jax.tree.leaves(finite))} parameters are not finite: "
             f"{_shortened(bad, 3)}. No further step can mend them. Lower optimizer.base_learning_rate or set "

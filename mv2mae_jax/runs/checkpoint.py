@@ -265,6 +265,12 @@ def _layer_conversion(saved: Any, wanted: Any) -> Callable[[Any], Any]:
     return layers.stack_blocks if unrolled(saved) else layers.unstack_blocks
 
 
+def not_finite(finite: Any) -> list[str]:
+    """Names of the parameters for which `finite`, a pytree of truth values like theirs, is false."""
+    leaves = jax.tree.leaves_with_path(finite)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, good in leaves if not good]
+
+
 def _mismatches(saved: Any, wanted: Any) -> list[str]:
     def shapes(tree):
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
