@@ -7,53 +7,85 @@
 
 They are the variants of configs/ablations.py. All are pre-trained on the training people from every camera
 and measured on other people (`xsub`) with frozen features: what is compared is the direction, with two seeds per
-variant unless --seeds asks for more. Results: benchmarks/results/ablations/.
+variant unless --seeds asks for more. Results: benchmarks/results/ablations/. A variant that is a row of
+benchmarks/method.py is read from its results where they are there.
 """
 
+import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import experiment, method
+from benchmarks import experiment, method, method_results
 from benchmarks.experiment import OUTPUT, RESULTS, interval, positive
-from benchmarks.method_rows import PRESETS
+from benchmarks.method_results import PERCENT
+from benchmarks.method_rows import PRESETS, ROWS, Preset
+from configs import ablations as variants
 from configs.ablations import ABLATIONS
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
 from data.store.whole_files import write_whole
 
 NAMES = tuple(ABLATIONS)
-COLUMNS = {  # in a record's metrics, title, factor of the unit shown
-    "geometry/r2": ("3D pose, R²", 1),
-    "ridge/top_1": ("classes from all tokens, top-1 (%)", 100),
-    "retrieval/recall_1": ("recall@1 (%)", 100),
-}
-Job = tuple[str, str, dict[str, Any], int, Path]  # ablation, variant, overrides, seed, folder
+COLUMNS = {name: method_results.COLUMNS[name] for name in ("pose", "ridge", "recall_1")}
 PRESET = PRESETS["cpu"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job(method.Job):
+    """One variant of an ablation with one seed; the row is what configs/ablations.py calls it, 'mask_ratio=0.7'."""
+
+    preset: str = "cpu"
+
+    @property
+    def name_and_variant(self) -> tuple[str, str]:
+        name, _, variant = self.row.partition("=")
+        return name, variant
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        name, variant = self.name_and_variant
+        return ABLATIONS[name].variants[variant]
+
+    @property
+    def settings(self) -> Preset:
+        sizes = ("model.width", "model.depth", "model.num_heads")
+        return dataclasses.replace(
+            PRESET, downstream={key: value for key, value in self.overrides.items() if key in sizes}
+        )
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "ablations" / f"{self.row}_seed{self.seed}"
+
+    @property
+    def encoder(self) -> str:
+        return str(self.run_folder / "pretraining")
+
+
 def measure(job: Job) -> dict[str, Any]:
-    """Pre-trains a variant and probes its encoder."""
-    name, variant, overrides, seed, folder = job
-    common = {"data.dir": PRESET.data.prepared(folder), "seed": seed}
-    runs = folder / "ablations" / f"{name}_{variant}_seed{seed}"
-    pretrained = experiment.run(f"ablations:{name}={variant}", common, runs / "pretraining")
-    sizes = {key: value for key, value in overrides.items() if key in ("model.width", "model.depth", "model.num_heads")}
-    probing = method.PROBING | {"init_from": runs / "pretraining", "probe.kinds": ("geometry", "ridge", "retrieval")}
-    probed = experiment.run("probe", common | method.sizes() | sizes | probing, runs / "probe")
+    """Pre-trains a variant and reads out its frozen encoder."""
+    common = {"data.dir": job.prepared, "seed": job.seed}
+    pretrained = experiment.run(f"ablations:{job.row}", common, Path(job.encoder))
     return {
-        "ablation": name,
-        "variant": variant,
-        "seed": seed,
-        "overrides": overrides,
-        "metrics": {key: probed["metrics"][key] for key in COLUMNS},
+        "overrides": job.overrides,
+        "columns": method.frozen(job),
         "pretraining": pretrained["metrics"],
-        "seconds": {"pretraining": pretrained["seconds"], "probe": probed["seconds"]},
-        "hardware": probed["hardware"],
-        "git_revision": probed["git_revision"],
+        "hardware": pretrained["hardware"],
+        "git_revision": pretrained["git_revision"],
     }
+
+
+@functools.cache
+def row_of(name: str, variant: str) -> str | None:
+    """The row of benchmarks/method.py with the config of a variant, if there is one: it is not measured twice."""
+    config = variants.get_config(f"{name}={variant}")
+    return next(
+        (row for row, changes in ROWS.items() if changes is not None and variants.change(changes) == config), None
+    )
 
 
 def result_file(results: Path, name: str, variant: str, seed: int) -> Path:
@@ -61,66 +93,58 @@ def result_file(results: Path, name: str, variant: str, seed: int) -> Path:
 
 
 def read(results: Path, name: str, variant: str, seed: int) -> dict[str, Any] | None:
-    """A record; None if it is not there.
+    """A record, of benchmarks/method.py if it is a row there; None if it is not there.
 
     Raises:
       ValueError: it is damaged, or of a variant that has changed.
     """
     path = result_file(results, name, variant, seed)
     if not path.exists():
-        return None
+        row = row_of(name, variant)
+        return row and method_results.read_one(results.parent / f"method_{PRESET.name}", PRESET, row, seed)
     record, now = experiment.read_record(path), json.loads(json.dumps(ABLATIONS[name].variants[variant]))
     if record.get("overrides") != now:
         raise UserError(f"{path} was measured with {record.get('overrides')}; the variant is {now} now. Remove it.")
     return record
 
 
-def planned(names: list[str], seeds: int) -> Iterator[tuple[str, str, dict[str, Any], int]]:
+def planned(names: list[str], seeds: int) -> Iterator[tuple[str, str, int]]:
     for name in names:
-        for variant, overrides in ABLATIONS[name].variants.items():
+        for variant in ABLATIONS[name].variants:
             for seed in range(seeds):
-                yield name, variant, overrides, seed
+                yield name, variant, seed
 
 
 def check(results: Path, seeds: int) -> int:
     """Prints in one line what is measured; 1 if anything is missing."""
-    plan = [(name, variant, seed) for name, variant, _, seed in planned(list(NAMES), seeds)]
+    plan = list(planned(list(NAMES), seeds))
     missing = [part for part in plan if not read(results, *part)]
     listed = ", ".join(f"{name}/{variant} seed {seed}" for name, variant, seed in missing)
     print(f"{len(plan) - len(missing)} of {len(plan)} measured" + (f"; MISSING: {listed}" if missing else ""))
     return 1 if missing else 0
 
 
-def write_table(results: Path) -> None:
+def write_table(results: Path, seeds: int) -> None:
     """results/README.md: our numbers beside the paper's direction."""
     lines = [
         "# ablations",
         "",
         f"Written by `python -m benchmarks.ablations`. The data and the setting of method_cpu: {PRESET.clips:,} clips "
-        "of pre-training, frozen features read out on other people; with the 95 % interval where there are several "
-        "seeds.",
+        f"of pre-training, frozen features read out on other people, {seeds} seeds at most. The value after ± is the "
+        "half width of the 95 % interval (Student's t).",
     ]
     for name in NAMES:
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            f"The paper: {ABLATIONS[name].paper}",
-            "",
-            "| | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
-        ]
-        lines += ["|---|" + "---|" * len(COLUMNS)]
+        lines += ["", f"## {name}", "", f"The paper: {ABLATIONS[name].paper}", ""]
+        lines += ["| | " + " | ".join(COLUMNS.values()) + " | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
         for variant in ABLATIONS[name].variants:
-            there = results.glob(f"{name}_{variant}_seed*.json")
-            seeds = sorted(int(path.stem.rpartition("seed")[2]) for path in there)
-            records = [read(results, name, variant, seed) for seed in seeds]
+            records = [record for seed in range(seeds) if (record := read(results, name, variant, seed))]
             cells = []
-            for column, (_, factor) in COLUMNS.items():
-                mean, half = interval([factor * r["metrics"][column] for r in records]) if records else (0.0, 0.0)
-                digits = 3 if factor == 1 else 1
+            for column in COLUMNS:
+                factor, digits = (100, 1) if column in PERCENT else (1, 3)
+                mean, half = interval([factor * record["columns"][column] for record in records] or [0.0])
                 error = f" ± {half:.{digits}f}" if len(records) > 1 else ""
                 cells.append(f"{mean:.{digits}f}{error}" if records else "not measured")
-            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+            lines.append(f"| {variant} | " + " | ".join(cells) + f" | {len(records)} |")
     (results / "README.md").write_text("\n".join(lines) + "\n")
 
 
@@ -144,18 +168,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         return check(results, options.seeds)
     if options.list:
-        for name, variant, overrides, _ in planned(names, 1):
-            print(f"{name:<16} {variant:<16} {overrides}")
+        for name, variant, _ in planned(names, 1):
+            print(f"{name:<16} {variant:<17} {ABLATIONS[name].variants[variant]}")
         return 0
     folder = options.folder.absolute()
     PRESET.data.prepare(folder)
     results.mkdir(parents=True, exist_ok=True)
-    jobs = [(*job, folder) for job in planned(names, options.seeds)]
-    jobs = [job for job in jobs if not read(results, job[0], job[1], job[3])]
-    for (name, variant, _, seed, _), record in experiment.run_jobs(measure, jobs, options.workers, folder / "programs"):
-        write_whole(result_file(results, name, variant, seed), json.dumps(record, indent=2) + "\n")
-        print(f"{name} {variant} seed {seed}: {record['metrics']}", flush=True)
-    write_table(results)
+    jobs = [
+        Job(row=f"{name}={variant}", seed=seed, folder=folder)
+        for name, variant, seed in planned(names, options.seeds)
+        if not read(results, name, variant, seed)
+    ]
+    for job, record in experiment.run_jobs(measure, jobs, options.workers, folder / "programs"):
+        write_whole(result_file(results, *job.name_and_variant, job.seed), json.dumps(record, indent=2) + "\n")
+        print(f"{job.row} seed {job.seed}: {record['columns']}", flush=True)
+    write_table(results, options.seeds)
     return check(results, options.seeds)
 
 

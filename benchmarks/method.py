@@ -232,19 +232,22 @@ def frozen(job: Job, step: int | None = None) -> dict[str, float]:
 
 
 def benchmark(
-    preset_name: str, rows: list[str], seeds: Sequence[int], folder: Path, results: Path, workers: int
+    preset_name: str, rows: list[str], num_seeds: int | None, folder: Path, results: Path, workers: int
 ) -> None:
-    """Does what is missing, and writes one file per row and seed as soon as it is measured: main rows first."""
+    """Does what is missing, and writes one file per row and seed as soon as it is measured: main rows first.
+
+    With `num_seeds`: so many seeds of every row, in place of the preset's.
+    """
     from mv2mae_jax.runs import metrics_file
 
-    ordered = sorted(rows, key=lambda row: (row not in MAIN, list(ROWS).index(row)))
-    parts = [ordered[: sum(row in MAIN for row in rows)], ordered[sum(row in MAIN for row in rows) :]]
+    preset = PRESETS[preset_name]
+    if num_seeds:
+        preset = dataclasses.replace(preset, seeds=tuple(range(num_seeds)), side_seeds=num_seeds)
+    planned = [(row not in MAIN, seed, list(ROWS).index(row), row) for row in rows for seed in preset.seeds_of(row)]
     jobs = [
         Job(row=row, seed=seed, preset=preset_name, folder=folder)
-        for part in parts
-        for seed in seeds
-        for row in part
-        if not result_file(results, row, seed).exists() and (row != "pixels" or seed == seeds[0])  # nothing is drawn
+        for _, seed, _, row in sorted(planned)
+        if not result_file(results, row, seed).exists()
     ]
     for job, found in experiment.run_jobs(measure, jobs, workers, folder / "programs"):
         record = {
@@ -315,8 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             add_rates(results, preset, job.row, found)
         write_table(results, preset)
         return 0
-    seeds = preset.seeds if options.seeds is None else range(options.seeds)
-    benchmark(name, rows, seeds, folder, results, options.workers or preset.workers)
+    benchmark(name, rows, options.seeds, folder, results, options.workers or preset.workers)
     write_table(results, preset)
     plot(results, preset)
     write_steps(results.parent)

@@ -104,6 +104,12 @@ def add_rates(results: Path, preset: Preset, row: str, found: dict[str, dict[str
     write_whole(rates_file(results, row), json.dumps(record, indent=2) + "\n")
 
 
+def read_one(results: Path, preset: Preset, row: str, seed: int) -> dict[str, Any] | None:
+    """The record of a row and seed, None if it is not there. Raises ValueError as `read`."""
+    path = result_file(results, row, seed)
+    return _own(path, preset, row, "columns") if path.exists() else None
+
+
 def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
     """({row: {seed: record}} with every seed that is there, what of the preset is missing).
 
@@ -120,8 +126,7 @@ def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, A
             found[seed] = record
         if found:
             records[row] = dict(sorted(found.items()))
-        wanted = preset.seeds[:1] if row == "pixels" else preset.seeds
-        missing += [f"{row} seed {seed}" for seed in wanted if seed not in found]
+        missing += [f"{row} seed {seed}" for seed in preset.seeds_of(row) if seed not in found]
     return records, missing
 
 

@@ -54,6 +54,7 @@ class Preset:
       curve_from: clips at the first point of the curve; each further one is at twice as many.
       seeds: of initialisation, order, masks, and of the choice of few labels. AdamW fine-tunes the first one alone: in
         as many steps it stays far below Muon.
+      side_seeds: how many of them the rows beside the main ones have.
       finetune_steps: of 64 clips; 0: no fine-tuning.
       finetune_rate: Muon's base learning rates for pre-trained encoders, with all labels and with a fifth.
       labels_per_class: takes with labels in the few-label columns: a fifth of those of the training people.
@@ -68,6 +69,7 @@ class Preset:
     clips: int
     curve_from: int = 12_500
     seeds: tuple[int, ...]
+    side_seeds: int = 2
     finetune_steps: int
     finetune_rate: tuple[float, float] = (0.04, 0.08)
     labels_per_class: int
@@ -75,6 +77,10 @@ class Preset:
     downstream: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: Sequence[str] = tuple(ROWS)
     workers: int = 1
+
+    def seeds_of(self, row: str) -> tuple[int, ...]:
+        """What is measured of a row: one seed of `pixels`, where nothing is drawn."""
+        return self.seeds if row in MAIN else self.seeds[: 1 if row == "pixels" else self.side_seeds]
 
     def rehearsal(self) -> "Preset":
         """The same with one seed, a hundredth of the clips, and little data."""

@@ -80,7 +80,12 @@ def get_config(variant: str):
     if variant not in known:
         listed = did_you_mean(nearest(variant, known)) or f" There are {', '.join(known)}."
         raise UserError(f"there is no ablation {variant!r}.{listed}")
+    return change(known[variant])
+
+
+def change(overrides: dict[str, Any]):
+    """configs/benchmark.py with these keys changed."""
     config = benchmark.get_config()
     with config.ignore_type():
-        config.update_from_flattened_dict(known[variant])
+        config.update_from_flattened_dict(overrides)
     return config

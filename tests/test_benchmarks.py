@@ -36,9 +36,9 @@ def test_an_ordering_holds_only_by_separated_intervals():
 
 
 def write_results(folder, preset):
-    """Results that grow by 1 per row and 0.1 per seed. The row `pixels` has one seed, because it draws nothing."""
+    """Results that grow by 1 per row and 0.1 per seed."""
     for number, row in enumerate(method_rows.ROWS):
-        for seed in preset.seeds[:1] if row == "pixels" else preset.seeds:
+        for seed in preset.seeds_of(row):
             columns = {column: number + 0.1 * seed for column in method_results.COLUMNS}
             curve = {} if method_rows.ROWS[row] is None else {"1000": columns, "2000": columns}
             method_results.result_file(folder, row, seed).write_text(
@@ -123,11 +123,51 @@ def test_ablations_are_read_only_with_the_settings_of_today(tmp_path):
     (variant, overrides), *_ = ABLATIONS["target"].variants.items()
     path = ablations.result_file(tmp_path, "target", variant, 0)
     assert ablations.read(tmp_path, "target", variant, 0) is None
-    path.write_text(json.dumps({"overrides": overrides, "metrics": {}}))
-    assert ablations.read(tmp_path, "target", variant, 0)["metrics"] == {}
-    path.write_text(json.dumps({"overrides": {"model.depth": 99}, "metrics": {}}))
+    path.write_text(json.dumps({"overrides": overrides, "columns": {}}))
+    assert ablations.read(tmp_path, "target", variant, 0)["columns"] == {}
+    path.write_text(json.dumps({"overrides": {"model.depth": 99}, "columns": {}}))
     with pytest.raises(ValueError, match=r"was measured with .*99"):
         ablations.check(tmp_path, 1)
+
+
+def test_an_ablation_that_is_a_row_of_the_comparison_is_read_from_there(tmp_path):
+    rows = {
+        f"{name}={variant}": ablations.row_of(name, variant)
+        for name, variant, _ in ablations.planned(ablations.NAMES, 1)
+    }
+    assert rows["ess_fraction=0.3"] == "cross_view_ess30" and rows["temperature=60"] == "cross_view_t60"
+    assert rows["ess_fraction=0.5"] == rows["decoder_depth=2"] == "cross_view_ess50", "the benchmark's own config"
+    assert rows["mask_ratio=0.7"] is None
+    preset, folder = method_rows.PRESETS["cpu"], tmp_path / "method_cpu"
+    folder.mkdir()
+    assert ablations.read(tmp_path / "ablations", "ess_fraction", "0.3", 1) is None
+    write_results(folder, preset)
+    record = ablations.read(tmp_path / "ablations", "ess_fraction", "0.3", 1)
+    assert (
+        record["row"] == "cross_view_ess30"
+        and record["seed"] == 1
+        and ablations.COLUMNS.keys() <= record["columns"].keys()
+    )
+    (tmp_path / "ablations").mkdir()
+    ablations.write_table(tmp_path / "ablations", 2)
+    table = (tmp_path / "ablations/README.md").read_text().split("## ess_fraction")[1].split("## ")[0]
+    number = list(method_rows.ROWS).index("cross_view_ess30")
+    assert f"| 0.3 | {number + 0.05:.3f} ± " in table and "| 2 |" in table
+
+
+def test_side_rows_have_fewer_seeds(monkeypatch, tmp_path):
+    planned = {}
+    monkeypatch.setattr(
+        experiment, "run_jobs", lambda _, jobs, *__: planned.update({(job.row, job.seed): None for job in jobs}) or []
+    )
+    method.benchmark("cpu", list(method_rows.ROWS), None, tmp_path, tmp_path, 1)
+    assert list(planned)[:5] == [*((row, 0) for row in method_rows.MAIN), (method_rows.MAIN[0], 1)], "main rows first"
+    assert {seed for row, seed in planned if row == "joint"} == {0, 1}
+    assert {seed for row, seed in planned if row == "cross_view"} == {0, 1, 2, 3}
+    assert ("pixels", 1) not in planned
+    planned.clear()
+    method.benchmark("cpu", ["joint", "pixels"], 3, tmp_path, tmp_path, 1)
+    assert list(planned) == [("pixels", 0), ("joint", 0), ("joint", 1), ("joint", 2)]
 
 
 def test_a_rehearsal_differs_from_its_preset_in_amounts_alone():
@@ -350,11 +390,12 @@ def test_a_comparison_leaves_the_committed_results_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in experiment.RESULTS.rglob("*")}
     monkeypatch.setattr(experiment.Generated, "prepare", lambda *_: None)
-    measured = {"metrics": {}, "seconds": 1.0}
     monkeypatch.setattr(
-        experiment, "run_jobs", lambda _, jobs, *__: [(job, measured | {"overrides": dict(job[2])}) for job in jobs]
+        experiment,
+        "run_jobs",
+        lambda _, jobs, *__: [(job, {"overrides": job.overrides, "columns": {}}) for job in jobs],
     )
-    monkeypatch.setattr(ablations, "write_table", lambda results: (results / "README.md").touch())
+    monkeypatch.setattr(ablations, "write_table", lambda results, _: (results / "README.md").touch())
     for options, folder in (
         (["--only=target"], "benchmark_output/results/ablations"),
         (["--only=target", "--output=chosen"], "chosen"),
