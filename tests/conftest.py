@@ -1,6 +1,7 @@
 """Settings and fixtures that several test files share."""
 
 import atexit
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -35,6 +36,26 @@ LONGEST = [
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers():
+    """Worker processes are forks of one that has imported the code. Each would need seconds of a core to import it.
+
+    They share nothing else with the tests' process, as those of "spawn". Commands that tests start use "spawn" itself.
+    """
+    get_context = multiprocessing.get_context
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        yield
+        return
+    get_context("forkserver").set_forkserver_preload(["data.pipeline", "data.prepare.workers"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            multiprocessing,
+            "get_context",
+            lambda method=None: get_context("forkserver" if method == "spawn" else method),
+        )
+        yield
 
 
 @pytest.fixture(scope="session")
