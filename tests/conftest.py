@@ -1,6 +1,7 @@
 """Settings and fixtures that several test files share."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -36,6 +37,10 @@ LONGEST = [
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays, and looking for garbage in it takes time
 
 
 @pytest.fixture(scope="session", autouse=True)
