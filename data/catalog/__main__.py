@@ -79,15 +79,16 @@ def compare(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[cata
     names, listed = matching_files(names, inputs, frames_fps=1.0)  # whatever it is
     files, cuts = listed.videos, [(video, names.cut(video)) for video in listed.videos]
     found = {names.format(video) for video in files}
-    missing = tuple(name for name in names.names() if name not in found)
+    complete = {name: names.parse(name) for name in names.names()}
+    missing = {name: video for name, video in complete.items() if name not in found}
     views_of_take = Counter(video.take for video in files)
     missing_views: dict[str, list[str]] = {}
-    for video in map(names.parse, missing):
+    for video in missing.values():
         missing_views.setdefault(video.take, []).append(video.view)
     return names, Comparison(
         videos=tuple(files),
-        missing=missing,
-        missing_by_setup=_by_setup(names, missing),
+        missing=tuple(missing),
+        missing_by_setup=_by_setup(complete.values(), missing.values()),
         unexpected=listed.unmatched,
         duplicates=listed.duplicates,
         passed_over=dict(listed.passed_over),
@@ -100,14 +101,13 @@ def compare(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[cata
     )
 
 
-def _by_setup(names: catalog.Catalog, missing: Sequence[str]) -> dict[str, str]:
+def _by_setup(complete: Iterable[catalog.Video], missing: Iterable[catalog.Video]) -> dict[str, str]:
     """'setup 3' -> '12 of 3240'; by subject where the data set has no setups."""
 
-    def counts(paths: Iterable[str]) -> Counter:
-        videos = map(names.parse, paths)
+    def counts(videos: Iterable[catalog.Video]) -> Counter:
         return Counter(("setup", v.setup) if v.setup >= 0 else ("subject", v.subject) for v in videos)
 
-    every = counts(names.names()) if missing else {}
+    every = counts(complete)
     return {
         f"{kind} {number}": f"{n} of {every[kind, number]}" for (kind, number), n in sorted(counts(missing).items())
     }
