@@ -78,6 +78,18 @@ def keep_frames(
     return prepared.in_memory(rows, data.cache_gb, required=mode == "memory", also_pixels=also_pixels)
 
 
+def split_of_run(prepared: takes.Prepared, data: config_dict.ConfigDict) -> np.ndarray:
+    """'train', 'held_out', 'test' or '' of each row, as a run with this section `data` splits a set; str[rows].
+
+    Raises:
+      ValueError: the set has no such protocol or classes.
+    """
+    used = prepared.of_protocol(data.protocol).of_classes(data.get("classes", ()))
+    split = used.split_of(data.protocol).astype("U8")
+    split[hold_out(prepared, split == "train", data.get("holdout_fraction", 0.0))[1]] = "held_out"
+    return split
+
+
 def hold_out(prepared: takes.Prepared, rows: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Cuts whole takes off `rows`: (kept, held out), both bool[rows].
 

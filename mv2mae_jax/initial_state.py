@@ -45,6 +45,8 @@ def init_state(
         importer.refuse_step(config)
     else:
         params = load_params(config, state.params, abstract.params, objective.model)
+        if config.task == "finetune" and not importer.is_torch_checkpoint(config.init_from):
+            run_record.warn_of_seen(config.init_from, config.init_from_step, objective.dataset)
         ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, ema_params=ema_params)
     return state, {}

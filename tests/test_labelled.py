@@ -1,6 +1,7 @@
 """Labelled views: the rows for training and for testing, and the content of the batches."""
 
 import dataclasses
+import hashlib
 import itertools
 
 import numpy as np
@@ -12,6 +13,7 @@ from console.errors import UserError
 from data import augment, pipeline
 from data.dataset import Dataset
 from data.labelled import LabelledDataset, choose_labels, split_rows
+from mv2mae_jax.runs import run_record
 from tests import tiny
 
 NUM_TRAIN = 27
@@ -212,6 +214,28 @@ def test_held_out_takes_are_those_of_pre_training(synthetic_set, dataset):
     config.data.update(dict(dir=str(synthetic_set), protocol="xsub", holdout_fraction=0.25))
     held_out = Dataset.from_config(config).held_out
     assert set(held_out.take_names) == set(dataset.prepared.views["take"][dataset.held_out])
+
+
+@pytest.mark.parametrize(("protocol", "fraction"), [("all", 0.0), ("all", 0.5), ("xsub", 0.0), ("xview", 0.25)])
+def test_views_to_test_on_that_a_run_has_trained_on_are_told(
+    synthetic_set, dataset, monkeypatch, capsys, protocol, fraction
+):
+    """Here of a test on other people; a run on another set cannot tell."""
+    views, record = dataset.prepared.views, {"manifest_sha256": dataset.prepared.content_digest()}
+    trained = config_dict.create(data={"protocol": protocol, "holdout_fraction": fraction})
+    monkeypatch.setattr(run_record, "read_record", lambda path, step: (step, record, trained))
+    run_record.warn_of_seen("runs/a", 3, dataset)
+    names = np.unique(views["take"]).tolist() if protocol == "all" else []
+    if protocol == "xview":
+        names = np.unique(views["take"][views["view"] != "C001"]).tolist()
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    kept = set(ranked[round(fraction * len(ranked)) :])
+    seen = [views["take"][row] in kept and (protocol == "all" or views["view"][row] != "C001") for row in dataset.test]
+    warning = f"warning: {sum(seen)} of {len(seen)} views to test on are among those that runs/a has trained on (its "
+    assert capsys.readouterr().out.startswith(warning) == any(seen) == (protocol != "xsub")
+    record["manifest_sha256"] = "another"
+    run_record.warn_of_seen("runs/a", 3, dataset)
+    assert capsys.readouterr().out == ""
 
 
 def test_training_views_may_be_chosen(synthetic_set, dataset):

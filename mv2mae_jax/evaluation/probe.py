@@ -55,6 +55,8 @@ def run(
     kinds = config.probe.kinds
     searched = _searched_rows(dataset) if "retrieval" in kinds else np.array([], np.int64)
     model, params, step = load_encoder(config, mesh)
+    if is_run(config.init_from):
+        run_record.warn_of_seen(config.init_from, step, dataset)
     with log_files.optional(os.path.join(workdir, starts_file.STARTS_FILE)):
         starts_file.record_start(workdir, config, _facts(config, dataset, mesh))
     extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)
@@ -114,6 +116,11 @@ def check_workdir(config: config_dict.ConfigDict, workdir: str) -> None:
             raise UserError(f"{workdir} holds the probe of {key} = {there}, this one has {here}. {replaced}")
 
 
+def is_run(init_from: str) -> bool:
+    """Whether it names a run: no baseline and no PyTorch checkpoint."""
+    return init_from not in BASELINES and not importer.is_torch_checkpoint(init_from)
+
+
 def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, int]:
     """(model, parameters of its encoder, the step of the run that they come from), as `init_from` says.
 
@@ -124,12 +131,12 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
       ValueError: there is no such encoder, it does not fit the model, or it has no steps but `init_from_step` is set.
     """
     model = variants.from_config(config)
-    is_run = config.init_from not in BASELINES and not importer.is_torch_checkpoint(config.init_from)
-    if not is_run:
+    from_run = is_run(config.init_from)
+    if not from_run:
         importer.refuse_step(config)
     if config.init_from == "pixels":
         return frozen_encoder.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
-    if is_run:
+    if from_run:
         near = [] if os.path.exists(config.init_from) else nearest(config.init_from, BASELINES)
         if near:
             raise UserError(f"init_from = {config.init_from} is no run or checkpoint.{did_you_mean(near)}")

@@ -15,7 +15,7 @@ from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
 from data import catalog, clips
-from data.dataset import hold_out
+from data.dataset import split_of_run
 from data.store import takes
 from mv2mae_jax import features, inference
 from mv2mae_jax.distributed import sharding
@@ -216,13 +216,10 @@ def split_of(prepared: takes.Prepared, arguments: argparse.Namespace, encoder: i
         print(f"`split` is empty: {prepared.name} has no protocol {data.protocol!r}; see --protocol.", file=sys.stderr)
         return none
     try:
-        used = prepared.of_protocol(data.protocol).of_classes(data.get("classes", ()))
+        return split_of_run(prepared, data)
     except UserError as error:
         print(f"`split` is empty: {error}", file=sys.stderr)
         return none
-    split = used.split_of(data.protocol).astype("U8")
-    split[hold_out(prepared, split == "train", data.get("holdout_fraction", 0.0))[1]] = "held_out"
-    return split
 
 
 def other_span(

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import config_dict
 
 from console import progress
 from console.errors import UserError
+from data.dataset import split_of_run
+from data.labelled import LabelledDataset
 from data.store import digests
+from data.store.joined import open_sets
 from mv2mae_jax.runs import metrics_file, side_files, starts_file, step_folders
 
 
@@ -35,6 +39,21 @@ def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, A
         )
     record = _read(folder / str(step)) or _stand_in(workdir, step, steps)
     return step, record, config_dict.ConfigDict(json.loads(record["config"]))
+
+
+def warn_of_seen(init_from: str, step: int | None, dataset: LabelledDataset) -> None:
+    """Warns if the run `init_from` has trained on views that are to be tested. It can tell only of the same set."""
+    _, record, trained = read_record(init_from, step)
+    prepared = dataset.prepared
+    if record.get("manifest_sha256") != prepared.content_digest():
+        return
+    split = split_of_run(open_sets(prepared.directory), trained.data)[dataset.test]
+    if seen := np.sum(split == "train"):
+        progress.say(
+            f"warning: {seen} of {len(split)} views to test on are among those that {init_from} has trained on (its "
+            f"data.protocol={trained.data.protocol!r}), so this is no test on unseen videos. For one, train the run "
+            "with the protocol of the test."
+        )
 
 
 def _read(step: Path) -> dict[str, Any] | None:
