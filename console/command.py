@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parses, or ends the program with ExitCode.REFUSED."""
-        args = list(sys.argv[1:] if args is None else args)
+        args = [_with_home(arg) for arg in (sys.argv[1:] if args is None else args)]
         overrides = []
         if self._config_keys is not None:
             overrides = [arg.removeprefix("--config.") for arg in args if arg.startswith("--config.")]
@@ -163,6 +163,11 @@ class Parser(argparse.ArgumentParser):
         """Ends the program: one paragraph instead of argparse's usage, which is in --help."""
         message = message if message.endswith((".", "?")) else f"{message}."
         self.exit(ExitCode.REFUSED, f"{self.prog}: {message} Options and examples: {self.prog} --help\n")
+
+
+def _with_home(arg: str) -> str:
+    """--NAME=~/PATH with the home folder in place of ~, which shells leave as it is behind `=`."""
+    return re.sub(r"(?<==)~(?=/|$)", lambda _: os.path.expanduser("~"), arg, count=1) if arg.startswith("--") else arg
 
 
 def _split(doc: str) -> tuple[str, str]:

@@ -67,6 +67,16 @@ def test_help_has_examples_that_parse_and_exit_codes(name):
     assert {"0", "1", "2", "130"} <= set(re.findall(r"^  (\d+) ", codes, re.M))
 
 
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(monkeypatch):
+    """Shells leave it as it is there, and a folder named `~` would be made."""
+    monkeypatch.setenv("HOME", "/home/a")
+    options = parser_of("run").parse_args(
+        ["--config=~/c.py", "--config.data.dir=~/set", "--config.init_from=~", "--workdir=~else/x~/y"]
+    )
+    assert (options.config, options.workdir) == ("/home/a/c.py", "~else/x~/y")
+    assert options.overrides == ["data.dir=/home/a/set", "init_from=/home/a"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_mistyped_option_names_the_nearest(name, capsys):
     parser = parser_of(name)
