@@ -215,7 +215,9 @@ def main(argv: list[str]) -> int:
 
 
 def export_to_file(arguments: argparse.Namespace) -> None:
-    """Runs the command. Raises ValueError where there is no such run or step."""
+    """Runs the command. Raises ValueError where there is no such run or step, or OUTPUT exists."""
+    if os.path.exists(arguments.output):
+        raise UserError(f"{arguments.output} exists already. Remove it or choose another --output.")
     with progress.Bar(2, "reading the run", "stages", leave=False) as bar:
         encoder = load_encoder(arguments.workdir, arguments.step)
         bar.advance()

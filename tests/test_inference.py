@@ -89,6 +89,13 @@ def test_a_missing_step_and_a_missing_run_are_refused(tmp_path, pretrained, caps
     assert "missing or empty" in capsys.readouterr().err
 
 
+def test_a_file_that_exists_is_not_replaced(pretrained, tmp_path, capsys):
+    (tmp_path / "mine.npz").write_text("mine")
+    assert inference.main([f"--workdir={pretrained[0]}", f"--output={tmp_path / 'mine.npz'}"]) == 2
+    assert "mine.npz exists already. Remove it or" in capsys.readouterr().err
+    assert (tmp_path / "mine.npz").read_text() == "mine"
+
+
 def test_an_encoder_that_is_not_finite_is_refused_where_it_is_loaded(pretrained, tmp_path, capsys):
     params = jax.tree.map(np.array, pretrained[2])
     params["encoder"]["norm"]["scale"][1] = np.inf
