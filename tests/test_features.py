@@ -349,11 +349,15 @@ def test_a_second_run_reads_the_features_and_finds_the_same(probed, config, data
     assert probe.run(config, dataset, mesh, workdir) == results
 
 
-def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh):
+def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh, capsys):
+    """The results that were there are kept, and a line says what differs."""
     workdir, results = probed
     other = probe.run(make_config(synthetic_set, "seed=1", "probe.kinds=('retrieval',)"), dataset, mesh, workdir)
     assert set(other) == {name for name in results if name.startswith("retrieval")}
     assert other["retrieval/mean_rank"] != results["retrieval/mean_rank"]
+    assert "another probe.kinds, seed: renamed to metrics.1.json." in " ".join(capsys.readouterr().out.split())
+    with open(os.path.join(workdir, "metrics.1.json")) as kept, open(os.path.join(workdir, "metrics.json")) as now:
+        assert (json.load(kept)["metrics"], json.load(now)["metrics"]) == (results, other)
 
 
 def save(workdir, step, encoder, task):

@@ -87,6 +87,7 @@ def run(
         results |= {f"retrieval/{name}": value for name, value in found.items()}
     for name, value in results.items():
         print(f"{name:<32} {value:.4g}", flush=True)
+    metrics_file.keep_others(workdir, config, step)
     metrics_file.write(workdir, config, step, results, tables)
     with log_files.optional(folder := os.path.join(workdir, "tensorboard")):
         event_files.write_config(folder, config, finished=True)

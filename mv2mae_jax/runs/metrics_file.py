@@ -1,5 +1,6 @@
 """WORKDIR/metrics.json: what a run measured at its end, and how it came about."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -8,7 +9,9 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from console import progress
 from data.store.whole_files import write_whole
+from mv2mae_jax.config import flatten
 from mv2mae_jax.runs import side_files
 
 RESULTS_FILE = "metrics.json"
@@ -30,6 +33,21 @@ def write(
         "config": json.loads(config.to_json()),
     }
     write_whole(os.path.join(workdir, RESULTS_FILE), json.dumps(record, indent=2))
+
+
+def keep_others(workdir: str, config: config_dict.ConfigDict, step: int) -> None:
+    """Renames a metrics.json of another config or another step to metrics.1.json, metrics.2.json and so on; says so."""
+    path = os.path.join(workdir, RESULTS_FILE)
+    before = side_files.read(path, is_whole, repair=True)
+    if before is None:
+        return
+    there, here = (dict(flatten(config_dict.ConfigDict(c))) for c in (before["config"], json.loads(config.to_json())))
+    changed = sorted(key for key in there | here if there.get(key) != here.get(key))
+    if changed or before["step"] != step:
+        free = next(name for n in itertools.count(1) if not os.path.exists(name := f"{path[:-5]}.{n}.json"))
+        os.rename(path, free)
+        what = ", ".join([*changed, *(["the step"] if before["step"] != step else [])])
+        progress.say(f"{path} is of a probe with another {what}: renamed to {os.path.basename(free)}.")
 
 
 def read(workdir: str, step: int) -> dict[str, float] | None:
