@@ -327,6 +327,21 @@ def test_every_probe_of_a_run_is_measured_and_written(probed, dataset):
     assert 1 <= results["retrieval/mean_rank"] <= results["retrieval/gallery_size"]
 
 
+def test_too_few_labels_for_neighbours_or_for_the_choice_of_settings_are_told(synthetic_set, capsys):
+    config = make_config(synthetic_set, "data.labels_per_class=1", "data.train_views=('C002',)", "probe.knn_k=20")
+    dataset = LabelledDataset.from_config(config)
+    probe._warn_of_few_labels(config, dataset)
+    said = capsys.readouterr().out
+    views = {name: dataset.prepared.views[name][dataset.train].tolist() for name in ("subject", "label")}
+    assert f"probe.knn_k = 20, and {len(views['label'])} views train" in said
+    assert len(set(views["label"])) == len(views["label"])  # so no view is left of any class that is cut off
+    cut_off = int(re.search(r"chosen on (\d+) views", said)[1])
+    assert f"and {cut_off} of them are of classes that no view left there shows" in said
+    config = make_config(synthetic_set, "probe.kinds=('geometry',)")
+    probe._warn_of_few_labels(config, LabelledDataset.from_config(config))
+    assert capsys.readouterr().out == ""
+
+
 def test_a_probe_does_not_replace_the_files_of_another_run(synthetic_set, config, tmp_path):
     arguments = ["--config=configs/probe.py", f"--workdir={tmp_path}", "--config.init_from=random"]
     parsed = program.make_parser().parse_args([*arguments, f"--config.data.dir={synthetic_set}"])

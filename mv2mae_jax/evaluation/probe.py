@@ -66,6 +66,7 @@ def run(
     tables: dict[str, Any] = {"class_names": list(dataset.class_names)}
     test = extract(dataset.test, with_tokens)
     if set(kinds) != {"retrieval"}:
+        _warn_of_few_labels(config, dataset)
         train_features = extract(dataset.train, with_tokens)
         results |= _geometry(config, dataset, model, train_features, test)
         for kind in (kind for kind in CLASSIFIERS if kind in kinds):
@@ -285,6 +286,24 @@ def _geometry(
     if "motion" in probe.kinds:
         results |= {f"motion/{name}": value for name, value in read_outs.motion().items()}
     return results
+
+
+def _warn_of_few_labels(config: config_dict.ConfigDict, dataset: LabelledDataset) -> None:
+    """Says where so few views train that neighbours, or the choice of a setting, tell little."""
+    probe, label = config.probe, dataset.prepared.views["label"][dataset.train]
+    if "knn" in probe.kinds and len(label) <= probe.knn_k:
+        progress.say(
+            f"warning: probe.knn_k = {probe.knn_k}, and {len(label)} views train: all of them vote on every test view, "
+            "so it gets the same class as the others. Lower probe.knn_k."
+        )
+    if set(probe.kinds) & set(CLASSIFIERS) - {"knn"}:
+        kept, held_out = probes.split_groups(validation_groups(dataset), probe.validation_fraction, config.seed)
+        if unknown := np.sum(~np.isin(label[held_out], label[kept])):
+            progress.say(
+                f"warning: settings of probes are chosen on {len(held_out)} views cut off the training split, and "
+                f"{unknown} of them are of classes that no view left there shows: they count as errors for every "
+                "setting. With more data.labels_per_class, or another seed, the choice tells more."
+            )
 
 
 def _head(probe: config_dict.ConfigDict) -> dict[str, Any]:
