@@ -117,7 +117,7 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"inf": math.inf, "true": True, "false": False, "none": None}.get(text.lower(), text)
-    expected = config_dict.ConfigDict.get_type(_section(config, key), key.rpartition(".")[2])
+    expected = type_of(config, key)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if expected is str and not isinstance(value, str):
@@ -126,14 +126,25 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
         value = tuple(value)
     if key in LISTS_OF_NAMES and not isinstance(value, tuple):  # `walk,run` is no literal, and 3 is no tuple
         value = tuple(name.strip() for name in text.split(",")) if isinstance(value, str) else (value,)
-    if not (isinstance(value, expected) and isinstance(value, bool) <= (expected is bool)) and not (
-        value is None and (key in OPTIONAL_KEYS or dict(flatten(base_of(config))).get(key, 0) is None)
-    ):
+    if not accepts(key, value, expected, dict(flatten(base_of(config))).get(key, 0)):
         raise UserError(
             f"config.{key} = {text} is not a value of type {expected.__name__}; the config holds {known[key]!r}."
         )
     with _section(config, key).ignore_type():
         setattr(_section(config, key), key.rpartition(".")[2], value)
+
+
+def type_of(config: config_dict.ConfigDict, key: str) -> type:
+    """Which type the values of a key have, also of one that is not set."""
+    return config_dict.ConfigDict.get_type(_section(config, key), key.rpartition(".")[2])
+
+
+def accepts(key: str, value: object, expected: type, default: object) -> bool:
+    """Whether a key takes a value: one of its type, or None where the base leaves it open or OPTIONAL_KEYS names it."""
+    if value is None:
+        return default is None or key in OPTIONAL_KEYS
+    also = {float: int, tuple: list}.get(expected, expected)
+    return isinstance(value, (expected, also)) and isinstance(value, bool) <= (expected is bool)
 
 
 def _section(config: config_dict.ConfigDict, key: str) -> config_dict.ConfigDict:
@@ -233,7 +244,13 @@ def reasons_of(config: config_dict.ConfigDict) -> dict[str, tuple[str, str]]:
 
 
 def base_of(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """The config that states every key of a task."""
+    """The config that states every key of a task.
+
+    Raises:
+      ValueError: there is no such task.
+    """
+    if (task := config.get("task")) not in TASKS:
+        raise UserError(f"task = {task!r} is not one of {', '.join(TASKS)}.{suggestion(str(task), TASKS)}")
     return load(os.path.join(CONFIGS, f"{config.task}_base.py"))
 
 

@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from console.errors import UserError
 from data.store.directories import directories
-from mv2mae_jax.config import TASKS, flatten, parse_steps, suggestion
+from mv2mae_jax.config import accepts, base_of, flatten, parse_steps, suggestion, type_of
 from mv2mae_jax.objectives.mask_kinds import MASK_KINDS, num_visible_tokens
 
 
@@ -28,7 +28,6 @@ def _names_in(file: str, name: str) -> tuple[str, ...]:
 
 # Keys with their allowed values. What a table defines is named only there.
 _CHOICES = {
-    "task": TASKS,
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "data.cache": ("auto", "off", "memory"),
     "data.motion_on": ("host", "device"),
@@ -109,6 +108,8 @@ def validate(config: config_dict.ConfigDict) -> None:
       ValueError: lists everything that is wrong, each with its values and the fix.
     """
     values = dict(flatten(config))
+    if told := list(_form(config, values)):  # all other checks need a whole config
+        raise _refusal(told)
     wrong = (
         {
             key: f"is not one of {', '.join(options)}.{suggestion(str(values[key]), options)}"
@@ -131,7 +132,24 @@ def validate(config: config_dict.ConfigDict) -> None:
     if not wrong.keys() & {"masking.kind", "data.repeats", "optimizer.accumulation_steps"}:  # looked up, or divided by
         told += _combinations(config)
     if told:
-        raise UserError("The config cannot be run:\n  - " + "\n  - ".join(told))
+        raise _refusal(told)
+
+
+def _refusal(told: list[str]) -> UserError:
+    return UserError("The config cannot be run:\n  - " + "\n  - ".join(told))
+
+
+def _form(config: config_dict.ConfigDict, values: dict[str, object]) -> Iterator[str]:
+    """Finds keys that nothing reads, keys that are missing, and values of another type: a file may set anything."""
+    base = base_of(config)
+    known = dict(flatten(base))
+    if missing := ", ".join(key for key in known if key not in values):
+        yield f"It lacks {missing}. Begin with the config of configs/{config.task}_base.py, and set keys one by one."
+    for key, value in values.items():
+        if key not in known:
+            yield f"{key} = {value!r}: task {config.task!r} has no such key.{suggestion(key, known)}"
+        elif not accepts(key, value, kind := type_of(base, key), known[key]):
+            yield f"{key} = {value!r} is not a value of type {kind.__name__}; the base holds {known[key]!r}."
 
 
 def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:

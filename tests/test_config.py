@@ -321,6 +321,37 @@ def test_an_unknown_key_in_a_config_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.unlock().base_learning_rate = 0.1", "no such key. Did you mean optimizer.base_learning_rate"),
+        ("config.global_batch_size = None", "global_batch_size = None is not a value of type int; the base holds 1024"),
+        ("config.model.cross_view = None", "cross_view = None is not a value of type bool"),
+        ("config.total_steps = True", "total_steps = True is not a value of type int"),
+        ("config.unlock().model = dict(variant='B')", r"lacks .*model.width. Begin with .*configs/pretrain_base.py"),
+        ("del config.unlock()['task']", "task = None is not one of pretrain, finetune, probe"),
+    ],
+)
+def test_a_config_file_sets_the_keys_of_its_task_to_values_of_their_types(tmp_path, data_dir, line, message):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import pretrain_base\n"
+        "def get_config():\n"
+        "    config = pretrain_base.get_config()\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    with pytest.raises(ValueError, match=message):
+        config_checks.validate(configs.load(str(path), [f"data.dir={data_dir}"]))
+
+
+def test_a_config_file_may_write_lists_whole_numbers_and_what_may_be_left_open(data_dir):
+    config = configs.load(BASE, [f"data.dir={data_dir}"])
+    config.data.crop_size, config.loss.temperature, config.eval.max_takes = [32, 32], 60, None
+    config.unlock().mesh = dict(data=-1, fsdp=1)
+    config_checks.validate(config)
+
+
+@pytest.mark.parametrize(
     ("lines", "line", "message"),
     [
         (["import math", "def get_config():", "    return math.tau.foo"], 3, "AttributeError: 'float' object has no"),
