@@ -20,7 +20,7 @@ from mv2mae_jax.distributed import sharding
 from mv2mae_jax.monitoring import flops, guards, log_files, metrics, perf
 from mv2mae_jax.monitoring.facts import run_facts
 from mv2mae_jax.optim import Schedule
-from mv2mae_jax.runs import checkpoint, metrics_file, preemption, resume, starts_file, step_folders
+from mv2mae_jax.runs import checkpoint, metrics_file, preemption, resume, side_files, starts_file, step_folders
 from mv2mae_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -28,10 +28,34 @@ Evaluate = Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float],
 
 
 def open_checkpoints(config: config_dict.ConfigDict, workdir: str) -> checkpoint.Checkpointer:
-    """Opens the checkpoints of a workdir. Damaged ones are first renamed, each with a line in the log."""
-    for line in step_folders.set_aside(Path(workdir, "checkpoints")):
+    """Opens the checkpoints of a workdir. Damaged ones are first renamed, each with a line in the log.
+
+    Raises:
+      ValueError: no checkpoint is left, but the workdir tells of one.
+    """
+    folder = Path(workdir, "checkpoints")
+    for line in step_folders.set_aside(folder):
         metrics.say(line)
+    if not step_folders.steps_in(folder) and (evidence := _was_saved(workdir)):
+        raise UserError(
+            f"{folder} holds no checkpoint, but {evidence}. The run does not start over on top of that: bring the "
+            "checkpoints back, or choose another --workdir."
+        )
     return checkpoint.Checkpointer(workdir, **config.checkpoint)
+
+
+def _was_saved(workdir: str) -> str:
+    """Which file of a workdir tells that a checkpoint was there, and of what step; '' if none does."""
+    results = side_files.read(os.path.join(workdir, metrics_file.RESULTS_FILE), metrics_file.is_whole)
+    starts = starts_file.read_starts(workdir)
+    rows = side_files.read_rows(os.path.join(workdir, metrics.HISTORY_FILE), side_files.is_numbers)
+    evaluated = [row["step"] for row in rows if not metrics.is_of_training(row)]  # each was saved before
+    told = {
+        metrics_file.RESULTS_FILE: [results["step"]] if results else [],
+        starts_file.STARTS_FILE: [start["first_step"] for start in starts if start["first_step"]],
+        metrics.HISTORY_FILE: evaluated,
+    }
+    return next((f"{file} tells of step {max(steps)}" for file, steps in told.items() if steps), "")
 
 
 def results_if_finished(workdir: str, checkpoints: str, step: int, total_steps: int) -> dict[str, float] | None:
@@ -89,6 +113,7 @@ class TrainingRun:
         self._checkpointer, self._evaluate, self._state = checkpointer, evaluate, state
         self._first_step, self._last_step = int(state.step), schedule.total_steps
         dataset = objective.dataset
+        metrics_file.set_aside_after(workdir, self._first_step)
         self._reporter = metrics.Reporter(
             workdir, first_step=self._first_step, total_steps=self._last_step, tensorboard=config.log.tensorboard
         )

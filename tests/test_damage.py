@@ -12,10 +12,11 @@ import optax
 import pytest
 
 from data.store import digests
+from mv2mae_jax import training_run
 from mv2mae_jax.distributed import sharding
-from mv2mae_jax.runs import checkpoint, run_record, step_folders
+from mv2mae_jax.runs import checkpoint, metrics_file, run_record, starts_file, step_folders
 from mv2mae_jax.state import TrainState
-from tests import faults
+from tests import faults, tiny
 
 RUN = {"config": json.dumps({"task": "pretrain"})}
 
@@ -195,6 +196,34 @@ def test_a_folder_in_the_way_of_a_save_is_kept_under_another_name(checkpoints):
     checkpointer.close()
     assert int(restore(checkpoints.parent).step) == 8
     assert step_folders.describe(checkpoints / "8.damaged") == "it holds step 6"
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "starts.jsonl", "history.jsonl"])
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path, file):
+    """It would drop the rows of the first run, and its results would stand for those of the second."""
+    config, workdir = tiny.make_config(), str(tmp_path)
+    (tmp_path / "history.jsonl").write_text('{"step": 2, "train/loss": 1.0}\n')  # of a run that was killed early
+    starts_file.record_start(workdir, config, {})
+    training_run.open_checkpoints(config, workdir).close()
+    if file == "metrics.json":
+        metrics_file.write(workdir, config, 6, {}, {})
+    elif file == "starts.jsonl":
+        starts_file.record_start(workdir, config, {}, 6)
+    else:
+        (tmp_path / file).write_text('{"step": 6, "eval/loss_self": 1.0}\n')
+    with pytest.raises(ValueError, match=rf"holds no checkpoint, but {file} tells of step 6. .* another --workdir"):
+        training_run.open_checkpoints(config, workdir)
+
+
+def test_results_of_a_later_step_than_the_one_that_is_left_are_kept_apart(tmp_path, capsys):
+    """Otherwise a run that is killed in its last evaluation would take them for its own when it is started again."""
+    path = tmp_path / "metrics.json"
+    metrics_file.write(str(tmp_path), tiny.make_config(), 6, {"eval/loss_self": 1.0}, {})
+    metrics_file.set_aside_after(str(tmp_path), 6)
+    assert metrics_file.read(str(tmp_path), 6) and capsys.readouterr().out == ""
+    metrics_file.set_aside_after(str(tmp_path), 4)
+    assert capsys.readouterr().out == f"{path} is of step 6, which is trained again: renamed to metrics.json.earlier.\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json.earlier"]
 
 
 def test_names_that_only_look_like_numbers_are_no_steps(checkpoints):

@@ -152,6 +152,15 @@ def test_damaged_side_files_are_set_aside_and_the_run_goes_on(undisturbed, synth
 
 
 @pytest.mark.long
+def test_results_of_a_step_that_is_trained_again_do_not_stand_for_the_new_ones(undisturbed, synthetic_set, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    struck = faults.finish(faults.start_struck("SIGKILL", "eval", 4, tmp_path, synthetic_set, *OPTIONS))
+    assert struck.returncode == -signal.SIGKILL and not (tmp_path / "metrics.json").exists(), struck.stdout
+    assert (tmp_path / "metrics.json.earlier").read_bytes() == (undisturbed / "metrics.json").read_bytes()
+
+
+@pytest.mark.long
 def test_one_run_at_a_time(synthetic_set, tmp_path):
     holder = "import fcntl, sys, time; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX); "
     holder += "lock.write('process 7 on elsewhere'); lock.flush(); print('locked', flush=True); time.sleep(600)"

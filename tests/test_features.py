@@ -370,8 +370,8 @@ def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh,
     other = probe.run(make_config(synthetic_set, "seed=1", "probe.kinds=('retrieval',)"), dataset, mesh, workdir)
     assert set(other) == {name for name in results if name.startswith("retrieval")}
     assert other["retrieval/mean_rank"] != results["retrieval/mean_rank"]
-    assert "another probe.kinds, seed: renamed to metrics.1.json." in " ".join(capsys.readouterr().out.split())
-    with open(os.path.join(workdir, "metrics.1.json")) as kept, open(os.path.join(workdir, "metrics.json")) as now:
+    assert "another probe.kinds, seed: renamed to metrics.json.earlier." in " ".join(capsys.readouterr().out.split())
+    with open(os.path.join(workdir, "metrics.json.earlier")) as kept, open(os.path.join(workdir, "metrics.json")) as now:
         assert (json.load(kept)["metrics"], json.load(now)["metrics"]) == (results, other)
 
 

@@ -1,9 +1,9 @@
 """WORKDIR/metrics.json: what a run measured at its end, and how it came about."""
 
-import itertools
 import json
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from console import progress
 from data.store.whole_files import write_whole
 from mv2mae_jax.config import flatten
-from mv2mae_jax.runs import side_files
+from mv2mae_jax.runs import side_files, step_folders
 
 RESULTS_FILE = "metrics.json"
 
@@ -36,18 +36,16 @@ def write(
 
 
 def keep_others(workdir: str, config: config_dict.ConfigDict, step: int) -> None:
-    """Renames a metrics.json of another config or another step to metrics.1.json, metrics.2.json and so on; says so."""
+    """Sets aside a metrics.json of another config or another step, and says what differs."""
     path = os.path.join(workdir, RESULTS_FILE)
     before = side_files.read(path, is_whole, repair=True)
     if before is None:
         return
     there, here = (dict(flatten(config_dict.ConfigDict(c))) for c in (before["config"], json.loads(config.to_json())))
     changed = sorted(key for key in there | here if there.get(key) != here.get(key))
-    if changed or before["step"] != step:
-        free = next(name for n in itertools.count(1) if not os.path.exists(name := f"{path[:-5]}.{n}.json"))
-        os.rename(path, free)
-        what = ", ".join([*changed, *(["the step"] if before["step"] != step else [])])
-        progress.say(f"{path} is of a probe with another {what}: renamed to {os.path.basename(free)}.")
+    changed += ["the step"] if before["step"] != step else []
+    if changed:
+        _set_aside(path, f"of a probe with another {', '.join(changed)}")
 
 
 def read(workdir: str, step: int) -> dict[str, float] | None:
@@ -57,6 +55,19 @@ def read(workdir: str, step: int) -> dict[str, float] | None:
     """
     record = side_files.read(os.path.join(workdir, RESULTS_FILE), is_whole, repair=jax.process_index() == 0)
     return record["metrics"] if record and record["step"] == step else None
+
+
+def set_aside_after(workdir: str, step: int) -> None:
+    """Sets aside results of a later step than that from which the run continues: they are not those of its end."""
+    path = os.path.join(workdir, RESULTS_FILE)
+    record = side_files.read(path, is_whole, repair=True) if jax.process_index() == 0 else None
+    if record and record["step"] > step:
+        _set_aside(path, f"of step {record['step']}, which is trained again")
+
+
+def _set_aside(path: str, what: str) -> None:
+    """Renames results to metrics.json.earlier, or .earlier-2 and so on, and says that they are `what`."""
+    progress.say(f"{path} is {what}: renamed to {step_folders.rename(Path(path), 'earlier').name}.")
 
 
 def is_whole(record: Any) -> bool:

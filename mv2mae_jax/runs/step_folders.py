@@ -124,11 +124,11 @@ def set_aside(directory: Path) -> list[str]:
     return lines
 
 
-def rename(path: Path) -> Path:
+def rename(path: Path, mark: str = SET_ASIDE) -> Path:
     """Renames a file or folder to NAME.damaged (or NAME.damaged-2 and so on, if that exists); returns the new path."""
-    number, aside = 1, path.with_name(f"{path.name}.{SET_ASIDE}")
+    number, aside = 1, path.with_name(f"{path.name}.{mark}")
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}.{SET_ASIDE}-{number}")
+        aside = path.with_name(f"{path.name}.{mark}-{number}")
     os.rename(path, aside)
     return aside
