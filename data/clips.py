@@ -195,13 +195,14 @@ def group(column: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return names[is_there], (np.cumsum(is_there, dtype=np.int32) - 1)[number]
 
 
-def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpec) -> TakeViews:
+def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpec, kind: str = "") -> TakeViews:
     """Groups the selected manifest rows into takes and lists the (take, target view) elements.
 
     Args:
       views: the manifest's columns; `take` and `view` are used.
       selected: bool[rows], rows that may be used (those of a split).
       spec: `num_source_views` and `view_pairs` are used.
+      kind: what an error calls the takes, if they are not those to train on: 'held-out '. Such takes may lack a view.
 
     Raises:
       ValueError: a view pair names a view that does not exist, or no take has enough views.
@@ -218,12 +219,13 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
         allowed[:] = False
         known = {name: i for i, name in enumerate(view_names.tolist())}
         for target, source in spec.view_pairs:
-            if target not in known or source not in known or target == source:
+            if target in known and source in known and target != source:
+                allowed[known[target], known[source]] = True
+            elif not kind or target == source or not np.isin([target, source], views["view"]).all():
                 raise UserError(
                     f"data.view_pairs holds ({target!r}, {source!r}), but a pair is two different views among "
                     f"{', '.join(known)}."
                 )
-            allowed[known[target], known[source]] = True
 
     present = rows >= 0
     num_sources = present.astype(np.int16) @ allowed.T.astype(np.int16)  # (num_takes, num_views)
@@ -234,8 +236,19 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
     if len(elements) == 0:
         most = int(present.sum(axis=1).max(initial=0))
         raise UserError(
-            f"No take can form a sample of 1 target and {spec.num_source_views} source view(s): {len(take_names)} "
-            f"takes are selected, the richest has {most} view(s), view_pairs={spec.view_pairs or 'all'}. Lower "
-            "data.num_source_views, widen data.view_pairs, or prepare a set with more cameras."
+            f"No {kind}take can form a sample of 1 target and {spec.num_source_views} source view(s): there are "
+            f"{len(take_names)}, the richest has {most} view(s), view_pairs={spec.view_pairs or 'all'}. Lower "
+            f"data.num_source_views, widen data.view_pairs, {'change data.holdout_fraction, ' if kind else ''}or "
+            "prepare a set with more cameras."
         )
     return TakeViews(take_names=take_names, view_names=view_names, rows=rows, allowed=allowed, elements=elements)
+
+
+def takes_left_out(take_views: TakeViews, spec: ClipSpec) -> dict[str, str]:
+    """{title: text} for the start of a run, of takes that have too few views for a sample, if any."""
+    without = np.setdiff1d(np.arange(len(take_views.take_names)), take_views.elements[:, 0])
+    if not len(without):
+        return {}
+    names = ", ".join(take_views.take_names[without[:3]]) + (", ..." if len(without) > 3 else "")
+    text = f"{len(without)} takes without a target and {spec.num_source_views} source view(s) that may be paired: "
+    return {"left out": text + names}

@@ -46,7 +46,7 @@ class Dataset:
         train_rows, held_out_rows = hold_out(prepared, rows, data.holdout_fraction)
         held_out = None
         if held_out_rows.any():
-            held_out = clips.pair_views(prepared.views, held_out_rows, spec)
+            held_out = clips.pair_views(prepared.views, held_out_rows, spec, "held-out ")
         train = clips.pair_views(prepared.views, train_rows, spec)
         prepared = keep_frames(prepared, rows, data)
         return cls(prepared=prepared, spec=spec, train=train, held_out=held_out)
@@ -95,10 +95,15 @@ def hold_out(prepared: takes.Prepared, rows: np.ndarray, fraction: float) -> tup
 
     Takes are ranked by a digest of their names, so the choice is the same in every run and barely moves when the set
     grows. At least one take is held out where there are two or more, and none for a fraction of 0.
+
+    Raises:
+      ValueError: none is kept.
     """
     kept_rows = np.flatnonzero(rows)
     names, take_of_row = clips.group(prepared.views["take"], kept_rows)
     wanted = max(1, round(fraction * len(names))) if fraction > 0 and len(names) > 1 else 0
+    if wanted and wanted == len(names):
+        raise UserError(f"data.holdout_fraction = {fraction:g} leaves no take of {len(names)} to train on: lower it.")
     held_out = np.zeros(len(rows), bool)
     if wanted:
         digests = np.fromiter((hashlib.sha256(name.encode()).digest() for name in names), "V32", len(names))

@@ -1,5 +1,7 @@
 """The frames, views and crops that a clip is made of."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -129,6 +131,22 @@ def test_impossible_samples_are_refused(change, message):
     settings = dict(num_frames=4, frame_stride=4, crop_size=(16, 16), tubelet_size=(2, 8, 8)) | change
     with pytest.raises(ValueError, match=message):
         pair(views, clips.ClipSpec(**settings))
+
+
+def test_takes_with_too_few_views_are_told():
+    whole, single = ("a", "1"), [("b", "1"), ("c", "2"), ("d", "1"), ("e", "1")]
+    assert clips.takes_left_out(pair(manifest(whole, ("a", "2"))), SPEC) == {}
+    told = clips.takes_left_out(pair(manifest(whole, ("a", "2"), *single)), SPEC)["left out"]
+    assert told == "4 takes without a target and 1 source view(s) that may be paired: b, c, d, ..."
+
+
+def test_held_out_takes_may_lack_a_view_but_not_all_pairs():
+    views = manifest(("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("b", "2"), ("c", "1"))
+    spec = dataclasses.replace(SPEC, view_pairs=(("1", "2"), ("1", "3")))
+    held_out = clips.pair_views(views, views["take"] == "b", spec, "held-out ")
+    assert held_out.elements.tolist() == [[0, 0]]
+    with pytest.raises(ValueError, match=r"No held-out take can form a sample .* change data.holdout_fraction, or"):
+        clips.pair_views(views, views["take"] == "c", spec, "held-out ")
 
 
 @pytest.mark.parametrize("names", ["in order", "in disorder", "few", "one"])

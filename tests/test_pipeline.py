@@ -214,6 +214,8 @@ def test_held_out_takes_are_whole_fixed_and_disjoint(dataset):
     assert set(dataset.train.take_names) == names["kept"] and set(dataset.held_out.take_names) == names["held out"]
     few, _ = hold_out(dataset.prepared, kept, 0.0)
     np.testing.assert_array_equal(few, kept)
+    with pytest.raises(ValueError, match=r"holdout_fraction = 0.99 leaves no take of 24 to train on: lower it"):
+        hold_out(dataset.prepared, np.ones(len(views["take"]), bool), 0.99)
 
 
 def test_evaluation_sees_every_held_out_element_once(dataset):

@@ -235,5 +235,6 @@ class Pretrain:
             "tokens per view": f"{model.num_tokens} {model.grid}, visible {visible}",
             "data": f"{data.prepared.name} in {data.prepared.directory}: {len(data.train.take_names)} takes, "
             f"{len(data.train.elements)} (take, target view) elements; {held_out} takes held out",
+            **clips.takes_left_out(data.train, data.spec),
             **clips.short_videos(data.prepared.views["num_frames"][data.train.rows[data.train.rows >= 0]], data.spec),
         }
