@@ -30,8 +30,8 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
 
     Raises:
       ValueError: no such file, a variant where there are none (or none where there are), an unknown key (names near
-        ones), a value of another type, or an error in the config file; the message then ends with the part of its
-        traceback from that file on.
+        ones), a value of another type, an override that another key wins over, or an error in the config file; the
+        message then ends with the part of its traceback from that file on.
     """
     path, variant = re.fullmatch(r"(.*?)(?:(?<=\.py):(.*))?", path, re.DOTALL).groups()
     path = find(path)
@@ -53,6 +53,14 @@ def load(path: str, overrides: list[str] = ()) -> config_dict.ConfigDict:
         if not separator:
             raise UserError(f"The override {override!r} has no value: write --config.{key}=VALUE.")
         _set(config, key, value)
+    values = dict(flatten(config))
+    for key in OVERRULED.keys() & {override.partition("=")[0] for override in overrides}:
+        winner = OVERRULED[key]
+        if None not in (values[key], values[winner]):
+            raise UserError(
+                f"{key} = {values[key]} has no effect, because {winner} = {values[winner]} wins over it: add "
+                f"--config.{winner}=None, or leave out --config.{key}."
+            )
     return config
 
 
@@ -167,6 +175,10 @@ LISTS_OF_NAMES = frozenset({"data.classes", "data.train_views"})
 
 # Keys that may be None ("not set") although the base sets them. Those that are None in the base may always be so.
 OPTIONAL_KEYS = frozenset({"loss.ess_fraction", "eval.max_takes"})
+
+
+# Keys that are not looked at if another one is set.
+OVERRULED = {"num_epochs": "total_steps", "loss.ess_fraction": "loss.temperature"}
 
 
 def parse_steps(text: str) -> range:

@@ -140,6 +140,21 @@ def test_wrong_overrides_are_refused_by_name(override, message):
 
 
 @pytest.mark.parametrize(
+    ("config", "override", "winner"),
+    [
+        ("configs/demo.py", "num_epochs=10", "total_steps = 600"),
+        ("configs/ablations.py:temperature=60", "loss.ess_fraction=0.3", "loss.temperature = 60.0"),
+    ],
+)
+def test_an_override_that_another_key_wins_over_is_refused(config, override, winner):
+    key = winner.partition(" ")[0]
+    with pytest.raises(ValueError, match=rf"has no effect, because {winner} wins over it: add --config.{key}=None"):
+        configs.load(config, [override])
+    assert dict(configs.flatten(configs.load(config, [override, f"{key}=None"])))[key] is None
+    configs.load(config, [f"{key}=900"])  # over what a config states for the other key
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["data.num_frames=15"], r"frames \(15\) is not a multiple of the tubelet's \(2\); 16 would be"),
