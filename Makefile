@@ -17,10 +17,10 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
-	$(BIN)/python -m data.synthetic --output=$(DEMO)/raw --takes=640 --setups=4 --subjects=20 --rooms=plain \
+	$(BIN)/python -m data.synthetic --output="$(DEMO)"/raw --takes=640 --setups=4 --subjects=20 --rooms=plain \
 	  --actor_share=0.8 --fps=10 --resolution=40x40 --sheet
-	$(BIN)/python -m data.prepare --dataset=synthetic --input=$(DEMO)/raw --output=$(DEMO)/prepared --short_side=32
-	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO)/run --config.data.dir=$(DEMO)/prepared
+	$(BIN)/python -m data.prepare --dataset=synthetic --input="$(DEMO)"/raw --output="$(DEMO)"/prepared --short_side=32
+	$(BIN)/python run.py --config=configs/demo.py --workdir="$(DEMO)"/run --config.data.dir="$(DEMO)"/prepared
 
 # The shortest way from videos to an export, to try another Python: make smoke PYTHON=python3.12 VENV=.venv-3.12
 smoke: $(VENV)/installed
@@ -76,7 +76,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.gelu
 
 clean:
-	rm -rf $(VENV) .venv-3.12 $(DEMO) docs/_build
+	rm -rf "$(VENV)" .venv-3.12 "$(DEMO)" docs/_build
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

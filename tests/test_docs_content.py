@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -92,9 +93,17 @@ def test_the_effect_of_a_changed_loss_is_that_of_the_histories():
 
 
 def test_the_demos_commands_are_the_makefiles():
-    makefile = (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(DEMO)", "demo_output")
+    makefile = (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace('"$(DEMO)"', "demo_output")
     recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.M)[1].replace("\t", "")
     assert recipe in (DOCS / "get_started.md").read_text()
+
+
+def test_the_demos_folder_may_have_a_space_in_its_name():
+    """`make clean` would remove two other folders."""
+    dry = subprocess.run(
+        ["make", "--dry-run", "clean", "DEMO=my demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "my demo" in shlex.split(dry.stdout)
 
 
 def test_sizes_for_your_own_videos_are_those_of_the_configs():
