@@ -2,10 +2,12 @@
 
 import types
 
+import jax
 import pytest
 
 from mv2mae_jax.config import base_of, flatten
 from mv2mae_jax.models import compute, variants
+from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.runs import resume
 from tests import tiny
 
@@ -55,6 +57,16 @@ def test_checkpoints_that_do_not_say_what_auto_was_go_on(go_on):
     # A checkpoint of a version in which fewer keys could be auto.
     was = {"compute_dtype": "float32"}
     assert go_on(config, config, was, settled_on("cpu")) == []
+
+
+def test_other_batches_of_an_evaluation_have_other_masks_and_are_refused(go_on):
+    config, other = tiny.make_config(eval=dict(batch_size=8)), tiny.make_config(eval=dict(batch_size=4))
+    with pytest.raises(ValueError, match=r"eval\.batch_size was 8, now 4"):
+        go_on(config, other, {}, {})
+    assert go_on(config, other, {}, {}, ["eval.batch_size"]) == []
+    draw, key = Pretrain.from_config(config).draw_masks, jax.random.key(0)
+    whole, second = draw(8, jax.random.fold_in(key, 0)), draw(4, jax.random.fold_in(key, 1))  # as evaluations do
+    assert not (whole["target_mask"].visible[4:] == second["target_mask"].visible).all()
 
 
 @pytest.mark.parametrize("make", [tiny.make_config, tiny.make_finetune_config])

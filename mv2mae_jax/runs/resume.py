@@ -22,7 +22,8 @@ from mv2mae_jax.runs import checkpoint
 LOCK = "run.lock"
 
 # Keys that a resumed run may change: where and how it is computed, not what. Changes of other keys change the
-# experiment and are refused, unless --allow_changes names them.
+# experiment and are refused, unless --allow_changes names them. Of them is eval.batch_size: the masks of an evaluation
+# are drawn batch by batch.
 MAY_CHANGE = frozenset(
     {
         "checkpoint.every_steps",
@@ -33,7 +34,6 @@ MAY_CHANGE = frozenset(
         "data.motion_on",  # changes rounding only, as do the mesh and the model's keys below
         "data.num_workers",
         "eval.at_steps",
-        "eval.batch_size",
         "eval.every_steps",
         "eval.num_pictures",
         "eval.picture_blur_sigma",
