@@ -13,7 +13,7 @@ import pytest
 
 from mv2mae_jax import config, config_checks
 from mv2mae_jax.distributed import chips
-from mv2mae_jax.monitoring import flops, perf
+from mv2mae_jax.monitoring import facts, flops, perf
 from mv2mae_jax.objectives.pretrain import Pretrain
 from tests import tiny
 
@@ -135,6 +135,15 @@ def test_the_steps_asked_for_are_traced(tmp_path):
     planes = jax.profiler.ProfileData.from_file(trace).planes
     names = [event.name for plane in planes for line in plane.lines for event in line.events]
     assert names.count("train") == 2
+
+
+def test_steps_that_the_run_does_not_reach_are_told():
+    config_ = tiny.make_config(eval=dict(at_steps=(3, 100, 600)), profile_steps="95:101")
+    assert facts.never_reached(config_, 600) == {}
+    assert facts.never_reached(config_, 100) == {"beyond the end": "eval.at_steps 600"}
+    assert facts.never_reached(config_, 99) == {
+        "beyond the end": "eval.at_steps 100, eval.at_steps 600, profile_steps 95:101"
+    }
 
 
 @pytest.mark.parametrize("text", ["5", "5:3", "0:2", "a:b", "3:3"])

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from mv2mae_jax.config import parse_steps
 from mv2mae_jax.monitoring import perf
 
 
@@ -32,4 +33,13 @@ def run_facts(
         "length": f"{schedule.total_steps} steps = {seen / epoch:.1f} epochs of {epoch} samples",
         "learning rate": f"{schedule.peak_learning_rate:.3g} after {schedule.warmup_steps} steps of warm-up, "
         f"then a cosine to {schedule.final_learning_rate:.3g}",
+        **never_reached(config, schedule.total_steps),
     }
+
+
+def never_reached(config: config_dict.ConfigDict, total_steps: int) -> dict[str, str]:
+    """{title: text} of the steps in a config that lie beyond the last one, if any."""
+    late = [f"eval.at_steps {step}" for step in config.eval.at_steps if step > total_steps]
+    if parse_steps(config.profile_steps).stop > total_steps + 1:
+        late.append(f"profile_steps {config.profile_steps}")
+    return {"beyond the end": ", ".join(late)} if late else {}
