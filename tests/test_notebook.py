@@ -60,6 +60,19 @@ def test_the_repository_is_the_one_that_colab_opened_the_notebook_from(notebook,
     assert 'REPOSITORY = ""' in source_of(notebook, "settings")
 
 
+def test_the_folder_of_the_results_may_have_a_space_in_its_name(notebook, tmp_path, capsys):
+    """As `My Drive` has."""
+    tree = ast.parse(source_of(notebook, "install"))
+    tree.body = [n for n in tree.body if isinstance(n, ast.Import) or getattr(n, "name", None) == "run"]
+    output = tmp_path / "My Drive"
+    output.mkdir()
+    (output / "a.py").write_text("print('found')")
+    names = {"CODE": tmp_path, "OUTPUT": output}
+    exec(compile(tree, "install", "exec"), names)
+    names["run"](f"python {output}/a.py --b='(1, 2)'")
+    assert capsys.readouterr().out.endswith("found\n")
+
+
 def test_every_cell_runs(notebook, tmp_path, monkeypatch):
     """The small preset, run as a user would: in an empty folder beside the checkout."""
     monkeypatch.setenv("MV2MAE_QUICK", "1")
