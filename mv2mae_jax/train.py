@@ -17,6 +17,7 @@ from mv2mae_jax.initial_state import init_state
 from mv2mae_jax.objectives.finetune import Finetune
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.optim import Schedule
+from mv2mae_jax.runs import resume
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.training_run import TrainingRun, open_checkpoints, results_if_finished
 
@@ -44,7 +45,7 @@ def train(
 
     Raises:
       ValueError: `init_from` or the content of `workdir` does not fit the model, the data or the config; the schedule
-        does not fit the run; or too much of the data is damaged.
+        does not fit the run; the processes were not started alike; or too much of the data is damaged.
       OSError: a checkpoint cannot be written.
       FloatingPointError: loss or gradients are not finite, several steps in a row.
       Preempted: SIGTERM or SIGHUP; the state is saved.
@@ -55,6 +56,7 @@ def train(
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
 
     checkpointer = open_checkpoints(config, workdir)
+    resume.check_processes(config, objective, checkpointer)
     state, saved_progress = init_state(config, objective, optimizer, mesh, init_key, checkpointer, allow_changes)
     finished = results_if_finished(workdir, checkpointer.directory, int(state.step), schedule.total_steps)
     if finished:

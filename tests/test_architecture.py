@@ -46,7 +46,7 @@ ALLOWED = {
     "initial_state.py": {"state.py", "runs", "monitoring", "distributed", "torch_weights"},
     "training_run.py": {"console", "config.py", "optim.py", "state.py", "runs", "monitoring", "distributed"},
     "train.py": {"data", "optim.py", "state.py", "initial_state.py", "training_run.py"}
-    | {"objectives", "evaluation", "distributed"},
+    | {"objectives", "evaluation", "runs", "distributed"},
     "run.py": {"console", "data", "config.py", "config_checks.py", "train.py"}
     | {"evaluation", "runs", "distributed", "report"},
     "report": {"console", "data", "data/store", "config.py", "objectives", "models", "evaluation", "features"}

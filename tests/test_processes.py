@@ -123,6 +123,29 @@ def test_a_process_that_is_killed_is_named_by_the_other(synthetic_set, tmp_path,
     )
 
 
+@pytest.mark.long
+def test_processes_that_were_not_started_alike_are_refused(synthetic_set, tmp_path):
+    """They would initialise other parameters, and each would go on with its own."""
+    flags = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
+    started = [
+        faults.start(
+            "run.py",
+            *faults.arguments(tmp_path, synthetic_set, f"seed={index}", f"data.num_workers={index}"),
+            *flags,
+            f"--process_id={index}",
+        )
+        for index in range(2)
+    ]
+    for ended in [faults.finish(process) for process in started]:
+        assert ended.returncode == ExitCode.REFUSED, ended
+        assert "not started alike:\n  seed: 1 in process 1, 0 in process 0\nGive every process" in ended.stderr
+
+
+def test_what_processes_differ_in_is_named():
+    said = {1: {"seed": 0, "sizes": [1, 2]}, 0: {"seed": 0, "sizes": [1, 2]}, 2: {"seed": 3, "code": "a1"}}
+    assert processes.differences(said) == ["seed: 3 in process 2, 0 in process 0"]
+
+
 def test_silence_is_measured_by_the_clock_of_the_listener():
     silence = heartbeats.Silence([0, 2, 3], now=100.0)
     assert silence.over(10.0, {0: "1 a", 2: "1 b"}, now=105.0) == []

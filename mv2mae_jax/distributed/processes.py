@@ -1,8 +1,12 @@
 """Starts the processes of a run as one program: a TPU pod, Slurm, Open MPI, or processes named by flags."""
 
+import json
 import os
+from collections.abc import Mapping
 
 import jax
+from jax._src import distributed  # JAX has no public access to its key-value store
+from jax.experimental import multihost_utils
 
 from console.errors import UserError
 
@@ -78,3 +82,35 @@ def check() -> None:
     """
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise UserError(f"This is one of {jax.process_count()} processes: start each with --distributed.")
+
+
+def check_alike(started: Mapping[str, object]) -> None:
+    """Refuses to train if the processes of a run differ in what they were started with.
+
+    Args:
+      started: what this process was started with, by name; values that JSON has.
+
+    Raises:
+      ValueError: in every process; names what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    folder, client = "mv2mae/started/", distributed.global_state.client
+    client.key_value_set(f"{folder}{jax.process_index()}", json.dumps(started))
+    multihost_utils.sync_global_devices("all have said what they were started with")
+    said = {int(key.rpartition("/")[2]): json.loads(value) for key, value in client.key_value_dir_get(folder)}
+    if lines := differences(said):
+        raise UserError(
+            "The processes of this run were not started alike:\n" + "".join(f"  {line}\n" for line in lines) + "Give "
+            "every process the same command, code and data, and a --workdir that all of them see."
+        )
+
+
+def differences(said: Mapping[int, Mapping[str, object]]) -> list[str]:
+    """In what processes, by their numbers, differ from process 0; a line each. What one does not know is left out."""
+    return [
+        f"{name}: {value!r} in process {process}, {said[0][name]!r} in process 0"
+        for process, values in sorted(said.items())
+        for name, value in values.items()
+        if name in said[0] and value != said[0][name]
+    ]

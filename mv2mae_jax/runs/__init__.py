@@ -2,5 +2,5 @@
 
 Imports: models, distributed, data, data/store, config.py, console.
 Used by: evaluation, features, inference.py, monitoring, report, topology, torch_export, initial_state.py,
-training_run.py, run.py.
+training_run.py, train.py, run.py.
 """

@@ -17,7 +17,8 @@ from console.errors import UserError
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from mv2mae_jax.config import base_of, flatten
-from mv2mae_jax.runs import checkpoint
+from mv2mae_jax.distributed import processes
+from mv2mae_jax.runs import checkpoint, metrics_file
 
 LOCK = "run.lock"
 
@@ -53,6 +54,9 @@ MAY_CHANGE = frozenset(
         "profile_steps",
     }
 )
+
+# Keys in which the processes of a run may differ: each reads the data as its machine can.
+OF_A_PROCESS = frozenset({"data.cache", "data.cache_gb", "data.dir", "data.num_workers"})
 
 
 @contextlib.contextmanager
@@ -139,6 +143,17 @@ def check_same_run(
         )
     other = [f"{key} was {before[key]}, is {now[key]}" for key in now.keys() & MAY_CHANGE if now[key] != before[key]]
     return [f"Computed in another way, the same up to rounding: {'; '.join(sorted(other))}."] if other else []
+
+
+def check_processes(config: config_dict.ConfigDict, objective: Any, checkpointer: checkpoint.Checkpointer) -> None:
+    """Refuses a run whose processes have other configs, data, code or checkpoints: each would train something else."""
+    started = {key: plain(value) for key, value in flatten(config) if key not in OF_A_PROCESS} | {
+        "manifest of data.dir": manifest_digest(objective.dataset),
+        "newest checkpoint in --workdir": checkpointer.latest_step(),
+    }
+    if (revision := metrics_file.git_revision()) != "unknown":
+        started["revision of the code"] = revision
+    processes.check_alike(started)
 
 
 def manifest_digest(dataset: Dataset | LabelledDataset) -> str:
