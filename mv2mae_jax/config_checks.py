@@ -101,8 +101,12 @@ _LIMITS = {
 }
 
 
-def validate(config: config_dict.ConfigDict) -> None:
+def validate(config: config_dict.ConfigDict, *, data_dir: bool = True) -> None:
     """Checks every value and combination that can be checked without data and devices.
+
+    Args:
+      config: of any task.
+      data_dir: whether data.dir must name prepared sets.
 
     Raises:
       ValueError: lists everything that is wrong, each with its values and the fix.
@@ -131,6 +135,8 @@ def validate(config: config_dict.ConfigDict) -> None:
     told = [f"{key} = {values[key]!r} {what}" for key, what in wrong.items()]
     if not wrong.keys() & {"masking.kind", "data.repeats", "optimizer.accumulation_steps"}:  # looked up, or divided by
         told += _combinations(config)
+    if data_dir:
+        told += _folders(config)
     if told:
         raise _refusal(told)
 
@@ -171,6 +177,9 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
         yield f"eval.at_steps = {at_steps} must hold whole numbers greater than 0."
     if (config.mesh.data, config.mesh.fsdp) == (-1, -1):
         yield "mesh.data and mesh.fsdp are both -1: only one can take the devices that are left."
+
+
+def _folders(config: config_dict.ConfigDict) -> Iterator[str]:
     if not config.data.dir:
         yield (
             "data.dir is not set. Prepare a data set (`python -m data.prepare --help`) and pass "

@@ -53,8 +53,8 @@ ALLOWED = {
     | {"inference.py", "runs", "monitoring", "distributed"},
     "torch_export": {"console", "data/store", "config.py", "objectives", "models", "runs", "distributed"}
     | {"torch_weights"},
-    "topology": {"console", "data/store", "config.py", "optim.py", "state.py", "train.py", "objectives", "models"}
-    | {"runs", "monitoring", "distributed"},
+    "topology": {"console", "data/store", "config.py", "config_checks.py", "optim.py", "state.py", "train.py"}
+    | {"objectives", "models", "runs", "monitoring", "distributed"},
 }
 ROOMS = {name for name in ALLOWED if not name.endswith(".py")}
 MODULES = {

@@ -405,6 +405,20 @@ REFUSALS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--config.model.variant=XL", "model.variant = 'XL' is not one of Ti, S, B, L, H"),
+        ("--config.masking.target_mask_ratio=1.0", "leaves 0 visible"),
+        ("--batch_per_chip=0", "--batch_per_chip=0 must be at least 1"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(option, message, tmp_path, capsys):
+    arguments = ["--config=configs/ntu120.py", "--topology=v5e:4x4", f"--output={tmp_path}", option]
+    assert topology.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("message", REFUSALS)
 def test_refusals_for_lack_of_memory(message):
     used, available = REFUSALS[message]

@@ -30,7 +30,7 @@ from console.errors import UserError
 from data.store import dct
 from data.store.whole_files import write_whole
 from mv2mae_jax import config as configs
-from mv2mae_jax import optim
+from mv2mae_jax import config_checks, optim
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.distributed.chips import CHIPS, Chip
 from mv2mae_jax.models import compute
@@ -323,7 +323,9 @@ def main(argv: list[str]) -> int:
 def compile_all(arguments: argparse.Namespace) -> None:
     """Runs the command. Raises ValueError where there is no such slice, config or compiler."""
     overrides, frame_size = arguments.overrides, arguments.coefficients
-    configs.load(arguments.config, overrides)  # mistakes show first
+    config_checks.validate(configs.load(arguments.config, overrides), data_dir=False)  # mistakes show first
+    if arguments.batch_per_chip is not None and arguments.batch_per_chip < 1:
+        raise UserError(f"--batch_per_chip={arguments.batch_per_chip} must be at least 1.")
     jax.config.update("jax_platforms", "cpu")
     title = " ".join([os.path.splitext(os.path.basename(arguments.config))[0], *overrides])
     records, found = [], []
