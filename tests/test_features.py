@@ -371,8 +371,8 @@ def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh,
     assert set(other) == {name for name in results if name.startswith("retrieval")}
     assert other["retrieval/mean_rank"] != results["retrieval/mean_rank"]
     assert "another probe.kinds, seed: renamed to metrics.json.earlier." in " ".join(capsys.readouterr().out.split())
-    with open(os.path.join(workdir, "metrics.json.earlier")) as kept, open(os.path.join(workdir, "metrics.json")) as now:
-        assert (json.load(kept)["metrics"], json.load(now)["metrics"]) == (results, other)
+    kept, now = (pathlib.Path(workdir, f"metrics.json{end}").read_text() for end in (".earlier", ""))
+    assert (json.loads(kept)["metrics"], json.loads(now)["metrics"]) == (results, other)
 
 
 def save(workdir, step, encoder, task):

@@ -142,7 +142,7 @@ def test_processes_that_were_not_started_alike_are_refused(synthetic_set, tmp_pa
 
 
 def test_what_processes_differ_in_is_named():
-    said = {1: {"seed": 0, "sizes": [1, 2]}, 0: {"seed": 0, "sizes": [1, 2]}, 2: {"seed": 3, "code": "a1"}}
+    said = [{"seed": 0, "sizes": [1, 2]}, {"seed": 0, "sizes": [1, 2]}, {"seed": 3, "code": "a1"}]
     assert processes.differences(said) == ["seed: 3 in process 2, 0 in process 0"]
 
 

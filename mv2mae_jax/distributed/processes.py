@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
-from jax._src import distributed  # JAX has no public access to its key-value store
-from jax.experimental import multihost_utils
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from console.errors import UserError
 
@@ -95,22 +95,21 @@ def check_alike(started: Mapping[str, object]) -> None:
     """
     if jax.process_count() == 1:
         return
-    folder, client = "mv2mae/started/", distributed.global_state.client
-    client.key_value_set(f"{folder}{jax.process_index()}", json.dumps(started))
-    multihost_utils.sync_global_devices("all have said what they were started with")
-    said = {int(key.rpartition("/")[2]): json.loads(value) for key, value in client.key_value_dir_get(folder)}
-    if lines := differences(said):
+    text = json.dumps(started).encode()
+    length = process_allgather(np.int32(len(text))).max()
+    texts = process_allgather(np.frombuffer(text.ljust(length), np.uint8))  # (processes, length)
+    if lines := differences([json.loads(bytes(row)) for row in texts]):
         raise UserError(
             "The processes of this run were not started alike:\n" + "".join(f"  {line}\n" for line in lines) + "Give "
             "every process the same command, code and data, and a --workdir that all of them see."
         )
 
 
-def differences(said: Mapping[int, Mapping[str, object]]) -> list[str]:
-    """In what processes, by their numbers, differ from process 0; a line each. What one does not know is left out."""
+def differences(said: Sequence[Mapping[str, object]]) -> list[str]:
+    """In what the processes differ from the first; a line each. What one does not know is left out."""
     return [
         f"{name}: {value!r} in process {process}, {said[0][name]!r} in process 0"
-        for process, values in sorted(said.items())
+        for process, values in enumerate(said)
         for name, value in values.items()
         if name in said[0] and value != said[0][name]
     ]

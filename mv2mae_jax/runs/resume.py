@@ -23,8 +23,8 @@ from mv2mae_jax.runs import checkpoint, metrics_file
 LOCK = "run.lock"
 
 # Keys that a resumed run may change: where and how it is computed, not what. Changes of other keys change the
-# experiment and are refused, unless --allow_changes names them. Of them is eval.batch_size: the masks of an evaluation
-# are drawn batch by batch.
+# experiment and are refused, unless --allow_changes names them. So is a change of eval.batch_size, because the masks of
+# an evaluation are drawn batch by batch.
 MAY_CHANGE = frozenset(
     {
         "checkpoint.every_steps",
