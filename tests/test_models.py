@@ -410,44 +410,33 @@ def assert_trees_close(actual, expected, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), actual, expected)
 
 
+def in_test_long(**how):
+    return pytest.param(how, marks=pytest.mark.long)
+
+
 @pytest.mark.parametrize(
-    ("scan_layers", "layer_loop", "remat"),
+    "how",
     [
-        (True, "rolled", "block"),
-        (True, "unrolled", "none"),
-        (False, "rolled", "none"),
-        pytest.param(True, "rolled", "dots", marks=pytest.mark.long),
-        pytest.param(True, "unrolled", "block", marks=pytest.mark.long),
-        pytest.param(False, "rolled", "block", marks=pytest.mark.long),
-        pytest.param(False, "rolled", "dots", marks=pytest.mark.long),
+        {"remat": "block", "attention": "per_head"},
+        {"layer_loop": "unrolled", "norm_affine": "folded"},
+        {"scan_layers": False},
+        in_test_long(remat="dots"),
+        in_test_long(layer_loop="unrolled", remat="block"),
+        in_test_long(scan_layers=False, remat="block"),
+        in_test_long(scan_layers=False, remat="dots"),
+        in_test_long(attention="per_head", norm_affine="folded", remat="dots"),
     ],
+    ids=lambda how: " ".join(f"{name}={value}" for name, value in how.items()),
 )
-def test_scan_and_remat_change_no_number(scan_layers, layer_loop, remat):
+def test_how_the_model_is_computed_changes_no_number(how):
     (expected_loss, expected_gradient), video, masks = reference()
-    params = random_params(build())
-    model = build(scan_layers=scan_layers, layer_loop=layer_loop, remat=remat)
-    if scan_layers:
+    model, params = build(**how), random_params(build())
+    if model.compute.scan_layers:
+        assert parameter_shapes(model) == parameter_shapes(build())
         loss, gradient = loss_and_gradient(model, params, video, masks)
     else:
         loss, gradient = loss_and_gradient(model, layers.unstack_blocks(params), video, masks)
         gradient = layers.stack_blocks(gradient)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
-    assert_trees_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        {"attention": "per_head"},
-        {"norm_affine": "folded"},
-        pytest.param({"attention": "per_head", "norm_affine": "folded", "remat": "dots"}, marks=pytest.mark.long),
-    ],
-)
-def test_the_form_of_projections_and_norms_changes_no_number(form):
-    (expected_loss, expected_gradient), video, masks = reference()
-    model, params = build(**form), random_params(build())
-    assert parameter_shapes(model) == parameter_shapes(build())
-    loss, gradient = loss_and_gradient(model, params, video, masks)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     assert_trees_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
