@@ -29,10 +29,14 @@ def make_model(num_classes=5):
     return classifier.from_config(tiny.make_finetune_config(), num_classes)
 
 
-def make_params(model, seed):
+@functools.cache
+def shapes_of(model):
     video = jnp.zeros((1, *model.clip_size, 3), jnp.uint8)
-    shapes = jax.eval_shape(functools.partial(model.init, video=video), jax.random.key(0))["params"]
-    return tiny.random_like(shapes, seed)
+    return jax.eval_shape(functools.partial(model.init, video=video), jax.random.key(0))["params"]
+
+
+def make_params(model, seed):
+    return tiny.random_like(shapes_of(model), seed)
 
 
 def random_video(model, batch=2):

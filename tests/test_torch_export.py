@@ -51,12 +51,18 @@ def make_run(folder, target, error="squared"):
     return folder
 
 
+@functools.cache
 def tiny_task():
     return Pretrain.from_config(tiny.make_config())
 
 
+@functools.cache
+def tiny_shapes():
+    return jax.eval_shape(tiny_task().init, jax.random.key(0))
+
+
 def tiny_params(seed):
-    return tiny.random_like(jax.eval_shape(tiny_task().init, jax.random.key(0)), seed)
+    return tiny.random_like(tiny_shapes(), seed)
 
 
 @pytest.mark.parametrize("layout", exporter.FORMATS)

@@ -4,6 +4,7 @@ Imports torch, and transformers for the Hugging Face layout.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -62,30 +63,32 @@ Outputs = dict[str, np.ndarray]  # VideoMAE's name of a module -> its (first) ou
 
 def jax_outputs(model: mv2mae.MV2MAE | Classifier, params: Any, inputs: FixedInput) -> Outputs:
     """What every module of the model puts out for the target view; blocks unrolled, computed in full float32."""
+    with jax.default_matmul_precision("highest"):
+        outputs = jax.device_get(_intermediates(params, dataclasses.asdict(inputs), model=model))
+    named = {names.videomae_name(name.removesuffix("/__call__")): out for name, out in names.flatten(outputs).items()}
+    return {name: _heads_last(out) if name.endswith(TO_HEADS) else out for name, out in named.items()}
 
-    def run(module: mv2mae.MV2MAE | Classifier, video: jax.Array) -> None:
+
+@functools.partial(jax.jit, static_argnames="model")
+def _intermediates(params: Any, inputs: dict[str, jax.Array], *, model: mv2mae.MV2MAE | Classifier) -> Any:
+    """Outputs by the modules' names in JAX; `inputs` are the fields of a `FixedInput`."""
+
+    def run(module: mv2mae.MV2MAE | Classifier) -> None:
+        video, visible, hidden = inputs["video"], inputs["target_visible"], inputs["hidden"]
         if isinstance(module, Classifier):
             module(video[:, 0])
             return
-        target = module.encode(video[:, 0], inputs.target_visible)
+        target = module.encode(video[:, 0], visible)
         if params.keys() == {"encoder"}:
             return
-        module.decode_self(target, inputs.target_visible, inputs.hidden)
+        module.decode_self(target, visible, hidden)
         if module.cross_view:
-            source = module.encode(video[:, 1], inputs.source_visible[:, 0])[:, None]
-            module.decode_cross(target, inputs.target_visible, inputs.hidden, source, inputs.source_visible)
+            source = module.encode(video[:, 1], inputs["source_visible"][:, 0])[:, None]
+            module.decode_cross(target, visible, hidden, source, inputs["source_visible"])
 
-    def apply(params: Any, video: jax.Array) -> Any:
-        _, state = model.apply(
-            {"params": params}, video, method=run, capture_intermediates=True, mutable=["intermediates"]
-        )
-        # A module that runs for both views keeps a tuple of outputs, the target view's first.
-        return jax.tree.map(lambda calls: calls[0], state["intermediates"], is_leaf=lambda x: isinstance(x, tuple))
-
-    with jax.default_matmul_precision("highest"):
-        outputs = jax.device_get(jax.jit(apply)(params, inputs.video))
-    named = {names.videomae_name(name.removesuffix("/__call__")): out for name, out in names.flatten(outputs).items()}
-    return {name: _heads_last(out) if name.endswith(TO_HEADS) else out for name, out in named.items()}
+    _, state = model.apply({"params": params}, method=run, capture_intermediates=True, mutable=["intermediates"])
+    # A module that runs for both views keeps a tuple of outputs, the target view's first.
+    return jax.tree.map(lambda calls: calls[0], state["intermediates"], is_leaf=lambda x: isinstance(x, tuple))
 
 
 def _heads_last(output: np.ndarray) -> np.ndarray:
@@ -169,11 +172,13 @@ def own_loss(run: TrainedRun, inputs: FixedInput) -> float:
         "decoded_source": inputs.source_hidden,
     }
 
-    def loss(params: Any, video: jax.Array) -> jax.Array:
-        return objective.loss(params, objective.tokenize({"video": video}) | masks)[0]
-
     with jax.default_matmul_precision("highest"):
-        return float(jax.jit(loss)(run.params, inputs.video))
+        return float(_loss(run.params, inputs.video, masks, objective=objective))
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def _loss(params: Any, video: jax.Array, masks: dict[str, Any], *, objective: Pretrain) -> jax.Array:
+    return objective.loss(params, objective.tokenize({"video": video}) | masks)[0]
 
 
 def compare_loss(expected: float, found: float, whose: str) -> float:
