@@ -17,33 +17,39 @@ ROOT = pathlib.Path(__file__).parent.parent
 MESHES = [{"data": 8, "fsdp": 1}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 4}]
 RUN = """
 import pickle, sys
-import jax
 from mv2mae_jax.distributed import sharding
-from tests import tiny
-sections, steps, min_elements, output = pickle.loads(bytes.fromhex(sys.argv[1]))
-sharding.MIN_FSDP_ELEMENTS = min_elements
-runs = []
-for mesh in sections.pop("meshes"):
-    state, history = tiny.run_steps(tiny.make_config(mesh=mesh, **sections), steps)
-    share = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-    runs.append((mesh, jax.device_count(), history, share))
-pickle.dump(runs, open(output, "wb"))
+from tests import test_sharding
+options, min_fsdp_elements, output = pickle.loads(bytes.fromhex(sys.argv[1]))
+sharding.MIN_FSDP_ELEMENTS = min_fsdp_elements
+pickle.dump(test_sharding.train(**options), open(output, "wb"))
 """
 
 
-def run_on(num_devices: int, folder: pathlib.Path, *, meshes, steps, min_fsdp_elements, **sections):
-    """Trains on simulated devices, per mesh: [(mesh, devices, metrics of each step, bytes of state on the first)]."""
-    output = folder / f"{num_devices}.pkl"
-    arguments = pickle.dumps(({"meshes": meshes, **sections}, steps, min_fsdp_elements, str(output))).hex()
-    flags = f"--xla_force_host_platform_device_count={num_devices} {tiny.QUICK_FLAGS}"
+def train(*, meshes, steps, **sections):
+    """Trains per mesh: [(mesh, devices, metrics of each step, bytes of state on the first device)]."""
+    runs = []
+    for mesh in meshes:
+        state, history = tiny.run_steps(tiny.make_config(mesh=mesh, **sections), steps)
+        share = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+        runs.append((mesh, jax.device_count(), history, share))
+    return runs
+
+
+def train_on_eight(folder: pathlib.Path, *, min_fsdp_elements, **options):
+    """`train` in a process with eight simulated devices."""
+    output = folder / "8.pkl"
+    arguments = pickle.dumps((options, min_fsdp_elements, str(output))).hex()
+    flags = f"--xla_force_host_platform_device_count=8 {tiny.QUICK_FLAGS}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", RUN, arguments], cwd=ROOT, env=environment, check=True)
     return pickle.loads(output.read_bytes())
 
 
-def assert_same_numbers(folder: pathlib.Path, slack=1.1, meshes=MESHES, **options):
-    ((_, _, expected, whole),) = run_on(1, folder, meshes=[{"data": 1, "fsdp": 1}], **options)
-    for mesh, devices, history, share in run_on(8, folder, meshes=meshes, **options):
+def assert_same_numbers(folder: pathlib.Path, *, min_fsdp_elements, slack=1.1, meshes=MESHES, **options):
+    ((_, devices, expected, whole),) = train(meshes=[{"data": 1, "fsdp": 1}], **options)
+    assert devices == 1
+    on_eight = train_on_eight(folder, min_fsdp_elements=min_fsdp_elements, meshes=meshes, **options)
+    for mesh, devices, history, share in on_eight:
         assert devices == 8
         for sharded, single in zip(history, expected, strict=True):
             assert sharded == pytest.approx(single, rel=2e-4), mesh
