@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # what was imported stays, and looking for garbage in it takes time
+    gc.set_threshold(50_000)  # tracing makes many objects, and nearly all of them stay
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,6 +46,7 @@ def draw_masks(model: mv2mae.MV2MAE, batch: int = 2, num_sources: int = 1, ratio
     return draw((batch,), ratios[0]), draw((batch, num_sources), ratios[1])
 
 
+@functools.cache
 def parameter_shapes(model: mv2mae.MV2MAE):
     masks = draw_masks(model) if model.cross_view else (draw_masks(model)[0], None)
     video = jax.ShapeDtypeStruct((2, 2 if model.cross_view else 1, *model.clip_size, 3), jnp.uint8)
