@@ -20,6 +20,7 @@ QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,  # more parts take more in all, and the tests keep every core busy anyway
 }
 # libtpu reads XLA_FLAGS, too, and ends the process over a flag for CPUs that it does not know.
 _FOR_ALL = {name: value for name, value in QUICK.items() if not name.startswith("xla_cpu")}
