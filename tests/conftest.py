@@ -17,6 +17,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# Most of what a command that a test starts does is importing. Without this, it would compile every module again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import pytest
 
 from tests import tiny
