@@ -1,5 +1,7 @@
 """The joint decoder: its input, its loss, and its evaluation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from mv2mae_jax.monitoring import flops
 from mv2mae_jax.objectives import losses
 from tests import tiny
 from tests.test_models import numpy_block, numpy_dense, numpy_layer_norm
-from tests.test_pretrain import evaluate, make_task, pictures_of
+from tests.test_pretrain import evaluate, loss, make_task, pictures_of, predict
 from tests.test_sharding import assert_same_numbers
 
 JOINT = {"decoder": "joint", "cross_view": False}
@@ -48,7 +50,7 @@ def test_one_decoder_of_the_same_size_replaces_both(task_and_inputs):
 
 def test_predictions_depend_on_the_visible_tokens_of_every_view_and_on_no_hidden_token(task_and_inputs):
     task, params, inputs = task_and_inputs
-    reconstruct = jax.jit(task.predict)
+    reconstruct = functools.partial(predict, task)
     before = reconstruct(params, inputs)
     assert before.self_target is None and before.self_source is None
     assert before.joint_source.shape == (8, 2, *inputs["decoded_source"].shape[2:], task.model.patch_dim)
@@ -84,7 +86,7 @@ def test_views_that_change_places_take_each_others_positions(task_and_inputs):
         "source_mask": jax.tree.map(lambda x: x[:, ::-1], source_mask),
         "decoded_source": inputs["decoded_source"][:, ::-1],
     }
-    before, after = (jax.jit(task.predict)(params, x) for x in (inputs, exchanged))
+    before, after = (predict(task, params, x) for x in (inputs, exchanged))
     assert np.abs(before.cross - after.cross).max() > 0
     assert np.abs(before.joint_source - after.joint_source[:, ::-1]).max() > 0
 
@@ -104,7 +106,7 @@ def test_the_predictions_against_numpy(task_and_inputs):
     """The decoder reads the latents of all views, then mask tokens. A table holds a position per view and token."""
     task, params, inputs = task_and_inputs
     params, model = tiny.random_like(params), task.model
-    found = jax.jit(task.predict)(params, inputs)
+    found = predict(task, params, inputs)
     positions = [[inputs["target_mask"].visible, *inputs["source_mask"].visible.swapaxes(0, 1)]]
     positions += [[inputs["decoded_target"], *inputs["decoded_source"].swapaxes(0, 1)]]
     encode = jax.jit(lambda *clip: model.apply({"params": params}, *clip, method="encode_patches"))
@@ -134,8 +136,8 @@ def test_the_predictions_against_numpy(task_and_inputs):
 def test_the_loss_is_the_mean_over_the_views(task_and_inputs):
     """The loss is computed from the predictions in float64, with the motion weights of each view."""
     task, params, inputs = task_and_inputs
-    total, metrics = jax.jit(task.loss)(params, inputs)
-    predicted = jax.jit(task.predict)(params, inputs)
+    total, metrics = loss(task, params, inputs)
+    predicted = predict(task, params, inputs)
     weights = np.asarray(losses.motion_weights(inputs["motion"], ess_fraction=0.6), np.float64)
     wanted = np.asarray(tubelets.normalize_pixels(inputs["patches"]), np.float64)
     of_views = []
@@ -153,7 +155,7 @@ def test_the_loss_is_the_mean_over_the_views(task_and_inputs):
 
 def test_evaluation_says_what_the_target_gains_from_the_other_views(task_and_inputs):
     task, params, inputs = task_and_inputs
-    _, metrics = jax.jit(task.loss)(params, inputs)
+    _, metrics = loss(task, params, inputs)
     measured = jax.device_get(evaluate(task, params, inputs))
     summary, _ = reconstruction.summarize(task, measured)
     for name in ("loss_joint", "loss_cross", "loss_mean_prediction"):
@@ -161,7 +163,7 @@ def test_evaluation_says_what_the_target_gains_from_the_other_views(task_and_inp
     # The stand-ins for the pose are the take's own sources.
     assert summary["cross_gain_pose"] == pytest.approx(0, abs=1e-6)
     patches = jnp.concatenate([inputs["patches"][:, :1], inputs["other_subject"]], axis=1)
-    _, of_others = jax.jit(task.loss)(params, inputs | {"patches": patches})
+    _, of_others = loss(task, params, inputs | {"patches": patches})
     gain = float(of_others["loss_cross"]) / float(metrics["loss_cross"]) - 1
     assert gain != 0 and summary["cross_gain"] == pytest.approx(gain, abs=1e-5)
     assert {"psnr_cross", "loss_cross_moving", "loss_cross_static"} <= set(summary)

@@ -39,12 +39,26 @@ def task_and_inputs():
     return make_task()
 
 
+@functools.cache
+def compiled(function, task):
+    """The function of (params, inputs), traced and compiled once for all tests with this task."""
+    return jax.jit(functools.partial(function, task))
+
+
+def loss(task, params, inputs):
+    return compiled(pretrain.Pretrain.loss, task)(params, inputs)
+
+
+def predict(task, params, inputs):
+    return compiled(pretrain.Pretrain.predict, task)(params, inputs)
+
+
 def evaluate(task, params, inputs):
-    return jax.jit(functools.partial(reconstruction.evaluate, task))(params, inputs)
+    return compiled(reconstruction.evaluate, task)(params, inputs)
 
 
 def pictures_of(task, params, inputs):
-    return jax.jit(functools.partial(reconstruction.pictures, task))(params, inputs)
+    return compiled(reconstruction.pictures, task)(params, inputs)
 
 
 def visible_pixels_changed(inputs):
@@ -57,7 +71,7 @@ def visible_pixels_changed(inputs):
 def test_visible_tokens_are_no_targets(task_and_inputs):
     """With fixed predictions, the pixels of visible tokens do not change a loss."""
     task, params, inputs = task_and_inputs
-    predicted = jax.jit(task.predict)(params, inputs)
+    predicted = predict(task, params, inputs)
     before = task.measure(predicted, task.targets(inputs))
     after = task.measure(predicted, task.targets(visible_pixels_changed(inputs)))
     jax.tree.map(np.testing.assert_array_equal, before, after)
@@ -66,8 +80,8 @@ def test_visible_tokens_are_no_targets(task_and_inputs):
 def test_total_is_self_loss_of_both_views_plus_lambda_times_cross_loss(task_and_inputs):
     """The loss is computed from the model's predictions, token by token, in float64."""
     task, params, inputs = make_task(loss=dict(cross_weight=0.5), masking=dict(source_mask_ratio=0.5))
-    total, metrics = jax.jit(task.loss)(params, inputs)
-    predicted = jax.jit(task.predict)(params, inputs)
+    total, metrics = loss(task, params, inputs)
+    predicted = predict(task, params, inputs)
     weights = np.asarray(losses.motion_weights(inputs["motion"], ess_fraction=0.6), np.float64)
 
     def plain(prediction, view, masked):
@@ -92,7 +106,7 @@ def test_total_is_self_loss_of_both_views_plus_lambda_times_cross_loss(task_and_
 
 def test_evaluation_averages_to_the_training_losses(task_and_inputs):
     task, params, inputs = task_and_inputs
-    _, metrics = jax.jit(task.loss)(params, inputs)
+    _, metrics = loss(task, params, inputs)
     summary, _ = reconstruction.summarize(task, jax.device_get(evaluate(task, params, inputs)))
     for name in ("loss_self", "loss_cross", "loss_mean_prediction"):
         assert summary[name] == pytest.approx(float(metrics[name]), rel=1e-5)
@@ -106,7 +120,7 @@ def test_errors_of_moving_and_static_tokens_make_up_the_plain_loss(task_and_inpu
     summary, _ = reconstruction.summarize(plain, measured)
     share = measured["count_moving"].sum() / (measured["count_moving"] + measured["count_static"]).sum()
     assert 0 < share < 1
-    predicted = jax.jit(plain.predict)(params, inputs)
+    predicted = predict(plain, params, inputs)
     target_loss, _ = plain.measure(predicted, plain.targets(inputs))["loss_cross"]
     count = predicted.cross.shape[0] * predicted.cross.shape[1]
     whole = share * summary["loss_cross_moving"] + (1 - share) * summary["loss_cross_static"]
@@ -169,9 +183,9 @@ def test_weights_of_the_target_alone_leave_the_sources_even(task_and_inputs):
     weights = np.array(inputs["weights"])
     weights[:, 1:] = 1.0
     still = inputs | {"weights": weights}
-    _, expected = jax.jit(task.loss)(params, still)
-    _, metrics = jax.jit(of_target.loss)(params, inputs)
-    _, both = jax.jit(task.loss)(params, inputs)
+    _, expected = loss(task, params, still)
+    _, metrics = loss(of_target, params, inputs)
+    _, both = loss(task, params, inputs)
     assert float(metrics["loss_self"]) == pytest.approx(float(expected["loss_self"]), rel=1e-5)
     assert float(metrics["loss_self"]) != pytest.approx(float(both["loss_self"]), rel=1e-5)
     assert float(metrics["loss_cross"]) == pytest.approx(float(both["loss_cross"]), rel=1e-6)
@@ -184,8 +198,8 @@ def test_the_same_source_gains_nothing_and_another_changes_the_cross_view_only(t
     assert np.abs(measured["loss_cross_other_subject"] - measured["loss_cross"]).min() > 0
     swapped = jnp.concatenate([inputs["patches"][:, :1], inputs["other_subject"]], axis=1)
     before, after = (
-        jax.jit(task.predict)(params, inputs),
-        jax.jit(task.predict)(params, inputs | {"patches": swapped}),
+        predict(task, params, inputs),
+        predict(task, params, inputs | {"patches": swapped}),
     )
     np.testing.assert_array_equal(before.self_target, after.self_target)
     assert np.abs(before.cross - after.cross).max() > 0
@@ -250,7 +264,7 @@ def test_a_temperature_wins_over_the_automatic_one():
 @pytest.mark.parametrize("num_source_views", [0, 1])
 def test_single_view_model_has_no_cross_loss(num_source_views):
     task, params, inputs = make_task(model=dict(cross_view=False), data=dict(num_source_views=num_source_views))
-    _, metrics = jax.jit(task.loss)(params, inputs)
+    _, metrics = loss(task, params, inputs)
     assert "loss_cross" not in metrics and "cross_decoder" not in params
     assert "cross_gain" not in reconstruction.summarize(task, jax.device_get(evaluate(task, params, inputs)))[0]
     assert "cross_view" not in pictures_of(task, params, inputs)
@@ -260,9 +274,9 @@ def test_tubes_partial_decoding_and_several_sources_go_together():
     task, params, inputs = make_task(
         data=dict(num_source_views=2), masking=dict(kind="tube", decode_ratio=0.5, source_mask_ratio=0.5)
     )
-    loss, metrics = jax.jit(task.loss)(params, inputs)
+    total, metrics = loss(task, params, inputs)
     assert inputs["decoded_target"].shape[-1] == inputs["target_mask"].masked.shape[-1] // 2
     assert inputs["decoded_source"].shape[:2] == (8, 2)
     expected = 3 * metrics["loss_self"] + metrics["loss_cross"]  # the target and two sources
-    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    assert np.isfinite(float(loss))
+    assert float(total) == pytest.approx(float(expected), rel=1e-6)
+    assert np.isfinite(float(total))
