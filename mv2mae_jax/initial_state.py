@@ -46,7 +46,7 @@ def init_state(
     else:
         params = load_params(config, state.params, abstract.params, objective.model)
         if config.task == "finetune" and not importer.is_torch_checkpoint(config.init_from):
-            run_record.warn_of_seen(config.init_from, config.init_from_step, objective.dataset)
+            run_record.compare_data(config.init_from, config.init_from_step, objective.dataset)
         ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
         state = state.replace(params=params, ema_params=ema_params)
     return state, {}

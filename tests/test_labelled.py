@@ -222,9 +222,9 @@ def test_views_to_test_on_that_a_run_has_trained_on_are_told(
 ):
     """Here of a test on other people; a run on another set cannot tell."""
     views, record = dataset.prepared.views, {"manifest_sha256": dataset.prepared.content_digest()}
-    trained = config_dict.create(data={"protocol": protocol, "holdout_fraction": fraction})
+    trained = config_dict.create(data={"protocol": protocol, "holdout_fraction": fraction, "frame_stride": 4})
     monkeypatch.setattr(run_record, "read_record", lambda path, step: (step, record, trained))
-    run_record.warn_of_seen("runs/a", 3, dataset)
+    run_record.compare_data("runs/a", 3, dataset)
     names = np.unique(views["take"]).tolist() if protocol == "all" else []
     if protocol == "xview":
         names = np.unique(views["take"][views["view"] != "C001"]).tolist()
@@ -234,8 +234,27 @@ def test_views_to_test_on_that_a_run_has_trained_on_are_told(
     warning = f"warning: {sum(seen)} of {len(seen)} views to test on are among those that runs/a has trained on (its "
     assert capsys.readouterr().out.startswith(warning) == any(seen) == (protocol != "xsub")
     record["manifest_sha256"] = "another"
-    run_record.warn_of_seen("runs/a", 3, dataset)
+    run_record.compare_data("runs/a", 3, dataset)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("stride", "rates", "said"),
+    [
+        (4, (30.0, 30.0), ""),
+        (3, (25.0, 30.0), ""),
+        (4, None, ""),
+        (2, (30.0, 30.0), "runs/a was trained on a frame every 0.067 s. Here data.frame_stride=4 of 30 frames per "),
+        (8, (25.0, 30.0), "every 0.32 s. Here data.frame_stride=4 of 30 frames per second takes "),
+    ],
+)
+def test_frames_at_other_distances_in_time_than_the_runs_are_told(dataset, monkeypatch, capsys, stride, rates, said):
+    assert dataset.prepared.frame_rates() == (30.0, 30.0)
+    trained = config_dict.create(data={"frame_stride": stride})
+    monkeypatch.setattr(run_record, "read_record", lambda path, step: (step, {"frame_rates": rates}, trained))
+    run_record.compare_data("runs/a", 3, dataset)
+    found = capsys.readouterr().out
+    assert said in found and bool(found) == bool(said)
 
 
 def test_training_views_may_be_chosen(synthetic_set, dataset):

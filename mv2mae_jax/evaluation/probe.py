@@ -56,7 +56,7 @@ def run(
     searched = _searched_rows(dataset) if "retrieval" in kinds else np.array([], np.int64)
     model, params, step = load_encoder(config, mesh)
     if is_run(config.init_from):
-        run_record.warn_of_seen(config.init_from, step, dataset)
+        run_record.compare_data(config.init_from, step, dataset)
     with log_files.optional(os.path.join(workdir, starts_file.STARTS_FILE)):
         starts_file.record_start(workdir, config, _facts(config, dataset, mesh))
     extract = functools.partial(_extract, config, dataset, mesh, workdir, model, params)

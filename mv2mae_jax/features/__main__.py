@@ -21,11 +21,10 @@ from mv2mae_jax import features, inference
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.features import sources
 from mv2mae_jax.features.store import Store
+from mv2mae_jax.runs import run_record
 
 BATCHES_PER_PART = 8  # [ours] an interruption loses at most this much work
 POOLINGS = (*features.POOLINGS, "tokens")
-# [ours] Clips that span up to a quarter more or less than in training are alike: 24, 25 and 30 frames per second are.
-ALIKE_SPANS = 1.25
 # Columns that say where in its video a clip lies; see `times`.
 TIMES = {"start_seconds": np.float32, "end_seconds": np.float32, "frame_stride": np.int32, "repeated_frames": np.int32}
 
@@ -238,7 +237,7 @@ def other_span(
     for row, fps in rates.items():
         of_run = min(max(low, fps * encoder.frame_stride / spec.frame_stride), high)  # the rate that is most alike
         here, trained = spec.frame_stride / fps, encoder.frame_stride / of_run
-        if max(here, trained) <= ALIKE_SPANS * min(here, trained):
+        if max(here, trained) <= run_record.ALIKE * min(here, trained):
             continue
         video = ", ".join(str(source.columns[name][row]) for name in ("path", "take", "view") if name in source.columns)
         nearest, between = max(1, round(trained * fps)), spec.num_frames - 1

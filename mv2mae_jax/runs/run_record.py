@@ -15,6 +15,9 @@ from data.store import digests
 from data.store.joined import open_sets
 from mv2mae_jax.runs import metrics_file, side_files, starts_file, step_folders
 
+# [ours] Distances in time that differ by up to a quarter are alike: those at 24, 25 and 30 frames per second are.
+ALIKE = 1.25
+
 
 def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, Any], config_dict.ConfigDict]:
     """(step, its JSON record, its config) of a checkpoint, the newest by default.
@@ -41,10 +44,23 @@ def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, A
     return step, record, config_dict.ConfigDict(json.loads(record["config"]))
 
 
-def warn_of_seen(init_from: str, step: int | None, dataset: LabelledDataset) -> None:
-    """Warns if the run `init_from` has trained on views that are to be tested. It can tell only of the same set."""
+def compare_data(init_from: str, step: int | None, dataset: LabelledDataset) -> None:
+    """Says if the run `init_from` has trained on views that are to be tested, or on frames at other distances in time.
+
+    The former can be told only of the same set.
+    """
     _, record, trained = read_record(init_from, step)
-    prepared = dataset.prepared
+    prepared, spec = dataset.prepared, dataset.spec
+    rates = prepared.frame_rates()
+    there = [trained.data.frame_stride / fps for fps in record.get("frame_rates") or ()]
+    here = [spec.frame_stride / fps for fps in rates]
+    if there and spec.num_frames > 1 and (min(here) > ALIKE * max(there) or min(there) > ALIKE * max(here)):
+        nearest = max(1, round(there[0] * rates[0]))
+        advice = f": data.frame_stride={nearest} is nearest to that" if nearest != spec.frame_stride else ""
+        progress.say(
+            f"{init_from} was trained on a frame every {there[0]:.2g} s. Here data.frame_stride={spec.frame_stride} of "
+            f"{rates[0]:.4g} frames per second takes one every {here[0]:.2g} s{advice}."
+        )
     if record.get("manifest_sha256") != prepared.content_digest():
         return
     split = split_of_run(open_sets(prepared.directory), trained.data)[dataset.test]
