@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import errno
 import functools
 import html
 import json
 import math
+import os
 import pathlib
 import shutil
 import subprocess
@@ -222,6 +224,18 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path, capsys):
     assert run_command(workdir, "port", tmp_path / "taken") == 2
     assert "exists already" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_full_disk_is_told_before_the_weights_are_written(workdir, tmp_path, capsys, monkeypatch):
+    def full(file, start, num_bytes):
+        assert num_bytes > sum(array.nbytes for array in jax.tree.leaves(trained_run.read_run(workdir).params))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    for layout in exporter.FORMATS:
+        assert run_command(workdir, layout, tmp_path / "out") == 2
+        assert "no space is left on the disk. With room, the same command can be" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_backbone_is_refused(workdir, tmp_path, capsys, monkeypatch):

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 from safetensors.numpy import save_file
@@ -21,6 +23,8 @@ PORT_FILE, PROCESSOR_FILE, CROSS_VIEW_FILE = (
 )
 _NEEDED_FOR_CHECK = {"videomae": ("torch",), "hf": ("torch", "transformers"), "port": ("torch",)}
 
+_BESIDE_WEIGHTS = 2**18  # [ours] bytes that the other files of a folder, and the names of the weights, take at most
+
 
 def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
     """Writes the folder `output` in one of FORMATS, checks it, and returns a line about what was compared.
@@ -30,6 +34,7 @@ def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
 
     Raises:
       ValueError: the run cannot be written in this layout, or `output` exists.
+      OSError: it cannot be written, for instance because the disk is full.
       Mismatch: what PyTorch computes from the files differs from JAX.
     """
     output = pathlib.Path(output)
@@ -51,6 +56,9 @@ def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
     shutil.rmtree(rejected, ignore_errors=True)
     rejected.mkdir(parents=True)
     state = names.to_videomae(run.params, run.model.tubelet_size)
+    if hasattr(os, "posix_fallocate"):  # raises OSError on a full disk; torch and safetensors raise others
+        with tempfile.TemporaryFile(dir=rejected) as file:
+            os.posix_fallocate(file.fileno(), 0, sum(array.nbytes for array in state.values()) + _BESIDE_WEIGHTS)
     bar.describe("writing")
     {"videomae": write_videomae, "hf": write_hugging_face, "port": write_port}[layout](run, state, rejected)
     bar.advance()
