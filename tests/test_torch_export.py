@@ -27,7 +27,7 @@ from console.errors import UserError
 from mv2mae_jax.models import layers, mv2mae, tubelets, variants
 from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.pretrain import Pretrain
-from mv2mae_jax.runs import checkpoint, starts_file
+from mv2mae_jax.runs import checkpoint, resume, starts_file
 from mv2mae_jax.state import TrainState
 from mv2mae_jax.torch_export import exporter, model_card, mv2mae_torch, trained_run
 from mv2mae_jax.torch_weights import importer, names
@@ -223,7 +223,11 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     assert run_command(workdir, "port", tmp_path / "taken") == 2
     assert "exists already" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists() and not (tmp_path / "checkpoints").exists()
+    with resume.locked_output(tmp_path / "out", "export"):
+        assert run_command(workdir, "port", tmp_path / "out") == 2
+    assert f"--output={tmp_path / 'out'} is in use by another export (process" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_full_disk_is_told_before_the_weights_are_written(workdir, tmp_path, capsys, monkeypatch):

@@ -41,13 +41,8 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from writing the same output. Raises ValueError if one is at work."""
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        path = self.output.with_name(f".{self.output.name}.lock")
-        with resume.locked_file(str(path), f"--output={self.output}", "extraction"):
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+        with resume.locked_output(self.output, "extraction"):
+            yield
 
     def begin(self) -> dict[str, str] | None:
         """Makes the folder of the parts, or checks that an existing one belongs to this extraction.

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -107,6 +108,19 @@ def locked_file(path: str, given: str, what: str) -> Iterator[None]:
             yield
         finally:
             lock.truncate(0)
+
+
+@contextlib.contextmanager
+def locked_output(output: Path, what: str) -> Iterator[None]:
+    """As `locked_file`, of what a command's --output names; the lock file lies beside it and is removed at the end."""
+    path = Path(os.path.abspath(output))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.with_name(f".{path.name}.lock")
+    with locked_file(str(path), f"--output={output}", what):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def check_same_run(

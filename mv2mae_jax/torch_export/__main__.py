@@ -1,6 +1,7 @@
 """Exports a trained run to PyTorch: `python -m mv2mae_jax.torch_export --workdir=RUN --format=hf --output=DIR`."""
 
 import argparse
+import pathlib
 import sys
 
 from console import progress
@@ -50,9 +51,13 @@ def main(argv: list[str]) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code. Raises ValueError where something does not fit."""
+    from mv2mae_jax.runs import resume
     from mv2mae_jax.torch_export import exporter, trained_run
 
-    with progress.Bar(3, "reading the run", "stages", leave=False) as bar:
+    with (
+        resume.locked_output(pathlib.Path(arguments.output), "export"),
+        progress.Bar(3, "reading the run", "stages", leave=False) as bar,
+    ):
         run = trained_run.read_run(arguments.workdir, arguments.step)
         bar.advance()
         try:
