@@ -71,7 +71,7 @@ class LabelledDataset:
             )
         if classifies:
             _check_classes(prepared, train, "to train on")
-            _warn_of_classes(prepared, train, test)
+            _warn_of_classes(prepared, train, held_out if config.eval.get("split") == "held_out" else test)
         used = np.concatenate([train, held_out, test])
         return cls(
             # Augmentations need pixels.
@@ -164,7 +164,7 @@ def _check_classes(prepared: takes.Prepared, rows: np.ndarray, which: str) -> No
 
 
 def _warn_of_classes(prepared: takes.Prepared, train: np.ndarray, test: np.ndarray) -> None:
-    """Says which classes are tested without an example to train on, and if all tests are of one class."""
+    """Says which classes of the rows that are measured have no example to train on, and if they are of one class."""
     label = prepared.views["label"]
     tested = np.unique(label[test])
     if len(unknown := np.setdiff1d(tested, label[train])):

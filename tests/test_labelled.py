@@ -348,16 +348,18 @@ def test_a_set_without_labels_is_refused(dataset):
         split_rows(relabelled(dataset, test_unknown), "xsub", 0.0)
 
 
-def test_classes_that_are_tested_without_an_example_are_told(synthetic_set, dataset, monkeypatch, capsys):
-    """And so is a test of one class, which tells nothing."""
-    label = dataset.prepared.views["label"].copy()
-    label[dataset.test] = 15
+@pytest.mark.parametrize("split", ["test", "held_out"])
+def test_classes_that_are_tested_without_an_example_are_told(synthetic_set, dataset, monkeypatch, capsys, split):
+    """And so is a test of one class, which tells nothing. Only of the split that is measured."""
+    label, tested = dataset.prepared.views["label"].copy(), getattr(dataset, split)
+    label[tested] = 15
     label[dataset.train[label[dataset.train] == 15]] = 14
     one = relabelled(dataset, label)
     monkeypatch.setattr("data.labelled.takes.open_prepared", lambda directory: one)
-    LabelledDataset.from_config(tiny.make_finetune_config(f"data.dir={synthetic_set}"))
+    options = (f"data.dir={synthetic_set}", "data.holdout_fraction=0.25", f"eval.split={split}")
+    LabelledDataset.from_config(tiny.make_finetune_config(*options))
     said = " ".join(capsys.readouterr()).replace("\n", " ")
-    count = f"{len(dataset.test)} of {len(dataset.test)} views to test on are of 1 class(es) without a view to train on"
+    count = f"{len(tested)} of {len(tested)} views to test on are of 1 class(es) without a view to train on"
     assert count in said and f"are of class '{one.class_names[15]}'" in said
 
 
