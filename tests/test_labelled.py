@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
@@ -236,6 +237,25 @@ def test_views_to_test_on_that_a_run_has_trained_on_are_told(
     record["manifest_sha256"] = "another"
     run_record.compare_data("runs/a", 3, dataset)
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_began_with_one_that_has_seen_the_test_is_told(dataset, monkeypatch, tmp_path, capsys):
+    """Runs that began with each other, as when a folder was used again, end the search."""
+    runs = {"tuned": ("xsub", "first"), "first": ("all", "tuned")}
+    for name in runs:
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+
+    def read(path, step):
+        protocol, origin = runs[pathlib.Path(path).name]
+        data = {"protocol": protocol, "frame_stride": 4}
+        config = config_dict.create(data=data, init_from=str(tmp_path / origin), init_from_step=None)
+        return 3, {"manifest_sha256": dataset.prepared.content_digest()}, config
+
+    monkeypatch.setattr(run_record, "read_record", read)
+    run_record.compare_data(str(tmp_path / "tuned"), 3, dataset)
+    said, count = capsys.readouterr().out, len(dataset.test)
+    assert said.count("warning: ") == 1
+    assert f"{count} of {count} views to test on are among those that {tmp_path / 'first'} has trained on" in said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The record that a run keeps beside its checkpoints, for commands that read them."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,28 @@ def compare_data(init_from: str, step: int | None, dataset: LabelledDataset) -> 
             f"{init_from} was trained on a frame every {there[0]:.2g} s. Here data.frame_stride={spec.frame_stride} of "
             f"{rates[0]:.4g} frames per second takes one every {here[0]:.2g} s{advice}."
         )
-    if record.get("manifest_sha256") != prepared.content_digest():
-        return
-    split = split_of_run(open_sets(prepared.directory), trained.data)[dataset.test]
-    if seen := np.sum(split == "train"):
-        progress.say(
-            f"warning: {seen} of {len(split)} views to test on are among those that {init_from} has trained on (its "
-            f"data.protocol={trained.data.protocol!r}), so this is no test on unseen videos. For one, train the run "
-            "with the protocol of the test."
-        )
+    for path, told, config in [(init_from, record, trained), *_origins(trained)]:
+        if told.get("manifest_sha256") != prepared.content_digest():
+            continue
+        split = split_of_run(open_sets(prepared.directory), config.data)[dataset.test]
+        if seen := np.sum(split == "train"):
+            progress.say(
+                f"warning: {seen} of {len(split)} views to test on are among those that {path} has trained on (its "
+                f"data.protocol={config.data.protocol!r}), so this is no test on unseen videos. For one, train that "
+                "run with the protocol of the test."
+            )
+
+
+def _origins(trained: config_dict.ConfigDict) -> Iterator[tuple[str, dict[str, Any], config_dict.ConfigDict]]:
+    """The run that a run began with, the one that this began with, and so on, where they are still there."""
+    found = set()
+    while (path := trained.get("init_from")) and path not in found and Path(path, "checkpoints").is_dir():
+        found.add(path)
+        try:
+            _, record, trained = read_record(path, trained.get("init_from_step"))
+        except UserError:  # its step is gone, or damaged
+            return
+        yield path, record, trained
 
 
 def _read(step: Path) -> dict[str, Any] | None:
