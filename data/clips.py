@@ -16,6 +16,7 @@ from console.errors import UserError
 # are averaged. Up to 1.5 linear interpolation is as near to Lanczos' filter (38.3 against 38.4 dB; at 1.6, 36.5 against
 # 38.5 dB) and five times as fast.
 MOST_LINEAR = 1.5
+RATE_TOLERANCE = 0.05  # [ours] relative: at frame rates this close, clips span nearly the same time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,19 @@ def short_videos(lengths: np.ndarray, spec: ClipSpec) -> dict[str, str]:
     text = f"{len(short)} of {len(lengths)} have fewer than the {span} frames of a clip: their frame stride is smaller"
     text += f", down to {smallest}" + (f"; {repeating.sum()} repeat their last frame" if repeating.any() else "")
     return {"short videos": text}
+
+
+def frame_rates(fps: np.ndarray, spec: ClipSpec) -> dict[str, str]:
+    """{title: text} for the start of a run, of videos whose rates differ, as those of several sets may.
+
+    Args:
+      fps: float[videos], frames per second.
+      spec: `num_frames` and `frame_stride` are used.
+    """
+    low, high, steps = fps.min(), fps.max(), (spec.num_frames - 1) * spec.frame_stride
+    if high <= low * (1 + RATE_TOLERANCE) or not steps:
+        return {}
+    return {"frame rates": f"{low:.4g} to {high:.4g} per second: clips span {steps / high:.3g} to {steps / low:.3g} s"}
 
 
 def spread_positions(clips_per_view: int) -> list[float]:

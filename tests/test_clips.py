@@ -168,3 +168,11 @@ def test_videos_that_a_clip_does_not_fit_are_told():
         "3 of 4 have fewer than the 13 frames of a clip: their frame stride is smaller, down to 1; "
         "1 repeat their last frame"
     )
+
+
+def test_videos_of_different_frame_rates_are_told():
+    assert clips.frame_rates(np.array([29.97, 30, 30.01]), SPEC) == {}
+    told = clips.frame_rates(np.array([30, 10, 25]), SPEC)["frame rates"]
+    assert told == "10 to 30 per second: clips span 0.4 to 1.2 s"  # 12 frames from the first to the last
+    still = dataclasses.replace(SPEC, num_frames=1, tubelet_size=(1, 8, 8))
+    assert clips.frame_rates(np.array([30, 10]), still) == {}
