@@ -69,6 +69,13 @@ def test_other_batches_of_an_evaluation_have_other_masks_and_are_refused(go_on):
     assert not (whole["target_mask"].visible[4:] == second["target_mask"].visible).all()
 
 
+def test_a_run_that_goes_on_with_other_data_says_what_that_means(go_on, monkeypatch):
+    config = tiny.make_config()
+    monkeypatch.setattr(resume, "manifest_digest", lambda dataset: "of the grown set")
+    (line,) = go_on(config, config, {}, {}, ["data.dir"])
+    assert "takes that are held out now may have been trained on" in line
+
+
 @pytest.mark.parametrize("make", [tiny.make_config, tiny.make_finetune_config])
 def test_every_key_that_is_auto_is_settled(make):
     config = make()

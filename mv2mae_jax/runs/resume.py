@@ -129,7 +129,8 @@ def check_same_run(
     """Refuses to resume a run of another task, other classes, other data or another config.
 
     Returns:
-      A line if `auto` now means another way of computing than before, one that changes rounding only.
+      A line if `auto` now means another way of computing than before, one that changes rounding only; another if other
+      data is allowed.
     """
     saved = checkpointer.read_run()
     saved_config, advice = json.loads(saved["config"]), "Choose another --workdir; init_from takes its encoder."
@@ -149,14 +150,21 @@ def check_same_run(
     before = saved.get("settled", {})
     now = {key: value for key, value in objective.model.compute.settled().items() if key in before}
     check_unchanged(config_dict.ConfigDict(saved_config), config, base_of(config), allow_changes, (before, now))
-    if saved["manifest_sha256"] != manifest_digest(objective.dataset) and "data.dir" not in allow_changes:
+    other_data = saved["manifest_sha256"] != manifest_digest(objective.dataset)
+    if other_data and "data.dir" not in allow_changes:
         raise UserError(
             f"{checkpointer.directory} holds a run on another data set than that in data.dir = {prepared.directory}: "
             "their manifests differ. Continue with the same one, choose another --workdir, or pass "
             "--allow_changes=data.dir if it is meant."
         )
     other = [f"{key} was {before[key]}, is {now[key]}" for key in now.keys() & MAY_CHANGE if now[key] != before[key]]
-    return [f"Computed in another way, the same up to rounding: {'; '.join(sorted(other))}."] if other else []
+    lines = [f"Computed in another way, the same up to rounding: {'; '.join(sorted(other))}."] if other else []
+    if other_data:
+        lines.append(
+            "The data set is another one than before: takes that are held out now may have been trained on, so "
+            "evaluations from here on are not comparable with those before."
+        )
+    return lines
 
 
 def check_processes(config: config_dict.ConfigDict, objective: Any, checkpointer: checkpoint.Checkpointer) -> None:
