@@ -205,6 +205,7 @@ class TrainingRun:
 
         Raises:
           FloatingPointError, OSError, Preempted: as `train` says.
+          ValueError: another run has begun in the workdir.
         """
         self._traced_step.close()
         self._step_metrics.add(step, new_metrics)
@@ -222,6 +223,7 @@ class TrainingRun:
         told_to_stop, evaluates = self._watch.reached(), self._evaluation_is_due(step)
         if told_to_stop or evaluates or self._checkpointer.is_due(step):
             self._reporter.flush()
+            resume.check_still_ours(self._workdir)
             self._checkpointer.save(step, state, self._record | {"progress": self._progress()})
             self._clock.restart()
         if told_to_stop or evaluates:

@@ -69,6 +69,21 @@ def test_other_batches_of_an_evaluation_have_other_masks_and_are_refused(go_on):
     assert not (whole["target_mask"].visible[4:] == second["target_mask"].visible).all()
 
 
+@pytest.mark.parametrize("text", ["process 7 on elsewhere, started today\n", ""], ids=["runs", "has ended"])
+def test_a_workdir_that_another_run_has_taken_is_not_saved_into(tmp_path, text):
+    """On file systems whose locks do not hold between machines, both runs get the lock."""
+    with resume.locked(str(tmp_path)):
+        resume.check_still_ours(str(tmp_path))
+        (tmp_path / resume.LOCK).write_text(text)
+        with pytest.raises(ValueError, match="was taken by another run"):
+            resume.check_still_ours(str(tmp_path))
+    assert (tmp_path / resume.LOCK).read_text() == text, "the text is the other run's"
+    resume.check_still_ours(str(tmp_path))  # without a lock, as in tests
+    with resume.locked(str(tmp_path)):
+        (tmp_path / resume.LOCK).unlink()
+        resume.check_still_ours(str(tmp_path))
+
+
 def test_a_run_that_goes_on_with_other_data_says_what_that_means(go_on, monkeypatch):
     config = tiny.make_config()
     monkeypatch.setattr(resume, "manifest_digest", lambda dataset: "of the grown set")

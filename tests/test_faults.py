@@ -177,6 +177,19 @@ def test_one_run_at_a_time(synthetic_set, tmp_path):
 
 
 @pytest.mark.long
+def test_a_run_whose_workdir_another_one_has_taken_ends_before_it_saves(synthetic_set, tmp_path):
+    first = faults.start_struck("SIGSTOP", "step", 2, tmp_path, synthetic_set, *OPTIONS)
+    while not faults.is_stopped(first.pid):
+        time.sleep(0.1)
+        assert first.poll() is None, first.stderr.read()
+    (tmp_path / "run.lock").write_text("process 7 on elsewhere, started today\n")
+    first.send_signal(signal.SIGCONT)
+    ended = faults.finish(first)
+    assert ended.returncode == 2 and f"--workdir={tmp_path} was taken by another run" in ended.stderr, ended.stderr
+    assert steps_saved(tmp_path) == [] and "elsewhere" in (tmp_path / "run.lock").read_text()
+
+
+@pytest.mark.long
 def test_a_workdir_that_vanishes_is_told_and_one_that_cannot_be_written_refused(synthetic_set, tmp_path):
     lost = faults.start_struck("SIGSTOP", "eval", 4, tmp_path / "run", synthetic_set, *OPTIONS)
     while not faults.is_stopped(lost.pid):

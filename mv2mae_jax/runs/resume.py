@@ -22,6 +22,7 @@ from mv2mae_jax.distributed import processes
 from mv2mae_jax.runs import checkpoint, metrics_file
 
 LOCK = "run.lock"
+_HELD: dict[str, str] = {}  # the texts of the locks that this process holds, by path
 
 # Keys that a resumed run may change: where and how it is computed, not what. Changes of other keys change the
 # experiment and are refused, unless --allow_changes names them. So is a change of eval.batch_size, because the masks of
@@ -101,13 +102,39 @@ def locked_file(path: str, given: str, what: str) -> Iterator[None]:
         except OSError as error:  # some network file systems have no locks
             logging.warning("%s cannot be locked (%s): see to it that no other %s uses it.", given, error, what)
         lock.truncate(0)
-        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        started = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
+        _HELD[path] = f"process {os.getpid()} on {socket.gethostname()}, started {started}"
+        lock.write(f"{_HELD[path]}\n")
         lock.flush()
         try:
             yield
         finally:
-            lock.truncate(0)
+            if _is_ours(path):
+                lock.truncate(0)
+            del _HELD[path]
+
+
+def check_still_ours(workdir: str) -> None:
+    """Refuses to save into a workdir that another run has begun to use, on a file system that did not keep it out.
+
+    Raises:
+      ValueError: the text of the lock is no longer this process's.
+    """
+    path = os.path.join(workdir, LOCK)
+    if not _is_ours(path):
+        raise UserError(
+            f"--workdir={workdir} was taken by another run, because the locks of its file system do not hold between "
+            f"machines; {path} names it while it runs. This one ends without saving. Stop the other one, or let it "
+            "continue alone; give each run a --workdir of its own."
+        )
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        with open(path) as lock:
+            return _HELD.get(path, "") in lock.read()
+    except OSError:  # without the file nobody can tell
+        return True
 
 
 @contextlib.contextmanager
