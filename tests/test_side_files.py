@@ -71,6 +71,17 @@ def test_a_start_is_recorded_after_a_line_that_was_cut_off(tmp_path):
     assert [start["first_step"] for start in starts_file.read_starts(str(tmp_path))] == [0, 4]
 
 
+def test_rows_that_go_back_in_their_steps_are_told_and_put_in_order(tmp_path, capsys):
+    metrics_file.write(str(tmp_path), tiny.make_config(), 6, {"eval/loss": 1.0}, {})
+    (tmp_path / "history.jsonl").write_bytes(b"".join([LINES[2], LINES[0], LINES[0], LINES[1]]))
+    run = collect.read(str(tmp_path))
+    assert "history.jsonl goes back in its steps" in capsys.readouterr().out
+    assert run.series("train/loss")[0].tolist() == [2, 2, 4, 6] and run.step == 6
+    (tmp_path / "history.jsonl").write_bytes(b"".join([LINES[0], LINES[1], LINES[1]]))  # training's and evaluation's
+    collect.read(str(tmp_path))
+    assert capsys.readouterr().out == ""
+
+
 DAMAGE = {
     "empty": lambda content: b"",
     "cut off": lambda content: content[: len(content) // 2],

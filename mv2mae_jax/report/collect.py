@@ -1,6 +1,7 @@
 """Reads the files of a run from its workdir."""
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from console import progress
 from console.errors import UserError
 from mv2mae_jax.runs import metrics_file, side_files, starts_file
 
@@ -77,6 +79,9 @@ def read(workdir: str, name: str | None = None) -> ReportedRun:
         raise UserError(f"{workdir} is no run: it {state}. A run is the --workdir of run.py.")
     results = side_files.read(path / metrics_file.RESULTS_FILE, metrics_file.is_whole)
     history = side_files.read_rows(path / HISTORY_FILE, side_files.is_numbers)
+    if any(after["step"] < before["step"] for before, after in itertools.pairwise(history)):
+        progress.say(f"{path / HISTORY_FILE} goes back in its steps, as if edited: its rows are put in order.")
+        history.sort(key=lambda row: row["step"])
     starts = starts_file.read_starts(workdir)
     config = _config(workdir, starts, results)
     if results is not None and history and history[-1]["step"] > results["step"]:
