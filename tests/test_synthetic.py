@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import json
+import shutil
 
 import av
 import numpy as np
@@ -434,6 +435,7 @@ def test_another_seed_gives_another_data_set(generated, tmp_path):
 def test_a_second_call_completes_what_is_missing(tmp_path):
     generate(tmp_path, 1, SEED, WIDTH, HEIGHT, workers=1)
     before = contents(tmp_path)
+    (tmp_path / "truth" / "joints.parquet").unlink()
     victim = tmp_path / plan_takes(1, SEED)[0].file_name(2)
     victim.rename(victim.with_name(f".{victim.name}.host-1.tmp"))  # As if killed while writing.
     untouched = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.avi")}
@@ -489,6 +491,17 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
     assert main(arguments) == 2
     assert "not of this data set" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["S001C001P001R001A001_rgb.avi", "holiday.mp4"]
+
+
+def test_videos_of_unknown_arguments_are_not_mixed_with_others(generated, tmp_path, capsys):
+    shutil.copytree(generated, tmp_path, dirs_exist_ok=True)
+    arguments = [f"--output={tmp_path}", "--takes=4", f"--seed={SEED}", f"--resolution={WIDTH}x{2 * HEIGHT}"]
+    (tmp_path / "synthetic.json").write_text('{"seed": 0')
+    assert main(arguments) == 2
+    assert f"synthetic.json is damaged: delete {tmp_path} or use another" in capsys.readouterr().err
+    (tmp_path / "synthetic.json").unlink()
+    assert main(arguments) == 2
+    assert f"{tmp_path} lacks synthetic.json, so nothing tells what its files show" in capsys.readouterr().err
 
 
 def test_other_arguments_for_the_same_folder_are_refused(generated, capsys):

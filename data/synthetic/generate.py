@@ -74,7 +74,7 @@ def _write_truth(
     folder: pathlib.Path, takes: list[Take], seed: int, width: int, height: int, style: rooms.Style
 ) -> None:
     """Writes what the renderer uses, in the form of data/store/truth.py: joints, facing and cameras of every take."""
-    if (folder / truth.SKELETON).exists():
+    if all((folder / name).exists() for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS)):
         return
     names, numbers, facing, joints, cameras = [], [], [], [], collections.defaultdict(list)
     for take in takes:
@@ -152,7 +152,10 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     path = output / DESCRIPTION
     if path.exists():
-        there = json.loads(path.read_text())
+        try:
+            there = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged: delete {output} or use another folder") from error
         defaults = {"num_subjects": None} | dataclasses.asdict(rooms.STANDARD)  # folders of older versions lack these
         arguments = ("seed", "takes", "num_setups", "width", "height", "class_names", *defaults)
         found = defaults | there
@@ -170,6 +173,8 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
         raise UserError(
             f"{output} holds files that are not of this data set, e.g. {strangers[0]}; choose another --output"
         )
+    if names and not path.exists():
+        raise UserError(f"{output} lacks {DESCRIPTION}, so nothing tells what its files show: delete it or use another")
     remove_leftovers(output)
     if not path.exists():
         write_whole(path, json.dumps(wanted, indent=1) + "\n")
