@@ -72,6 +72,7 @@ class LabelledDataset:
         if classifies:
             _check_classes(prepared, train, "to train on")
             _warn_of_classes(prepared, train, held_out if config.eval.get("split") == "held_out" else test)
+        _warn_of_people(prepared, data.protocol, train, test)
         used = np.concatenate([train, held_out, test])
         return cls(
             # Augmentations need pixels.
@@ -175,6 +176,15 @@ def _warn_of_classes(prepared: takes.Prepared, train: np.ndarray, test: np.ndarr
         )
     if len(tested) == 1:
         progress.say(f"warning: all {len(test)} views to test on are of class {prepared.class_names[tested[0]]!r}.")
+
+
+def _warn_of_people(prepared: takes.Prepared, protocol: str, train: np.ndarray, test: np.ndarray) -> None:
+    """Says if `random` takes show people in both splits. Protocols with other intentions do so on purpose."""
+    subject = prepared.views["subject"]
+    both = np.intersect1d(subject[train], subject[test][subject[test] >= 0])
+    if protocol == "random" and len(both):
+        other = " data.protocol='xsub' tests other people." if "xsub" in catalog.get(prepared.name).protocols else ""
+        progress.say(f"warning: under data.protocol='random' {len(both)} people are in both splits.{other}")
 
 
 def _check_views(view: np.ndarray, wanted: tuple[str, ...]) -> None:

@@ -211,6 +211,14 @@ def test_folder_numbers_labels_and_subjects_in_alphabetical_order():
         names.parse("notes.mp4")
 
 
+def test_people_to_test_on_are_not_trained_on_in_a_folder_with_subjects():
+    names = Folder("{subject}/{take}_{view}.mp4").with_names_from([f"p{i:02}/1_a.mp4" for i in range(12)])
+    split = {i: names.split("xsub", names.parse(f"p{i:02}/1_a.mp4")) for i in range(12)}
+    assert [i for i in range(12) if split[i] == "test"] == [0, 5, 10]
+    assert set(split.values()) == {"train", "test"}
+    assert Folder().split("xsub", Folder().parse("1_cam2.mp4")) is None, "no subject is known"
+
+
 def test_folder_fields_take_as_much_as_they_can_and_no_slash():
     names = Folder("{take}_{view}.mp4")
     video = names.parse("kitchen_2024_left.mp4")

@@ -258,6 +258,16 @@ def test_a_run_that_began_with_one_that_has_seen_the_test_is_told(dataset, monke
     assert f"{count} of {count} views to test on are among those that {tmp_path / 'first'} has trained on" in said
 
 
+def test_people_in_both_splits_of_random_takes_are_told(synthetic_set, capsys):
+    for protocol, said in (("random", True), ("xsub", False), ("xview", False)):
+        config = tiny.make_finetune_config(f"data.dir={synthetic_set}", f"data.protocol={protocol}")
+        dataset = LabelledDataset.from_config(config)
+        subject = dataset.prepared.views["subject"]
+        both = set(subject[dataset.train].tolist()) & set(subject[dataset.test].tolist())
+        told = f"{len(both)} people are in both splits. data.protocol='xsub' tests other people."
+        assert (told in capsys.readouterr().out) == said == (protocol != "xview" and bool(both))
+
+
 @pytest.mark.parametrize(
     ("stride", "rates", "said"),
     [
@@ -405,7 +415,7 @@ def test_fine_tuning_on_one_class_is_refused(synthetic_set, dataset, monkeypatch
     [
         ({"protocol": "all"}, "data.protocol='all' leaves nothing .* to test on.*random, xsub, xsub_xview, xview"),
         ({"protocol": "xset"}, "synthetic has no protocol 'xset'; it has random, xsub, xsub_xview, xview"),
-        ({"holdout_fraction": 1.0}, "nothing is left to train on"),
+        ({"holdout_fraction": 1.0}, "leaves no take of 12 to train on"),
         ({"labels_per_class": 100}, "labels_per_class=100, but class '.*' has only [0-9]+ take"),
         ({"augment": {"flip": 0.5}}, "mirror image changes the class of 6 of the 16 .*'wave with the left hand'"),
         ({"augment": {"flip": 1.5}}, "must lie between 0 and 1"),
