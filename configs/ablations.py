@@ -2,7 +2,8 @@
 
 Command: python run.py --config=configs/ablations.py:temperature=60 --workdir=runs/t60
 All of them, with their read-outs: python -m benchmarks.ablations
-Result: see benchmarks/results/first_setting/ for an earlier setting; not run yet in this one.
+Result: in benchmarks/results/ablations/, as far as measured; all of an earlier setting in
+benchmarks/results/first_setting/.
 """
 
 import dataclasses
