@@ -130,14 +130,15 @@ def write_table(results: Path, seeds: int) -> None:
         "# ablations",
         "",
         f"Written by `python -m benchmarks.ablations`. The data and the setting of method_cpu: {PRESET.clips:,} clips "
-        f"of pre-training, frozen features read out on other people, {seeds} seeds at most. The value after ± is the "
-        "half width of the 95 % interval (Student's t).",
+        "of pre-training, frozen features read out on other people. The value after ± is the half width of the 95 % "
+        "interval (Student's t); that of two seeds is very wide.",
     ]
     for name in NAMES:
         lines += ["", f"## {name}", "", f"The paper: {ABLATIONS[name].paper}", ""]
         lines += ["| | " + " | ".join(COLUMNS.values()) + " | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
         for variant in ABLATIONS[name].variants:
-            records = [record for seed in range(seeds) if (record := read(results, name, variant, seed))]
+            there = (read(results, name, variant, seed) for seed in range(max(seeds, len(PRESET.seeds))))
+            records = [record for record in there if record]
             cells = []
             for column in COLUMNS:
                 factor, digits = (100, 1) if column in PERCENT else (1, 3)
