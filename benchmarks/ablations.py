@@ -70,7 +70,11 @@ def measure(job: Job) -> dict[str, Any]:
     """Pre-trains a variant and reads out its frozen encoder."""
     common = {"data.dir": job.prepared, "seed": job.seed}
     pretrained = experiment.run(f"ablations:{job.row}", common, Path(job.encoder))
+    name, variant = job.name_and_variant
     return {
+        "ablation": name,
+        "variant": variant,
+        "seed": job.seed,
         "overrides": job.overrides,
         "columns": method.frozen(job),
         "pretraining": pretrained["metrics"],
