@@ -48,12 +48,12 @@ def _was_saved(workdir: str) -> str:
     """Which file of a workdir tells that a checkpoint was there, and of what step; '' if none does."""
     results = side_files.read(os.path.join(workdir, metrics_file.RESULTS_FILE), metrics_file.is_whole)
     starts = starts_file.read_starts(workdir)
-    rows = side_files.read_rows(os.path.join(workdir, metrics.HISTORY_FILE), side_files.is_numbers)
+    rows = side_files.read_rows(os.path.join(workdir, side_files.HISTORY_FILE), side_files.is_numbers)
     evaluated = [row["step"] for row in rows if not metrics.is_of_training(row)]  # each was saved before
     told = {
         metrics_file.RESULTS_FILE: [results["step"]] if results else [],
         starts_file.STARTS_FILE: [start["first_step"] for start in starts if start["first_step"]],
-        metrics.HISTORY_FILE: evaluated,
+        side_files.HISTORY_FILE: evaluated,
     }
     return next((f"{file} tells of step {max(steps)}" for file, steps in told.items() if steps), "")
 

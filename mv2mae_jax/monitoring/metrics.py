@@ -20,7 +20,6 @@ from mv2mae_jax.runs import side_files
 LOSSES = {"loss_self": "self-view", "loss_joint": "joint", "loss_cross": "cross-view"}
 IN_FLIGHT = 2  # [ours] the host is at most this many steps ahead, because waiting batches take device memory
 
-HISTORY_FILE = "history.jsonl"
 Window = list[dict[str, np.float32]]  # the metrics of steps, in order
 
 
@@ -118,7 +117,7 @@ class Reporter:
             return
         # A resumed run repeats everything after the checkpoint's step, and also that step's evaluation, because the
         # checkpoint is written before it.
-        path = os.path.join(workdir, HISTORY_FILE)
+        path = os.path.join(workdir, side_files.HISTORY_FILE)
         rows = drop_rows_after(path, first_step, is_of_training, side_files.is_numbers)
         self._history = log_files.LogFile(path)
         if tensorboard:
@@ -204,7 +203,7 @@ def duration(seconds: float) -> str:
 
 
 def is_of_training(row: dict[str, float]) -> bool:
-    """Whether a row of HISTORY_FILE is of a log interval. The others are of evaluations, each of a saved step."""
+    """Whether a row of history.jsonl is of a log interval. The others are of evaluations, each of a saved step."""
     return any(key.startswith("train/") for key in row)
 
 

@@ -16,7 +16,6 @@ from console.errors import UserError
 from mv2mae_jax.runs import metrics_file, side_files, starts_file
 
 MOST_RUNS = 8  # [ours] the colours of charts.SERIES
-HISTORY_FILE = "history.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,14 +72,16 @@ def read(workdir: str, name: str | None = None) -> ReportedRun:
       ValueError: the folder holds no run, or nothing in it tells the config.
     """
     path = Path(workdir)
-    known = [metrics_file.RESULTS_FILE, HISTORY_FILE, starts_file.STARTS_FILE, "checkpoints"]
+    known = [metrics_file.RESULTS_FILE, side_files.HISTORY_FILE, starts_file.STARTS_FILE, "checkpoints"]
     if not any((path / file).exists() for file in known):
         state = "holds none of " + ", ".join(known) if path.is_dir() else "does not exist"
         raise UserError(f"{workdir} is no run: it {state}. A run is the --workdir of run.py.")
     results = side_files.read(path / metrics_file.RESULTS_FILE, metrics_file.is_whole)
-    history = side_files.read_rows(path / HISTORY_FILE, side_files.is_numbers)
+    history = side_files.read_rows(path / side_files.HISTORY_FILE, side_files.is_numbers)
     if any(after["step"] < before["step"] for before, after in itertools.pairwise(history)):
-        progress.say(f"{path / HISTORY_FILE} goes back in its steps, as if edited: its rows are put in order.")
+        progress.say(
+            f"{path / side_files.HISTORY_FILE} goes back in its steps, as if edited: its rows are put in order."
+        )
         history.sort(key=lambda row: row["step"])
     starts = starts_file.read_starts(workdir)
     config = _config(workdir, starts, results)

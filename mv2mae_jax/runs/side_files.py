@@ -14,6 +14,8 @@ from console import progress
 from data.store.whole_files import write_whole
 from mv2mae_jax.runs import step_folders
 
+HISTORY_FILE = "history.jsonl"  # what a run reports: metrics of log intervals and evaluations, a line each
+
 
 def read(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repair: bool = False) -> Any:
     """The content of a JSON file; None if it is missing or damaged. Damage is reported.

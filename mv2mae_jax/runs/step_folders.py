@@ -125,7 +125,7 @@ def set_aside(directory: Path) -> list[str]:
 
 
 def rename(path: Path, mark: str = SET_ASIDE) -> Path:
-    """Renames a file or folder to NAME.damaged (or NAME.damaged-2 and so on, if that exists); returns the new path."""
+    """Renames a file or folder to NAME.MARK (or NAME.MARK-2 and so on, if that exists); returns the new path."""
     number, aside = 1, path.with_name(f"{path.name}.{mark}")
     while aside.exists():
         number += 1

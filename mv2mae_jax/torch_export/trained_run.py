@@ -144,7 +144,7 @@ def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classif
 
 
 def _metrics_at(workdir: str, step: int) -> dict[str, float]:
-    rows = side_files.read_rows(pathlib.Path(workdir) / "history.jsonl", side_files.is_numbers)
+    rows = side_files.read_rows(pathlib.Path(workdir) / side_files.HISTORY_FILE, side_files.is_numbers)
     reported = {name: value for row in rows if row["step"] == step for name, value in row.items()}
     return {
         name: value for name, value in reported.items() if name.startswith(("train/", "eval", "test/", "held_out/"))
