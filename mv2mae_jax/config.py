@@ -134,7 +134,8 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
         value = tuple(value)
     if key in LISTS_OF_NAMES and not isinstance(value, tuple):  # `walk,run` is no literal, and 3 is no tuple
         value = tuple(name.strip() for name in text.split(",")) if isinstance(value, str) else (value,)
-    if not accepts(key, value, expected, dict(flatten(base_of(config))).get(key, 0)):
+    default = dict(flatten(base_of(config))).get(key, 0) if value is None else 0  # only None asks for it
+    if not accepts(key, value, expected, default):
         raise UserError(
             f"config.{key} = {text} is not a value of type {expected.__name__}; the config holds {known[key]!r}."
         )

@@ -93,8 +93,6 @@ def check_alike(started: Mapping[str, object]) -> None:
     Raises:
       ValueError: in every process; names what differs.
     """
-    if jax.process_count() == 1:
-        return
     text = json.dumps(started).encode()
     length = process_allgather(np.int32(len(text))).max()
     texts = process_allgather(np.frombuffer(text.ljust(length), np.uint8))  # (processes, length)

@@ -196,6 +196,8 @@ def check_same_run(
 
 def check_processes(config: config_dict.ConfigDict, objective: Any, checkpointer: checkpoint.Checkpointer) -> None:
     """Refuses a run whose processes have other configs, data, code or checkpoints: each would train something else."""
+    if jax.process_count() == 1:
+        return
     started = {key: plain(value) for key, value in flatten(config) if key not in OF_A_PROCESS} | {
         "manifest of data.dir": manifest_digest(objective.dataset),
         "newest checkpoint in --workdir": checkpointer.latest_step(),
