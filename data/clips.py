@@ -209,14 +209,16 @@ def group(column: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return names[is_there], (np.cumsum(is_there, dtype=np.int32) - 1)[number]
 
 
-def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpec, kind: str = "") -> TakeViews:
+def pair_views(
+    views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpec, *, held_out: bool = False
+) -> TakeViews:
     """Groups the selected manifest rows into takes and lists the (take, target view) elements.
 
     Args:
       views: the manifest's columns; `take` and `view` are used.
       selected: bool[rows], rows that may be used (those of a split).
       spec: `num_source_views` and `view_pairs` are used.
-      kind: what an error calls the takes, if they are not those to train on: 'held-out '. Such takes may lack a view.
+      held_out: whether the rows are held out. Then a view of `view_pairs` that only other takes have is no error.
 
     Raises:
       ValueError: a view pair names a view that does not exist, or no take has enough views.
@@ -235,7 +237,7 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
         for target, source in spec.view_pairs:
             if target in known and source in known and target != source:
                 allowed[known[target], known[source]] = True
-            elif not kind or target == source or not np.isin([target, source], views["view"]).all():
+            elif not held_out or target == source or not np.isin([target, source], views["view"]).all():
                 raise UserError(
                     f"data.view_pairs holds ({target!r}, {source!r}), but a pair is two different views among "
                     f"{', '.join(known)}."
@@ -248,11 +250,11 @@ def pair_views(views: dict[str, np.ndarray], selected: np.ndarray, spec: ClipSpe
         as_target &= allowed.any(axis=1)
     elements = np.stack([index.astype(np.int32) for index in np.nonzero(as_target)], axis=1)
     if len(elements) == 0:
-        most = int(present.sum(axis=1).max(initial=0))
+        kind, most = "held-out " if held_out else "", int(present.sum(axis=1).max(initial=0))
         raise UserError(
             f"No {kind}take can form a sample of 1 target and {spec.num_source_views} source view(s): there are "
             f"{len(take_names)}, the richest has {most} view(s), view_pairs={spec.view_pairs or 'all'}. Lower "
-            f"data.num_source_views, widen data.view_pairs, {'change data.holdout_fraction, ' if kind else ''}or "
+            f"data.num_source_views, widen data.view_pairs, {'change data.holdout_fraction, ' if held_out else ''}or "
             "prepare a set with more cameras."
         )
     return TakeViews(take_names=take_names, view_names=view_names, rows=rows, allowed=allowed, elements=elements)

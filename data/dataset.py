@@ -46,7 +46,7 @@ class Dataset:
         train_rows, held_out_rows = hold_out(prepared, rows, data.holdout_fraction)
         held_out = None
         if held_out_rows.any():
-            held_out = clips.pair_views(prepared.views, held_out_rows, spec, "held-out ")
+            held_out = clips.pair_views(prepared.views, held_out_rows, spec, held_out=True)
         train = clips.pair_views(prepared.views, train_rows, spec)
         prepared = keep_frames(prepared, rows, data)
         return cls(prepared=prepared, spec=spec, train=train, held_out=held_out)

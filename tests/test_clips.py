@@ -143,10 +143,10 @@ def test_takes_with_too_few_views_are_told():
 def test_held_out_takes_may_lack_a_view_but_not_all_pairs():
     views = manifest(("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("b", "2"), ("c", "1"))
     spec = dataclasses.replace(SPEC, view_pairs=(("1", "2"), ("1", "3")))
-    held_out = clips.pair_views(views, views["take"] == "b", spec, "held-out ")
+    held_out = clips.pair_views(views, views["take"] == "b", spec, held_out=True)
     assert held_out.elements.tolist() == [[0, 0]]
     with pytest.raises(ValueError, match=r"No held-out take can form a sample .* change data.holdout_fraction, or"):
-        clips.pair_views(views, views["take"] == "c", spec, "held-out ")
+        clips.pair_views(views, views["take"] == "c", spec, held_out=True)
 
 
 @pytest.mark.parametrize("names", ["in order", "in disorder", "few", "one"])
