@@ -24,7 +24,7 @@ from ml_collections import config_dict
 from console import progress
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from data.store.whole_files import write_whole
+from data.store.whole_files import refuse_existing, write_whole
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import frozen_encoder, mv2mae, variants
 from mv2mae_jax.runs import checkpoint, run_record
@@ -216,8 +216,7 @@ def main(argv: list[str]) -> int:
 
 def export_to_file(arguments: argparse.Namespace) -> None:
     """Runs the command. Raises ValueError where there is no such run or step, or OUTPUT exists."""
-    if os.path.exists(arguments.output):
-        raise UserError(f"{arguments.output} exists already. Remove it or choose another --output.")
+    refuse_existing(arguments.output)
     with progress.Bar(2, "reading the run", "stages", leave=False) as bar:
         encoder = load_encoder(arguments.workdir, arguments.step)
         bar.advance()

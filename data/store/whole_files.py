@@ -5,6 +5,9 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from console.errors import UserError
 
 
 @contextlib.contextmanager
@@ -36,6 +39,18 @@ def write_whole(path: str | os.PathLike, content: bytes | str, *, durable: bool 
     """Writes bytes, or text as UTF-8, by `whole_file`."""
     with whole_file(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def refuse_existing(output: str | os.PathLike) -> None:
+    """Raises ValueError if what a command's --output names is there: nothing is replaced."""
+    if os.path.exists(output):
+        raise UserError(f"{output} exists already. Remove it or choose another --output.")
+
+
+def reserve(file: IO, num_bytes: int) -> None:
+    """Raises OSError if the disk does not take so many bytes, where the system can tell: before they are written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def remove_leftovers(folder: Path) -> None:

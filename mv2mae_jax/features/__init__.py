@@ -24,6 +24,7 @@ from absl import logging
 from console.errors import UserError
 from data import clips
 from data.store import digests, takes
+from data.store.whole_files import reserve
 from mv2mae_jax.distributed import sharding
 from mv2mae_jax.models import frozen_encoder, mv2mae, stored_frames
 
@@ -211,9 +212,8 @@ def map_tokens(folder: str, num_clips: int, model: mv2mae.MV2MAE) -> np.ndarray:
     """`folder`/tokens.npy as a writable float16[num_clips, N, D] that need not fit into memory."""
     path, shape = os.path.join(folder, "tokens.npy"), (num_clips, model.num_tokens, model.width)
     tokens = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk raises here; a write to mapped memory would be killed
-        with open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    with open(path, "rb+") as file:  # on a full disk a write to mapped memory would be killed
+        reserve(file, os.path.getsize(path))
     return tokens
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from console import progress
 from console.errors import UserError
-from data.store.whole_files import whole_file, write_whole
+from data.store.whole_files import refuse_existing, whole_file, write_whole
 from mv2mae_jax.runs import resume, side_files, step_folders
 
 Columns = dict[str, np.ndarray]  # the same number of rows in each
@@ -59,8 +59,7 @@ class Store:
         if self.folder.exists() and (left_out := self._left_out_of_output()) is not None:
             shutil.rmtree(self.folder)
             return left_out
-        if self.output.exists():
-            raise UserError(f"{self.output} exists already. Remove it or choose another --output.")
+        refuse_existing(self.output)
         facts, path = json.loads(json.dumps(self.facts)), self.folder / "facts.json"
         before = side_files.read(path, _is_table)
         if before is not None:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from safetensors.numpy import save_file
 
 from console import progress
 from console.errors import UserError
+from data.store.whole_files import refuse_existing, reserve
 from mv2mae_jax.models import tubelets
 from mv2mae_jax.torch_export import model_card
 from mv2mae_jax.torch_export.trained_run import TrainedRun
@@ -38,8 +38,7 @@ def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
       Mismatch: what PyTorch computes from the files differs from JAX.
     """
     output = pathlib.Path(output)
-    if output.exists():
-        raise UserError(f"{output} exists already. Remove it or choose another --output.")
+    refuse_existing(output)
     if layout == "hf" and run.model.tubelet_size[1] != run.model.tubelet_size[2]:
         raise UserError(
             f"transformers knows square patches only, this model's tubelet is {run.model.tubelet_size} (frames, "
@@ -56,9 +55,8 @@ def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
     shutil.rmtree(rejected, ignore_errors=True)
     rejected.mkdir(parents=True)
     state = names.to_videomae(run.params, run.model.tubelet_size)
-    if hasattr(os, "posix_fallocate"):  # raises OSError on a full disk; torch and safetensors raise others
-        with tempfile.TemporaryFile(dir=rejected) as file:
-            os.posix_fallocate(file.fileno(), 0, sum(array.nbytes for array in state.values()) + _BESIDE_WEIGHTS)
+    with tempfile.TemporaryFile(dir=rejected) as file:  # on a full disk torch and safetensors raise others than OSError
+        reserve(file, sum(array.nbytes for array in state.values()) + _BESIDE_WEIGHTS)
     bar.describe("writing")
     {"videomae": write_videomae, "hf": write_hugging_face, "port": write_port}[layout](run, state, rejected)
     bar.advance()
