@@ -11,12 +11,12 @@ import numpy as np
 from ml_collections import config_dict
 
 from console.errors import UserError
+from data.store.manifest import SPAN_TOLERANCE
 
 # [ours] A crop is interpolated linearly if its sides are at most this many times those of the result; otherwise areas
 # are averaged. Up to 1.5 linear interpolation is as near to Lanczos' filter (38.3 against 38.4 dB; at 1.6, 36.5 against
 # 38.5 dB) and five times as fast.
 MOST_LINEAR = 1.5
-RATE_TOLERANCE = 0.05  # [ours] relative: at frame rates this close, clips span nearly the same time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def frame_rates(fps: np.ndarray, spec: ClipSpec) -> dict[str, str]:
       spec: `num_frames` and `frame_stride` are used.
     """
     low, high, steps = fps.min(), fps.max(), (spec.num_frames - 1) * spec.frame_stride
-    if high <= low * (1 + RATE_TOLERANCE) or not steps:
+    if high <= low * (1 + SPAN_TOLERANCE) or not steps:
         return {}
     return {"frame rates": f"{low:.4g} to {high:.4g} per second: clips span {steps / high:.3g} to {steps / low:.3g} s"}
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from console.errors import UserError
 from data.prepare import raw_video
+from data.store.manifest import SPAN_TOLERANCE
 
 # How the clocks of a take's files are related. None in place of a `Clock` pairs frames by their numbers.
 BY_START = "start"  # the recordings begin together, so first frames are aligned
@@ -23,8 +24,6 @@ IF_ALIKE = "alike"  # first frames are aligned if their stamps agree; otherwise 
 RATE_TOLERANCE = 0.01  # [ours] relative: 29.97 and 30 are the same rate, 25 and 30 are not
 # [ours] Matroska and FLV round stamps to milliseconds, which changes the distance of two stamps by up to this much.
 ROUNDING_SECONDS = 0.001
-# [ours] relative: at rates this close, a frame stride spans nearly the same time, and few frames are stored twice.
-SPAN_TOLERANCE = 0.05
 MAX_GAP_SHARE = 0.25  # [ours] of a view's ticks
 MAX_GAP_SECONDS = 0.5  # [ours] a quarter of the 2 s that 16 frames of stride 4 span at 30 frames per second
 

@@ -17,6 +17,9 @@ MANIFEST = "manifest.parquet"
 # Without these a set cannot be used. Sets that lack newer ones are used without them.
 COLUMNS = ("take", "view", "record", "num_frames", "fps", "height", "width")
 COLUMNS += ("label", "subject", "setup", "camera", "performance", "listed_split", "checksum")
+# [ours] of `fps`, relative: at rates this close, a frame stride spans nearly the same time, and few frames are stored
+# twice when one is put on the clock of the other.
+SPAN_TOLERANCE = 0.05
 
 
 class Columns(Mapping[str, np.ndarray]):
