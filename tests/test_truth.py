@@ -505,15 +505,17 @@ def test_a_refused_truth_costs_no_decoding_again(videos, tmp_path, capsys):
 
 
 def test_a_bad_form_is_told_before_anything_is_decoded(videos, tmp_path, capsys):
-    source = give(tmp_path / "mocap", *motion_capture())
-    (source / truth.SKELETON).unlink()
     raw = tmp_path / "raw"
     shutil.copytree(videos, raw)
-    shutil.copytree(source, raw / "truth")  # is found without --truth, and not passed over although a file is missing
-    for option in ([f"--truth={source}"], ["--truth=nowhere"], []):
-        for dry in ([], ["--dry_run"]):
-            assert prepare_folder(raw, tmp_path / "prepared", *option, *dry) == ExitCode.REFUSED, option
-            assert "skeleton" in capsys.readouterr().err
+    for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS):
+        source = give(tmp_path / name, *motion_capture())
+        (source / name).unlink()
+        shutil.rmtree(raw / "truth", ignore_errors=True)
+        shutil.copytree(source, raw / "truth")  # is found without --truth, and not passed over
+        for option in ([f"--truth={source}"], ["--truth=nowhere"], []):
+            for dry in ([], ["--dry_run"]):
+                assert prepare_folder(raw, tmp_path / "prepared", *option, *dry) == ExitCode.REFUSED, option
+                assert re.search(f"lacks .*{name}.*: put it there, .*--truth=none", capsys.readouterr().err)
     assert not list((tmp_path / "prepared").glob("*.array_record-*"))
 
 

@@ -85,15 +85,19 @@ def _truth(options: argparse.Namespace) -> Path | None:
         return None
     folders = [Path(options.truth)] if options.truth else [path / truth.FOLDER for path in options.input]
     names = (truth.SKELETON, truth.JOINTS, truth.CAMERAS)
-    there = [folder for folder in folders if any((folder / name).is_file() for name in names)]
+    lacking = {folder: [name for name in names if not (folder / name).is_file()] for folder in folders}
+    there = [folder for folder, missing in lacking.items() if options.truth or len(missing) < len(names)]
     if len(there) > 1:
         found = " and ".join(map(str, there))
         raise PreparationError(f"{found} both hold 3D joints: choose one by --truth=DIR, or --truth=none")
-    if there:
-        return there[0]
-    if options.truth:
-        raise PreparationError(f"--truth={options.truth}: there is no {truth.SKELETON} in it; see docs/data_sets.md")
-    return None
+    if not there:
+        return None
+    if missing := ", ".join(lacking[there[0]]):
+        raise PreparationError(
+            f"{there[0]} lacks {missing}: put it there, as docs/data_sets.md shows, or prepare without 3D joints and "
+            "cameras: --truth=none"
+        )
+    return there[0]
 
 
 def _on_beam(beam_options: str) -> Callable[..., None]:
