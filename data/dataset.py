@@ -84,7 +84,7 @@ def split_of_run(prepared: takes.Prepared, data: config_dict.ConfigDict) -> np.n
     Raises:
       ValueError: the set has no such protocol or classes.
     """
-    used = prepared.of_protocol(data.protocol).of_classes(data.get("classes", ()))
+    used = (prepared.whole or prepared).of_protocol(data.protocol).of_classes(data.get("classes", ()))
     split = used.split_of(data.protocol).astype("U8")
     split[hold_out(prepared, split == "train", data.get("holdout_fraction", 0.0))[1]] = "held_out"
     return split

@@ -14,6 +14,7 @@ from console.errors import UserError
 from data import augment, pipeline
 from data.dataset import Dataset
 from data.labelled import LabelledDataset, choose_labels, split_rows
+from data.store import takes
 from mv2mae_jax.runs import run_record
 from tests import tiny
 
@@ -225,6 +226,7 @@ def test_views_to_test_on_that_a_run_has_trained_on_are_told(
     views, record = dataset.prepared.views, {"manifest_sha256": dataset.prepared.content_digest()}
     trained = config_dict.create(data={"protocol": protocol, "holdout_fraction": fraction, "frame_stride": 4})
     monkeypatch.setattr(run_record, "read_record", lambda path, step: (step, record, trained))
+    monkeypatch.delattr(takes, "open_prepared")  # the set is open
     run_record.compare_data("runs/a", 3, dataset)
     names = np.unique(views["take"]).tolist() if protocol == "all" else []
     if protocol == "xview":

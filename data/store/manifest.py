@@ -75,10 +75,10 @@ class Relabelled(Columns):
     def __init__(self, whole: Mapping[str, np.ndarray], labels: tuple[int, ...]):
         """`labels`: the old number of each new one; all others become -1."""
         super().__init__(whole)
-        self.whole, self._labels = whole, labels
+        self._whole, self._labels = whole, labels
 
     def _make(self, name: str) -> np.ndarray:
-        old = self.whole[name]
+        old = self._whole[name]
         if name != "label":
             return old
         place = np.searchsorted(self._labels, old).clip(max=len(self._labels) - 1)

@@ -62,6 +62,7 @@ class Prepared:
       subject_names: in the order of the subjects' numbers, where file names tell them.
       parts: of several sets that are used as one, (directory, first record) of each; see data/store/joined.py.
       some_classes: the records of the other classes, and those without a label, are not to be used.
+      whole: where only some of the classes are numbered, the set with all of them.
     """
 
     directory: str
@@ -77,6 +78,7 @@ class Prepared:
     subject_names: tuple[str, ...] = ()
     parts: tuple[tuple[str, int], ...] = ()
     some_classes: bool = False
+    whole: "Prepared | None" = None
 
     def in_memory(self, rows: np.ndarray, largest_gb: float, *, required: bool, also_pixels: bool) -> "Prepared":
         """The same set, but every frame of some rows is decoded once and kept in memory. Reads return the same values.
@@ -285,7 +287,8 @@ class Prepared:
 
     def _of_labels(self, labels: tuple[int, ...]) -> "Prepared":
         names = tuple(self.class_names[label] for label in labels)
-        return dataclasses.replace(self, class_names=names, views=Relabelled(self.views, labels))
+        views = Relabelled(self.views, labels)
+        return dataclasses.replace(self, class_names=names, views=views, whole=self.whole or self)
 
     def split_of(self, protocol: str) -> np.ndarray:
         """As `splits`. 'all' puts every record into 'train'; records of unused classes are in no split ('')."""
@@ -295,9 +298,7 @@ class Prepared:
     def splits(self, protocol: str) -> np.ndarray:
         """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""
         names = catalog.get(self.name)
-        views = self.views
-        while isinstance(views, Relabelled):
-            views = views.whole
+        views = (self.whole or self).views
         rows = map(_Row, *(views[column].tolist() for column in _Row._fields))
         return np.array([names.split(protocol, row) or "" for row in rows], dtype="U5")
 

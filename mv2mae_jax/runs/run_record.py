@@ -13,7 +13,6 @@ from console.errors import UserError
 from data.dataset import split_of_run
 from data.labelled import LabelledDataset
 from data.store import digests
-from data.store.joined import open_sets
 from mv2mae_jax.runs import metrics_file, side_files, starts_file, step_folders
 
 # [ours] Distances in time that differ by up to a quarter are alike: those at 24, 25 and 30 frames per second are.
@@ -62,10 +61,11 @@ def compare_data(init_from: str, step: int | None, dataset: LabelledDataset) -> 
             f"{init_from} was trained on a frame every {there[0]:.2g} s. Here data.frame_stride={spec.frame_stride} of "
             f"{rates[0]:.4g} frames per second takes one every {here[0]:.2g} s{advice}."
         )
+    digest = prepared.content_digest()
     for path, told, config in [(init_from, record, trained), *_origins(trained)]:
-        if told.get("manifest_sha256") != prepared.content_digest():
+        if told.get("manifest_sha256") != digest:
             continue
-        split = split_of_run(open_sets(prepared.directory), config.data)[dataset.test]
+        split = split_of_run(prepared, config.data)[dataset.test]
         if seen := np.sum(split == "train"):
             progress.say(
                 f"warning: {seen} of {len(split)} views to test on are among those that {path} has trained on (its "
