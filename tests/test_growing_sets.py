@@ -166,6 +166,22 @@ def test_other_footage_under_the_names_of_takes_is_not_added(raw, grown, tmp_pat
     assert "left out, as the set holds them: 7 takes" in told and len(contents(tmp_path / "set")) == 18
 
 
+def test_a_view_that_was_repaired_since_is_not_left_out_silently(tmp_path):
+    raw = write(tmp_path / "raw", {"walk/anna_t1": 0, "walk/anna_t2": 3})
+    damaged = [raw / "walk" / name for name in ("anna_t1_cam1.mp4", "anna_t2_cam1.mp4")]
+    whole = [path.read_bytes() for path in damaged]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:900])
+    assert len(run(raw, tmp_path / "set")["quarantined"]) == 4  # the other view is the only one of its take
+    write(raw, {"walk/dora_t1": 30})
+    damaged[1].write_bytes(whole[1])
+    reason = r"made 1 take of other files .*\(walk/anna/t2\), e\.g\. walk/anna_t2_cam1\.mp4 \(\d+ bytes, formerly 900\)"
+    with pytest.raises(PreparationError, match=reason):
+        run(raw, tmp_path / "set", add=True)
+    damaged[1].unlink()
+    assert run(raw, tmp_path / "set", add=True)["counts"]["takes"] == 1
+
+
 def test_a_set_of_an_older_version_grows(raw, tmp_path):
     run(raw / "first", tmp_path / "set", pattern="{label}/{take}_cam{view}")
     (tmp_path / "set" / "inputs.json").unlink()

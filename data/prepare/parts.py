@@ -147,7 +147,6 @@ def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
         )
     if not unfinished:
         _check_views(output_dir, plans, listing)
-        _check_files(output_dir, plans, listing)
     if going_on:
         return going_on[0].split, _restricted(listing, set(going_on[0].takes))
     if not new:
@@ -156,36 +155,28 @@ def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
 
 
 def _check_views(output_dir: Path, plans: Sequence[Part], listing: Listing) -> None:
-    """Refuses further views of takes that were prepared or set aside: neither stored nor quarantined before."""
-    known, aside = set(), set()
-    for part in plans:
-        for account in accounts(output_dir, part.split):
-            known |= {(row["take"], row["view"]) for row in account["records"]}
-            aside |= {(entry["take"], PurePath(entry["path"]).name) for entry in account["quarantined"]}
-    takes = {take for part in plans for take in part.takes}
-    more = [
-        video
-        for video in listing.videos
-        if video.take in takes
-        and (video.take, video.view) not in known
-        and (video.take, PurePath(video.path).name) not in aside
-    ]
-    if more:
-        raise PreparationError(
-            f"{output_dir} was prepared from take {more[0].take} without its view {more[0].view}, which cannot be "
-            f"added: the views of a take are prepared together. Prepare another set, or leave {more[0].path} out"
-        )
+    """Refuses further views of takes that were prepared or set aside, and other files of their views.
 
-
-def _check_files(output_dir: Path, plans: Sequence[Part], listing: Listing) -> None:
-    """Refuses takes that the set made of other files. Accounts of older versions do not say of which."""
-    files = {(video.take, video.view): video.path for video in listing.videos}
-    kept, frames_fps = {}, plans[0].settings.get("frames_fps") if plans else None
-    for part in plans:
-        for account in accounts(output_dir, part.split):
-            for row in account["records"]:
-                if (row["take"], row["view"]) in files and "path" in row:
-                    kept[files[row["take"], row["view"]]] = account["sources"][row["path"]]
+    Accounts of older versions do not say of which files.
+    """
+    sources: dict[tuple[str, str], Mapping | None] = {}
+    for account in (account for part in plans for account in accounts(output_dir, part.split)):
+        of_path = account.get("sources", {})
+        sources |= {(row["take"], row["view"]): of_path.get(row.get("path")) for row in account["records"]}
+        for entry in account["quarantined"]:  # which knows a view by the name of its file
+            sources[entry["take"], PurePath(entry["path"]).name] = of_path.get(entry["path"])
+    takes, kept = {take for part in plans for take in part.takes}, {}
+    for video in (video for video in listing.videos if video.take in takes):
+        key = video.take, video.view
+        key = key if key in sources else (video.take, PurePath(video.path).name)
+        if key not in sources:
+            raise PreparationError(
+                f"{output_dir} was prepared from take {video.take} without its view {video.view}, which cannot be "
+                f"added: the views of a take are prepared together. Prepare another set, or leave {video.path} out"
+            )
+        if sources[key] is not None:
+            kept[video.path] = sources[key]
+    frames_fps = plans[0].settings.get("frames_fps") if plans else None
     others = raw_files.changed(kept, listing.num_bytes, listing.files.root, frames_fps)
     if not others:
         return
