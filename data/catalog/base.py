@@ -86,6 +86,11 @@ def random_takes(row: Row) -> Split:
     return "test" if zlib.crc32(row.take.encode()) % 10 == 0 else "train"
 
 
+def by(field: str, is_test: Callable[[int], bool]) -> Callable[[Row], Split]:
+    """The protocol in which a field of a row, such as its subject, says whether it is for testing, else training."""
+    return lambda row: "test" if is_test(getattr(row, field)) else "train"
+
+
 class Catalog(abc.ABC):
     """The names, labels and official splits of one data set.
 

@@ -47,11 +47,6 @@ def is_test_person(person: int) -> bool:
     return person % 3 == 0
 
 
-def xsub(row: Row) -> Split:
-    """Cross-subject: 33 persons test, the other 67 train."""
-    return "test" if is_test_person(row.subject) else "train"
-
-
 def _across_ages(train_elderly: bool, test_elderly: bool) -> Callable[[Row], Split | None]:
     """Trains on the training persons of one age, tests on the test persons of one age; the others are in neither."""
 
@@ -88,7 +83,7 @@ class ETRI(Catalog):
     name = "etri"
     class_names = CLASS_NAMES
     protocols: ClassVar = {
-        "xsub": xsub,
+        "xsub": lambda row: "test" if is_test_person(row.subject) else "train",  # 33 persons test, the other 67 train
         "elderly": _across_ages(train_elderly=True, test_elderly=True),
         "adults": _across_ages(train_elderly=False, test_elderly=False),
         "elderly_to_adults": _across_ages(train_elderly=True, test_elderly=False),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Row, Split, Video, check_range, random_takes
+from data.catalog.base import CONTAINER, Catalog, Row, Split, Video, by, check_range, random_takes
 
 # Spelling of the authors' list (github.com/shahroudy/NTURGB-D).
 # fmt: off
@@ -97,7 +97,6 @@ NTU120_TRAIN_SUBJECTS = NTU60_TRAIN_SUBJECTS | {
     81, 82, 83, 84, 85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103,
 }
 # fmt: on
-TEST_CAMERA = 1  # cross-view of NTU-60: trained on cameras 2 and 3
 NUM_CAMERAS = 3
 NUM_PERFORMANCES = 2
 NTU60_CLASSES = range(60)  # labels of NTU-60, the first of NTU-120
@@ -139,24 +138,10 @@ def check_numbers(video: Video) -> None:
     check_range(video.path, "performances", video.performance, NUM_PERFORMANCES)
 
 
-def xsub60(row: Row) -> Split:
-    """Cross-subject of NTU-60: 20 performers train, the other 20 test."""
-    return "train" if row.subject in NTU60_TRAIN_SUBJECTS else "test"
-
-
-def xsub120(row: Row) -> Split:
-    """Cross-subject of NTU-120: 53 performers train, the other 53 test."""
-    return "train" if row.subject in NTU120_TRAIN_SUBJECTS else "test"
-
-
-def xview(row: Row) -> Split:
-    """Cross-view of NTU-60: cameras 2 and 3 train, camera 1 tests."""
-    return "test" if row.camera == TEST_CAMERA else "train"
-
-
-def xset(row: Row) -> Split:
-    """Cross-setup of NTU-120: setups of even number train, of odd number test."""
-    return "train" if row.setup % 2 == 0 else "test"
+# Cross-subject: of NTU-60, 20 performers train and the other 20 test; of NTU-120, 53 train and the other 53 test.
+_xsub60 = by("subject", lambda subject: subject not in NTU60_TRAIN_SUBJECTS)
+_xsub120 = by("subject", lambda subject: subject not in NTU120_TRAIN_SUBJECTS)
+xview = by("camera", lambda camera: camera == 1)  # cross-view of NTU-60: cameras 2 and 3 train, camera 1 tests
 
 
 def _of_ntu60(protocol: Callable[[Row], Split]) -> Callable[[Row], Split | None]:
@@ -231,7 +216,7 @@ class NTU60(NTU):
     name = "ntu60"
     class_names = CLASS_NAMES[:60]
     setups = range(1, 18)
-    protocols: ClassVar = {"xsub": xsub60, "xview": xview, "random": random_takes}
+    protocols: ClassVar = {"xsub": _xsub60, "xview": xview, "random": random_takes}
 
 
 class NTU120(NTU):
@@ -241,9 +226,9 @@ class NTU120(NTU):
     class_names = CLASS_NAMES
     setups = range(1, 33)
     protocols: ClassVar = {
-        "xsub": xsub120,
-        "xset": xset,
-        "ntu60_xsub": _of_ntu60(xsub60),
+        "xsub": _xsub120,
+        "xset": by("setup", lambda setup: setup % 2 == 1),  # setups of even number train, of odd number test
+        "ntu60_xsub": _of_ntu60(_xsub60),
         "ntu60_xview": _XVIEW_OF_NTU60,
         "xview": _XVIEW_OF_NTU60,  # NTU-120 has none of its own
         "one_shot": one_shot,

@@ -6,11 +6,10 @@ transfer data: every view is a clip of its own.
 """
 
 import re
-from collections.abc import Callable
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog.base import CONTAINER, Catalog, Count, Row, Split, Video, check_range, random_takes, train_and_test
+from data.catalog.base import CONTAINER, Catalog, Count, Video, by, check_range, random_takes, train_and_test
 
 # Code in the file names -> class. The codes are those of three public loaders; which name belongs to which code is
 # inferred from the order of the names there.
@@ -29,25 +28,12 @@ CLASS_OF_CODE = {
 CODES = tuple(CLASS_OF_CODE)
 NUM_VIEWS = 3
 NUM_SUBJECTS = 10
-TEST_SUBJECT = 10  # of xsub, as in DVANet's lists
 
 _NAME = re.compile(rf"(?:.*/)?a(\d{{2}})/v(\d{{2}})_s(\d{{2}})_e(\d{{2}}){CONTAINER}", re.ASCII | re.IGNORECASE)
 # Of the release as frames, a folder of images for each video.
 _OF_FRAMES = re.compile(
     rf"(?:.*/)?view_(\d{{1,2}})/a(\d{{2}})_s(\d{{2}})_e(\d{{2}}){CONTAINER}", re.ASCII | re.IGNORECASE
 )
-
-
-def _xview(test_view: int) -> Callable[[Row], Split]:
-    def split(row: Row) -> Split:
-        return "test" if row.camera == test_view else "train"
-
-    return split
-
-
-def xsub(row: Row) -> Split:
-    """Cross-subject, as in DVANet's lists: subject 10 tests."""
-    return "test" if row.subject == TEST_SUBJECT else "train"
 
 
 class NUCLA(Catalog):
@@ -60,10 +46,10 @@ class NUCLA(Catalog):
         "median of 18 frames"
     )
     protocols: ClassVar = {
-        "xview": _xview(test_view=3),  # the usual one; the first two digits of the others are the training views
-        "xview_132": _xview(test_view=2),
-        "xview_231": _xview(test_view=1),
-        "xsub": xsub,
+        "xview": by("camera", lambda view: view == 3),  # the usual one
+        "xview_132": by("camera", lambda view: view == 2),  # the first two digits are the training views
+        "xview_231": by("camera", lambda view: view == 1),
+        "xsub": by("subject", lambda subject: subject == 10),  # as in DVANet's lists
         "random": random_takes,
     }
     # DVANet's master list of the videos. Other lists count 1,482 videos (VPN) or 1,484 skeletons (CTR-GCN), and papers

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from console.errors import UserError
-from data.catalog import base
-from data.catalog.base import CONTAINER, Catalog, Count, Cut, Row, Split, Video, check_range, random_takes
+from data.catalog.base import CONTAINER, Catalog, Count, Cut, Video, by, check_range, random_takes, train_and_test
 
 # Spelling of the authors' Actions.xlsx.
 # fmt: off
@@ -39,10 +38,8 @@ PRESENT_LABELS = tuple(label for label in range(1, len(CLASS_NAMES) + 1) if labe
 NUM_SEQUENCES = 26
 NUM_SUBJECTS = 13
 VIEWS = ("L", "M", "R")  # cameras 1, 2, 3
-# Not in the official split lists, from which these facts were computed, as were the two splits.
+# Not in the official split lists, from which this was computed, as were the two splits.
 MISSING = frozenset(("A05N04-M", "A07N12-M", "A08N12-M", "A14N12-M", "A20N01-M"))
-TEST_SUBJECTS = frozenset((2, 3, 7))
-TEST_CAMERA = 1
 
 MAX_ROWS = 1000  # [ours] of a label file; the project page speaks of about 7 per video, phase 1 has about 20
 
@@ -53,16 +50,6 @@ _LABEL_FILE = re.compile(r"(?:.*/)?[^/]*label[^/]*/(?:.*/)?(A\d{2}N\d{2}-[LMR])\
 _ROW = re.compile(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*(?:,\s*([\d.]{0,9})\s*)?", re.ASCII)
 
 
-def xsub(row: Row) -> Split:
-    """Cross-subject: 3 of the 13 subjects test."""
-    return "test" if row.subject in TEST_SUBJECTS else "train"
-
-
-def xview(row: Row) -> Split:
-    """Cross-view: views M and R train, view L tests."""
-    return "test" if row.camera == TEST_CAMERA else "train"
-
-
 class PKUMMD(Catalog):
     """PKU-MMD phase 2: 1,009 untrimmed videos of 13 subjects from 3 views, with actions of 41 classes in them."""
 
@@ -71,11 +58,15 @@ class PKUMMD(Catalog):
         "the actions of PKU-MMD are cut from each view by a label file of its own, and nothing published says that "
         "these begin at the same instant"
     )
-    protocols: ClassVar = {"xsub": xsub, "xview": xview, "random": random_takes}
+    protocols: ClassVar = {
+        "xsub": by("subject", lambda subject: subject in (2, 3, 7)),  # of 13
+        "xview": by("camera", lambda camera: camera == 1),  # views M and R train, view L tests
+        "random": random_takes,
+    }
     published = (
         Count(protocol="all", split="all", videos=1_009),
-        *base.train_and_test("xsub", train=775, test=234),
-        *base.train_and_test("xview", train=671, test=338),
+        *train_and_test("xsub", train=775, test=234),
+        *train_and_test("xview", train=671, test=338),
     )
     remarks = (
         "counts are of untrimmed videos; how many labelled actions there are depends on the label files (a paper says "

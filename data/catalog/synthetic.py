@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from console.errors import UserError
 from data.catalog import ntu
-from data.catalog.base import Catalog, Row, Split, Video, check_range, random_takes
+from data.catalog.base import Catalog, Row, Split, Video, by, check_range, random_takes
 
 CLASS_NAMES = (  # label order: A001 is index 0
     "wave with the left hand",
@@ -26,16 +26,14 @@ CLASS_NAMES = (  # label order: A001 is index 0
 )
 
 
-def xsub(row: Row) -> Split:
-    """Cross-subject: subjects of odd number train, of even number test. [ours]: halves, as NTU's."""
-    return "train" if row.subject % 2 == 1 else "test"
+# Cross-subject: subjects of odd number train, of even number test. [ours]: halves, as NTU's.
+_xsub = by("subject", lambda subject: subject % 2 == 0)
 
 
 def xsub_xview(row: Row) -> Split:
     """Tests on other people, seen by a camera that training has not seen. [ours]"""
-    if row.camera == 1:
-        return "test" if xsub(row) == "test" else None
-    return xsub(row) if xsub(row) == "train" else None
+    split = _xsub(row)
+    return split if split == ntu.xview(row) else None
 
 
 class Synthetic(Catalog):
@@ -43,7 +41,7 @@ class Synthetic(Catalog):
 
     name = "synthetic"
     class_names = CLASS_NAMES
-    protocols: ClassVar = {"xsub": xsub, "xview": ntu.xview, "xsub_xview": xsub_xview, "random": random_takes}
+    protocols: ClassVar = {"xsub": _xsub, "xview": ntu.xview, "xsub_xview": xsub_xview, "random": random_takes}
 
     def parse(self, path: str) -> Video:
         video = ntu.parse_name(path)
