@@ -95,8 +95,8 @@ def cpu_seconds() -> float:
 def stages(dataset: Dataset) -> dict[str, float]:
     """Milliseconds of processor time per view-clip of each stage, one after the other in this thread."""
     prepared, spec = dataset.prepared, dataset.spec
-    draw = samples.DrawSample(dataset=dataset)
-    drawn = [draw.random_map(i % len(dataset.train.elements), np.random.default_rng(i)) for i in range(BATCH)]
+    num_elements = len(dataset.train.elements)
+    drawn = [samples.draw_sample(dataset, i % num_elements, np.random.default_rng(i)) for i in range(BATCH)]
     indices = [samples._frame_indices(prepared, spec, one["video"]) for one in drawn]
     wanted = [
         (int(prepared.views["record"][row]), frames)

@@ -29,28 +29,17 @@ Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 GRACE_SECONDS = 10  # [ours] that a reading process continues after SIGTERM or SIGHUP
 
 
-def train_batches(
-    dataset: Dataset,
-    *,
-    seed: int,
-    start_step: int,
-    global_batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_workers: int = 0,
-) -> Iterator[Batch]:
+def train_batches(dataset: Dataset, *, seed: int, start_step: int, **stream: Any) -> Iterator[Batch]:
     """Endless training batches from `start_step` on: this process's rows of each global batch.
 
     One epoch is one pass over the (take, target view) elements in a fresh order; the source views are drawn.
 
     Args:
-      dataset: the opened data set; its `train` elements are read.
       seed: decides order, source views, start frames and crops.
       start_step: the step whose batch comes first.
       global_batch_size: samples per step over all processes; divisible by process_count * repeats.
-      process_index: which share of each batch.
-      process_count: how many shares.
-      num_workers: processes that read and decode; 0 decodes in threads of this process.
+      process_index, process_count: which share of each batch, of how many (0, 1).
+      num_workers: processes that read and decode; 0, the default, decodes in threads of this process.
 
     Yields:
       `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
@@ -59,22 +48,12 @@ def train_batches(
       `video` and `motion`: the records from which mv2mae_jax/models/stored_frames.py makes the clips, by their names
       (see `samples.read_batch`). This holds for all clips below.
     """
-    draw = samples.DrawSample(dataset=dataset)
-    return _training_stream(
-        draw,
-        functools.partial(samples.read_training_batch, draw),
-        len(dataset.train.elements),
-        repeats=dataset.spec.repeats,
-        seed=seed,
-        start_step=start_step,
-        global_batch_size=global_batch_size,
-        process_index=process_index,
-        process_count=process_count,
-        num_workers=num_workers,
-    )
+    elements = _shuffled(len(dataset.train.elements), seed).random_map(functools.partial(samples.draw_sample, dataset))
+    make_batch = functools.partial(samples.read_training_batch, dataset)
+    return _stream(elements, make_batch, start_step=start_step, repeats=dataset.spec.repeats, **stream)
 
 
-def labelled_batches(dataset: LabelledDataset, **stream: Any) -> Iterator[Batch]:
+def labelled_batches(dataset: LabelledDataset, *, seed: int, start_step: int, **stream: Any) -> Iterator[Batch]:
     """Endless batches of labelled views from `start_step` on; further arguments as in `train_batches`.
 
     One epoch is one pass over the training rows in a fresh order; start frames, crops and augmentations are drawn.
@@ -82,40 +61,12 @@ def labelled_batches(dataset: LabelledDataset, **stream: Any) -> Iterator[Batch]
     Yields:
       `video` uint8[B, T, H, W, 3]; `label` int32[B]; `row` int32[B], of the manifest; `damaged` as in `train_batches`.
     """
-    draw, repeats = samples.ReadLabelledSample(dataset=dataset), dataset.spec.repeats
-    return _training_stream(draw, _join_repeats, len(dataset.train), repeats=repeats, **stream)
+    elements = _shuffled(len(dataset.train), seed).random_map(functools.partial(samples.read_labelled_sample, dataset))
+    return _stream(elements, _join_repeats, start_step=start_step, repeats=dataset.spec.repeats, **stream)
 
 
-def _training_stream(
-    draw: grain.transforms.RandomMap,
-    make_batch: Callable[..., Batch],
-    num_elements: int,
-    *,
-    repeats: int,
-    seed: int,
-    start_step: int,
-    global_batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_workers: int = 0,
-) -> Iterator[Batch]:
-    rows = _rows_of_process(global_batch_size, process_count, repeats)
-    elements_per_step = global_batch_size // repeats
-    elements = grain.MapDataset.range(num_elements).seed(seed).shuffle().repeat().random_map(draw)
-    own = _ProcessRows(elements, start_step, elements_per_step, process_index * rows, rows)
-    memory = buffers.Buffers()
-    batches = own.batch(rows, batch_fn=functools.partial(make_batch, empty=memory.empty))
-    return _read(_prefetch(batches, memory, num_workers))
-
-
-def _rows_of_process(global_batch_size: int, process_count: int, repeats: int = 1) -> int:
-    """How many elements of a batch a process reads."""
-    if global_batch_size % (process_count * repeats):
-        raise UserError(
-            f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es)"
-            + (f" * data.repeats = {repeats}." if repeats > 1 else ".")
-        )
-    return global_batch_size // (process_count * repeats)
+def _shuffled(num_elements: int, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(num_elements).seed(seed).shuffle().repeat()
 
 
 def eval_batches(
@@ -125,13 +76,12 @@ def eval_batches(
     global_batch_size: int,
     max_takes: int | None = None,
     clips_per_element: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    **stream: Any,
 ) -> Iterator[Batch]:
     """One pass over the held-out takes (the training takes if none is held out), with the same clips every time.
 
     Every element comes `clips_per_element` times with different start frames; crops are central. If there are more
-    takes than `max_takes`, that many are drawn at random, the same ones every time.
+    takes than `max_takes`, that many are drawn at random, the same ones every time. `stream` is as in `train_batches`.
 
     Besides the keys of `train_batches` a batch holds sources from other takes, seen by the same camera as the source:
       `other_subject` and `other_action` uint8[B, S, T, H, W, 3]: another subject in the same room, and the same subject
@@ -147,19 +97,12 @@ def eval_batches(
         _, first = np.unique(elements[:, 0], return_index=True)
         elements = elements[np.isin(elements[:, 0], elements[np.sort(first)[:max_takes], 0])]
     elements = np.tile(elements, (clips_per_element, 1))
-    draw = samples.DrawEvalSample(
-        dataset=dataset,
-        take_views=take_views,
-        elements=elements,
-        others=samples.OtherTakes.find(dataset.prepared.views, take_views),
-    )
+    others = samples.other_takes(dataset.prepared.views, take_views)
+    draw = functools.partial(samples.draw_eval_sample, dataset, take_views, elements, others)
     num_batches = -(-len(elements) // global_batch_size)
-    rows = _rows_of_process(global_batch_size, process_count)
     padded = grain.MapDataset.range(num_batches * global_batch_size).seed(seed).random_map(draw)
-    own = _ProcessRows(padded, 0, global_batch_size, process_index * rows, rows)
-    memory = buffers.Buffers()
-    batches = own.batch(rows, batch_fn=functools.partial(samples.read_batch, dataset, empty=memory.empty))
-    return Pass(_read(_prefetch(batches, memory, num_workers=0)), num_batches)
+    make_batch = functools.partial(samples.read_batch, dataset)
+    return Pass(_stream(padded, make_batch, global_batch_size=global_batch_size, **stream), num_batches)
 
 
 def read_clip(
@@ -209,22 +152,19 @@ def clip_batches(
     global_batch_size: int,
     clips_per_view: int = 1,
     crops_per_clip: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_workers: int = 0,
+    **stream: Any,
 ) -> Iterator[Batch]:
     """One pass over `rows` without augmentation: every clip of every view in every crop, the same each time.
 
     The samples of a view are neighbours, and the crops of a clip are within them.
 
     Args:
-      prepared: the data set.
       spec: `num_frames`, `frame_stride` and `crop_size` are used.
       rows: int[...], manifest rows, in the order wanted.
       global_batch_size: samples per batch over all processes; divisible by process_count.
       clips_per_view: temporal clips, evenly from the first to the last possible start; 1 is the middle.
       crops_per_clip: 1 is the centre; 3 are the start, the middle and the end of the longer side.
-      process_index, process_count, num_workers: as in `train_batches`.
+      **stream: `process_index`, `process_count` and `num_workers` as in `train_batches`.
 
     Yields:
       `video` uint8[B, T, H, W, 3]; `label` int32[B], -1 where unknown; `row` int32[B]; `valid` bool[B], False for
@@ -233,20 +173,12 @@ def clip_batches(
     Raises:
       ValueError: an uneven share, no clips, or another number of crops than 1 or 3.
     """
-    own, memory = _rows_of_process(global_batch_size, process_count), buffers.Buffers()
-    read = samples.ReadClips(
-        prepared=prepared,
-        spec=spec,
-        rows=np.asarray(rows),
-        positions=clips.spread_positions(clips_per_view),
-        crops=clips.spread_crops(crops_per_clip),
-        own=own,
-        empty=memory.empty,
-    )
-    num_batches = -(-read.num_samples // global_batch_size)
-    starts = [step * global_batch_size + process_index * own for step in range(num_batches)]
-    batches = grain.MapDataset.source(starts).map(read)
-    return Pass(_read(_prefetch(batches, memory, num_workers)), num_batches)
+    positions, crops = clips.spread_positions(clips_per_view), clips.spread_crops(crops_per_clip)
+    make_batch = functools.partial(samples.read_plain_batch, prepared, spec, np.asarray(rows), positions, crops)
+    num_samples = len(rows) * len(positions) * len(crops)
+    num_batches = -(-num_samples // global_batch_size)
+    numbers = grain.MapDataset.range(num_batches * global_batch_size)
+    return Pass(_stream(numbers, make_batch, global_batch_size=global_batch_size, **stream), num_batches)
 
 
 class Pass(Iterator[Batch]):
@@ -262,6 +194,30 @@ class Pass(Iterator[Batch]):
 
     def __length_hint__(self) -> int:
         return self._left
+
+
+def _stream(
+    elements: grain.MapDataset,
+    make_batch: Callable[..., Batch],
+    *,
+    global_batch_size: int,
+    repeats: int = 1,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Batches that `make_batch` makes of this process's elements, each of which becomes `repeats` samples."""
+    if global_batch_size % (process_count * repeats):
+        raise UserError(
+            f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es)"
+            + (f" * data.repeats = {repeats}." if repeats > 1 else ".")
+        )
+    per_step, memory = global_batch_size // repeats, buffers.Buffers()
+    rows = per_step // process_count
+    own = _ProcessRows(elements, start_step, per_step, process_index * rows, rows)
+    batches = own.batch(rows, batch_fn=functools.partial(make_batch, empty=memory.empty))
+    return _read(_prefetch(batches, memory, num_workers))
 
 
 def _read(stream: grain.IterDataset) -> Iterator[Batch]:

@@ -3,14 +3,13 @@
 All random draws come from the generator that is passed in; `data.pipeline` decides which element gets which generator.
 """
 
-import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
-import grain
 import numpy as np
 
 from data import augment, clips
@@ -36,33 +35,20 @@ class Views:
     crops: list[list[clips.CropDraw]]  # R lists of V crops
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DrawSample(grain.transforms.RandomMap):
-    """Element index -> `repeats` crops of one clip of one target view and its source views.
+def draw_sample(dataset: Dataset, element: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Of an element of `dataset.train`: `repeats` crops of one clip of its target view and of source views.
 
     For `read_training_batch`; `replacement` is the seed of the next draw if this one cannot be read.
     """
-
-    dataset: Dataset
-
-    def random_map(self, element: int, rng: np.random.Generator) -> dict[str, Any]:
-        spec, take_views = self.dataset.spec, self.dataset.train
-        take, target = (int(i) for i in take_views.elements[element])
-        view = _draw_views(rng, take_views, take, target, spec)
-        position = rng.random()
-        crops = [self._draw_crops(rng, len(view)) for _ in range(spec.repeats)]
-        video = Views(rows=take_views.rows[take, view], position=position, crops=crops)
-        facts = _facts(self.dataset, take_views, take, view)
-        return {"video": video, **facts, "replacement": int(rng.integers(2**63))}
-
-    def redraw(self, seed: int) -> dict[str, Any]:
-        """A sample of any element."""
-        rng = np.random.default_rng(seed)
-        return self.random_map(int(rng.integers(len(self.dataset.train.elements))), rng)
-
-    def _draw_crops(self, rng: np.random.Generator, num_views: int) -> list[clips.CropDraw]:
-        draws = [clips.draw_crop(rng, self.dataset.spec.crop_scales) for _ in range(num_views)]
-        return draws[:1] * num_views if self.dataset.spec.same_crop_in_views else draws
+    spec, take_views = dataset.spec, dataset.train
+    take, target = (int(i) for i in take_views.elements[element])
+    view = _draw_views(rng, take_views, take, target, spec)
+    position, crops = rng.random(), []
+    for _ in range(spec.repeats):
+        draws = [clips.draw_crop(rng, spec.crop_scales) for _ in view]
+        crops.append(draws[:1] * len(view) if spec.same_crop_in_views else draws)
+    video = Views(rows=take_views.rows[take, view], position=position, crops=crops)
+    return {"video": video, **_facts(dataset, take_views, take, view), "replacement": int(rng.integers(2**63))}
 
 
 def _draw_views(
@@ -78,7 +64,7 @@ def _facts(dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.nd
     return {"take": np.int32(take), "view": view.astype(np.int32), "label": np.int32(label)}
 
 
-def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
+def read_training_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
     """As `read_batch`, but a sample with a damaged record is replaced by another sample.
 
     The result depends only on the draws and on which records are damaged, so a repeated step gets the same batch.
@@ -90,11 +76,11 @@ def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]], empty
       DamagedRecord: a sample and MOST_REPLACEMENTS others in its place cannot be read.
     """
     drawn, damaged, tried = list(drawn), np.full(len(drawn), -1, np.int32), np.zeros(len(drawn), int)
-    records = draw.dataset.prepared.views["record"]
+    records = dataset.prepared.views["record"]
     while True:
         try:
             plain = [{key: value for key, value in sample.items() if key != "replacement"} for sample in drawn]
-            batch = read_batch(draw.dataset, plain, empty)
+            batch = read_batch(dataset, plain, empty)
             break
         except takes.DamagedRecord as error:
             hit = next(i for i, sample in enumerate(drawn) if error.record in records[sample["video"].rows])
@@ -102,8 +88,9 @@ def read_training_batch(draw: DrawSample, drawn: Sequence[dict[str, Any]], empty
                 raise
             tried[hit] += 1
             damaged[hit] = error.record if damaged[hit] == -1 else damaged[hit]
-            drawn[hit] = draw.redraw(drawn[hit]["replacement"])
-    return batch | {"damaged": damaged.repeat(draw.dataset.spec.repeats)}
+            rng = np.random.default_rng(drawn[hit]["replacement"])
+            drawn[hit] = draw_sample(dataset, int(rng.integers(len(dataset.train.elements))), rng)
+    return batch | {"damaged": damaged.repeat(dataset.spec.repeats)}
 
 
 def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
@@ -143,8 +130,6 @@ def read_clips(
     """The clips of E samples, whose frames are stored as JPEG files.
 
     Args:
-      prepared, spec: the set to read from, and what a clip is.
-      samples: what was drawn.
       empty: makes the large arrays.
       motion: float32[E * R, V, N], if wanted: receives the motion energies.
 
@@ -240,88 +225,70 @@ def crop_frames(frames: Iterable[np.ndarray], boxes: Sequence[tuple[int, int, in
                 cv2.resize(frame[box], (crop_width, crop_height), dst=video[index], interpolation=interpolation)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReadLabelledSample(grain.transforms.RandomMap):
-    """Element index -> `repeats` augmented crops of one clip of one labelled view."""
+def read_labelled_sample(dataset: LabelledDataset, element: int, rng: np.random.Generator) -> Sample:
+    """Of an element of `dataset.train`: `repeats` augmented crops of one clip.
 
-    dataset: LabelledDataset
+    If the record is damaged, those of another element, drawn from `rng`; see `read_training_batch`.
+    """
+    damaged = -1
+    for number in range(MOST_REPLACEMENTS + 1):
+        try:
+            sample = _read_labelled(dataset, element, rng)
+            break
+        except takes.DamagedRecord as error:
+            if number == MOST_REPLACEMENTS:
+                raise
+            damaged = error.record if damaged == -1 else damaged
+            element = int(rng.integers(len(dataset.train)))
+    return sample | {"damaged": np.full(dataset.spec.repeats, damaged, np.int32)}
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Sample:
-        """If the record is damaged, a sample of another element, drawn from `rng`; see `read_training_batch`."""
-        damaged = -1
-        for number in range(MOST_REPLACEMENTS + 1):
-            try:
-                sample = self._read(element, rng)
-                break
-            except takes.DamagedRecord as error:
-                if number == MOST_REPLACEMENTS:
-                    raise
-                damaged = error.record if damaged == -1 else damaged
-                element = int(rng.integers(len(self.dataset.train)))
-        return sample | {"damaged": np.full(self.dataset.spec.repeats, damaged, np.int32)}
 
-    def _read(self, element: int, rng: np.random.Generator) -> Sample:
-        spec, prepared = self.dataset.spec, self.dataset.prepared
-        row = self.dataset.train[element]
-        indices = _frame_indices(prepared, spec, Views(rows=np.array([row]), position=rng.random(), crops=[]))
-        frames = prepared.read(int(prepared.views["record"][row]), indices)  # augmentations need pixels
-        return {
-            "video": np.stack([self._augmented(frames, rng) for _ in range(spec.repeats)]),  # (repeats, T, H, W, 3)
-            "label": np.full(spec.repeats, prepared.views["label"][row], np.int32),
-            "row": np.full(spec.repeats, row, np.int32),
-        }
+def _read_labelled(dataset: LabelledDataset, element: int, rng: np.random.Generator) -> Sample:
+    spec, prepared, augmentation, row = dataset.spec, dataset.prepared, dataset.augmentation, dataset.train[element]
+    indices = _frame_indices(prepared, spec, Views(rows=np.array([row]), position=rng.random(), crops=[]))
+    frames = prepared.read(int(prepared.views["record"][row]), indices)  # augmentations need pixels
 
-    def _augmented(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        spec, augmentation = self.dataset.spec, self.dataset.augmentation
-        frames = augment.rand_augment(frames, augmentation, rng)
-        clip = crop_clip(frames, clips.draw_crop(rng, spec.crop_scales), spec.crop_size)
+    def augmented() -> np.ndarray:
+        clip = augment.rand_augment(frames, augmentation, rng)
+        clip = crop_clip(clip, clips.draw_crop(rng, spec.crop_scales), spec.crop_size)
         clip = augment.random_flip(clip, augmentation.flip, rng)
         return augment.random_erasing(clip, augmentation.random_erasing, rng)
 
+    return {
+        "video": np.stack([augmented() for _ in range(spec.repeats)]),  # (repeats, T, H, W, 3)
+        "label": np.full(spec.repeats, prepared.views["label"][row], np.int32),
+        "row": np.full(spec.repeats, row, np.int32),
+    }
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReadClips(grain.transforms.Map):
-    """Number of a sample -> the batch of `own` samples from there on; a clip is decoded once for all its crops.
 
-    Samples are numbered (row, clip, crop), the last fastest. Numbers after the end start over and are not valid.
+def read_plain_batch(
+    prepared: takes.Prepared,
+    spec: clips.ClipSpec,
+    rows: np.ndarray,
+    positions: Sequence[float],
+    crops: Sequence[clips.CropDraw],
+    numbers: Sequence[int],
+    empty: Empty = np.empty,
+) -> Sample:
+    """Samples by their numbers: (row, clip, crop), the last fastest. A clip is decoded once for all its crops.
+
+    Numbers after the end start over and are not valid.
     """
-
-    prepared: takes.Prepared
-    spec: clips.ClipSpec
-    rows: np.ndarray
-    positions: list[float]
-    crops: list[clips.CropDraw]
-    own: int
-    empty: Empty = np.empty
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.rows) * len(self.positions) * len(self.crops)
-
-    def map(self, first: int) -> Sample:
-        numbers = np.arange(first, first + self.own)
-        shape = (len(self.rows), len(self.positions), len(self.crops))
-        view, clip, crop = np.unravel_index(numbers % self.num_samples, shape)
-        rows = self.rows[view]
-        same_clip = itertools.groupby(range(self.own), key=lambda sample: (view[sample], clip[sample]))
-        wanted = [
-            Views(
-                rows=self.rows[[i]], position=self.positions[j], crops=[[self.crops[crop[sample]]] for sample in group]
-            )
-            for (i, j), group in same_clip
-        ]
-        return {
-            **self._clips(wanted),
-            "label": self.prepared.views["label"][rows].astype(np.int32),
-            "row": rows.astype(np.int32),
-            "valid": numbers < self.num_samples,
-        }
-
-    def _clips(self, wanted: Sequence[Views]) -> Sample:
-        """As `read_batch`, of one view each, without its axis; clips may have different numbers of crops."""
-        if self.prepared.codec == "dct":
-            return {"stored": {"video": _single_views(self.prepared, self.spec, wanted, self.empty)}}
-        return {"video": read_clips(self.prepared, self.spec, wanted, self.empty)[:, 0]}  # (B, T, H, W, 3)
+    shape = (len(rows), len(positions), len(crops))
+    numbers, num_samples = np.asarray(numbers), math.prod(shape)
+    view, clip, crop = np.unravel_index(numbers % num_samples, shape)
+    same_clip = itertools.groupby(range(len(numbers)), key=lambda sample: (view[sample], clip[sample]))
+    wanted = [
+        Views(rows=rows[[i]], position=positions[j], crops=[[crops[crop[sample]]] for sample in group])
+        for (i, j), group in same_clip
+    ]
+    if prepared.codec == "dct":
+        batch = {"stored": {"video": _single_views(prepared, spec, wanted, empty)}}
+    else:
+        batch = {"video": read_clips(prepared, spec, wanted, empty)[:, 0]}  # (B, T, H, W, 3)
+    rows = rows[view]
+    batch |= {"label": prepared.views["label"][rows].astype(np.int32), "row": rows.astype(np.int32)}
+    return batch | {"valid": numbers < num_samples}
 
 
 def _single_views(
@@ -340,65 +307,63 @@ def _single_views(
     }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OtherTakes:
-    """For each take, the takes that may replace its source view in the cross-view evaluation."""
+def other_takes(views: Mapping[str, np.ndarray], take_views: clips.TakeViews) -> dict[str, dict[int, np.ndarray]]:
+    """For each take, the takes that may replace its source view in the cross-view evaluation.
 
-    subject: dict[int, np.ndarray]  # take -> takes of other subjects in the same setup
-    action: dict[int, np.ndarray]  # take -> takes of the same subject in the same setup with another label, both known
+    Takes of the same performance (facing direction) are preferred. A set without setups counts as one room. If subjects
+    are unknown, any other take counts as another subject's. If subjects or labels are unknown, no take counts as
+    another action of the same subject.
 
-    @classmethod
-    def find(cls, views: dict[str, np.ndarray], take_views: clips.TakeViews) -> "OtherTakes":
-        """Looks for partners among the given takes, preferring those of the same performance (facing direction).
-
-        A set without setups counts as one room. If subjects are unknown, any other take counts as another subject's. If
-        subjects or labels are unknown, no take counts as another action of the same subject.
-        """
-        first_row = take_views.rows.max(axis=1)  # any view, because these columns are the same for all views of a take
-        facts = {key: views[key][first_row] for key in ("setup", "subject", "label", "performance")}
-        rooms = collections.defaultdict(list)
-        for take, setup in enumerate(facts["setup"].tolist()):
-            rooms[setup].append(take)
-        found: dict[str, dict[int, np.ndarray]] = {"subject": {}, "action": {}}
-        for members in (np.array(room) for room in rooms.values()):
-            subject, label, performance = (facts[key][members] for key in ("subject", "label", "performance"))
-            for i, take in enumerate(members):
-                known_subject, known_label = subject[i] >= 0, label[i] >= 0
-                another_action = (label != label[i]) & (label >= 0) & known_label
-                partners = {
-                    "subject": subject != subject[i] if known_subject else members != take,
-                    "action": (subject == subject[i]) & known_subject & another_action,
-                }
-                for kind, matches in partners.items():
-                    facing_alike = matches & (performance == performance[i])
-                    found[kind][int(take)] = members[facing_alike if facing_alike.any() else matches]
-        return cls(**found)
+    Returns:
+      `other_subject`: take -> takes of other subjects in the same setup; `other_action`: take -> takes of the same
+      subject in the same setup with another label, both known.
+    """
+    first_row = take_views.rows.max(axis=1)  # any view, because these columns are the same for all views of a take
+    facts = {key: views[key][first_row] for key in ("setup", "subject", "label", "performance")}
+    found: dict[str, dict[int, np.ndarray]] = {"other_subject": {}, "other_action": {}}
+    for setup in np.unique(facts["setup"]):
+        members = np.flatnonzero(facts["setup"] == setup)
+        subject, label, performance = (facts[key][members] for key in ("subject", "label", "performance"))
+        for i, take in enumerate(members):
+            known_subject, known_label = subject[i] >= 0, label[i] >= 0
+            another_action = (label != label[i]) & (label >= 0) & known_label
+            partners = {
+                "other_subject": subject != subject[i] if known_subject else members != take,
+                "other_action": (subject == subject[i]) & known_subject & another_action,
+            }
+            for kind, matches in partners.items():
+                facing_alike = matches & (performance == performance[i])
+                found[kind][int(take)] = members[facing_alike if facing_alike.any() else matches]
+    return found
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DrawEvalSample(grain.transforms.RandomMap):
-    """Row number -> centre crops of a target view, its source views, and sources from other takes, for `read_batch`."""
+def draw_eval_sample(
+    dataset: Dataset,
+    take_views: clips.TakeViews,
+    elements: np.ndarray,
+    others: Mapping[str, Mapping[int, np.ndarray]],
+    row: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Centre crops of a target view, its source views, and sources from other takes, for `read_batch`.
 
-    dataset: Dataset
-    take_views: clips.TakeViews
-    elements: np.ndarray  # int[num_elements, 2], (take, target view) in order of evaluation; further rows start over
-    others: OtherTakes
+    Args:
+      elements: int[num_elements, 2], (take, target view) of `take_views` in order of evaluation.
+      others: as of `other_takes`.
+      row: number of the element; numbers after the end start over and are not valid.
+    """
+    spec = dataset.spec
+    take, target = (int(i) for i in elements[row % len(elements)])
+    view = _draw_views(rng, take_views, take, target, spec)
 
-    def random_map(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
-        spec, take_views = self.dataset.spec, self.take_views
-        take, target = (int(i) for i in self.elements[row % len(self.elements)])
-        view = _draw_views(rng, take_views, take, target, spec)
+    def central(take: int, view: np.ndarray) -> Views:
+        crops = [[clips.CropDraw()] * len(view)]
+        return Views(rows=take_views.rows[take, view], position=rng.random(), crops=crops)
 
-        def central(take: int, view: np.ndarray) -> Views:
-            crops = [[clips.CropDraw()] * len(view)]
-            return Views(rows=take_views.rows[take, view], position=rng.random(), crops=crops)
-
-        sample = {"video": central(take, view), **_facts(self.dataset, take_views, take, view)}
-        sample["valid"] = np.bool_(row < len(self.elements))
-        if spec.num_source_views == 0:
-            return sample
-        for name, partners in (("other_subject", self.others.subject), ("other_action", self.others.action)):
-            usable = [other for other in partners[take].tolist() if (take_views.rows[other, view[1:]] >= 0).all()]
-            sample[name] = central(int(rng.choice(usable)) if usable else take, view[1:])
-            sample[f"has_{name}"] = np.bool_(bool(usable))
-        return sample
+    sample = {"video": central(take, view), **_facts(dataset, take_views, take, view)}
+    sample["valid"] = np.bool_(row < len(elements))
+    for name, partners in others.items() if spec.num_source_views else ():
+        usable = [other for other in partners[take].tolist() if (take_views.rows[other, view[1:]] >= 0).all()]
+        sample[name] = central(int(rng.choice(usable)) if usable else take, view[1:])
+        sample[f"has_{name}"] = np.bool_(bool(usable))
+    return sample

@@ -167,8 +167,7 @@ def test_batches_that_are_dropped_cost_no_new_memory(dataset, num_workers):
 
 def test_a_sample_that_cannot_be_read_loses_no_memory(synthetic_set, monkeypatch):
     dataset, memory = make_dataset(synthetic_set), buffers.Buffers()
-    draw = samples.DrawSample(dataset=dataset)
-    drawn = [draw.random_map(element, np.random.default_rng(0)) for element in range(16)]
+    drawn = [samples.draw_sample(dataset, element, np.random.default_rng(0)) for element in range(16)]
     first = {int(dataset.prepared.views["record"][row]) for row in drawn[-1]["video"].rows}
     read = takes.Prepared.read_frames
 
@@ -179,7 +178,7 @@ def test_a_sample_that_cannot_be_read_loses_no_memory(synthetic_set, monkeypatch
 
     monkeypatch.setattr(takes.Prepared, "read_frames", damaged)
     for _ in range(5):
-        batch = samples.read_training_batch(draw, drawn, memory.empty)
+        batch = samples.read_training_batch(dataset, drawn, memory.empty)
         assert (batch["damaged"] >= 0).any()
         del batch
     gc.collect()

@@ -215,9 +215,9 @@ def test_when_nothing_can_be_read_the_reader_gives_up(synthetic_set, monkeypatch
 
     dataset = open_dataset(synthetic_set)
     monkeypatch.setattr(dataset.prepared.stored, "read", read)
-    draw = samples.DrawSample(dataset=dataset)
+    drawn = samples.draw_sample(dataset, 5, np.random.default_rng(0))
     with pytest.raises(takes.DamagedRecord, match=r"take .*, view .* is damaged \(.*Input/output error"):
-        samples.read_training_batch(draw, [draw.random_map(5, np.random.default_rng(0))])
+        samples.read_training_batch(dataset, [drawn])
     reads = 1 + len(takes.RETRY_AFTER_SECONDS)
     assert len(asked) == reads * (1 + samples.MOST_REPLACEMENTS) and len(set(asked)) > 5
 

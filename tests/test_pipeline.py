@@ -141,9 +141,9 @@ def test_decoding_no_more_than_the_crops_changes_no_pixel(request, codec):
     """Frames have 40x53 pixels, crops 26 or more. With repeats, the decoded window holds all crops."""
     directory = request.getfixturevalue({"jpeg": "synthetic_set", "dct": "synthetic_set_dct"}[codec])
     dataset = make_dataset(directory, repeats=2, same_crop_in_views=False)
-    prepared, spec, draw = dataset.prepared, dataset.spec, samples.DrawSample(dataset=dataset)
+    prepared, spec = dataset.prepared, dataset.spec
     for seed in range(5):
-        views = draw.random_map(seed, np.random.default_rng(seed))["video"]
+        views = samples.draw_sample(dataset, seed, np.random.default_rng(seed))["video"]
         indices = samples._frame_indices(prepared, spec, views)
         for v, (row, boxes) in enumerate(zip(views.rows, samples._boxes(prepared, spec, views), strict=True)):
             whole = prepared.read(int(row), indices)
@@ -183,8 +183,7 @@ def test_repeats_are_crops_of_one_clip(synthetic_set):
 @pytest.mark.parametrize("same", [True, False])
 def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same):
     dataset = make_dataset(synthetic_set, same_crop_in_views=same)
-    draw = samples.DrawSample(dataset=dataset)
-    drawn = [draw.random_map(element, np.random.default_rng(element))["video"].crops for element in range(10)]
+    drawn = [samples.draw_sample(dataset, i, np.random.default_rng(i))["video"].crops for i in range(10)]
     assert all((first == second) == same for ((first, second),) in drawn)
 
 
@@ -256,18 +255,19 @@ def test_evaluation_is_the_same_every_time_and_for_every_number_of_processes(dat
 def test_stand_in_takes_share_the_room_and_differ_in_subject_or_action(synthetic_set):
     dataset = make_dataset(synthetic_set, holdout_fraction=0.9)
     takes, views = dataset.held_out, dataset.prepared.views
-    others = samples.OtherTakes.find(views, takes)
+    others = samples.other_takes(views, takes)
+    subject, action = others["other_subject"], others["other_action"]
     facts = {key: views[key][takes.rows.max(axis=1)] for key in ("setup", "subject", "label", "performance")}
-    assert any(len(found) for found in others.subject.values()) and any(len(f) for f in others.action.values())
+    assert any(len(found) for found in subject.values()) and any(len(f) for f in action.values())
     for take in range(len(takes.take_names)):
-        for other in others.subject[take]:
+        for other in subject[take]:
             assert facts["setup"][other] == facts["setup"][take]
             assert facts["subject"][other] != facts["subject"][take]
-        for other in others.action[take]:
+        for other in action[take]:
             assert facts["setup"][other] == facts["setup"][take] and other != take
             assert facts["subject"][other] == facts["subject"][take]
             assert facts["label"][other] != facts["label"][take]
-        for found in (others.subject[take], others.action[take]):
+        for found in (subject[take], action[take]):
             alike = facts["performance"][found] == facts["performance"][take]
             assert alike.all() or not alike.any(), "takes that face the same camera are preferred"
 
@@ -280,10 +280,10 @@ def test_takes_without_labels_have_no_other_action(synthetic_set, unlabelled):
     unknown = np.ones(len(takes.take_names), bool) if unlabelled == "all" else np.arange(len(takes.take_names)) % 2 == 0
     label = views["label"].copy()
     label[takes.rows[unknown]] = -1
-    others = samples.OtherTakes.find(views | {"label": label}, takes)
-    for take, found in others.action.items():
+    others = samples.other_takes(views | {"label": label}, takes)
+    for take, found in others["other_action"].items():
         assert not len(found) if unknown[take] else not unknown[found].any()
-    assert (unlabelled == "some") == any(len(found) for found in others.action.values())
+    assert (unlabelled == "some") == any(len(found) for found in others["other_action"].values())
 
 
 def test_protocols_choose_the_training_views(synthetic_set):
