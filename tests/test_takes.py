@@ -207,7 +207,7 @@ def test_columns_are_read_in_parts_and_again_in_another_process(tmp_path):
     types = {"take": pa.string(), "view": pa.string(), "label": pa.int32()}
     table = pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
     pq.write_table(table, tmp_path / "manifest.parquet", row_group_size=30_000)
-    views = manifest.FileColumns(tmp_path / "manifest.parquet")
+    views = manifest.columns_of(tmp_path / "manifest.parquet")
     assert list(views) == list(columns) and "fps" not in views
     for name, values in columns.items():
         assert views[name].tolist() == values

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from console.errors import UserError
-from data.store import manifest, takes
+from data.store import takes
 from data.store.directories import directories
+from data.store.manifest import Columns
 from data.store.takes import Prepared
 from data.store.truth import Truth
 
@@ -34,7 +35,9 @@ def open_sets(named: str | os.PathLike | Sequence[str]) -> Prepared:
     counts = [len(one.views["record"]) for one in sets]
     first = [sum(counts[:i]) for i in range(len(sets))]
     subject_names, subjects = _subjects(sets)
-    views = _Columns([one.views for one in sets], first, subjects)
+    of_sets = [one.views for one in sets]
+    names = [name for name in of_sets[0] if all(name in views for views in of_sets)]
+    views = Columns(names, functools.partial(_column, of_sets, first, subjects))
     _check_takes(sets)
     truths = [one.truth for one in sets]
     return dataclasses.replace(
@@ -93,21 +96,17 @@ def _subjects(sets: Sequence[Prepared]) -> tuple[tuple[str, ...], list[np.ndarra
     return tuple(joint), [np.array([joint[name] for name in names] + [-1], np.int32) for names in of_set]
 
 
-class _Columns(manifest.Columns):
-    """The columns that all sets have, one set behind the other."""
-
-    def __init__(self, of_sets: Sequence[Mapping], first: Sequence[int], subjects: Sequence[np.ndarray | None]):
-        super().__init__(name for name in of_sets[0] if all(name in views for views in of_sets))
-        self._of_sets, self._first, self._subjects = list(of_sets), list(first), list(subjects)
-
-    def _make(self, name: str) -> np.ndarray:
-        columns = [views[name] for views in self._of_sets]
-        if name == "record":
-            columns = [column + first for column, first in zip(columns, self._first, strict=True)]
-        if name == "subject":
-            found = zip(columns, self._subjects, strict=True)
-            columns = [column if numbers is None else numbers[column] for column, numbers in found]
-        return np.concatenate(columns)
+def _column(
+    of_sets: Sequence[Mapping], first: Sequence[int], subjects: Sequence[np.ndarray | None], name: str
+) -> np.ndarray:
+    """A column that all sets have, one set behind the other."""
+    columns = [views[name] for views in of_sets]
+    if name == "record":
+        columns = [column + number for column, number in zip(columns, first, strict=True)]
+    if name == "subject":
+        found = zip(columns, subjects, strict=True)
+        columns = [column if numbers is None else numbers[column] for column, numbers in found]
+    return np.concatenate(columns)
 
 
 class _Frames:

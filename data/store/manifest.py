@@ -1,8 +1,8 @@
 """The manifest of a prepared set, by columns: those of a file, and the same with the labels of some classes."""
 
-import abc
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,8 @@ SPAN_TOLERANCE = 0.05
 class Columns(Mapping[str, np.ndarray]):
     """Columns by name. Each is made when it is first used; pickling leaves them out."""
 
-    def __init__(self, names: Iterable[str]):
-        self._names, self._made = tuple(names), {}
-
-    @abc.abstractmethod
-    def _make(self, name: str) -> np.ndarray: ...
+    def __init__(self, names: Iterable[str], make: Callable[[str], np.ndarray]):
+        self._names, self._make, self._made = tuple(names), make, {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._made:
@@ -51,38 +48,33 @@ class Columns(Mapping[str, np.ndarray]):
         return self.__dict__ | {"_made": {}}
 
 
-class FileColumns(Columns):
-    """The columns of a manifest."""
+def columns_of(path: Path, sha256: str | None = None) -> Columns:
+    """The columns of a manifest.
 
-    def __init__(self, path: Path, sha256: str | None = None):
-        """`sha256` of the file, None if unknown. The file may be written anew, but must keep its content."""
-        with pq.ParquetFile(path) as manifest:
-            super().__init__(manifest.schema_arrow.names)
-        self._path, self._sha256, self._state = path, sha256, _state(path)
-
-    def _make(self, name: str) -> np.ndarray:
-        if self._sha256 and _state(self._path) != self._state:
-            self._state = _state(self._path)
-            if digests.sha256_of(self._path)[0] != self._sha256:
-                raise UserError(f"{self._path} has changed since it was opened: start again")
-        with pq.ParquetFile(self._path) as manifest:
-            return _column(manifest, name)
+    `sha256` of the file, None if unknown. The file may be written anew, but must keep its content.
+    """
+    with pq.ParquetFile(path) as manifest:
+        return Columns(manifest.schema_arrow.names, functools.partial(_read_column, path, sha256, _state(path)))
 
 
-class Relabelled(Columns):
-    """Columns whose labels are renumbered to some of the classes."""
+def _read_column(path: Path, sha256: str | None, state: tuple[int, int], name: str) -> np.ndarray:
+    if sha256 and _state(path) != state and digests.sha256_of(path)[0] != sha256:
+        raise UserError(f"{path} has changed since it was opened: start again")
+    with pq.ParquetFile(path) as manifest:
+        return _column(manifest, name)
 
-    def __init__(self, whole: Mapping[str, np.ndarray], labels: tuple[int, ...]):
-        """`labels`: the old number of each new one; all others become -1."""
-        super().__init__(whole)
-        self._whole, self._labels = whole, labels
 
-    def _make(self, name: str) -> np.ndarray:
-        old = self._whole[name]
-        if name != "label":
-            return old
-        place = np.searchsorted(self._labels, old).clip(max=len(self._labels) - 1)
-        return np.where(np.array(self._labels)[place] == old, place, -1).astype(old.dtype)
+def relabelled(whole: Mapping[str, np.ndarray], labels: tuple[int, ...]) -> Columns:
+    """Columns whose labels are renumbered. `labels`: the old number of each new one; all others become -1."""
+    return Columns(whole, functools.partial(_relabelled_column, whole, np.array(labels)))
+
+
+def _relabelled_column(whole: Mapping[str, np.ndarray], labels: np.ndarray, name: str) -> np.ndarray:
+    old = whole[name]
+    if name != "label":
+        return old
+    place = np.searchsorted(labels, old).clip(max=len(labels) - 1)
+    return np.where(labels[place] == old, place, -1).astype(old.dtype)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from console.errors import UserError
 from data import catalog
 from data.store import classes, codec, dct, digests, frame_index, truth
 from data.store.frame_cache import FrameCache
-from data.store.manifest import COLUMNS, MANIFEST, FileColumns, Relabelled
+from data.store.manifest import COLUMNS, MANIFEST, columns_of, relabelled
 from data.store.truth import Truth
 
 FORMAT_VERSION = 3  # of a prepared set
@@ -287,7 +287,7 @@ class Prepared:
 
     def _of_labels(self, labels: tuple[int, ...]) -> "Prepared":
         names = tuple(self.class_names[label] for label in labels)
-        views = Relabelled(self.views, labels)
+        views = relabelled(self.views, labels)
         return dataclasses.replace(self, class_names=names, views=views, whole=self.whole or self)
 
     def split_of(self, protocol: str) -> np.ndarray:
@@ -369,7 +369,7 @@ def open_prepared(directory: str | Path) -> Prepared:
         path = directory / shard["file"]
         if not path.exists() or path.stat().st_size != shard["bytes"]:
             raise UserError(f"{path} is missing or has lost its end: make it anew with `{command}`")
-    views = FileColumns(directory / MANIFEST, listed.get(MANIFEST))
+    views = columns_of(directory / MANIFEST, listed.get(MANIFEST))
     if missing := [name for name in COLUMNS if name not in views]:
         raise UserError(
             f"{directory} was prepared by an older version of this program: {MANIFEST} lacks {', '.join(missing)}. "
