@@ -6,21 +6,15 @@ import secrets
 import threading
 import weakref
 from multiprocessing import connection, reduction
-from typing import Protocol
+from typing import Any
 
 
 class Unreachable(OSError):
     """The memory of another process cannot be opened: it has ended, or does not answer."""
 
 
-class Owner(Protocol):
-    """Has the files. Each is known by a number."""
-
-    def descriptor(self, number: int) -> int: ...
-
-
-def offer(owner: Owner) -> str:
-    """Starts a thread that hands the owner's descriptors to other processes, for as long as the owner exists.
+def offer(owner: Any) -> str:
+    """Starts a thread that hands `owner.descriptor(number)` to other processes, for as long as the owner exists.
 
     Only processes with this process's key get an answer; its children have it. The socket is abstract, so a killed
     process leaves nothing behind.

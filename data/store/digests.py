@@ -3,7 +3,7 @@
 import concurrent.futures
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from console import progress
@@ -46,27 +46,24 @@ def check(folder: Path, part: str = "", *, show_progress: bool = False) -> dict[
         return {NAME: "missing"}
     except ValueError:
         return {NAME: "damaged"}
-    there = _files(folder)
-    if part:
-        listed = {name: digest for name, digest in listed.items() if name.startswith(f"{part}/")}
-        there = {name for name in there if name.startswith(f"{part}/")}
-    wrong = {name: "missing" for name in listed.keys() - there}
-    # Without this, a SHA256SUMS that has lost lines would vouch for files that it does not name.
-    wrong |= {name: f"not listed in {NAME}" for name in there - listed.keys()}
-    found = _compute(folder, listed.keys() & there, show_progress)
-    wrong |= {name: "damaged" for name, digest in found.items() if digest != listed[name]}
-    return {name: wrong[name] for name in sorted(wrong)}
+    # Without the files that are there, a SHA256SUMS that has lost lines would vouch for those that it does not name.
+    names = sorted(name for name in listed.keys() | _files(folder) if not part or name.startswith(f"{part}/"))
+    return check_some(folder, names, listed, show_progress=show_progress)
 
 
-def check_some(folder: Path, names: Sequence[str], listed: Mapping[str, str]) -> dict[str, str]:
+def check_some(
+    folder: Path, names: Sequence[str], listed: Mapping[str, str], *, show_progress: bool = False
+) -> dict[str, str]:
     """As `check`, for some of the files, against digests from `read`."""
+    there = [name for name in names if name in listed and os.path.isfile(folder / name)]
+    found = _compute(folder, there, show_progress)
     wrong = {}
     for name in names:
         if name not in listed:
             wrong[name] = f"not listed in {NAME}"
-        elif not (folder / name).is_file():
+        elif name not in found:
             wrong[name] = "missing"
-        elif sha256_of(folder / name)[0] != listed[name]:
+        elif found[name] != listed[name]:
             wrong[name] = "damaged"
     return wrong
 
@@ -88,7 +85,7 @@ def _files(folder: Path) -> set[str]:
     return found - {NAME}
 
 
-def _compute(folder: Path, names: set[str], show_progress: bool = False) -> dict[str, str]:
+def _compute(folder: Path, names: Collection[str], show_progress: bool = False) -> dict[str, str]:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
         digests = threads.map(lambda name: sha256_of(folder / name)[0], names)
         if show_progress:
