@@ -5,7 +5,6 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from console.errors import UserError
 from data.catalog import Video, composed
@@ -17,42 +16,34 @@ COLUMNS = ("take", "view", "seconds")
 def read(path: Path) -> dict[tuple[str, str], float]:
     """The seconds by (take, view). Raises ValueError, with the line, where the file does not have its form."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), restval="")
+        table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+        if missing := [name for name in COLUMNS if name not in table.fieldnames]:
+            raise UserError(
+                f"--sync={path} lacks the column {', '.join(missing)}: its first line is to be {','.join(COLUMNS)} "
+                f"(more columns may follow), not {','.join(table.fieldnames)!r}"
+            )
+        seconds: dict[tuple[str, str], float] = {}
+        for row in table:
+            take, view, text = (composed(row[name]) for name in COLUMNS)
+            where = f"--sync={path}, line {table.line_num}"
+            if not text.strip():
+                continue  # `data.sync` leaves the seconds empty if it is not sure
+            try:
+                number = float(text)
+            except ValueError:
+                number = math.nan
+            if not math.isfinite(number):
+                raise UserError(f"{where}: {text!r} is no number of seconds")
+            if (take, view) in seconds:
+                raise UserError(f"{where}: view {view} of take {take} is there twice")
+            seconds[take, view] = number
     except OSError as error:
         raise UserError(f"--sync={path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--sync={path} is no text in UTF-8: {error}") from error
-    try:
-        return _seconds(path, csv.reader(io.StringIO(text)))
     except csv.Error as error:
         raise UserError(f"--sync={path} cannot be read as CSV: {error} (an open quotation mark?)") from error
-
-
-def _seconds(path: Path, table: Any) -> dict[tuple[str, str], float]:
-    header = [name.strip() for name in next(table, [])]
-    if missing := [name for name in COLUMNS if name not in header]:
-        raise UserError(
-            f"--sync={path} lacks the column {', '.join(missing)}: its first line is to be {','.join(COLUMNS)} (more "
-            f"columns may follow), not {','.join(header)!r}"
-        )
-    seconds: dict[tuple[str, str], float] = {}
-    for row in table:
-        if not any(cell.strip() for cell in row):
-            continue
-        cells = dict(zip(header, row, strict=False))
-        take, view, text = (composed(cells.get(name, "")) for name in COLUMNS)
-        where = f"--sync={path}, line {table.line_num}"
-        if not text.strip():
-            continue  # `data.sync` leaves the seconds empty if it is not sure
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise UserError(f"{where}: {text!r} is no number of seconds")
-        if (take, view) in seconds:
-            raise UserError(f"{where}: view {view} of take {take} is there twice")
-        seconds[take, view] = number
     return seconds
 
 
