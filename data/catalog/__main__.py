@@ -18,8 +18,8 @@ from console.errors import UserError
 from data import catalog
 from data.prepare import tables
 from data.prepare.listing import matching_files, passed_over
+from data.prepare.preparation_report import shortened
 
-SHOWN = 10  # entries of a list in the text
 UNOFFICIAL = {"random"}  # protocols left out unless asked for
 
 PROG = "python -m data.catalog"
@@ -192,8 +192,7 @@ def report(comparison: Comparison, known: bool) -> str:
 
 
 def _shortened(title: str, items: Sequence[str]) -> list[str]:
-    more = [f"  ... and {len(items) - SHOWN} more (--format=json lists all)"] if len(items) > SHOWN else []
-    return [f"{title}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *more]
+    return [f"{title}: {len(items)}", *shortened(items, " (--format=json lists all)")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

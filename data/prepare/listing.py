@@ -12,11 +12,11 @@ from console.errors import UserError
 from data import catalog
 from data.catalog import composed
 from data.prepare import archives, series
+from data.prepare.raw_files import COMPARED_TOGETHER
 from data.store import truth
 
 # [ours] The longest of RoCoG's lists, the longest annotation files known here, has 3 MB.
 MAX_ANNOTATION_BYTES = 32 * 2**20
-_COMPARED_TOGETHER = 200  # [ours] files; those in a tar archive are read in one pass over it
 # Endings of videos that are not read, and of files that are not all there. Told where the rest of the name fits.
 # fmt: off
 _OTHER_VIDEOS = (
@@ -290,8 +290,8 @@ def _check_equal(
     """
     different = [(one, other) for one, other in again if sizes[one.path] != sizes[other.path]]
     if not different:
-        for first in progress.track(range(0, len(again), _COMPARED_TOGETHER), "comparing", "parts"):
-            part = again[first : first + _COMPARED_TOGETHER]
+        for first in progress.track(range(0, len(again), COMPARED_TOGETHER), "comparing", "parts"):
+            part = again[first : first + COMPARED_TOGETHER]
             with archives.Reader(root, [video.path for pair in part for video in pair]) as reader:
                 for one, other in part:
                     try:

@@ -11,15 +11,13 @@ from data.prepare import archives
 BLOCK_BYTES = 2**16
 # [ours] Blocks of a file that are looked at, spread evenly from its first to its last bytes: 1 MiB, whatever its size.
 NUM_BLOCKS = 16
-_COMPARED_TOGETHER = 200  # [ours] files; those in a tar archive are read in one pass over it
+COMPARED_TOGETHER = 200  # [ours] files; those in a tar archive are read in one pass over it
 
 
 def digest(file: BinaryIO, num_blocks: int = NUM_BLOCKS) -> str:
-    """SHA-256 of a file's size and of blocks of it, in hexadecimal digits; small files are read whole.
+    """SHA-256 of a file's size and of `num_blocks`, 2 or more, of BLOCK_BYTES, in hexadecimal digits.
 
-    Args:
-      file: seekable; left at its start.
-      num_blocks: of BLOCK_BYTES, 2 or more.
+    A small file is read whole, and the file is left at its start.
     """
     size = file.seek(0, 2)
     last = max(0, size - BLOCK_BYTES)
@@ -46,8 +44,8 @@ def changed(
     found = [path for path, before in kept.items() if num_bytes[path] != before["bytes"]]
     alike = kept.keys() - set(found)
     touched = sorted(path for path in alike if archives.modified(root, path) != kept[path]["modified"])
-    for first in progress.track(range(0, len(touched), _COMPARED_TOGETHER), "comparing", "parts"):
-        part = touched[first : first + _COMPARED_TOGETHER]
+    for first in progress.track(range(0, len(touched), COMPARED_TOGETHER), "comparing", "parts"):
+        part = touched[first : first + COMPARED_TOGETHER]
         with archives.Reader(root, part, frames_fps=frames_fps) as reader:
             found += [path for path in part if _digest_of(reader, path) != kept[path]["digest"]]
     return sorted(found)
@@ -57,11 +55,7 @@ def alike(num_bytes: Mapping[str, int], root: Path, frames_fps: float | None) ->
     """Groups of files with the same bytes, as far as a glance tells: of equal size, with equal first and last blocks.
 
     Of files in zip archives it compares the stated checksums. Those in tar archives are left out, because an archive
-    would have to be read from its start.
-
-    Args:
-      num_bytes: of the files, by path.
-      root, frames_fps: as of `changed`.
+    would have to be read from its start. Arguments are as of `changed`.
     """
     of_size: dict[int, list[str]] = {}
     for path, size in num_bytes.items():
