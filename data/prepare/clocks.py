@@ -66,6 +66,14 @@ def common_rate(rates: Sequence[float]) -> float:
     return statistics.mode(sorted(max(groups, key=len)))
 
 
+def begin_together(begins: Sequence[float], rates: Sequence[float], fps: float | None = None) -> bool:
+    """Whether the first frames of files, by their stamps in seconds, are half a frame apart at most.
+
+    `rates` are the files' frames per second, `fps` as of Clock.
+    """
+    return max(begins) - min(begins) <= 0.5 / (fps or common_rate(rates)) + ROUNDING_SECONDS
+
+
 def remarks(views: Sequence[tuple[str, float, float | None]], fps: float | None, synchronised: bool) -> list[str]:
     """What a user should know of the rates of prepared views.
 
@@ -151,13 +159,8 @@ def shown(stamps: np.ndarray, rate: float, ticks: np.ndarray) -> tuple[np.ndarra
 def shown_by_period(stamps: np.ndarray, rate: float, num_after: int = 0) -> np.ndarray:
     """The frame that a player shows in each frame period of a file without times: the last that there was.
 
-    Args:
-      stamps: float[N], seconds.
-      rate: periods per second.
-      num_after: periods after the last frame.
-
-    Returns:
-      int[T], numbers of frames.
+    `stamps` float[N] are seconds, `rate` is periods per second, and `num_after` periods follow the last frame. The
+    result is int[T], numbers of frames.
     """
     periods = np.round((stamps - stamps[0]) * rate).astype(int)
     return np.searchsorted(periods, np.arange(periods[-1] + 1 + num_after), side="right") - 1
@@ -166,9 +169,7 @@ def shown_by_period(stamps: np.ndarray, rate: float, num_after: int = 0) -> np.n
 def gap_problem(gap: np.ndarray, ticks: np.ndarray, fps: float, clock: Clock) -> str:
     """Why a view's gaps are too many or too long for the clock, with the place of the longest; '' if they are not.
 
-    Args:
-      gap: bool[T], of `shown`.
-      ticks: float[T], in the time of the view's file, `fps` per second.
+    `gap` bool[T] is that of `shown`; `ticks` float[T] are in the time of the view's file, `fps` per second.
     """
     if not gap.any():
         return ""

@@ -41,7 +41,7 @@ def table(listing: Listing, input_dir: Path) -> list[str]:
     cells += [(view, str(len(found)), *map(_range, zip(*found, strict=True))) for view, found in sorted(rows.items())]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    apart = [take for take, found in begins.items() if _are_apart(found)]
+    apart = [take for take, found in begins.items() if not clocks.begin_together(*zip(*found, strict=True))]
     if apart:
         lines.append(
             f"  {len(apart)} of {len(begins)} takes do not begin at one time, e.g. {apart[0]}: which times belong "
@@ -69,9 +69,3 @@ def _range(values: Sequence[float]) -> str:
         return "?"
     low, high = f"{min(known):.2f}", f"{max(known):.2f}"
     return low if low == high else f"{low} to {high}"
-
-
-def _are_apart(found: Sequence[tuple[float, float]]) -> bool:
-    begins = [begin for begin, _ in found]
-    fps = clocks.common_rate([fps for _, fps in found])
-    return max(begins) - min(begins) > 0.5 / fps + clocks.ROUNDING_SECONDS
