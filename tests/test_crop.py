@@ -11,7 +11,7 @@ import pytest
 from benchmarks import crops
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import boxes, contact_sheet, cutting, encoding, metadata, raw_video, shards
+from data.prepare import boxes, contact_sheet, encoding, metadata, raw_video, shards
 from data.prepare.boxes import Box
 from data.store import takes
 from data.synthetic.__main__ import main as synthesise
@@ -28,17 +28,20 @@ def textured(height=90, width=160, num_frames=6):
     return np.stack([np.roll(picture, 2 * t, axis=1) for t in range(num_frames)])
 
 
-def cut(path, box, short_side=1000, interval=(0, 10**6)):
-    """The sizes of the upright picture, and the frames cut to the box."""
-    sizes = []
+def cut(path, box, short_side=1000, interval=None):
+    """What is stored of the box, b"x" for each picture, and the pictures."""
+    video, pictures = catalog.Video(path=path.name, take="t", view="v", interval=interval), []
 
-    def choose(size):
-        sizes.append(size)
-        return [(Box(*box), interval)]
+    def encode(picture):
+        pictures.append(picture)
+        return b"x"
 
+    crop = boxes.make_crop("table.csv", None, None)
     with open(path, "rb") as file:
-        pictures = [only for (only,) in cutting.cut_frames(raw_video.open_source(file), short_side, choose)]
-    return sizes, pictures
+        _, encoded = encoding.encode_file([video], file, short_side, encode, crop, {video: Box(*box)})
+    stored = encoded[video]
+    assert all(picture.shape == (stored.height, stored.width, 3) for picture in pictures)
+    return stored, pictures
 
 
 TURNS = [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1)]
@@ -55,9 +58,9 @@ def test_a_box_is_the_part_of_the_upright_picture(tmp_path, codec, name, box, tu
     if turn != TURNS[0]:
         video_files.rotate_by_metadata(path, turn)
     with open(path, "rb") as file:
-        whole = np.stack(list(raw_video.read(file, 1000)[1]))
-    sizes, pictures = cut(path, box)
-    assert sizes == [(whole.shape[2], whole.shape[1])] and (turn[0] == 0) == (whole.shape[2] == 90)
+        whole = np.stack(list(raw_video.frames(raw_video.open_source(file), 1000)))
+    stored, pictures = cut(path, box)
+    assert stored.raw_size == (whole.shape[2], whole.shape[1]) and (turn[0] == 0) == (whole.shape[2] == 90)
     left, top, right, bottom = box
     expected = whole[:, top:bottom, left:right].astype(int)
     assert np.shape(pictures) == expected.shape
@@ -72,17 +75,17 @@ def test_a_box_is_the_part_of_the_upright_picture(tmp_path, codec, name, box, tu
 
 def test_pixels_that_are_not_square(tmp_path):
     path = video_files.write_video(tmp_path / "a.mp4", textured(), pixel_aspect=Fraction(3, 2))
-    sizes, pictures = cut(path, (30, 10, 90, 70))
+    stored, pictures = cut(path, (30, 10, 90, 70))
     with open(path, "rb") as file:
-        whole = next(raw_video.read(file, 1000)[1])
-    assert sizes == [(240, 90)] and whole.shape == (90, 240, 3)
+        whole = next(raw_video.frames(raw_video.open_source(file), 1000))
+    assert stored.raw_size == (240, 90) and whole.shape == (90, 240, 3)
     assert np.abs(pictures[0].astype(int) - whole[10:70, 30:90]).mean() < 3
 
 
 def test_frames_outside_of_the_interval_are_not_cut(tmp_path):
     path = video_files.write_video(tmp_path / "a.mp4", textured())
-    _, pictures = cut(path, (20, 10, 60, 70), interval=(2, 4))
-    assert [picture is not None for picture in pictures] == [False, False, True, True, False, False]
+    stored, pictures = cut(path, (20, 10, 60, 70), interval=(2, 4))
+    assert stored.frames == [b"", b"", b"x", b"x", b"", b""] and len(pictures) == 2
 
 
 def test_takes_of_one_file_have_boxes_of_their_own(tmp_path):
@@ -146,7 +149,7 @@ def test_boxes_of_a_table_are_stored_as_they_are(folder, tmp_path, capsys):
     assert stored == [[*map(int, row.split(",")[2:]), 96, 72] for row in ROWS]
     for row, (left, top, right, bottom, *_) in enumerate(stored):
         with open(folder / f"{ROWS[row][:2]}_cam{ROWS[row][3]}.mp4", "rb") as file:
-            whole = list(raw_video.read(file, 1000)[1])
+            whole = list(raw_video.frames(raw_video.open_source(file), 1000))
         scale = min(1, SHORT_SIDE / min(right - left, bottom - top))
         size = round((right - left) * scale), round((bottom - top) * scale)
         for shown, frame in zip(prepared.read(row, np.arange(8)), whole, strict=True):
@@ -241,7 +244,7 @@ def test_motion_finds_the_person_and_the_joints_follow(generated, tmp_path):
     for row in rows:
         video = catalog.get("synthetic").format(_Video(prepared, row))
         with open(generated / video, "rb") as file:
-            pictures = list(raw_video.read(file, 1000)[1])
+            pictures = list(raw_video.frames(raw_video.open_source(file), 1000))
         shown = prepared.read(row, frames[row])
         left, top, right, bottom = (int(prepared.views[name][row]) for name in BOX_COLUMNS[:4])
         expected = [

@@ -245,7 +245,7 @@ def test_a_file_that_was_cut_is_truncated_still(tmp_path):
     path = write_timed(tmp_path / "a.avi", list(range(60)), codec="mpeg4")
     video_files.claim_in_avi(path, num_frames=80)  # its index has no more than 60
     with open(path, "rb") as file, pytest.raises(raw_video.BadVideo, match="truncated: 60 frames of the 80"):
-        list(raw_video.read(file, 32)[1])
+        list(raw_video.frames(raw_video.open_source(file), 32))
 
 
 def test_features_of_an_avi_file_repeat_frames_as_preparation_does(tmp_path, monkeypatch):

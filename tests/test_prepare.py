@@ -335,7 +335,7 @@ def test_a_video_that_changes_its_size_is_refused(tmp_path):
         open(both, "rb") as file,
         pytest.raises(raw_video.BadVideo, match=r"size changes from 64x48 to 64x96 at frame \d"),
     ):
-        list(raw_video.read(file, 32)[1])
+        list(raw_video.frames(raw_video.open_source(file), 32))
 
 
 # --- refusals

@@ -27,7 +27,7 @@ def test_a_video_that_takes_too_long_is_refused(video, monkeypatch):
     clock = iter(range(0, 10_000, 1000))  # each call finds 1000 more seconds of processor time
     monkeypatch.setattr(time, "process_time", lambda: next(clock))
     with open(video, "rb") as file, pytest.raises(raw_video.BadVideo, match="frame 2 is not reached in 1800 s"):
-        list(raw_video.read(file, 32)[1])
+        list(raw_video.frames(raw_video.open_source(file), 32))
 
 
 def test_a_read_that_takes_too_long_ends(video, monkeypatch):
@@ -40,7 +40,7 @@ def test_a_read_that_takes_too_long_ends(video, monkeypatch):
         monkeypatch.setattr(raw_video, "MAX_SECONDS", limit)
         monkeypatch.setattr(time, "monotonic", lambda clock=clock: next(clock))
         with open(long, "rb") as file, pytest.raises(raw_video.BadVideo, match=r"its end is not reached in .* s"):
-            list(raw_video.read(file, 32)[1])
+            list(raw_video.frames(raw_video.open_source(file), 32))
 
 
 def _never_end(at_work):
@@ -111,7 +111,7 @@ def test_a_title_in_another_encoding_is_no_damage(tmp_path):
     assert content.count(b"cafe_") == 1
     path.write_bytes(content.replace(b"cafe_", b"caf\xe9_"))
     with open(path, "rb") as file:
-        assert len(list(raw_video.read(file, 24)[1])) == 6
+        assert len(list(raw_video.frames(raw_video.open_source(file), 24))) == 6
 
 
 METHODS = {

@@ -129,7 +129,7 @@ def test_pipeline_samples_and_crops_as_training_did(tmp_path, upright):
     if upright:
         video_files.rotate_by_metadata(path)
     with open(path, "rb") as file:
-        frames = np.stack(list(raw_video.read(file, 170)[1]))
+        frames = np.stack(list(raw_video.frames(raw_video.open_source(file), 170)))
     assert frames.shape[1:3] == ((171, 96) if upright else (96, 171))
     logits = run.model.apply({"params": run.params}, own_clip(frames, run)[None])[0]
 

@@ -66,7 +66,7 @@ def _cell(video: Video, row: dict, files: archives.Reader) -> np.ndarray:
     # Accounts of older versions do not say it: the middle of the file stands in.
     middle = row.get("middle_frame", (video.interval or (0,))[0] + row["num_frames"] // 2)
     with files.open(video.path) as file:
-        begin = itertools.islice(raw_video.read(file, SHORT_SIDE)[1], middle + 1)
+        begin = itertools.islice(raw_video.frames(raw_video.open_source(file), SHORT_SIDE), middle + 1)
         (cell,) = collections.deque(begin, maxlen=1)  # the last: an old account may count more than there are
     if MANIFEST_COLUMNS[0] in row:
         left, top, right, bottom, width, height = (row[name] for name in MANIFEST_COLUMNS)

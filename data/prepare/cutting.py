@@ -1,7 +1,5 @@
 """Cuts boxes out of the frames of a raw video, from the decoder's planes, before they are made small."""
 
-from collections.abc import Callable, Iterator, Sequence
-
 import av
 import av.filter
 import numpy as np
@@ -11,38 +9,19 @@ from data.prepare import raw_video
 from data.prepare.boxes import Box
 
 
-def cut_frames(
-    source: raw_video.Source,
-    short_side: int,
-    choose: Callable[[tuple[int, int]], Sequence[tuple[Box, tuple[int, int]]]],
-) -> Iterator[list[np.ndarray | None]]:
-    """Boxes of the frames, upright and with square pixels, cut out before they are made small.
+def upright_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
+    """(width, height) in pixels of a frame as a player shows it, upright and with square pixels."""
+    size = round(frame.width * float(stream.sample_aspect_ratio or 1)), frame.height
+    return size[::-1] if raw_video.turns(frame)[0] else size
 
-    Args:
-      source: of `raw_video.open_source`.
-      short_side: of the boxes, in pixels; smaller ones stay as they are.
-      choose: called once, with width and height of the upright picture; gives boxes of whole pixels in it, each with
-        the interval [start, end) of frames that it is cut from. Without a box, the frames are not read.
 
-    Yields:
-      For each frame of the video uint8[h, w, 3], RGB, of every box; None outside of the box's interval.
+class Cutter:
+    """Cuts one box out of frames that are all like the first one, upright and with square pixels.
 
-    Raises:
-      BadVideo: as of `raw_video.read`.
+    Attributes:
+      box: of whole pixels in the upright picture.
+      shape: (height, width) of what is cut out, in pixels; its shorter side is `short_side`, or less in a smaller box.
     """
-    cutters: list[tuple[_Cutter, tuple[int, int]]] | None = None
-    for number, frame in enumerate(raw_video.decode(source)):
-        if cutters is None:
-            size = round(frame.width * float(source.stream.sample_aspect_ratio or 1)), frame.height
-            size = size[::-1] if raw_video.turns(frame)[0] else size
-            cutters = [(_Cutter(frame, size, box, short_side), interval) for box, interval in choose(size)]
-        if not cutters:
-            return
-        yield [cutter.cut(frame) if start <= number < end else None for cutter, (start, end) in cutters]
-
-
-class _Cutter:
-    """Cuts one box out of frames that are all like the first one."""
 
     # Formats that store one colour for two by two pixels. A box is cut from the decoder's planes if it starts at even
     # pixels, or if shifting the colour by one pixel moves it by less than a quarter of a pixel of the result. Other
@@ -50,6 +29,8 @@ class _Cutter:
     IN_PLANES = ("yuv420p", "yuvj420p")
 
     def __init__(self, frame: av.VideoFrame, size: tuple[int, int], box: Box, short_side: int):
+        """`frame` is the first one, `size` its `upright_size`."""
+        self.box = box
         self._turned = transposed, down, across = raw_video.turns(frame)
         scale = min(1.0, short_side / min(box.right - box.left, box.bottom - box.top))
         left, top, right, bottom = box
@@ -60,6 +41,7 @@ class _Cutter:
         if transposed:
             size, (left, top, right, bottom) = size[::-1], (top, left, bottom, right)
         self._width, self._height = (max(1, round(side * scale)) for side in (right - left, bottom - top))
+        self.shape = (self._width, self._height) if transposed else (self._height, self._width)
         x, y = frame.width / size[0], frame.height / size[1]  # stored pixels are not always square
         self._left, self._top = min(round(left * x), frame.width - 1), min(round(top * y), frame.height - 1)
         self._right, self._bottom = max(round(right * x), self._left + 1), max(round(bottom * y), self._top + 1)
@@ -78,6 +60,7 @@ class _Cutter:
             self._graph.link_nodes(*steps).configure()
 
     def cut(self, frame: av.VideoFrame) -> np.ndarray:
+        """The box of a frame: uint8[*shape, 3], RGB."""
         part = self._in_planes(frame) if self._graph else self._by_rgb(frame)
         small = self._reformatter.reformat(
             part, width=self._width, height=self._height, format="rgb24", interpolation="AREA", threads=1

@@ -17,7 +17,7 @@ STILL_SIGMA = 1.5  # pixels
 STILL_GREY_LEVELS = 3
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedFrames:
     """The stored form of a file's frames; b'' for those that are not wanted."""
 
@@ -42,7 +42,7 @@ def encode_file(
 
     Args:
       videos: cut from the file.
-      file, short_side: as of `raw_video.read`.
+      file, short_side: as of `raw_video.open_source` and `raw_video.frames`.
       encode: makes the stored form of a frame, uint8[h, w, 3].
       crop: how views are cut; None for whole pictures.
       given: the boxes of a table, or the .skeleton files.
@@ -51,7 +51,7 @@ def encode_file(
       Facts about the file, and for each video its encoded frames, or the reason why it has no box.
 
     Raises:
-      BadVideo: as of `raw_video.read`.
+      BadVideo: as of `raw_video.decode`.
     """
     if crop is None:
         source = raw_video.open_source(file)
@@ -99,31 +99,25 @@ def _encode_cut(
 ) -> dict[Video, EncodedFrames | str]:
     """Each video's own box of its own frames; arguments as of `encode_file`."""
     encoded: dict[Video, EncodedFrames | str] = {video: why for video, why in found.items() if isinstance(why, str)}
-    fitted: dict[Video, Box] = {}
-    raw_size = None
-
-    def choose(size: tuple[int, int]) -> list[tuple[Box, tuple[int, int]]]:
-        nonlocal raw_size
-        raw_size = size
-        for video, box in found.items():
-            if isinstance(box, str):
-                continue
-            try:
-                fitted[video] = boxes.place(box, size, crop)
-            except boxes.NoBox as error:
-                encoded[video] = str(error)
-        return [(box, _interval(video)) for video, box in fitted.items()]
-
-    stored: dict[Video, list[bytes]] = {}
-    shapes: dict[Video, tuple[int, int]] = {}
-    for pictures in cutting.cut_frames(source, short_side, choose):
-        for video, picture in zip(fitted, pictures, strict=True):
-            stored.setdefault(video, []).append(b"" if picture is None else encode(picture))
-            if picture is not None:
-                shapes[video] = picture.shape[:2]
-    for video, box in fitted.items():
-        height, width = shapes.get(video, (0, 0))  # none if its interval begins after the end, which is reported later
-        encoded[video] = EncodedFrames(frames=stored[video], height=height, width=width, box=box, raw_size=raw_size)
+    cutters: dict[Video, cutting.Cutter] = {}
+    stored: dict[Video, list[bytes]] = {video: [] for video in found}
+    for number, frame in enumerate(raw_video.decode(source)):
+        if number == 0:
+            size = cutting.upright_size(frame, source.stream)
+            for video in [video for video in found if video not in encoded]:
+                try:
+                    box = boxes.place(found[video], size, crop)
+                    cutters[video] = cutting.Cutter(frame, size, box, short_side)
+                except boxes.NoBox as error:
+                    encoded[video] = str(error)
+        if not cutters:
+            break
+        for video, cutter in cutters.items():
+            start, end = _interval(video)
+            stored[video].append(encode(cutter.cut(frame)) if start <= number < end else b"")
+    for video, cutter in cutters.items():
+        facts = {"box": cutter.box, "raw_size": size, "height": cutter.shape[0], "width": cutter.shape[1]}
+        encoded[video] = EncodedFrames(frames=stored[video], **facts)
     return encoded
 
 

@@ -10,20 +10,17 @@ import numpy as np
 from console.errors import UserError
 from data.catalog import Video
 from data.prepare import clocks
-from data.prepare.boxes import Box
 from data.prepare.clocks import Clock
+from data.prepare.encoding import EncodedFrames
 
 MIN_FRAMES = 2  # [ours] of a view: a clip of one frame, repeated, shows no motion
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedVideo:
-    """A video on its way into a record."""
+class EncodedVideo(EncodedFrames):
+    """A video on its way into a record, with the frames of the file, or of its interval, that go in."""
 
     video: Video
-    frames: list[bytes]
-    height: int
-    width: int
     fps: float  # of the frames: the header's, until a clock gives them its own
     source_fps: float  # of the file, as of `clocks.rate`
     begin: float  # stamp of the file's first frame, seconds
@@ -33,8 +30,6 @@ class EncodedVideo:
     num_empty_at_end: int = 0  # as of `raw_video.Source`
     step: int = 0  # as of `raw_video.Source`
     num_tracks: int  # video tracks in the file
-    box: Box | None = None  # as of `encoding.EncodedFrames`
-    raw_size: tuple[int, int] | None = None
     offset: float = 0.0  # seconds that were added to the stamps
     num_gaps: int = 0  # frames repeated in place of frames that the file lacks
 
@@ -215,12 +210,9 @@ def _keep_counted_alike(views: list[EncodedVideo], reasons: dict[Video, str]) ->
 
 
 def _keep_alike_in_begin(views: list[EncodedVideo], reasons: dict[Video, str], clock: Clock) -> list[EncodedVideo]:
-    """All views; none if the stamps of their first frames are more than half a frame apart."""
-    begins = [view.begin for view in views]
-    if len(views) < 2:
-        return views
-    fps = clock.fps or clocks.common_rate([view.source_fps for view in views])
-    if max(begins) - min(begins) <= 0.5 / fps + clocks.ROUNDING_SECONDS:
+    """All views; none if they do not begin together."""
+    begins, rates = [view.begin for view in views], [view.source_fps for view in views]
+    if len(views) < 2 or clocks.begin_together(begins, rates, clock.fps):
         return views
     for view in views:
         siblings = ", ".join(f"{other.video.view} {other.begin:.3f} s" for other in views if other is not view)

@@ -78,28 +78,17 @@ class Source:
         return self.container.format.name == "avi"
 
 
-def read(file: BinaryIO, short_side: int) -> tuple[float, Iterator[np.ndarray]]:
-    """Opens a video; the frames are decoded while the iterator is consumed, in constant memory.
+def open_source(file: BinaryIO) -> Source:
+    """Opens a video for `frames` or `decode`; no other file is opened.
+
+    Its container must be one of CONTAINERS and within the limits. Of several video tracks it takes the longest: the
+    others are thumbnails and previews.
 
     Args:
       file: what FFmpeg reads, seekable; it stays open while the frames are read.
-      short_side: of the frames, in pixels; a video that is smaller stays as it is.
-
-    Returns:
-      The rate in frames per second, and the frames as of `frames`.
 
     Raises:
-      BadVideo: with the reason; also from the iterator, up to its end (a truncated video tells only there).
-    """
-    source = open_source(file)
-    return source.fps, frames(source, short_side)
-
-
-def open_source(file: BinaryIO) -> Source:
-    """Opens a video for `decode`, from `file` as of `read`; no other file is opened.
-
-    Its container must be one of CONTAINERS and within the limits. Of several video tracks it takes the longest: the
-    others are thumbnails and previews. Raises BadVideo with the reason.
+      BadVideo: with the reason.
     """
     container = _open(file)
     try:
@@ -187,10 +176,10 @@ def _check_header(stream: av.VideoStream) -> None:
 
 
 def decode(source: Source) -> Iterator[av.VideoFrame]:
-    """The frames as they are stored; `source` receives their times, and is closed at the end.
+    """The frames as they are stored, in constant memory; `source` receives their times, and is closed at the end.
 
     Raises:
-      BadVideo: as of `read`.
+      BadVideo: with the reason, up to the end (a truncated video tells only there).
     """
     stream = source.stream
     stream.codec_context.thread_count = 1  # the processes are the parallelism
@@ -293,11 +282,14 @@ def _num_empty_at_end(file: BinaryIO, stream: int) -> int:
 def frames(source: Source, short_side: int) -> Iterator[np.ndarray]:
     """The frames as a player shows them: rotated or mirrored as the display matrix says, with square pixels.
 
+    Args:
+      short_side: of the frames, in pixels; a video that is smaller stays as it is.
+
     Yields:
-      uint8[h, w, 3], RGB, all of one size; `short_side` as of `read`.
+      uint8[h, w, 3], RGB, all of one size.
 
     Raises:
-      BadVideo: as of `read`.
+      BadVideo: as of `decode`.
     """
     reformatter, rotation = VideoReformatter(), None
     for frame in decode(source):

@@ -159,7 +159,6 @@ def plan(
     """Cuts the recordings, in order of their names, into shards.
 
     Args:
-      listing: of the videos.
       split: the TFDS split that they become.
       offsets: seconds to add to the stamps of a (take, view), where a table gives them.
       boxes: of a (take, view), or the .skeleton file to take it from, if they are given.
@@ -186,8 +185,6 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
     """Makes a shard and its account; each appears whole or not at all.
 
     Args:
-      job: what goes into the shard.
-      settings: how.
       input_dir: where the videos' paths start.
       output_dir: of the prepared set; its PARTS folder exists.
       starting: called with the path of each video before it is opened; if it raises `raw_video.BadVideo`, that is set
@@ -342,12 +339,8 @@ def _encode_file(
             cut[video] = f"the labelled interval [{start}, {end}) ends after the {len(shown.frames)} frames of the file"
             continue
         cut[video] = EncodedVideo(
+            **vars(shown) | {"frames": shown.frames[start:end]},
             video=video,
-            frames=shown.frames[start:end],
-            height=shown.height,
-            width=shown.width,
-            box=shown.box,
-            raw_size=shown.raw_size,
             fps=source.fps,
             source_fps=rate,
             begin=source.seconds[0],
