@@ -105,16 +105,12 @@ def apply(name: str, video: np.ndarray, strength: float) -> np.ndarray:
     if name in _GEOMETRY:
         height, width = video.shape[1:3]
         matrix = _GEOMETRY[name](strength, height, width)
-        return np.stack([_warp(frame, matrix) for frame in video])
+        how = {"flags": cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, "borderValue": FILL}
+        return np.stack([cv2.warpAffine(frame, matrix, (width, height), **how) for frame in video])
     frames = (Image.fromarray(frame) for frame in video)
     if name in _ENHANCEMENT:
         return np.stack([np.asarray(_ENHANCEMENT[name](frame).enhance(1 + 0.9 * strength)) for frame in frames])
     return np.stack([np.asarray(_COLOUR[name](frame, strength)) for frame in frames])
-
-
-def _warp(frame: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(frame, matrix, frame.shape[1::-1], flags=flags, borderValue=FILL)
 
 
 def random_flip(video: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
@@ -126,11 +122,7 @@ def random_erasing(video: np.ndarray, probability: float, rng: np.random.Generat
     """Overwrites one box, the same in all frames, by noise that differs from frame to frame (Zhong et al. 2020).
 
     The noise is standard normal after the model's normalisation, up to the limits of uint8 at about two deviations.
-
-    Args:
-      video: uint8[T, H, W, 3], RGB; left as it is.
-      probability: of erasing at all.
-      rng: draws whether, where and the noise.
+    `video`, uint8[T, H, W, 3] RGB, is left as it is; `probability` is that of erasing at all.
     """
     if rng.random() >= probability:
         return video
@@ -149,15 +141,14 @@ def random_erasing(video: np.ndarray, probability: float, rng: np.random.Generat
     return erased
 
 
-_SIDES = {"left", "right", "leftward", "rightward", "leftwards", "rightwards"}
-_TURNS = {"clockwise", "anticlockwise", "counterclockwise"}
+_TURNED = {"left", "right", "leftward", "rightward", "leftwards", "rightwards"}
+_TURNED |= {"clockwise", "anticlockwise", "counterclockwise"}
 
 
 def has_left_right(class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """The class names that speak of a side or a sense of rotation, so that a mirror image belongs to another class."""
-    return tuple(name for name in class_names if (_SIDES | _TURNS) & set(_words(name)))
+    """The class names that speak of a side or a sense of rotation, so that a mirror image belongs to another class.
 
-
-def _words(name: str) -> list[str]:
-    """'TurnLeft', 'turn_left' and 'turn left' are the same two words."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    'TurnLeft', 'turn_left' and 'turn left' are the same two words.
+    """
+    words = {name: re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name) for name in class_names}
+    return tuple(name for name, found in words.items() if _TURNED & {word.lower() for word in found})

@@ -109,8 +109,6 @@ def split_rows(
     """Labelled manifest rows to train on, to validate on (whole takes of the training split), and to test on.
 
     Args:
-      prepared: the data set.
-      protocol: of its catalogue.
       holdout_fraction: share of the training split's takes to validate on, of all takes, labelled or not.
       train_views: the views to train and validate on; empty means all that the training split has.
       needs_labels: False keeps rows without a label, for tasks that need none (retrieval, 3D pose).
@@ -140,7 +138,11 @@ def split_rows(
                 "tell the class (for --dataset=folder: a pattern with {label})."
             )
     view = prepared.views["view"]
-    _check_views(view[split == "train"], train_views)
+    there = np.unique(view[split == "train"]).tolist()
+    if missing := sorted(set(train_views) - set(there)):
+        raise UserError(
+            f"data.train_views names {', '.join(missing)}, but the views of the training split are {', '.join(there)}."
+        )
     seen = labelled & (np.isin(view, train_views) if train_views else True)
     train, held_out = hold_out(prepared, split == "train", holdout_fraction)
     train_rows = np.flatnonzero(train & seen)
@@ -187,15 +189,6 @@ def _warn_of_people(prepared: takes.Prepared, protocol: str, train: np.ndarray, 
         progress.say(f"warning: under data.protocol='random' {len(both)} people are in both splits.{other}")
 
 
-def _check_views(view: np.ndarray, wanted: tuple[str, ...]) -> None:
-    missing = sorted(set(wanted) - set(view.tolist()))
-    if missing:
-        raise UserError(
-            f"data.train_views names {', '.join(missing)}, but the views of the training split are "
-            f"{', '.join(np.unique(view).tolist())}."
-        )
-
-
 def choose_labels(
     views: Mapping[str, np.ndarray], rows: np.ndarray, labels_per_class: int, *, seed: int, class_names: tuple[str, ...]
 ) -> np.ndarray:
@@ -208,7 +201,6 @@ def choose_labels(
     Args:
       views: the manifest's columns; `take` and `label` are used.
       rows: int64[...], ascending, all with a label; the result is among them, and ascending.
-      class_names: for the message.
 
     Raises:
       ValueError: fewer than one take asked for, or more than a class has.

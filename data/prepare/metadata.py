@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -70,10 +71,9 @@ def write(
     accounts = {part.split: parts.accounts(output_dir, part.split) for part in every}
     inputs = [parts.inputs(output_dir, part.split) for part in every]
     schema = _SCHEMA if settings.crop is None else pa.unify_schemas([_SCHEMA, _CROP_SCHEMA])
-    rows = {of: [row for account in found for row in account["records"]] for of, found in accounts.items()}
     tables = {
-        of: pa.table({n: [row.get(n) for row in some] for n in schema.names}, schema=schema)
-        for of, some in rows.items()
+        of: pa.Table.from_pylist([row for account in found for row in account["records"]], schema)
+        for of, found in accounts.items()
     }
     names = {"class_names": settings.class_names}
     if catalog.get(settings.dataset).classes_from_files:
@@ -92,14 +92,17 @@ def write(
         {"file": account["file"], "records": len(account["records"]), "bytes": account["bytes"]}
         for account in every_account
     ]
-    counts, passed_over = parts.total(inputs)
-    counts |= {
+    counts, passed_over = Counter(), Counter()
+    for facts in inputs:
+        counts.update(facts["counts"])
+        passed_over.update(facts["passed_over"])
+    counts = dict(counts) | {
         "videos": len(views),
         "takes": len(views["take"].unique()),
         "frames": pc.sum(views["num_frames"]).as_py() or 0,
         "bytes": sum(shard["bytes"] for shard in shard_list),
         "quarantined": len(quarantined) - num_aside,
-        "passed_over": passed_over,
+        "passed_over": dict(sorted(passed_over.items())),
         "several_tracks": pc.sum(pc.greater(views["video_tracks"], 1)).as_py() or 0,
         "gap_frames": pc.sum(views["gap_frames"]).as_py() or 0,
         "static_takes": len(static),

@@ -88,11 +88,7 @@ def is_finished(output_dir: Path, split: str) -> bool:
 def check_same(before: Part, now: Part, output_dir: Path, *, same_takes: bool) -> None:
     """Raises PreparationError where a part was, or another one is, to be made in another way.
 
-    Args:
-      before: as its plan says.
-      now: as it is to be made.
-      output_dir: of the set.
-      same_takes: that they are one part; else the second is to be added to the first.
+    `before` is as its plan says. With `same_takes` they are one part, else the second is to be added to the first.
     """
     other_takes = set(now.takes) != set(before.takes)
     named_by_files = catalog.get(now.settings["dataset"]).classes_from_files and other_takes
@@ -257,15 +253,6 @@ def accounts(output_dir: Path, split: str) -> list[dict]:
             )
         found.append(account)
     return found
-
-
-def total(every: Sequence[dict]) -> tuple[dict[str, int], dict[str, int]]:
-    """The sums of `counts` and of `passed_over` of several parts."""
-    counts, endings = Counter(), Counter()
-    for facts in every:
-        counts.update(facts["counts"])
-        endings.update(facts["passed_over"])
-    return dict(counts), dict(sorted(endings.items()))
 
 
 def note_inputs_of_older_set(output_dir: Path) -> None:
