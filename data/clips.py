@@ -70,8 +70,7 @@ def frame_indices(video_length: int, num_frames: int, frame_stride: int, positio
 
     Args:
       video_length: frames of the shortest view of the take, at least 1.
-      num_frames: frames of the clip.
-      frame_stride: wanted distance of neighbouring frames.
+      num_frames, frame_stride: of the clip, as wanted.
       position: where the clip starts, from 0 (first possible frame) up to but excluding 1 (after the last possible).
 
     Returns:
@@ -86,9 +85,7 @@ def frame_indices(video_length: int, num_frames: int, frame_stride: int, positio
 def short_videos(lengths: np.ndarray, spec: ClipSpec) -> dict[str, str]:
     """{title: text} for the start of a run, of videos that are sampled at a smaller stride than `spec` wants, if any.
 
-    Args:
-      lengths: int[videos], in frames.
-      spec: `num_frames` and `frame_stride` are used.
+    `lengths`: int[videos], in frames.
     """
     span = (spec.num_frames - 1) * spec.frame_stride + 1
     short = lengths[lengths < span]
@@ -103,9 +100,7 @@ def short_videos(lengths: np.ndarray, spec: ClipSpec) -> dict[str, str]:
 def frame_rates(fps: np.ndarray, spec: ClipSpec) -> dict[str, str]:
     """{title: text} for the start of a run, of videos whose rates differ, as those of several sets may.
 
-    Args:
-      fps: float[videos], frames per second.
-      spec: `num_frames` and `frame_stride` are used.
+    `fps`: float[videos], frames per second.
     """
     low, high, steps = fps.min(), fps.max(), (spec.num_frames - 1) * spec.frame_stride
     if high <= low * (1 + SPAN_TOLERANCE) or not steps:

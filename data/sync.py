@@ -166,7 +166,6 @@ def place(curves: Mapping[str, Curve], method: str, max_offset: float) -> tuple[
 
     Args:
       curves: of two views or more.
-      method: a key of RATE.
       max_offset: seconds, between any two views.
     """
     rate, views = RATE[method], list(curves)

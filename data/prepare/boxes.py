@@ -93,7 +93,6 @@ def fit(box: Box, size: tuple[int, int], margin: float = 0.0, aspect: float | No
     A box that would leave the picture is moved into it. A box larger than the picture is cut, which changes its aspect.
 
     Args:
-      box: as found.
       size: width and height of the picture, pixels.
       margin, aspect: as of Crop.
 

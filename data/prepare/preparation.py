@@ -38,10 +38,8 @@ def prepare(
     """Prepares a data set, or continues with a preparation that was interrupted.
 
     Args:
-      names: the catalogue of the data set.
       inputs: folders and archives with the raw videos.
       output_dir: of the prepared set; made if missing.
-      options: how.
       announce: called with the size and time to expect, if there is something to do.
       write_shards: makes the shards; see `workers.write_shards`.
 
