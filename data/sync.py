@@ -90,12 +90,12 @@ def motion_curve(file: BinaryIO) -> Curve:
     return _curve(seconds[:-2] + steps / 2, np.log(np.array(strengths) / lost + 1), "motion")
 
 
-def sound_curve(file: BinaryIO) -> Curve | None:
-    """When sounds begin; None where there is none. `raw_video.BadVideo` if it cannot be read."""
+def sound_curve(file: BinaryIO) -> Curve:
+    """When sounds begin; `raw_video.BadVideo` if it cannot be read, or has no sound."""
     resampler, samples, begin = av.AudioResampler(format="fltp", layout="mono", rate=SOUND_RATE), [], None
     with raw_video.open_source(file).container as container:
         if not container.streams.audio:
-            return None
+            raise raw_video.BadVideo("has no sound")
         try:
             for frame in container.decode(container.streams.audio[0]):
                 begin = begin if begin is not None else (frame.time or 0.0)
@@ -107,7 +107,7 @@ def sound_curve(file: BinaryIO) -> Curve | None:
     sound = np.concatenate([*samples, np.zeros(0, np.float32)])
     power = np.square(sound[: len(sound) // hop * hop].reshape(-1, hop)).mean(axis=1)
     if len(power) < 3 or power.max() < 1e-9:  # silence
-        return None
+        raise raw_video.BadVideo("has no sound")
     onsets = np.maximum(np.diff(np.log(power + 1e-3 * power.max())), 0)
     return _curve(begin + (1 + np.arange(len(onsets))) / RATE["sound"], onsets, "sound")
 
@@ -224,14 +224,9 @@ def estimate(files: Mapping[str, BinaryIO], method: str, max_offset: float, min_
         curves, problems = {}, {}
         for view, file in files.items():
             try:
-                curve = curve_of(file)
+                curves[view] = curve_of(file)
             except raw_video.BadVideo as error:
                 problems[view] = str(error)
-                continue
-            if curve is None:
-                problems[view] = "has no sound"
-            else:
-                curves[view] = curve
         if len(curves) < 2 or (name == "sound" and method == "auto" and problems):
             found = dataclasses.replace(found, problems=problems)
             continue

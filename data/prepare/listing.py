@@ -87,8 +87,9 @@ def list_videos(
         example = f", for example: {'; '.join(reasons[:3])}" if reasons else ""
         unreadable = "".join(f"; {path}: {reason}" for path, _, reason in files.unreadable)
         there = f"; {passed_over(files.passed_over)}" if files.passed_over else ""
+        listed = ", ".join(map(str, [inputs] if isinstance(inputs, Path) else inputs))
         raise PreparationError(
-            f"no video of {names.name} in {_listed(inputs)}: {len(reasons)} files or labels are not used{example}"
+            f"no video of {names.name} in {listed}: {len(reasons)} files or labels are not used{example}"
             f"{unreadable}{there}"
         )
     return names, Listing(
@@ -168,10 +169,6 @@ def passed_over(endings: Mapping[str, int], what: str = "neither videos nor labe
     return f"passed over, as {what}: {sum(endings.values())} files ({kinds})"
 
 
-def _listed(inputs: Path | Sequence[Path]) -> str:
-    return ", ".join(map(str, [inputs] if isinstance(inputs, Path) else inputs))
-
-
 def _found(inputs: Path | Sequence[Path]) -> tuple[Path, dict[str, int | str], dict[str, str], int]:
     """Where paths start; path -> bytes, or why it cannot be read; path -> `composed` path below its own input.
 
@@ -186,27 +183,22 @@ def _found(inputs: Path | Sequence[Path]) -> tuple[Path, dict[str, int | str], d
             raise PreparationError(f"--input={path} is not a folder{hint}")
     if len(inputs) == 1 and inputs[0].is_dir():
         root, found = inputs[0], dict(archives.files(inputs[0]))
-        return root, *_without_hidden(found, {path: path for path in found})
-    places = [Path(os.path.abspath(path)) for path in inputs]
-    for place in places:
-        if places.count(place) > 1 or set(place.parents) & set(places):
-            raise PreparationError(f"--input={place} is given twice, or lies in another --input: leave it out")
-    root = Path(os.path.commonpath([place.parent for place in places]))
-    found, called = {}, {}
-    for place in places:
-        prefix, below = place.relative_to(root).as_posix(), archives.files(place)
-        inside = archives.files_in(place) if place.is_file() else ((f"/{path}", size) for path, size in below)
-        for path, size in inside:
-            found[prefix + path], called[prefix + path] = size, path.removeprefix("/")
-    return root, *_without_hidden(found, called)
-
-
-def _without_hidden(
-    found: dict[str, int | str], called: dict[str, str]
-) -> tuple[dict[str, int | str], dict[str, str], int]:
+        called = {path: path for path in found}
+    else:
+        places = [Path(os.path.abspath(path)) for path in inputs]
+        for place in places:
+            if places.count(place) > 1 or set(place.parents) & set(places):
+                raise PreparationError(f"--input={place} is given twice, or lies in another --input: leave it out")
+        root = Path(os.path.commonpath([place.parent for place in places]))
+        found, called = {}, {}
+        for place in places:
+            prefix, below = place.relative_to(root).as_posix(), archives.files(place)
+            inside = archives.files_in(place) if place.is_file() else ((f"/{path}", size) for path, size in below)
+            for path, size in inside:
+                found[prefix + path], called[prefix + path] = size, path.removeprefix("/")
     shown = sorted(path for path, name in called.items() if not archives.is_hidden(name))
     names = {path: composed(called[path]) for path in shown}
-    return {path: found[path] for path in shown}, names, len(found) - len(shown)
+    return root, {path: found[path] for path in shown}, names, len(found) - len(shown)
 
 
 def _series(
