@@ -18,7 +18,7 @@ from console.errors import UserError
 from data import catalog
 from data.prepare import tables
 from data.prepare.listing import matching_files, passed_over
-from data.prepare.preparation_report import shortened
+from data.prepare.preparation_report import section
 
 UNOFFICIAL = {"random"}  # protocols left out unless asked for
 
@@ -166,23 +166,19 @@ def report(comparison: Comparison, known: bool) -> str:
     if known:
         incomplete = [f"{take}: lacks {', '.join(views)}" for take, views in comparison.incomplete_takes.items()]
         lines += [f"complete takes: {takes - len(incomplete)}"]
-        lines += _shortened("takes with fewer views", incomplete)
+        lines += _section("takes with fewer views", incomplete) or ["takes with fewer views: 0"]
         lines += [f"missing files: {len(comparison.missing)}"]
         lines += [f"  {setup}: {number}" for setup, number in comparison.missing_by_setup.items()]
-        lines += _shortened("", comparison.missing)[1:]
+        lines += _section("", comparison.missing)[1:]
     else:
         lines += ["missing files: not known, as no complete list of names is"]
-    lines += _shortened("unexpected files", [reason for _, reason in comparison.unexpected])
-    if comparison.duplicates:
-        lines += _shortened(
-            "left out, with the same bytes as a file that is used", [f"{a} as {b}" for a, b in comparison.duplicates]
-        )
+    lines += _section("unexpected files", [reason for _, reason in comparison.unexpected]) or ["unexpected files: 0"]
+    copies = [f"{path} as {used}" for path, used in comparison.duplicates]
+    lines += _section("left out, with the same bytes as a file that is used", copies)
     if comparison.labelled != len(comparison.videos):
         lines += [f"labelled actions in these videos: {comparison.labelled}"]
-    if comparison.labels_refused:
-        lines += _shortened("labels that cannot be used", [reason for _, reason in comparison.labels_refused])
-    if comparison.labels_changed:
-        lines += _shortened("labels that are used, but not as they are written", comparison.labels_changed)
+    lines += _section("labels that cannot be used", [reason for _, reason in comparison.labels_refused])
+    lines += _section("labels that are used, but not as they are written", comparison.labels_changed)
     if comparison.passed_over:
         lines += [passed_over(comparison.passed_over)]
     if comparison.unreadable:  # all of them, because each must be downloaded again
@@ -191,8 +187,8 @@ def report(comparison: Comparison, known: bool) -> str:
     return "\n".join(lines)
 
 
-def _shortened(title: str, items: Sequence[str]) -> list[str]:
-    return [f"{title}: {len(items)}", *shortened(items, " (--format=json lists all)")]
+def _section(title: str, items: Sequence[str]) -> list[str]:
+    return section(f"{title}: {len(items)}", items, " (--format=json lists all)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

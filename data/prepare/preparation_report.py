@@ -25,9 +25,9 @@ def report(prepared: dict, output_dir: Path) -> str:
         f"out:   {count(counts['videos'], 'video')} of {count(counts['takes'], 'take')}, {counts['frames']} frames, "
         f"{counts['bytes'] / 1e6:.1f} MB in {count(len(prepared['shards']), 'shard')}: {output_dir}",
         f"aside: {count(counts['quarantined'], 'video')}{labels}{unreadable}{where}",
-        *shortened(quarantined),
+        *_shortened(quarantined),
         *([f"note:  {count(tracks, 'file')} with several video tracks: the longest was taken"] if tracks else []),
-        *([f"note:  {count(len(static), 'take')} in which nothing moves:", *shortened(static)] if static else []),
+        *section(f"note:  {count(len(static), 'take')} in which nothing moves:", static),
         *_static_views(prepared["static_views"]),
         *(f"note:  {remark}" for remark in prepared["remarks"]),
         *[f"labels used, but not as they are written: {counts['labels_changed']}"] * bool(counts["labels_changed"]),
@@ -46,8 +46,7 @@ def _static_views(views: Sequence[tuple[str, str]]) -> list[str]:
     for view, found in sorted(of_view.items()):
         more = ", ..." * (len(found) > SHOWN_IN_MESSAGE)
         lines.append(f"view {view} of {count(len(found), 'take')}: {', '.join(found[:SHOWN_IN_MESSAGE])}{more}")
-    head = f"note:  {count(len(views), 'view')} in which nothing moves while others of the take move:"
-    return [head, *shortened(lines)] if views else []
+    return section(f"note:  {count(len(views), 'view')} in which nothing moves while others of the take move:", lines)
 
 
 def found_wrong(names: catalog.Catalog, listing: Listing) -> list[str]:
@@ -58,20 +57,18 @@ def found_wrong(names: catalog.Catalog, listing: Listing) -> list[str]:
     unreadable = [f"  {path}: {reason}" for path, _, reason in listing.files.unreadable]
     lines = [f"cannot be read: {count(len(unreadable), 'file')}", *unreadable] if unreadable else []
     refused, changed = [reason for *_, reason in listing.refused], listing.changed
-    lines += [f"labels that cannot be used: {len(refused)}", *shortened(refused)] if refused else []
-    lines += [f"labels used, but not as they are written: {len(changed)}", *shortened(changed)] if changed else []
+    lines += section(f"labels that cannot be used: {len(refused)}", refused)
+    lines += section(f"labels used, but not as they are written: {len(changed)}", changed)
     for what in ("class", "subject"):
         remarks = nearly_equal(what, getattr(names, f"{what}_names", ()))
         lines += [f"warning: {remark}" for remark in remarks]
     alike = raw_files.alike(listing.num_bytes, listing.files.root, listing.frames_fps)
-    if alike:
-        num_copies = sum(map(len, alike)) - len(alike)
-        lines.append(
-            f"warning: {count(num_copies, 'file')} with the size, the beginning and the end of another, used as views "
-            "of their own: leave copies out"
-        )
-        lines += shortened([" = ".join(paths) for paths in alike])
-    return lines
+    num_copies = sum(map(len, alike)) - len(alike)
+    title = (
+        f"warning: {count(num_copies, 'file')} with the size, the beginning and the end of another, used as views of "
+        "their own: leave copies out"
+    )
+    return lines + section(title, [" = ".join(paths) for paths in alike])
 
 
 def nearly_equal(what: str, names: Sequence[str]) -> list[str]:
@@ -93,20 +90,16 @@ def files_changed(changed: Sequence[str], newer: Sequence[tuple[str, Path]]) -> 
       changed: those that have other bytes now.
       newer: those that were written after their shards, whose accounts do not say of what bytes; and the accounts.
     """
-    lines = []
-    if changed:
-        lines += [f"changed since they were prepared, so prepared anew: {count(len(changed), 'file')}"]
-        lines += shortened(changed)
-    if newer:
-        advice = [f"{path}: if it was replaced, delete {account} and give the command again" for path, account in newer]
-        lines += [f"warning: newer than what was made of them: {count(len(newer), 'file')}", *shortened(advice)]
-    return lines
+    advice = [f"{path}: if it was replaced, delete {account} and give the command again" for path, account in newer]
+    return [
+        *section(f"changed since they were prepared, so prepared anew: {count(len(changed), 'file')}", changed),
+        *section(f"warning: newer than what was made of them: {count(len(newer), 'file')}", advice),
+    ]
 
 
 def unmatched(files: Sequence[tuple[str, str]], where: str = "") -> list[str]:
     """About files that do not belong to the data set."""
-    reasons = [reason for _, reason in files]
-    return [f"not of this data set: {count(len(reasons), 'file')}{where}", *shortened(reasons)] if reasons else []
+    return section(f"not of this data set: {count(len(files), 'file')}{where}", [reason for _, reason in files])
 
 
 def left(duplicates: int, endings: Mapping[str, int]) -> list[str]:
@@ -115,8 +108,12 @@ def left(duplicates: int, endings: Mapping[str, int]) -> list[str]:
     return [twice] * bool(duplicates) + ([passed_over(endings)] if endings else [])
 
 
-def shortened(items: Sequence[str], hint: str = "") -> list[str]:
-    """Indented lines for the first SHOWN of them, and one that counts the others; `hint` ends it."""
+def section(title: str, items: Sequence[str], hint: str = "") -> list[str]:
+    """The title and, indented, the first SHOWN items and how many more there are, with a hint; empty without items."""
+    return [title, *_shortened(items, hint)] if items else []
+
+
+def _shortened(items: Sequence[str], hint: str = "") -> list[str]:
     more = [f"  ... and {len(items) - SHOWN} more{hint}"] if len(items) > SHOWN else []
     return [f"  {item}" for item in items[:SHOWN]] + more
 
