@@ -26,7 +26,7 @@ from console.command import ExitCode, Parser, execute
 from console.errors import UserError
 from data import catalog
 from data.catalog import folder
-from data.prepare import boxes, clocks, estimate, metadata, pairing, preparation_report, workers
+from data.prepare import boxes, estimate, metadata, preparation_report, workers
 from data.prepare.listing import PreparationError
 from data.prepare.options import Options
 from data.prepare.preparation import prepare
@@ -155,33 +155,29 @@ An interrupted preparation continues when the same command is given again; what 
         "--num_classes", type=int, help="for --dataset=pkummd: 41, the classes that occur (default), or all 51"
     )
     parser.add_argument(
-        "--short_side", type=_integer(1), default=170, metavar="PIXELS", help="of the frames, never enlarged (170)"
+        "--short_side", type=_integer(1), metavar="PIXELS", help="of the frames, never enlarged (%(default)s)"
     )
     parser.add_argument(
         "--codec",
         choices=codec.NAMES,
-        default="jpeg",
-        help="how frames are stored: as JPEG files, or as JPEG's coefficients, which the accelerator decodes (jpeg)",
+        help="how frames are stored: as JPEG files, or as JPEG's coefficients, which the accelerator decodes "
+        "(%(default)s)",
     )
-    parser.add_argument(
-        "--quality", type=_integer(1, 100), default=90, metavar="Q", help="on JPEG's scale, 1 to 100 (90)"
-    )
+    parser.add_argument("--quality", type=_integer(1, 100), metavar="Q", help="on JPEG's scale, 1 to 100 (%(default)s)")
     parser.add_argument("--workers", type=_integer(1), default=os.cpu_count(), metavar="N", help="processes (all CPUs)")
     parser.add_argument(
         "--max_length_difference",
         type=_integer(0),
-        default=20,
         metavar="FRAMES",
         help="views of a take that differ in length by more go to the quarantine, with --sync=frames and where --sync "
-        "is not given (20; NTU's largest is 18)",
+        "is not given (%(default)s; NTU's largest is 18)",
     )
     parser.add_argument(
         "--min_frames",
         type=_integer(1),
-        default=pairing.MIN_FRAMES,
         metavar="N",
-        help=f"shorter views go to the quarantine ({pairing.MIN_FRAMES}: one frame shows no motion; 16 for "
-        "the paper's clips without repeated frames)",
+        help="shorter views go to the quarantine (%(default)s: one frame shows no motion; 16 for the paper's clips "
+        "without repeated frames)",
     )
     parser.add_argument(
         "--sync",
@@ -207,25 +203,22 @@ An interrupted preparation continues when the same command is given again; what 
     parser.add_argument(
         "--max_gap_share",
         type=_number("0 to 1", lambda share: 0 <= share <= 1),
-        default=clocks.MAX_GAP_SHARE,
         metavar="PART",
-        help="a view with more of its frames missing is set aside; the frame before replaces those that "
-        f"are missing ({clocks.MAX_GAP_SHARE:g})",
+        help="a view with more of its frames missing is set aside; the frame before replaces those that are missing "
+        "(%(default)s)",
     )
     parser.add_argument(
         "--max_gap_seconds",
         type=_number("0 or more", lambda seconds: seconds >= 0),
-        default=clocks.MAX_GAP_SECONDS,
         metavar="S",
-        help=f"a view with a longer gap is set aside, too ({clocks.MAX_GAP_SECONDS:g})",
+        help="a view with a longer gap is set aside, too (%(default)s)",
     )
     parser.add_argument(
         "--crop",
-        default="full",
         metavar="WHAT",
         help="what is stored of the picture. full: all; motion: a box, over the take, around what moves (the file is "
         "decoded twice); skeletons: around the joints in NTU's .skeleton files; FILE.csv or FILE.parquet: the boxes of "
-        "a table (columns take, view, left, top, right, bottom, pixels of the upright raw video) (full)",
+        "a table (columns take, view, left, top, right, bottom, pixels of the upright raw video) (%(default)s)",
     )
     parser.add_argument(
         "--skeletons", type=Path, metavar="DIR", help="folder with the .skeleton files, for --crop=skeletons"
@@ -269,6 +262,8 @@ An interrupted preparation continues when the same command is given again; what 
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and the size and time")
     parser.add_argument("--verify", action="store_true", help="check the digests of --output, and nothing else")
     parser.add_progress()
+    own = ("workers", "truth_dir")  # --workers has another default, and the folder is found by --truth
+    parser.set_defaults(**{field.name: field.default for field in dataclasses.fields(Options) if field.name not in own})
     return parser
 
 
