@@ -490,6 +490,10 @@ def test_a_truth_of_fewer_takes_is_refused_when_it_is_read(tmp_path):
             truth.Truth.open(tmp_path, views).in_camera(np.arange(4), np.zeros((4, 1), int))
     truth.write_tables(tmp_path, skeleton, joints, cameras)
     assert truth.Truth.open(tmp_path, views).in_camera(np.arange(4), np.zeros((4, 1), int)).shape == (4, 1, 3, 3)
+    for file in (truth.CAMERAS, truth.JOINTS):
+        (tmp_path / file).unlink()
+        with pytest.raises(UserError, match=f"{file} is missing. Prepare the set again"):
+            truth.Truth.open(tmp_path, views).in_camera(np.arange(4), np.zeros((4, 1), int))
 
 
 def test_a_refused_truth_costs_no_decoding_again(videos, tmp_path, capsys):

@@ -100,7 +100,7 @@ class Truth:
         """int64[rows], where in joints.parquet the frames of a manifest row begin."""
         if "first" in self._cameras:
             return self._cameras["first"]
-        names, code = encoded(pq.read_table(Path(self.directory, JOINTS), columns=["take"])["take"])
+        names, code = encoded(self._table(JOINTS, ["take"])["take"])
         frames_of = dict(zip(names.tolist(), np.bincount(code).tolist(), strict=True))
         views = zip(self.views["take"].tolist(), self.views["num_frames"].tolist(), strict=True)
         self._check_complete(JOINTS, [take for take, length in views if frames_of.get(take, 0) < length])
@@ -109,21 +109,24 @@ class Truth:
 
     @functools.cached_property
     def _joints(self) -> np.ndarray:
-        return column_of(pq.read_table(Path(self.directory, JOINTS), columns=["joints"]), "joints").reshape(
-            -1, len(self.joint_names), 3
-        )
+        return column_of(self._table(JOINTS, ["joints"]), "joints").reshape(-1, len(self.joint_names), 3)
 
     @functools.cached_property
     def _facing(self) -> np.ndarray:
-        return column_of(pq.read_table(Path(self.directory, JOINTS), columns=["facing"]), "facing")
+        return column_of(self._table(JOINTS, ["facing"]), "facing")
 
     @functools.cached_property
     def _cameras(self) -> dict[str, np.ndarray]:
         """The cameras by manifest row; a prepared set holds them in the manifest's order."""
-        table = pq.read_table(Path(self.directory, CAMERAS))
+        table = self._table(CAMERAS)
         self._check_complete(CAMERAS, self.views["take"][len(table) :].tolist())
         columns = {name: column_of(table, name) for name in table.column_names if name not in ("take", "view")}
         return columns | {"rotation": columns["rotation"].reshape(-1, 3, 3)}
+
+    def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        if not (path := Path(self.directory, name)).is_file():
+            raise UserError(f"{path} is missing. Prepare the set again")
+        return pq.read_table(path, columns=columns)
 
     def _check_complete(self, name: str, lacking: Sequence[str]) -> None:
         if lacking:
