@@ -210,14 +210,13 @@ def read_table(path: Path) -> dict[tuple[str, str], Box]:
         raise UserError(f"{called}: give full, motion, skeletons or a table that ends in .csv or .parquet")
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{called} cannot be read: {error.strerror or error}") from error
-    try:
         if path.suffix.lower() == ".csv":
             text = pa.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False)
             table = pa.csv.read_csv(io.BytesIO(content), convert_options=text)
         else:
             table = pq.read_table(io.BytesIO(content))
+    except OSError as error:
+        raise UserError(f"{called} cannot be read: {error.strerror or error}") from error
     except pa.ArrowException as error:
         raise UserError(f"{called} is no such table: {error}") from error
     if missing := [name for name in COLUMNS if name not in table.column_names]:
@@ -291,20 +290,17 @@ def read_skeleton(path: Path) -> Box:
     Raises:
       NoBox: the file is missing, is damaged, or holds no body.
     """
-    try:
-        lines = iter(path.read_text(encoding="ascii").splitlines())
-    except OSError as error:
-        raise NoBox(f"{path.name} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise NoBox(f"{path.name} is damaged: {error}") from error
     places: dict[str, list[np.ndarray]] = {}
     try:
+        lines = iter(path.read_text(encoding="ascii").splitlines())
         for _ in range(int(next(lines))):
             for _ in range(int(next(lines))):
                 body = next(lines).split()[0]
                 joints = [next(lines).split() for _ in range(int(next(lines)))]
                 place = np.array([[float(joint[5]), float(joint[6])] for joint in joints]).reshape(-1, 2)
                 places.setdefault(body, []).append(place[np.isfinite(place).all(axis=1)])
+    except OSError as error:
+        raise NoBox(f"{path.name} cannot be read: {error.strerror or error}") from error
     except (ValueError, IndexError, StopIteration) as error:
         reason = "it ends early" if isinstance(error, StopIteration) else str(error)
         raise NoBox(f"{path.name} is damaged: {reason}") from error
