@@ -61,17 +61,14 @@ class Cutter:
 
     def cut(self, frame: av.VideoFrame) -> np.ndarray:
         """The box of a frame: uint8[*shape, 3], RGB."""
-        part = self._in_planes(frame) if self._graph else self._by_rgb(frame)
+        if self._graph:
+            self._graph.push(frame)
+            part = self._graph.pull()
+        else:
+            whole = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            cut = np.ascontiguousarray(whole[self._top : self._bottom, self._left : self._right])
+            part = av.VideoFrame.from_ndarray(cut, format="rgb24")
         small = self._reformatter.reformat(
             part, width=self._width, height=self._height, format="rgb24", interpolation="AREA", threads=1
         )
         return raw_video.upright(small.to_ndarray(), self._turned)
-
-    def _in_planes(self, frame: av.VideoFrame) -> av.VideoFrame:
-        self._graph.push(frame)
-        return self._graph.pull()
-
-    def _by_rgb(self, frame: av.VideoFrame) -> av.VideoFrame:
-        whole = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        part = whole[self._top : self._bottom, self._left : self._right]
-        return av.VideoFrame.from_ndarray(np.ascontiguousarray(part), format="rgb24")
