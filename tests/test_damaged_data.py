@@ -143,9 +143,8 @@ def test_a_table_that_does_not_fit_on_the_disk_is_an_error(small_disk):
     shards_dir.mkdir()
     part = np.zeros(2**15, frame_index.ENTRY)  # 512 KiB
     np.save(shards_dir / "0.frames.npy", part)
-    jobs = [types.SimpleNamespace(index_name="0.frames.npy")] * 2
     with pytest.raises(OSError, match="No space left"):
-        metadata._write_frame_index(jobs, 2 * len(part), small_disk, small_disk)
+        metadata._write_frame_index([shards_dir / "0.frames.npy"] * 2, 2 * len(part), small_disk)
     model = types.SimpleNamespace(num_tokens=2**10, width=2**9)
     with pytest.raises(OSError, match="No space left"):
         features.map_tokens(str(small_disk), 10, model)

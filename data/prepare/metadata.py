@@ -121,8 +121,8 @@ def write(
         _write_manifest(views, new)
         if truth_dir is not None:
             _carry_truth(truth_dir, jobs, tables, output_dir, new)
-        index = [shards.ShardFile(shard["file"]) for shard in shard_list]
-        _write_frame_index(index, counts["frames"], output_dir, new)
+        of_shards = [shards.index_path(output_dir, shard["file"]) for shard in shard_list]
+        _write_frame_index(of_shards, counts["frames"], new)
         _write_table("quarantine.csv", ("path", "take", "reason"), quarantined, new)
         _write_table("unmatched.csv", ("path", "reason"), unmatched, new)
         _write_tfds_metadata(settings, shard_list, new)
@@ -224,9 +224,8 @@ def _write_manifest(views: pa.Table, output_dir: Path) -> None:
     write_whole(output_dir / "manifest.parquet", manifest.getvalue(), durable=True)
 
 
-def _write_frame_index(files: Sequence[shards.ShardFile], num_frames: int, output_dir: Path, folder: Path) -> None:
+def _write_frame_index(of_shards: Sequence[Path], num_frames: int, folder: Path) -> None:
     """Joins the shards' tables, which need not fit into memory together, into `folder`."""
-    of_shards = [output_dir / shards.PARTS / file.index_name for file in files]
     header = {"descr": np.lib.format.dtype_to_descr(frame_index.ENTRY), "fortran_order": False, "shape": (num_frames,)}
     with whole_file(folder / frame_index.NAME, durable=True) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -243,7 +242,7 @@ def _write_table(name: str, columns: Sequence[str], rows: Sequence[dict], output
 def _write_tfds_metadata(settings: shards.Settings, shard_list: Sequence[dict], output_dir: Path) -> None:
     of_split: dict[str, list[dict]] = {}
     for shard in shard_list:
-        of_split.setdefault(shards.ShardFile(shard["file"]).split, []).append(shard)
+        of_split.setdefault(shards.split_of(shard["file"]), []).append(shard)
     splits = [
         tfds.core.SplitInfo(
             name=name,
@@ -301,9 +300,8 @@ def _unfinished(directory: Path) -> re.Pattern | None:
 
 def _damaged_takes(shard: Path) -> list[str]:
     """The takes with a record that has changed; all of the shard's when the damage is outside of the records."""
-    part = shard.parent / shards.PARTS / shards.ShardFile(shard.name).part_name
     try:
-        rows = json.loads(part.read_bytes())["records"]
+        rows = json.loads(shards.account_path(shard.parent, shard.name).read_bytes())["records"]
     except (OSError, ValueError, KeyError, TypeError):
         return ["unknown, since its account is damaged, too"]
     takes = [row["take"] for index, row in enumerate(rows) if _checksum(shard, index) != row["checksum"]]

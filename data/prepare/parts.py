@@ -246,7 +246,7 @@ def accounts(output_dir: Path, split: str) -> list[dict]:
     """Those of the shards of a finished part. Raises PreparationError where one is missing or damaged."""
     found = []
     for shard in inputs(output_dir, split)["shards"]:
-        account = shards.read_account(shards.ShardFile(shard), output_dir)
+        account = shards.read_account(shard, output_dir)
         if account is None:
             raise PreparationError(
                 f"{output_dir / shard}, or what parts/ says of it, is damaged: give the command again that made it"
@@ -262,7 +262,7 @@ def note_inputs_of_older_set(output_dir: Path) -> None:
     prepared = json.loads((output_dir / "prepared.json").read_bytes())
     files = [shard["file"] for shard in prepared["shards"]]
     of_videos = Counter()
-    for account in filter(None, (shards.read_account(shards.ShardFile(shard), output_dir) for shard in files)):
+    for account in filter(None, (shards.read_account(shard, output_dir) for shard in files)):
         of_videos.update((entry["path"], entry["take"], entry["reason"]) for entry in account["quarantined"])
     aside = Counter((row["path"], row["take"], row["reason"]) for row in _rows(output_dir / "quarantine.csv"))
     counts = prepared["counts"]

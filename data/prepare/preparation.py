@@ -98,7 +98,7 @@ def _missing(
             continue
         kept |= account.get("sources", {})
         if "sources" not in account:  # of an older version
-            of_shard = output_dir / shards.PARTS / shards.ShardFile(account["file"]).part_name
+            of_shard = shards.account_path(output_dir, account["file"])
             written = of_shard.stat().st_mtime_ns
             newer += [(p, of_shard) for p in job.sizes if archives.modified(listing.files.root, p) > written]
     changed = raw_files.changed(kept, listing.num_bytes, listing.files.root, settings.frames_fps)

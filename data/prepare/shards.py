@@ -115,31 +115,20 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardFile:
-    """A shard by the name of its file."""
+def split_of(shard: str) -> str:
+    """The TFDS split that the name of a shard's file tells."""
+    return shard.partition(".array_record-")[0].rpartition("-")[2]
 
-    name: str
 
-    @property
-    def part_name(self) -> str:
-        """Name of the shard's account in PARTS."""
-        return f"{self._stem}.json"
+def account_path(output_dir: Path, shard: str, ending: str = ".json") -> Path:
+    """Where the account of a shard lies, by its file's name."""
+    split, number = split_of(shard), shard.partition(".array_record-")[2]
+    return output_dir / PARTS / f"{number if split == SPLIT else f'{split}-{number}'}{ending}"
 
-    @property
-    def index_name(self) -> str:
-        """Name of the shard's frame index file in PARTS."""
-        return f"{self._stem}.frames.npy"
 
-    @property
-    def split(self) -> str:
-        """The split of TFDS."""
-        return self.name.partition(".array_record-")[0].rpartition("-")[2]
-
-    @property
-    def _stem(self) -> str:
-        number = self.name.partition(".array_record-")[2]
-        return number if self.split == SPLIT else f"{self.split}-{number}"
+def index_path(output_dir: Path, shard: str) -> Path:
+    """Where the frame index of a shard lies, by its file's name."""
+    return account_path(output_dir, shard, ".frames.npy")
 
 
 def _size(path: Path) -> int:
@@ -218,8 +207,7 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
         sha256, num_bytes = digests.sha256_of(temporary)
         index = io.BytesIO()
         np.save(index, frame_index.of_shard(temporary))
-        shard = ShardFile(file_name)
-        write_whole(output_dir / PARTS / shard.index_name, index.getvalue(), durable=True)
+        write_whole(index_path(output_dir, file_name), index.getvalue(), durable=True)
     account = {
         "file": file_name,
         "inputs": job.digest(settings),
@@ -233,17 +221,17 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
         "sources": sources,
     }
     account["account_sha256"] = _digest(account)
-    write_whole(output_dir / PARTS / shard.part_name, json.dumps(account, indent=1), durable=True)
+    write_whole(account_path(output_dir, file_name), json.dumps(account, indent=1), durable=True)
 
 
 def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
     """As `read_account`; None also if the shard has to be made anew, because its inputs have changed."""
-    account = read_account(ShardFile(job.file_name(settings.dataset)), output_dir)
+    account = read_account(job.file_name(settings.dataset), output_dir)
     return account if account is not None and account["inputs"] == job.digest(settings) else None
 
 
-def read_account(shard: ShardFile, output_dir: Path) -> dict | None:
-    """The account of a shard; None if that is not finished, or either is damaged.
+def read_account(shard: str, output_dir: Path) -> dict | None:
+    """The account of a shard, by its file's name; None if that is not finished, or either is damaged.
 
     Returns:
       file, inputs (a digest), bytes, sha256, records (rows of the manifest), quarantined (path, take, reason),
@@ -251,11 +239,11 @@ def read_account(shard: ShardFile, output_dir: Path) -> dict | None:
       Older accounts lack the last ones.
     """
     try:
-        account = json.loads((output_dir / PARTS / shard.part_name).read_bytes())
-        finished = account["bytes"] == (output_dir / shard.name).stat().st_size and "inputs" in account
+        account = json.loads(account_path(output_dir, shard).read_bytes())
+        finished = account["bytes"] == (output_dir / shard).stat().st_size and "inputs" in account
         # None in accounts from before these digests existed.
         finished &= account.pop("account_sha256", None) in (None, _digest(account))
-        finished &= account.get("index_sha256") in (None, digests.sha256_of(output_dir / PARTS / shard.index_name)[0])
+        finished &= account.get("index_sha256") in (None, digests.sha256_of(index_path(output_dir, shard))[0])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return account if finished else None
