@@ -264,14 +264,10 @@ def _take(videos: Sequence[Video], options: argparse.Namespace) -> tuple[list[li
     with archives.Reader(options.input, paths, frames_fps=options.frames_fps) as reader:
         for video in videos:
             try:
-                files[video.view] = reader.open(video.path)
+                files[video.view] = reader.enter_context(reader.open(video.path))
             except archives.BadArchive as error:
                 said.append(f"{video.path}: {error}")
-        try:
-            found = estimate(files, options.method, options.max_offset, options.min_confidence)
-        finally:
-            for file in files.values():
-                file.close()
+        found = estimate(files, options.method, options.max_offset, options.min_confidence)
     take = videos[0].take
     if found.method:
         plot(found, take, options.min_confidence, plots_of(options.output) / f"{take}.png")
@@ -363,11 +359,11 @@ def _run(options: argparse.Namespace) -> int:
     workers = concurrent.futures.ProcessPoolExecutor(
         min(options.workers, max(1, len(takes))), mp_context=multiprocessing.get_context("spawn")
     )
-    with workers, progress.Bar(len(takes), "estimating", "takes") as bar:
-        for number, (of_take, remarks) in enumerate(workers.map(one_take, takes), start=1):
+    with workers:
+        estimates = workers.map(one_take, takes)
+        for of_take, remarks in progress.track(estimates, "estimating", "takes", total=len(takes), leave=True):
             rows += of_take
             said += remarks
-            bar.advance_to(number)
     write_whole(options.output, offsets.text(rows, ("confidence", "method")), durable=True)
     print(f"{len(takes)} takes of {len(rows)} views: {options.output}, plots to look at: {plots_of(options.output)}")
     for line in said:
