@@ -46,7 +46,7 @@ def check(source: Path, videos: Sequence[Video]) -> list[str]:
     Raises:
       ValueError: a file does not have its form, or holds numbers of another unit or convention.
     """
-    (names, _, root), joints, cameras = _read_tables(source)
+    (names, _, root), joints, cameras = truth.read_tables(source)
     told = [f"truth: {len(names)} joints in {len(joints)} frames, {len(cameras)} cameras: {source}"]
     pairs, wanted = _pairs(cameras), {(_key(v), v.view) for v in videos}
     takes, views = set(joints["take"].unique().to_pylist()), set(pairs)
@@ -79,7 +79,7 @@ def carry(source: Path, views: pa.Table, videos: Sequence[Video], output: Path) 
     """
     if not videos:
         return  # all are in quarantine
-    (names, edges, root), joints, cameras = _read_tables(source)
+    (names, edges, root), joints, cameras = truth.read_tables(source)
     known, code = truth.encoded(joints["take"])
     frame = joints["frame"].to_numpy()
     order = np.lexsort((frame, code))
@@ -156,19 +156,6 @@ def join(sources: Sequence[Path], output: Path) -> None:
         joints.append(pq.read_table(source / truth.JOINTS))
         num_frames += len(joints[-1])
     truth.write_tables(output, skeleton, pa.concat_tables(joints), pa.concat_tables(cameras), durable=True)
-
-
-def _read_tables(source: Path) -> tuple[tuple, pa.Table, pa.Table]:
-    """As `truth.read_tables`, with names as the manifest has them."""
-    skeleton, joints, cameras = truth.read_tables(source)
-    return skeleton, _composed(joints, "take"), _composed(cameras, "take", "view")
-
-
-def _composed(table: pa.Table, *names: str) -> pa.Table:
-    for name in names:
-        index = table.column_names.index(name)
-        table = table.set_column(index, name, pc.utf8_normalize(table[name], form="NFC"))
-    return table
 
 
 def _check_numbers(source: Path, views: pa.Table) -> None:

@@ -217,7 +217,7 @@ _CAMERAS = {
 
 
 def read_tables(source: Path) -> tuple[tuple, pa.Table, pa.Table]:
-    """(what `read_skeleton` returns, joints, cameras), with the forms checked."""
+    """(what `read_skeleton` returns, joints, cameras), with the forms checked and names as the manifest has them."""
     skeleton = read_skeleton(source / SKELETON)
     joints, cameras = (_read(source / name, schema) for name, schema in ((JOINTS, _JOINTS), (CAMERAS, _CAMERAS)))
     size, names = joints["joints"].type.list_size, skeleton[0]
@@ -241,6 +241,7 @@ def _read(path: Path, schema: Mapping[str, pa.DataType | None]) -> pa.Table:
                 raise UserError(f"column {name} has {table[name].null_count} empty entries")
             lists = kind is None or pa.types.is_fixed_size_list(kind)
             column = _of_one_size(table[name], name, kind) if lists else table[name].cast(kind)
+            column = pc.utf8_normalize(column, form="NFC") if kind == pa.string() else column
             table = table.set_column(index, name, column)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(
