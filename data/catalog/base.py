@@ -5,7 +5,7 @@ import dataclasses
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple
 
 from console.errors import UserError
 
@@ -33,8 +33,8 @@ class Video:
     recording: str = ""  # what the takes cut from the same files share; '' where nothing is cut
 
 
-class Row(Protocol):
-    """What a protocol looks at: a `Video`, or a row of a manifest."""
+class Row(NamedTuple):
+    """What a protocol looks at in a row of a manifest; a `Video` has the same."""
 
     take: str
     label: int

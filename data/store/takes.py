@@ -1,6 +1,5 @@
 """Random access to a prepared set: take -> views -> frames. Written by `python -m data.prepare`."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -27,9 +26,6 @@ FORMAT_VERSION = 3  # of a prepared set
 MAX_CHECKED_BYTES = 2**28
 # [ours] A read that fails is tried again after these seconds, because a network file system may fail briefly.
 RETRY_AFTER_SECONDS = (0.1, 1.0)
-
-
-_Row = collections.namedtuple("_Row", ("take", "label", "subject", "setup", "camera", "performance", "listed_split"))
 
 
 class DamagedRecord(UserError):
@@ -299,7 +295,7 @@ class Prepared:
         """Per record 'train', 'test' or '' (in neither), by a protocol of the catalogue; ValueError if unknown."""
         names = catalog.get(self.name)
         views = (self.whole or self).views
-        rows = map(_Row, *(views[column].tolist() for column in _Row._fields))
+        rows = map(catalog.Row, *(views[column].tolist() for column in catalog.Row._fields))
         return np.array([names.split(protocol, row) or "" for row in rows], dtype="U5")
 
     def place_of(self, record: int) -> tuple[str, int]:
