@@ -273,12 +273,12 @@ def _encode_takes(
     from its frames. `sources` receives what is kept of the files.
     """
     offset = dict(zip(job.videos, job.offsets, strict=True)) if job.offsets else {}
-    paths = [video.path for video in job.videos]
+    paths, given = [video.path for video in job.videos], job.boxes_given
     with archives.Reader(input_dir, paths, frames_fps=settings.frames_fps) as files:
         for recording in _group(job.videos, _recording):
             encoded = {}
             for videos in _group(recording, lambda video: video.path):
-                encoded |= _encode_file(videos, settings, input_dir, files, starting, job.boxes_given, sources)
+                encoded |= _encode_file(videos, settings, input_dir, files, starting, given, sources)
             for take in _group(recording, lambda video: video.take):
                 views = {video: encoded[video] for video in take}
                 yield pairing.choose_views(
@@ -315,8 +315,6 @@ def _encode_file(
         raise PreparationError(f"{input_dir / path} has vanished since the input folder was listed") from error
     except OSError as error:
         raise PreparationError(f"cannot read {input_dir / path}: {error.strerror or error}") from error
-    if all(isinstance(shown, str) for shown in encoded.values()):
-        return encoded
     rate, cut = clocks.rate(np.array(source.seconds), source.fps), {}
     for video, shown in encoded.items():
         if isinstance(shown, str):
