@@ -17,9 +17,7 @@ from mv2mae_jax.state import TrainState
 from mv2mae_jax.torch_export import check, exporter, mv2mae_torch, trained_run
 from mv2mae_jax.torch_weights import importer, names
 from tests import tiny, torch_runs
-from tests.torch_runs import run_command
-
-CLASS_NAMES = ("sit down", "stand up", "wave", "jump", "clap")
+from tests.torch_runs import CLASS_NAMES, run_command
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -20,11 +20,11 @@ from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.torch_export import exporter, mv2mae_processor, trained_run
 from mv2mae_jax.torch_weights import names
 from tests import tiny, torch_runs, video_files
+from tests.torch_runs import CLASS_NAMES
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-CLASS_NAMES = ("sit down", "stand up", "wave")
 STRIDE = 3
 
 

@@ -11,6 +11,8 @@ from mv2mae_jax.torch_export import __main__ as command
 from mv2mae_jax.torch_weights import names
 from tests import tiny
 
+CLASS_NAMES = ("sit down", "stand up", "wave", "jump", "clap")
+
 # These tests compile long and run briefly.
 jit = functools.partial(jax.jit, compiler_options=tiny.QUICK)
 
