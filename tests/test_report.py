@@ -22,7 +22,19 @@ from mv2mae_jax import report
 from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.pretrain import Pretrain
 from mv2mae_jax.report import __main__ as command
-from mv2mae_jax.report import attention, collect, curves, examine, looks, neighbours, page, pictures, samples, tables
+from mv2mae_jax.report import (
+    attention,
+    collect,
+    curves,
+    examine,
+    looks,
+    neighbours,
+    page,
+    pictures,
+    poses,
+    samples,
+    tables,
+)
 from tests import faults, tiny
 
 
@@ -103,6 +115,18 @@ def test_a_comparison_names_the_keys_that_differ(tmp_path):
     assert [run.name for run in runs] == ["a", "b"]
     assert command.main([f"--workdir={first}", f"--workdir={second}", f"--output={tmp_path / 'c.html'}"]) == 0
     assert "Comparison of a, b" in (tmp_path / "c.html").read_text()
+
+
+def test_a_comparison_tells_whose_pose_is_whose(tmp_path, monkeypatch, capsys):
+    workdirs = [write_run(tmp_path / name) for name in ("a", "b")]
+    sheet = np.zeros((4, 4, 3), np.uint8)
+    pose = poses.Poses(about="", rows=[("this run", 0.5, 9.0)], mean_error_cm=18.0, films=[], sheet=sheet)
+    monkeypatch.setattr(examine, "examine", lambda *_, **__: examine.Examined(poses=pose))
+    assert command.main([*(f"--workdir={workdir}" for workdir in workdirs), f"--output={tmp_path / 'c.html'}"]) == 0
+    said = capsys.readouterr().out
+    assert all(f" {name}: 3D pose read from frozen tokens: this run R² 0.50" in said for name in ("a", "b"))
+    assert command.main([f"--workdir={workdirs[0]}"]) == 0
+    assert "s). 3D pose read" in capsys.readouterr().out
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):

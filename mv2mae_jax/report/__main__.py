@@ -82,7 +82,11 @@ def write(arguments: argparse.Namespace, argv: list[str]) -> None:
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     write_whole(output, text)
     size, seconds = os.path.getsize(output), time.perf_counter() - started
-    said = [poses.write(one.poses, run.workdir) for run, one in zip(runs, seen, strict=True) if one.poses]
+    said = [
+        (f"{run.name}: " if len(runs) > 1 else "") + poses.write(one.poses, run.workdir)
+        for run, one in zip(runs, seen, strict=True)
+        if one.poses
+    ]
     print(" ".join([f"Report: {output} ({size / 1e6:.1f} MB, {seconds:.0f} s).", *said]))
 
 
