@@ -12,13 +12,13 @@ Two cores of an AMD EPYC (AVX-512), jax 0.10.2, 30 repeats, float32 and bfloat16
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.dense_2d import milliseconds
 from console.command import Parser, execute
 from mv2mae_jax.models.kernels.attention import attend
 
@@ -29,6 +29,7 @@ SHAPES = {
     "ViT-S decoder, 224": (2, 1568, 192, 3),
     "demo decoder": (8, 76, 96, 3),
 }
+Case = tuple[str, Callable, Callable, Sequence[jax.Array]]  # shape, two functions of the same arrays, these arrays
 
 
 def jax_attention(query, key, value, *, num_heads):
@@ -44,26 +45,45 @@ def our_attention(query, key, value, *, num_heads, implementation):
     return y.transpose(0, 2, 1, 3).reshape(query.shape)  # (B, N, D)
 
 
-def gradients(attention, num_heads):
-    def loss(query, key, value):
-        return jnp.square(attention(query, key, value, num_heads=num_heads).astype(jnp.float32)).sum()
+def cases(dtype: jnp.dtype) -> Iterator[Case]:
+    for name, (*shape, num_heads) in SHAPES.items():
+        inputs = jax.random.normal(jax.random.key(0), (3, *shape), dtype)
+        theirs = functools.partial(jax_attention, num_heads=num_heads)
+        for implementation in ("xla", "chunked"):
+            ours = functools.partial(our_attention, num_heads=num_heads, implementation=implementation)
+            yield f"{name}, {implementation}", theirs, ours, inputs
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+def gradients(function: Callable) -> Callable:
+    """The sum of squares of what a function of arrays returns, with the gradients of all of them."""
+
+    def loss(inputs: Sequence[jax.Array]) -> jax.Array:
+        return jnp.square(function(*inputs).astype(jnp.float32)).sum()
+
+    return jax.jit(jax.value_and_grad(loss))
 
 
-def print_header(repeats: int) -> None:
+def milliseconds(function: Callable, inputs: Sequence[jax.Array]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function(inputs))
+    return 1e3 * (time.perf_counter() - start)
+
+
+def compare(cases: Callable[[jnp.dtype], Iterable[Case]], names: tuple[str, str], repeats: int) -> None:
+    """Times the gradients of two functions in turns; prints a line for each dtype and case."""
+    first, second = names
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {repeats} repeats")
-    print(f"{'dtype':<10} {'shape':<27} {'JAX ms':>8} {'ours ms':>8} {'JAX / ours':>10}  quartiles")
-
-
-def compare(shape: str, theirs: Callable, ours: Callable, inputs: Sequence[jax.Array], repeats: int) -> None:
-    """Times two functions of the same inputs in turns and prints a line."""
-    milliseconds(theirs, *inputs), milliseconds(ours, *inputs)  # compile
-    times = np.array([(milliseconds(theirs, *inputs), milliseconds(ours, *inputs)) for _ in range(repeats)])
-    medians = np.median(times, axis=0)
-    low, ratio, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
-    dtype = inputs[0].dtype.name
-    print(f"{dtype:<10} {shape:<27} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:10.2f}  {low:.2f} to {high:.2f}")
+    print(f"{'dtype':<10} {'shape':<27} {first + ' ms':>8} {second + ' ms':>8} {f'{first} / {second}':>10}  quartiles")
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for shape, *functions, inputs in cases(dtype):
+            steps, inputs = [gradients(function) for function in functions], tuple(inputs)
+            for step in steps:
+                milliseconds(step, inputs)  # compile
+            times = np.array([[milliseconds(step, inputs) for step in steps] for _ in range(repeats)])
+            medians = np.median(times, axis=0)
+            low, ratio, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
+            row = f"{jnp.dtype(dtype).name:<10} {shape:<27} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:10.2f}"
+            print(f"{row}  {low:.2f} to {high:.2f}")
 
 
 def make_parser(command: str = "python -m benchmarks.attention", description: str = __doc__) -> Parser:
@@ -73,15 +93,7 @@ def make_parser(command: str = "python -m benchmarks.attention", description: st
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    repeats = make_parser().parse_args(arguments).repeats
-    print_header(repeats)
-    for dtype in (jnp.float32, jnp.bfloat16):
-        for name, (batch, num_tokens, width, num_heads) in SHAPES.items():
-            inputs = jax.random.normal(jax.random.key(0), (3, batch, num_tokens, width), dtype)
-            theirs = gradients(jax_attention, num_heads)
-            for implementation in ("xla", "chunked"):
-                ours = gradients(functools.partial(our_attention, implementation=implementation), num_heads)
-                compare(f"{name}, {implementation}", theirs, ours, inputs, repeats)
+    compare(cases, ("JAX", "ours"), make_parser().parse_args(arguments).repeats)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ One core of an AMD EPYC (AVX-512) shared with other work, jax 0.10.2, 15 repeats
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,17 @@ from mv2mae_jax.models.kernels.gelu import gelu
 SHAPES = {"ViT-S encoder": (8 * 154, 384), "ViT-S decoder": (8 * 512, 192), "demo decoder": (8 * 76, 96)}
 
 
-def gradients(activation: Callable) -> Callable:
-    def loss(x: jax.Array, fc1: jax.Array, fc2: jax.Array) -> jax.Array:
-        return jnp.square((activation(x @ fc1) @ fc2).astype(jnp.float32)).sum()
+def mlp(x: jax.Array, fc1: jax.Array, fc2: jax.Array, *, activation: Callable) -> jax.Array:
+    return activation(x @ fc1) @ fc2
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+def cases(dtype: jnp.dtype) -> Iterator[attention.Case]:
+    theirs = functools.partial(mlp, activation=functools.partial(jax.nn.gelu, approximate=False))
+    for name, (num_tokens, width) in SHAPES.items():
+        shapes = ((num_tokens, width), (width, 4 * width), (4 * width, width))
+        keys = jax.random.split(jax.random.key(0), 3)
+        inputs = [jax.random.normal(key, shape, dtype) * width**-0.5 for key, shape in zip(keys, shapes, strict=True)]
+        yield name, theirs, functools.partial(mlp, activation=gelu), inputs
 
 
 def make_parser() -> Parser:
@@ -37,17 +43,7 @@ def make_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    repeats = make_parser().parse_args(arguments).repeats
-    attention.print_header(repeats)
-    theirs, ours = gradients(functools.partial(jax.nn.gelu, approximate=False)), gradients(gelu)
-    for dtype in (jnp.float32, jnp.bfloat16):
-        for name, (num_tokens, width) in SHAPES.items():
-            keys, shapes = jax.random.split(jax.random.key(0), 3), ((num_tokens, width), (width, 4 * width))
-            x, fc1, fc2 = (
-                jax.random.normal(key, shape, dtype) * width**-0.5
-                for key, shape in zip(keys, (*shapes, shapes[1][::-1]), strict=True)
-            )
-            attention.compare(name, theirs, ours, (x, fc1, fc2), repeats)
+    attention.compare(cases, ("JAX", "ours"), make_parser().parse_args(arguments).repeats)
 
 
 if __name__ == "__main__":
