@@ -97,12 +97,8 @@ def find_slice(name: str) -> Slice:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology={name} is unknown to libtpu: {error}. Examples: v5e:4x4, v4:2x2x4.") from error
-    return Slice(
-        name=name,
-        devices=list(devices),
-        num_hosts=len({device.process_index for device in devices}),
-        chip=CHIPS[generation],
-    )
+    num_hosts = len({device.process_index for device in devices})
+    return Slice(name=name, devices=list(devices), num_hosts=num_hosts, chip=CHIPS[generation])
 
 
 def batch_shapes(config: config_dict.ConfigDict, frame_size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -285,10 +281,10 @@ def input_rate(
     config: config_dict.ConfigDict, where: Slice, step_seconds: float, frame_size: tuple[int, int] | None = None
 ) -> dict[str, float]:
     """What the hosts must deliver for a step of this length; bytes are those that go to the chips."""
-    clips = config.global_batch_size * (1 + config.data.num_source_views) / step_seconds
+    num_clips = config.global_batch_size * (1 + config.data.num_source_views)
+    clips = num_clips / step_seconds
     batch = batch_shapes(config, frame_size)
     shapes = jax.tree.leaves(batch["stored"] if "stored" in batch else batch["video"])
-    num_clips = config.global_batch_size * (1 + config.data.num_source_views)
     clip_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes) / num_clips
     return {
         "clips_per_second": clips,

@@ -127,6 +127,15 @@ class Module:
 
         yield from walk(self.entry, 1)
 
+    def parts(self, instruction: Instruction, computation: Computation) -> Iterator[tuple[Instruction, Computation]]:
+        """The instructions that a fusion is made of, with their computations; any other instruction is its own part."""
+        if instruction.opcode != "fusion":
+            yield instruction, computation
+            return
+        fused = self.computations[instruction.called[0]]
+        for one in fused.values():
+            yield from self.parts(one, fused)
+
     def trip_count(self, loop: Instruction) -> int:
         """The number of times a loop runs: the compiler's statement, else from a condition `counter < constant`.
 

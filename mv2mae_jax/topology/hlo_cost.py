@@ -8,7 +8,9 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from mv2mae_jax.topology.hlo import Array, Computation, Instruction, Module
 
@@ -34,39 +36,27 @@ class Collective:
       bytes: of the whole array: reduced, gathered, or to be scattered.
       group_size: chips that take part together.
       runs: times per step; above 1 inside a loop.
-      source: the operation it came from, in the words of the traced program.
     """
 
     kind: str
     bytes: float
     group_size: int
     runs: int
-    source: str
 
     @property
     def wire_bytes(self) -> float:
         """Least bytes that a chip must send for it (a ring's), per run."""
         share = (self.group_size - 1) / self.group_size
-        return {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(
-            self.kind, share
-        ) * self.bytes
+        shares = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
+        return shares.get(self.kind, share) * self.bytes
 
 
 def matmul_flops(module: Module) -> float:
     """Floating-point operations of all products (2 per multiply-add), everywhere, as often as they run."""
-    total = 0.0
-    for instruction, computation, runs in module.executed():
-        total += runs * _product_flops(instruction, computation)
-        if instruction.opcode == "fusion":
-            total += runs * _fused_flops(module, instruction.called[0])
-    return total
-
-
-def _fused_flops(module: Module, name: str) -> float:
-    computation = module.computations[name]
     return sum(
-        _product_flops(i, computation) + (_fused_flops(module, i.called[0]) if i.opcode == "fusion" else 0)
-        for i in computation.values()
+        runs * _product_flops(one, home)
+        for instruction, computation, runs in module.executed()
+        for one, home in module.parts(instruction, computation)
     )
 
 
@@ -80,20 +70,19 @@ def bytes_moved(module: Module, size: Callable[[Array], float]) -> collections.C
     Args:
       size: bytes that an array counts, e.g. `lambda array: array.bytes`, or `hbm_bytes`.
     """
-    moved, continued = collections.Counter(), _continued_collectives(module)
+    traffic, moved = _Traffic(module, size), collections.Counter()
     for instruction, computation, runs in module.executed():
-        size_moved = _moved_by(module, instruction, computation, size, continued)
-        if size_moved:
-            moved[instruction.source] += runs * size_moved
-    return moved
+        moved[instruction.source] += runs * traffic.of(instruction, computation)
+    return +moved  # without what moves nothing
 
 
 def _continued_collectives(module: Module) -> frozenset[str]:
     """Names of collectives inside fusions whose channel an earlier fusion of the same computation has named."""
     seen, continued = set(), set()
     for instruction, computation, _ in module.executed():
-        goes_on = instruction.opcode == "fusion" and not _sums_and_scatters(instruction)
-        for one in _fused_instructions(module, instruction) if goes_on else []:
+        if instruction.opcode != "fusion" or _sums_and_scatters(instruction):
+            continue
+        for one, _ in module.parts(instruction, computation):
             channel = (id(computation), one.attribute("channel_id") or one.name)
             if one.opcode in COLLECTIVES and channel in seen:
                 continued.add(one.name)
@@ -101,30 +90,87 @@ def _continued_collectives(module: Module) -> frozenset[str]:
     return frozenset(continued)
 
 
-def _moved_by(
-    module: Module,
-    instruction: Instruction,
-    computation: Computation,
-    size: Callable[[Array], float],
-    continued: frozenset[str],
-) -> float:
-    if instruction.opcode in _FREE or "AllocateBuffer" in instruction.attributes:
-        return 0.0
-    if "ConcatBitcast" in instruction.attributes:  # slices that were copied side by side are one array now
-        return 0.0
-    if instruction.opcode in ("copy-start", "slice-start"):  # (source, destination, flag), one way or the other
-        moved = min(instruction.arrays[:2], key=lambda array: array.bytes)
-        return sum(size(dataclasses.replace(moved, layout=array.layout)) for array in instruction.arrays[:2])
-    if instruction.opcode == "fusion":
-        fused = module.computations[instruction.called[0]]
-        read = _read_by_fusion(module, fused, size, continued)
-        return read + _written_by_fusion(module, fused, size, continued)
-    if instruction.opcode in _SLICES:
-        return 2 * sum(map(size, instruction.arrays))
-    if instruction.opcode == "dynamic-update-slice":
-        return 2 * sum(map(size, computation[instruction.operands[1]].arrays))
-    read = sum(size(array) for name in instruction.operands for array in computation[name].arrays)
-    return read + sum(map(size, _results(instruction)))
+class _Traffic:
+    """What single instructions of a module read and write, each array by its `size`."""
+
+    def __init__(self, module: Module, size: Callable[[Array], float]):
+        self.module, self.size, self.continued = module, size, _continued_collectives(module)
+
+    def of(self, instruction: Instruction, computation: Computation) -> float:
+        attributes = instruction.attributes
+        if instruction.opcode in _FREE or "AllocateBuffer" in attributes:
+            return 0.0
+        if "ConcatBitcast" in attributes:  # slices that were copied side by side are one array now
+            return 0.0
+        if instruction.opcode in ("copy-start", "slice-start"):  # (source, destination, flag), one way or the other
+            ends = instruction.arrays[:2]
+            moved = min(ends, key=lambda array: array.bytes)
+            return self.sum(dataclasses.replace(moved, layout=array.layout) for array in ends)
+        if instruction.opcode == "fusion":
+            fused = self.module.computations[instruction.called[0]]
+            parameters = [i for i in fused.values() if i.opcode == "parameter" and i.arrays]
+            read = sum(min(self.size(p.arrays[0]), self.read(p, fused)) for p in parameters)
+            return read + self.written(fused)
+        if instruction.opcode in _SLICES:
+            return 2 * self.sum(instruction.arrays)
+        if instruction.opcode == "dynamic-update-slice":
+            return 2 * self.sum(computation[instruction.operands[1]].arrays)
+        return sum(self.sum(computation[name].arrays) for name in instruction.operands) + self.sum(
+            _results(instruction)
+        )
+
+    def sum(self, arrays: Iterable[Array]) -> float:
+        return sum(map(self.size, arrays))
+
+    def read(self, value: Instruction, fused: Computation) -> float:
+        """What the users of a value inside a fusion read of it, at most; each slice in the memory of the whole."""
+        total = 0.0
+        for user in fused.values():
+            for position, name in enumerate(user.operands):
+                if name != value.name or self.hands_on(user):
+                    continue
+                if user.opcode == "bitcast":
+                    total += self.read(user, fused)
+                elif user.opcode == "fusion":
+                    inner = self.module.computations[user.called[0]]
+                    parameters = (i for i in inner.values() if i.opcode == "parameter")
+                    total += self.read(next(p for p in parameters if int(p.argument) == position), inner)
+                elif user.opcode in _SLICES and position == 0:
+                    total += self.sum(_placed_as(array, value.arrays[0].layout) for array in user.arrays)
+                elif user.opcode == "dynamic-update-slice" and position == 0:
+                    pass  # written in place
+                else:
+                    total += self.size(value.arrays[0])
+        return total
+
+    def hands_on(self, instruction: Instruction) -> bool:
+        """Whether an instruction inside a fusion only names buffers: what it returns, or a collective under way."""
+        if instruction.opcode == "custom-call":
+            return "AsyncCollective" in instruction.attributes
+        return instruction.opcode == "tuple" or instruction.name in self.continued
+
+    def written(self, fused: Computation) -> float:
+        """What a fusion writes."""
+        root = next(i for i in fused.values() if i.is_root)
+        outputs = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        total = 0.0
+        for output in outputs:
+            source = output
+            while source.opcode == "bitcast":
+                source = fused[source.operands[0]]
+            passed_on = source.opcode == "parameter" or source.name in self.continued
+            if passed_on or "AsyncCollectiveDone" in source.attributes:
+                continue
+            if "AsyncCollectiveStart" in source.attributes:  # (operand, result, flags ...)
+                total += self.sum(output.arrays[1:])
+            elif source.opcode == "dynamic-update-slice":
+                update = fused[source.operands[1]].arrays[0]
+                total += self.size(_placed_as(update, output.arrays[0].layout))
+            elif source.opcode == "fusion":
+                total += self.written(self.module.computations[source.called[0]])
+            else:
+                total += self.sum(output.arrays)
+        return total
 
 
 def _results(instruction: Instruction) -> tuple[Array, ...]:
@@ -132,69 +178,6 @@ def _results(instruction: Instruction) -> tuple[Array, ...]:
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # (operands, results, ...)
         return instruction.arrays[len(instruction.operands) : 2 * len(instruction.operands)]
     return instruction.arrays
-
-
-def _read_by_fusion(
-    module: Module, fused: Computation, size: Callable[[Array], float], continued: frozenset[str]
-) -> float:
-    parameters = [i for i in fused.values() if i.opcode == "parameter"]
-    return sum(min(size(p.arrays[0]), _read(module, p, fused, size, continued)) for p in parameters if p.arrays)
-
-
-def _read(
-    module: Module, value: Instruction, fused: Computation, size: Callable[[Array], float], continued: frozenset[str]
-) -> float:
-    """What the users of a value inside a fusion read of it, at most; each slice in the memory of the whole."""
-    total = 0.0
-    for user in fused.values():
-        for position, name in enumerate(user.operands):
-            if name != value.name or _hands_on(user, continued):
-                continue
-            if user.opcode == "bitcast":
-                total += _read(module, user, fused, size, continued)
-            elif user.opcode == "fusion":
-                inner = module.computations[user.called[0]]
-                parameter = next(i for i in inner.values() if i.opcode == "parameter" and int(i.argument) == position)
-                total += _read(module, parameter, inner, size, continued)
-            elif user.opcode in _SLICES and position == 0:
-                layout = value.arrays[0].layout
-                total += sum(size(_placed_as(array, layout)) for array in user.arrays)
-            elif user.opcode == "dynamic-update-slice" and position == 0:
-                pass  # written in place
-            else:
-                total += size(value.arrays[0])
-    return total
-
-
-def _hands_on(instruction: Instruction, continued: frozenset[str]) -> bool:
-    """Whether an instruction inside a fusion only names buffers: what it returns, or a collective under way."""
-    if instruction.opcode == "custom-call":
-        return "AsyncCollective" in instruction.attributes
-    return instruction.opcode == "tuple" or instruction.name in continued
-
-
-def _written_by_fusion(
-    module: Module, fused: Computation, size: Callable[[Array], float], continued: frozenset[str]
-) -> float:
-    root = next(i for i in fused.values() if i.is_root)
-    outputs = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    total = 0.0
-    for output in outputs:
-        source = output
-        while source.opcode == "bitcast":
-            source = fused[source.operands[0]]
-        if source.opcode == "parameter" or source.name in continued or "AsyncCollectiveDone" in source.attributes:
-            continue
-        if "AsyncCollectiveStart" in source.attributes:  # (operand, result, flags ...)
-            total += sum(map(size, output.arrays[1:]))
-        elif source.opcode == "dynamic-update-slice":
-            update = fused[source.operands[1]].arrays[0]
-            total += size(_placed_as(update, output.arrays[0].layout))
-        elif source.opcode == "fusion":
-            total += _written_by_fusion(module, module.computations[source.called[0]], size, continued)
-        else:
-            total += sum(map(size, output.arrays))
-    return total
 
 
 def collectives(module: Module) -> list[Collective]:
@@ -205,39 +188,20 @@ def collectives(module: Module) -> list[Collective]:
     is a reduce-scatter. Each of these counts, because joined ones share a channel.
     """
     found, continued = [], _continued_collectives(module)
-    for instruction, _, runs in module.executed():
-        inside = _fused_instructions(module, instruction) if instruction.opcode == "fusion" else [instruction]
-        for one in inside:
-            if one.opcode.removesuffix("-start") not in COLLECTIVES or one.name in continued:
+    for instruction, computation, runs in module.executed():
+        for one, _ in module.parts(instruction, computation):
+            kind = one.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES or one.name in continued:
                 continue
-            collective = _collective(module, one, runs)
-            if _sums_and_scatters(instruction):
-                collective = dataclasses.replace(collective, kind="reduce-scatter")
-            found.append(collective)
+            group_size = _group_size(module, one.attributes)
+            num_bytes = sum(array.bytes for array in _results(one)) * (group_size if kind == "reduce-scatter" else 1)
+            kind = "reduce-scatter" if _sums_and_scatters(instruction) else kind
+            found.append(Collective(kind=kind, bytes=num_bytes, group_size=group_size, runs=runs))
     return found
 
 
 def _sums_and_scatters(instruction: Instruction) -> bool:
     return any("all-reduce-scatter" in name for name in instruction.called)
-
-
-def _fused_instructions(module: Module, fusion: Instruction) -> list[Instruction]:
-    found = []
-    for instruction in module.computations[fusion.called[0]].values():
-        found += _fused_instructions(module, instruction) if instruction.opcode == "fusion" else [instruction]
-    return found
-
-
-def _collective(module: Module, instruction: Instruction, runs: int) -> Collective:
-    kind, group_size = instruction.opcode.removesuffix("-start"), _group_size(module, instruction.attributes)
-    total = sum(array.bytes for array in _results(instruction))
-    return Collective(
-        kind=kind,
-        bytes=total * group_size if kind == "reduce-scatter" else total,
-        group_size=group_size,
-        runs=runs,
-        source=instruction.source,
-    )
 
 
 def _group_size(module: Module, attributes: str) -> int:
@@ -281,18 +245,18 @@ def _product_flops(instruction: Instruction, computation: Computation) -> float:
     if instruction.opcode not in ("dot", "convolution"):
         return 0.0
     lhs, rhs = (computation[name].arrays[0].dims for name in instruction.operands[:2])
+    out, attributes = instruction.arrays[0].dims, instruction.attributes
     if instruction.opcode == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
-        contracted = math.prod(lhs[int(axis)] for axis in axes.split(",") if axis)
-        return 2.0 * math.prod(instruction.arrays[0].dims) * contracted
-    lhs_labels, rhs_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
-    out = instruction.arrays[0].dims
-    pairs = 1
-    for index, window in enumerate(_windows(instruction.attributes)):
-        label = str(index)
-        pairs *= _valid_positions(lhs[lhs_labels.index(label)], out[out_labels.index(label)], **window)
-    batch, features = out[out_labels.index("b")], out[out_labels.index("f")]
-    return 2.0 * pairs * batch * features * rhs[rhs_labels.index("i")]
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)[1]
+        return 2.0 * math.prod(out) * math.prod(lhs[int(axis)] for axis in axes.split(",") if axis)
+    lhs_labels, rhs_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
+    lhs, rhs, out = (
+        dict(zip(*pair, strict=True)) for pair in ((lhs_labels, lhs), (rhs_labels, rhs), (out_labels, out))
+    )
+    pairs = math.prod(
+        _valid_positions(lhs[str(axis)], out[str(axis)], **window) for axis, window in enumerate(_windows(attributes))
+    )
+    return 2.0 * pairs * out["b"] * out["f"] * rhs["i"]
 
 
 def _windows(attributes: str) -> list[dict[str, int]]:
@@ -300,26 +264,16 @@ def _windows(attributes: str) -> list[dict[str, int]]:
     found = re.search(r"window=\{([^}]*)\}", attributes)
     if not found:
         return []
-    fields = {key: value.split("x") for key, _, value in (f.partition("=") for f in found[1].split())}
+    fields = (field.split("=") for field in found[1].split())
+    given = {name: [int(text.split("_")[0]) for text in values.split("x")] for name, values in fields}
+    defaults = {"size": 1, "stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
     return [
-        {
-            "size": int(size),
-            "stride": int(fields["stride"][i]) if "stride" in fields else 1,
-            "pad_low": int(fields["pad"][i].split("_")[0]) if "pad" in fields else 0,
-            "lhs_dilate": int(fields["lhs_dilate"][i]) if "lhs_dilate" in fields else 1,
-            "rhs_dilate": int(fields["rhs_dilate"][i]) if "rhs_dilate" in fields else 1,
-        }
-        for i, size in enumerate(fields["size"])
+        {name: given[name][axis] if name in given else default for name, default in defaults.items()}
+        for axis in range(len(given["size"]))
     ]
 
 
-def _valid_positions(
-    lhs: int, out: int, *, size: int, stride: int, pad_low: int, lhs_dilate: int, rhs_dilate: int
-) -> int:
-    """(output, window) pairs that fall on an element rather than on padding or between dilated elements."""
-    count = 0
-    for window in range(size):
-        for position in range(out):
-            index, between = divmod(position * stride - pad_low + window * rhs_dilate, lhs_dilate)
-            count += not between and 0 <= index < lhs
-    return count
+def _valid_positions(lhs: int, out: int, *, size: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int) -> int:
+    """(output, window) pairs that fall on an element rather than on padding (`pad` before it) or between elements."""
+    index = np.arange(out)[:, None] * stride - pad + np.arange(size) * rhs_dilate
+    return int(((index % lhs_dilate == 0) & (index >= 0) & (index < lhs * lhs_dilate)).sum())
