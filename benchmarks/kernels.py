@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.experiment import hardware
-from benchmarks.train_step import Case, Ours, make_our_step, read_clip
+from benchmarks.train_step import OURS, Case, Implementation, make_our_step, read_clip
 from console.command import Parser, execute
 
 # Kinds by what stands in a kernel's name, the first that fits: products of libraries, attention of cuDNN. XLA names its
@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import jax
 
     case = Case(model=options.model, clip=options.clip, batch=options.batch, precision=options.precision)
-    steps, _, facts = make_our_step(case, Ours(whole=options.whole, overrides=tuple(options.overrides)))
+    what = Implementation(name=OURS, whole=options.whole, overrides=tuple(options.overrides))
+    steps, _, facts = make_our_step(case, what)
     steps(3)  # compiles, and settles memory
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

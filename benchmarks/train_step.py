@@ -24,6 +24,7 @@ of floating-point operations that the model needs, with MFU where a peak is publ
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -69,41 +70,26 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ours:
-    """A step of this project.
-
-    Attributes:
-      whole: the paper's objective; False is VideoMAE's.
-      frame_size: (height, width) of frames that are stored as coefficients and decoded in the step; None for pixels.
-      overrides: `key=value` of the config.
-    """
-
-    whole: bool = False
-    frame_size: tuple[int, int] | None = None
-    overrides: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A step of transformers' VideoMAE; `compiled` by torch.compile."""
-
-    compiled: bool
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Implementation:
     """What runs in a process of its own.
 
     Attributes:
       name: in the tables.
-      step: what it does.
       compared_with: the name of the implementation whose time its own is divided by; None for none.
+      peer: 'eager' or 'compiled' (by torch.compile) for a step of transformers' VideoMAE; None for one of this project,
+        to which the rest belongs.
+      whole: the paper's objective; False is VideoMAE's.
+      frame_size: (height, width) of frames that are stored as coefficients and decoded in the step; None for pixels.
+      overrides: `key=value` of the config.
       xla_flags: added to the environment's.
     """
 
     name: str
-    step: Ours | Peer
     compared_with: str | None = None
+    peer: str | None = None
+    whole: bool = False
+    frame_size: tuple[int, int] | None = None
+    overrides: tuple[str, ...] = ()
     xla_flags: tuple[str, ...] = ()
 
 
@@ -192,7 +178,7 @@ def make_objective(config: Any) -> Any:
     )
 
 
-def make_our_step(case: Case, what: Ours) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
+def make_our_step(case: Case, what: Implementation) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
     """The step that run.py would run, on one random batch: (does n of them, peak memory in bytes, facts)."""
     import jax
 
@@ -244,7 +230,7 @@ def model_sizes(case: Case) -> dict[str, int]:
 
 
 def make_peer_step(
-    case: Case, peer_sizes: dict[str, int], what: Peer
+    case: Case, peer_sizes: dict[str, int], what: Implementation
 ) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
     """The same work in PyTorch, with scaled-dot-product attention and fused AdamW."""
     import torch
@@ -269,13 +255,11 @@ def make_peer_step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     num_tokens = (case.clip[0] // 2) * (case.clip[1] // 16) * (case.clip[2] // 16)
     video = torch.rand(case.batch, case.clip[0], 3, *case.clip[1:], device=device)
-    num_masked = int(0.9 * num_tokens)
     order = torch.rand(case.batch, num_tokens, device=device).argsort(dim=1)
-    mask = order < num_masked  # as many in every row
-    asked = {"bool_masked_pos": mask}
+    asked = {"bool_masked_pos": order < int(0.9 * num_tokens)}  # as many in every row
     if case.finetune:
         asked = {"labels": torch.arange(case.batch, device=device) % NUM_CLASSES}
-    run = torch.compile(model) if what.compiled else model
+    run = torch.compile(model) if what.peer == "compiled" else model
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bfloat16")
 
     def steps(number: int) -> None:
@@ -300,10 +284,10 @@ def serve(connection: Any, implementation: Implementation, case: Case, peer_size
     """The process of one implementation: does as many steps as it is told to and answers how long they took."""
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *implementation.xla_flags])
     try:
-        if isinstance(implementation.step, Ours):
-            steps, memory, facts = make_our_step(case, implementation.step)
+        if implementation.peer is None:
+            steps, memory, facts = make_our_step(case, implementation)
         else:
-            steps, memory, facts = make_peer_step(case, peer_sizes, implementation.step)
+            steps, memory, facts = make_peer_step(case, peer_sizes, implementation)
         steps(2)  # compiles, and settles memory
         connection.send(facts)
         while number := connection.recv():
@@ -333,12 +317,12 @@ def started(
         print(f"{case}: {name} {how}, {time.perf_counter() - began:.0f} s", flush=True)
 
     try:
-        for one in sorted(implementations, key=lambda one: isinstance(one.step, Ours)):
+        for one in sorted(implementations, key=lambda one: one.peer is None):
             connections[one.name], other = context.Pipe()
             processes.append(context.Process(target=serve, args=(other, one, case, peer_sizes), daemon=True))
             processes[-1].start()
             other.close()
-            if in_turn and isinstance(one.step, Ours):
+            if in_turn and one.peer is None:
                 wait_for(one.name)
         for name in [name for name in connections if name not in facts]:
             wait_for(name)
@@ -365,8 +349,8 @@ def measure(
         record = {}
         for one in implementations:
             said = facts[one.name]
-            record[one.name] = {"error": said} if isinstance(said, str) else said | {"seconds": []}
-            record[one.name]["compared_with"] = one.compared_with
+            said = {"error": said} if isinstance(said, str) else said | {"seconds": []}
+            record[one.name] = said | {"compared_with": one.compared_with}
         running = [one.name for one in implementations if "seconds" in record[one.name]]
         for turn in range(turns):
             first = turn % max(1, len(running))  # nobody is always first
@@ -459,23 +443,21 @@ def installed_version(package: str) -> str | None:
 
 def chosen_implementations(options: Any) -> list[Implementation]:
     """The rows of each case."""
-    implementations = [Implementation(name=OURS, step=Ours())]
+    implementations = [Implementation(name=OURS)]
     for text in options.also:
-        words = text.split()
-        overrides = tuple(word for word in words if not word.startswith("--"))
-        flags = tuple(word for word in words if word.startswith("--"))
-        step = Ours(overrides=overrides)
-        implementations.append(Implementation(name=f"{OURS}, {text}", step=step, compared_with=OURS, xla_flags=flags))
+        overrides = tuple(word for word in text.split() if not word.startswith("--"))
+        flags = tuple(word for word in text.split() if word.startswith("--"))
+        more = {"compared_with": OURS, "overrides": overrides, "xla_flags": flags}
+        implementations.append(Implementation(name=f"{OURS}, {text}", **more))
     if not options.only_ours:
-        implementations.append(Implementation(name=PEER, step=Peer(compiled=False), compared_with=OURS))
+        implementations.append(Implementation(name=PEER, peer="eager", compared_with=OURS))
         if not options.no_compile:
-            implementations.append(Implementation(name=COMPILED, step=Peer(compiled=True), compared_with=OURS))
-    if options.finetune:
-        return implementations
-    implementations.append(Implementation(name=WHOLE, step=Ours(whole=True)))
-    if options.coefficients:
-        step = Ours(whole=True, frame_size=options.coefficients)
-        implementations.append(Implementation(name=DECODING, step=step, compared_with=WHOLE))
+            implementations.append(Implementation(name=COMPILED, peer="compiled", compared_with=OURS))
+    if not options.finetune:
+        implementations.append(Implementation(name=WHOLE, whole=True))
+        if options.coefficients:
+            more = {"compared_with": WHOLE, "frame_size": options.coefficients}
+            implementations.append(Implementation(name=DECODING, whole=True, **more))
     return implementations
 
 
@@ -492,24 +474,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / len(implementations):.2f}")
     # Read by the C library of each process: its memory comes in large pages, as docs/speed.md advises.
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    versions = {package: installed_version(package) for package in VERSIONS}
-    command = shlex.join(["python", "-m", "benchmarks.train_step", *(sys.argv[1:] if arguments is None else arguments)])
+    command = ["python", "-m", "benchmarks.train_step", *(sys.argv[1:] if arguments is None else arguments)]
     summary = {
-        "command": command,
+        "command": shlex.join(command),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "hardware": hardware(),
-        "versions": versions,
+        "versions": {package: installed_version(package) for package in VERSIONS},
         "records": [],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     how = {"turns": options.turns, "steps_per_turn": options.steps_per_turn, "in_turn": options.in_turn}
-    for model in models:
-        for clip in options.clips:
-            for precision in precisions:
-                case = Case(model=model, clip=clip, batch=options.batch, precision=precision, finetune=options.finetune)
-                summary["records"].append(measure(case, implementations, **how))
-                print(table(summary["records"][-1:]), flush=True)
-                options.output.write_text(json.dumps(summary, indent=1) + "\n")
+    for model, clip, precision in itertools.product(models, options.clips, precisions):
+        case = Case(model=model, clip=clip, batch=options.batch, precision=precision, finetune=options.finetune)
+        summary["records"].append(measure(case, implementations, **how))
+        print(table(summary["records"][-1:]), flush=True)
+        options.output.write_text(json.dumps(summary, indent=1) + "\n")
     return 0
 
 

@@ -411,6 +411,6 @@ def test_the_peer_of_a_training_step_has_as_many_parameters(finetune):
     case = train_step.Case(model="Ti", clip=(4, 32, 32), batch=2, precision="float32", finetune=finetune)
     objective = train_step.make_objective(train_step.our_config(case, whole=False))
     parameters = jax.tree.leaves(jax.eval_shape(objective.init, jax.random.key(0)))
-    peer = train_step.Peer(compiled=False)
+    peer = train_step.Implementation(name=train_step.PEER, peer="eager")
     _, _, facts = train_step.make_peer_step(case, train_step.model_sizes(case), peer)
     assert facts["parameters"] == sum(leaf.size for leaf in parameters)
