@@ -61,15 +61,16 @@ class Generated:
         raw, prepared = folder / self.name / "raw", self.prepared(folder)
         if (prepared / "prepared.json").exists():
             return prepared
-        for arguments in (
-            ["data.synthetic", f"--output={raw}", "--seed=0", *self.options],
-            [
-                *("data.prepare", "--dataset=synthetic", f"--input={raw}", f"--output={prepared}"),
-                f"--short_side={self.short_side}",
-            ],
-        ):
-            subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True)
+        run_python("-m", "data.synthetic", f"--output={raw}", "--seed=0", *self.options)
+        paths = (f"--input={raw}", f"--output={prepared}")
+        run_python("-m", "data.prepare", "--dataset=synthetic", *paths, f"--short_side={self.short_side}")
         return prepared
+
+
+def run_python(*arguments: str, quiet: bool = False) -> None:
+    """A process of this project's; raises CalledProcessError where it fails. `quiet`: without its output."""
+    output = subprocess.DEVNULL if quiet else None
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=output)
 
 
 def run(config_name: str, overrides: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
@@ -214,8 +215,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     mean, n = sum(values) / len(values), len(values)
     if n < 2:
         return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-    return mean, float(stats.t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
+    return mean, float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
 
 
 def compare(lower: Sequence[float], upper: Sequence[float]) -> str:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.experiment import OUTPUT
+from benchmarks.experiment import OUTPUT, run_python
 from console.command import ExitCode, Parser, execute
 from data.store import takes
 from mv2mae_jax.runs import metrics_file
@@ -75,8 +75,7 @@ def phase(output: str) -> str:
 
 def train_undisturbed(folder: Path, prepared: Path) -> Path:
     """Trains FOLDER/whole to its end."""
-    command = ["run.py", *faults.arguments(folder / "whole", prepared, *OPTIONS)]
-    subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True, stdout=subprocess.DEVNULL)
+    run_python("run.py", *faults.arguments(folder / "whole", prepared, *OPTIONS), quiet=True)
     return folder / "whole"
 
 
@@ -115,7 +114,7 @@ def kill_preparation(folder: Path, raw: Path, kills: int, draw: random.Random) -
     """The same for `python -m data.prepare`: the files of the set are those of an undisturbed preparation."""
     common = ["-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", "--short_side=40", "--workers=2"]
     began = time.monotonic()
-    subprocess.run([sys.executable, *common, f"--output={folder}/whole"], cwd=faults.ROOT, check=True)
+    run_python(*common, f"--output={folder}/whole")
     duration, strikes = time.monotonic() - began, []
     output, code = folder / "disturbed", None
     while code != 0:
@@ -181,8 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     shutil.rmtree(options.workdir, ignore_errors=True)
     raw = options.workdir / "raw"
-    command = ["-m", "data.synthetic", f"--output={raw}", "--takes=24", "--seed=1", "--resolution=64x48"]
-    subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True)
+    run_python("-m", "data.synthetic", f"--output={raw}", "--takes=24", "--seed=1", "--resolution=64x48")
     options.output.mkdir(parents=True, exist_ok=True)
     if options.kills:
         strike_all(options.workdir, raw, options.output, options.kills, options.seed)
@@ -216,8 +214,7 @@ def strike_all(workdir: Path, raw: Path, output: Path, kills: int, seed: int) ->
 def fuzz_and_record(workdir: Path, raw: Path, output: Path, cases: int) -> None:
     """What became of mutated inputs, into fuzz.json."""
     began, prepared = time.monotonic(), workdir / "fuzz" / "set"
-    command = ["-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", "--short_side=40", f"--output={prepared}"]
-    subprocess.run([sys.executable, *command], cwd=faults.ROOT, check=True)
+    run_python("-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", "--short_side=40", f"--output={prepared}")
     run = train_undisturbed(workdir / "fuzz", prepared)
     counts = fuzz_all(workdir / "fuzz", run, prepared, cases)
     record = {**about_this_run(), "minutes": round((time.monotonic() - began) / 60, 1), **counts}
