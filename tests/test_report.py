@@ -160,12 +160,13 @@ def test_accuracies_and_mistakes_of_probes_are_those_in_the_file(tmp_path):
         "knn": {"confusion_matrix": confusion},
     }
     run = collect.read(write_run(tmp_path / "run", task="probe", results=results))
-    table = tables.accuracies(run)
-    assert table.columns == ["top-1", "mean class", "top-1, C001"]
-    assert table.rows == [("knn", ["75.0 %", "75.0 %", "50.0 %"])] and table.chance == pytest.approx(1 / 3)
-    (found,) = tables.confusions(run, "confusion")
-    assert found.pairs == [("clap", "wave", 2, 4), ("wave", "sit", 1, 4)]
-    assert "9 of 12 right" in found.chart.svg
+    columns, rows = tables.accuracies(run)
+    assert columns == ["top-1", "mean class", "top-1, C001"]
+    assert rows == [("knn", ["75.0 %", "75.0 %", "50.0 %"])]
+    assert "Chance is 33.3 % for 3 classes" in page.render([run], [examine.Examined()], "python")
+    ((chart, pairs),) = tables.confusions(run, "confusion")
+    assert pairs == [("clap", "wave", 2, 4), ("wave", "sit", 1, 4)]
+    assert "9 of 12 right" in chart.svg
 
 
 # Attention
@@ -409,8 +410,8 @@ def test_names_are_no_markup_in_charts_and_pages(tmp_path):
     counts = (np.eye(len(NAMES), dtype=int) + 1).tolist()
     results = {"metrics": {"test/top_1": 0.5}, "class_names": list(NAMES), "confusion_matrix": counts, "step": 6}
     run = collect.read(write_run(tmp_path / "$run_<i>", task="finetune", results=results))
-    (confusion,) = tables.confusions(run, "key")
-    assert sorted(texts(confusion.chart.svg)) == sorted([*NAMES[:-1] * 2, "predicted class", "true class"])
+    ((chart, _),) = tables.confusions(run, "key")
+    assert sorted(texts(chart.svg)) == sorted([*NAMES[:-1] * 2, "predicted class", "true class"])
     take, label = np.arange(40).astype(str), np.arange(40) % len(NAMES)
     view = np.array(["_v$", "C|<2>"])[label % 2]
     pooled = np.random.default_rng(0).normal(size=(40, 6))

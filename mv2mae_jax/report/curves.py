@@ -140,9 +140,7 @@ def draw(runs: Sequence[ReportedRun]) -> list[Chart]:
 
     For a single run, the metrics of a panel share a chart. Several runs are compared one metric at a time.
     """
-    if len(runs) == 1:
-        return list(_charts_of_one(runs[0]))
-    return list(_charts_of_many(runs))
+    return list(_charts_of_one(runs[0]) if len(runs) == 1 else _charts_of_many(runs))
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,17 +166,17 @@ def _charts_of_one(run: ReportedRun) -> Iterator[Chart]:
         lines = [line for line in lines if len(line[2])]
         if not lines or (panel.key == "incidents" and not any(values.any() for *_, values in lines)):
             continue
-        baseline = _series(run, panel.baseline)
-        colours, drawn, said = {}, [], []
+        colours, drawn, dashed, said = {}, [], [], []
         for name, label, steps, values in lines:
             # A metric has the same colour in training and held out.
             kind = name.partition("/")[2] if panel.key != "accuracy-curve" else name
             colour = colours.setdefault(kind, charts.SERIES[len(colours)])
             drawn.append((name, label, colour, steps, values, _errors(run, name, steps)))
             said.append(_in_words(label, steps, values, panel.percent))
+        baseline = _series(run, panel.baseline)
         if len(baseline[0]):
             said.append(_in_words(BASELINE, *baseline, panel.percent))
-        dashed = [(BASELINE, charts.MUTED, *baseline)] if len(baseline[0]) else []
+            dashed.append((BASELINE, charts.MUTED, *baseline))
         yield _chart(panel, panel.key, panel.title, drawn, dashed, said)
 
 

@@ -129,12 +129,10 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """PCA of float[M, F]: (coordinates float[M, 2] along the two axes of largest variance, their shares of it)."""
     centred = values - values.mean(axis=0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    total = max(float(np.square(singular).sum()), np.finfo(np.float32).tiny)
-    coordinates = np.zeros((len(values), 2))
-    coordinates[:, : len(singular)] = (left * singular)[:, :2]
-    shares = np.zeros(2)
-    shares[: len(singular)] = np.square(singular[:2]) / total
-    return coordinates, shares
+    variances = np.square(singular)
+    shares = variances / max(float(variances.sum()), np.finfo(np.float32).tiny)
+    # With a single clip or feature, there is one axis; the other is 0.
+    return np.pad(left * singular, [(0, 0), (0, 1)])[:, :2], np.pad(shares, (0, 1))[:2]
 
 
 def open_run(run: ReportedRun) -> Opened:

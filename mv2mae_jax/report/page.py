@@ -1,6 +1,5 @@
 """Everything that was collected and drawn -> one HTML page."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,6 @@ from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.examine import Examined
 
 FOLDER = Path(__file__).parent
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tile:
-    """A number of the summary."""
-
-    name: str
-    value: str
-    note: str = ""
 
 
 def render(runs: Sequence[ReportedRun], seen: Sequence[Examined], command: str) -> str:
@@ -82,8 +72,8 @@ def _of_run(run: ReportedRun, seen: Examined, index: int | None) -> dict[str, An
     }
 
 
-def tiles(run: ReportedRun) -> list[Tile]:
-    """The numbers that a reader looks for first."""
+def tiles(run: ReportedRun) -> list[tuple[str, str, str]]:
+    """The numbers that a reader looks for first: (name, value, note)."""
     metrics = run.metrics
     area = "eval" if "eval/loss_mean_prediction" in metrics else "eval_on_training_takes"
     of = "held-out takes" if area == "eval" else "training takes: none is held out"
@@ -94,7 +84,7 @@ def tiles(run: ReportedRun) -> list[Tile]:
             value = metrics[f"{area}/{name}"]
             change = 100 * (value / baseline - 1)
             note = f"{change:+.0f} % against the mean colour's {charts.number(baseline)}; {of}"
-            found.append(Tile(name=f"{label.capitalize()} loss", value=charts.number(value), note=note))
+            found.append((f"{label.capitalize()} loss", charts.number(value), note))
     for name, title, note in (
         ("cross_gain", "Gain from the other camera", "cross-view loss with another person's take as the source"),
         ("cross_gain_pose", "Gain, same person", "with another pose of the same person as the source"),
@@ -102,7 +92,7 @@ def tiles(run: ReportedRun) -> list[Tile]:
         if f"{area}/{name}" in metrics:
             error = metrics[f"{area}/{name}_standard_error"]
             value = f"{100 * metrics[f'{area}/{name}']:+.1f} ± {100 * error:.1f} %"
-            found.append(Tile(name=title, value=value, note=note))
+            found.append((title, value, note))
     chance = f"chance is {100 / len(run.class_names):.1f} %" if run.class_names else ""
     for name, title, note in (
         (f"{area}/knn_top_1", "kNN accuracy", of),
@@ -114,10 +104,10 @@ def tiles(run: ReportedRun) -> list[Tile]:
         ("retrieval/recall_1", "Retrieval, recall at 1", "the same take from another camera"),
     ):
         if name in metrics:
-            found.append(Tile(name=title, value=f"{100 * metrics[name]:.1f} %", note=note))
+            found.append((title, f"{100 * metrics[name]:.1f} %", note))
     speed = run.series("perf/clips_per_second")[1]
     if len(speed):
-        found.append(Tile(name="Median throughput", value=f"{charts.number(float(np.median(speed)))} clips/s"))
+        found.append(("Median throughput", f"{charts.number(float(np.median(speed)))} clips/s", ""))
     return found
 
 

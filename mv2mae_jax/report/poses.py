@@ -118,7 +118,7 @@ def draw(
     Returns:
       uint8[T, h, w, 3], enlarged.
     """
-    truth, factor = prepared.truth, max(1, -(-SIDE // min(video.shape[1:3])))
+    truth = prepared.truth
     length = int(prepared.views["num_frames"][row])
     (position,) = clips.spread_positions(1)
     frames = clips.frame_indices(length, spec.num_frames, spec.frame_stride, position)
@@ -129,10 +129,10 @@ def draw(
     top, left, height, width = clips.crop_box(clips.CropDraw(), size, spec.crop_size)
     drawn = []
     for frame, *skeletons in zip(video, true, pose, strict=True):
-        picture = np.ascontiguousarray(frame.repeat(factor, axis=0).repeat(factor, axis=1))
+        picture = pictures.enlarged(frame, SIDE)
         for points, colour in zip(skeletons, (TRUE, TOLD), strict=True):
             pixels = truth.project(np.array([row]), points[None])[0]  # (J, 2)
-            scale = np.array([spec.crop_size[1] / width, spec.crop_size[0] / height]) * factor
+            scale = np.array(picture.shape[1::-1]) / (width, height)
             pixels = np.round((pixels + 0.5 - [left, top]) * scale - 0.5)  # (J, 2)
             if not np.isfinite(pixels).all():
                 continue

@@ -78,17 +78,12 @@ def _with_error(metrics: dict[str, float], name: str) -> str:
     return text if error is None else f"{text} ± {charts.number(error)}"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Accuracies:
-    """A table of accuracies: one row for each way of classifying."""
+def accuracies(run: ReportedRun) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+    """Top-1, top-5, mean class accuracy and each camera's, of a probe or a fine-tuned run; None without any.
 
-    columns: list[str]
-    rows: list[tuple[str, list[str]]]
-    chance: float | None
-
-
-def accuracies(run: ReportedRun) -> Accuracies | None:
-    """Top-1, top-5, mean class accuracy and each camera's, of a probe or a fine-tuned run; None without any."""
+    Returns:
+      (titles of the columns, a row for each way of classifying: its name and its cells).
+    """
     found: dict[str, dict[str, float]] = {}
     for name, value in run.metrics.items():
         kind, _, metric = name.partition("/")
@@ -98,26 +93,18 @@ def accuracies(run: ReportedRun) -> Accuracies | None:
         return None
     metrics = list(dict.fromkeys(metric for values in found.values() for metric in values))
     titles = {"top_1": "top-1", "top_5": "top-5", "mean_class": "mean class"}
-    return Accuracies(
-        columns=[titles.get(metric, metric.replace("top_1/", "top-1, ")) for metric in metrics],
-        rows=[
-            (kind, [f"{100 * values[metric]:.1f} %" if metric in values else "–" for metric in metrics])
-            for kind, values in found.items()
-        ],
-        chance=1 / len(run.class_names) if run.class_names else None,
-    )
+    return [titles.get(metric, metric.replace("top_1/", "top-1, ")) for metric in metrics], [
+        (kind, [f"{100 * values[metric]:.1f} %" if metric in values else "–" for metric in metrics])
+        for kind, values in found.items()
+    ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Confusion:
-    """A confusion matrix as a chart, and its most frequent mistakes: (class, taken for, count, of so many)."""
+def confusions(run: ReportedRun, key: str) -> list[tuple[Chart, list[tuple[str, str, int, int]]]]:
+    """The confusion matrices in metrics.json: one of a fine-tuned run, one for each trained probe.
 
-    chart: Chart
-    pairs: list[tuple[str, str, int, int]]
-
-
-def confusions(run: ReportedRun, key: str) -> list[Confusion]:
-    """The confusion matrices in metrics.json: one of a fine-tuned run, one for each trained probe."""
+    Returns:
+      For each its chart, and its most frequent mistakes: (class, taken for, count, of so many).
+    """
     results = run.results or {}
     found = {"test": results} | {kind: table for kind, table in results.items() if isinstance(table, dict)}
     return [
@@ -127,7 +114,7 @@ def confusions(run: ReportedRun, key: str) -> list[Confusion]:
     ]
 
 
-def _confusion(kind: str, counts: np.ndarray, names: Sequence[str], key: str) -> Confusion:
+def _confusion(kind: str, counts: np.ndarray, names: Sequence[str], key: str) -> tuple[Chart, list]:
     seen = counts.sum(axis=1)
     shares = counts / np.maximum(seen[:, None], 1)
     wrong = counts - np.diag(np.diag(counts))
@@ -148,23 +135,19 @@ def _confusion(kind: str, counts: np.ndarray, names: Sequence[str], key: str) ->
             ticks = range(len(names))
             axes.set_xticks(ticks, [shortened(name, 22) for name in names], rotation=90, fontsize=7.5)
             axes.set_yticks(ticks, [shortened(name, 22) for name in names], fontsize=7.5)
-        for spine in axes.spines.values():
-            spine.set_visible(True)
+        axes.spines[:].set_visible(True)
 
-    correct = int(np.trace(counts))
-    return Confusion(
-        chart=charts.chart(
-            key,
-            f"Confusion matrix, {kind}",
-            "Each row is a true class, each column what it was taken for; the stronger the colour, the larger the "
-            f"share of the row (at most {100 * shares.max():.0f} %). Right answers lie on the dotted diagonal.",
-            f"Confusion matrix of {kind}: {correct} of {int(counts.sum())} right. Most frequent mistakes: "
-            + "; ".join(f"{a} taken for {b}, {n} of {total}" for a, b, n, total in pairs[:3]),
-            draw,
-            size=(5.0, 5.0),
-        ),
-        pairs=pairs,
+    chart = charts.chart(
+        key,
+        f"Confusion matrix, {kind}",
+        "Each row is a true class, each column what it was taken for; the stronger the colour, the larger the "
+        f"share of the row (at most {100 * shares.max():.0f} %). Right answers lie on the dotted diagonal.",
+        f"Confusion matrix of {kind}: {int(np.trace(counts))} of {int(counts.sum())} right. Most frequent mistakes: "
+        + "; ".join(f"{a} taken for {b}, {n} of {total}" for a, b, n, total in pairs[:3]),
+        draw,
+        size=(5.0, 5.0),
     )
+    return chart, pairs
 
 
 def show(value: Any) -> str:
