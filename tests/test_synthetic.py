@@ -438,7 +438,9 @@ def test_a_second_call_completes_what_is_missing(tmp_path):
     (tmp_path / "truth" / "joints.parquet").unlink()
     victim = tmp_path / plan_takes(1, SEED)[0].file_name(2)
     victim.rename(victim.with_name(f".{victim.name}.host-1.tmp"))  # As if killed while writing.
-    untouched = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.avi")}
+    cut = victim.with_name(plan_takes(1, SEED)[0].file_name(3))
+    cut.write_bytes(cut.read_bytes()[:-1])  # as a copy that was interrupted
+    untouched = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.avi") if path != cut}
     generate(tmp_path, 1, SEED, WIDTH, HEIGHT, workers=1)
     assert contents(tmp_path) == before
     assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in untouched.items())

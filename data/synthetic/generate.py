@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import pathlib
 
-import cv2
 import numpy as np
 
 from console import progress
@@ -36,7 +35,7 @@ def generate(
     num_subjects: int | None = None,
     style: rooms.Style = rooms.STANDARD,
 ) -> None:
-    """Writes the data set, or the files that are missing from it; `num_setups` and `num_subjects` as in design.py.
+    """Writes the data set, or what is missing from it or cut off; `num_setups` and `num_subjects` as in design.py.
 
     Raises:
       ValueError: the arguments make no sense, or the folder holds something else.
@@ -49,8 +48,8 @@ def generate(
     takes = plan_takes(num_takes, seed, num_setups, num_subjects)
     _claim(output, description(num_takes, seed, width, height, num_setups, num_subjects, style), takes)
     _write_truth(output / truth.FOLDER, takes, seed, width, height, style)
-    write = functools.partial(_write_take, output, seed, width, height, style)
-    todo = [t for t in takes if not all((output / t.file_name(c)).exists() for c in rooms.CAMERA_DEGREES)]
+    todo = [take for take in takes if writer.missing(output, take)]
+    write = functools.partial(writer.write_take, output, seed, width=width, height=height, style=style)
     workers = min(workers, max(1, len(todo)))
     with progress.Bar(len(takes), "generating", "takes", initial=len(takes) - len(todo)) as bar:
         if workers == 1:
@@ -63,11 +62,6 @@ def generate(
             for done in concurrent.futures.as_completed([pool.submit(write, take) for take in todo]):
                 done.result()
                 bar.advance()
-
-
-def _write_take(output: pathlib.Path, seed: int, width: int, height: int, style: rooms.Style, take: Take) -> None:
-    cv2.setNumThreads(1)  # Workers are processes.
-    writer.write_take(output, seed, take, width, height, style)
 
 
 def _write_truth(

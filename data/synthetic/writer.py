@@ -3,6 +3,7 @@
 import pathlib
 
 import av
+import cv2
 import numpy as np
 
 from data.store.whole_files import whole_file
@@ -43,12 +44,25 @@ def render_take(
     return videos
 
 
+def missing(directory: pathlib.Path, take: Take) -> tuple[int, ...]:
+    """The cameras whose file of a take is not there, or was cut off since."""
+    return tuple(camera for camera in rooms.CAMERA_DEGREES if not _is_whole(directory / take.file_name(camera)))
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether an AVI file is there and as long as it says: 'RIFF', then the number of bytes that follow."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return path.stat().st_size == 8 + int.from_bytes(file.read(8)[4:], "little")
+
+
 def write_take(
     directory: pathlib.Path, seed: int, take: Take, width: int, height: int, style: rooms.Style = rooms.STANDARD
 ) -> None:
-    """Writes those of the take's three files that are not there yet."""
-    missing = [camera for camera in rooms.CAMERA_DEGREES if not (directory / take.file_name(camera)).exists()]
-    for camera, video in render_take(seed, take, tuple(missing), width, height, style).items():
+    """Writes those of the take's three files that are `missing`."""
+    cv2.setNumThreads(1)  # Workers are processes.
+    for camera, video in render_take(seed, take, missing(directory, take), width, height, style).items():
         with whole_file(directory / take.file_name(camera)) as path:
             encode_video(path, video, style.fps)
 
