@@ -139,33 +139,6 @@ _BONE_AXES = {  # columns of the joint frame (and signs) that are the part's x, 
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """One row of the tables above on one side of the body; `stretch` is the subject's proportion of this bone."""
-
-    name: str
-    joint: str
-    bone: str
-    ends: tuple[float, float]
-    radii: tuple[float, float]
-    flatness: tuple[float, float]
-    side: str
-    stretch: float
-
-    def place(self, subject: Subject, joints: dict, frames: dict) -> tuple[np.ndarray, np.ndarray]:
-        """Where the part starts, float64[T, 3], and its axes, float64[T, 3, 3]."""
-        frame = frames[self.side + self.joint]
-        axes = np.stack([sign * frame[..., column] for column, sign in _BONE_AXES[self.bone]], axis=1)  # (T, 3, 3)
-        offset = self.ends[0] * axes[:, 2] - (FOOT_DROP if self.name == "foot" else 0.0) * frame[..., 2]
-        return joints[self.side + self.joint] + subject.height / NOMINAL_HEIGHT * offset, axes
-
-    def size(self, subject: Subject) -> tuple[float, np.ndarray]:
-        """Length, and radii float64[2], in metres."""
-        scale = subject.height / NOMINAL_HEIGHT
-        girth = 1.0 if self.name in ("head", "hand", "foot") else subject.girth
-        return scale * self.stretch * (self.ends[1] - self.ends[0]), scale * girth * np.array(self.radii)
-
-
 def pose_body(subject: Subject, angles: np.ndarray, place: np.ndarray, facing: float) -> Body:
     """Forward kinematics, with the feet on the floor.
 
@@ -175,22 +148,28 @@ def pose_body(subject: Subject, angles: np.ndarray, place: np.ndarray, facing: f
       facing: radians about the vertical, 0 = world x.
     """
     joints, frames = _skeleton(subject, angles)
-    stand = _standing_point(joints, subject.height / NOMINAL_HEIGHT)
-    turn = _rotation(2, np.asarray(facing))
-    parts = [_Part(*part, side="", stretch=1.0) for part in _TRUNK_PARTS]
-    arm, leg = subject.arm_scale, subject.leg_scale
+    scale, arm, leg = subject.height / NOMINAL_HEIGHT, subject.arm_scale, subject.leg_scale
     stretches = {"upper_arm": arm, "forearm": arm, "thigh": leg, "shin": leg}
-    for side in ("left_", "right_"):
-        parts += [_Part(*part, side=side, stretch=stretches.get(part[0], 1.0)) for part in _LIMB_PARTS]
-    starts, axes = zip(*(part.place(subject, joints, frames) for part in parts), strict=True)
-    sizes = [part.size(subject) for part in parts]
+    parts = [("", *part) for part in _TRUNK_PARTS]
+    parts += [(side, *part) for side in ("left_", "right_") for part in _LIMB_PARTS]
+    starts, axes, lengths, radii = [], [], [], []
+    for side, name, joint, bone, (low, high), ends, _ in parts:
+        frame = frames[side + joint]
+        own = np.stack([sign * frame[..., column] for column, sign in _BONE_AXES[bone]], axis=1)  # (T, 3, 3)
+        offset = low * own[:, 2] - (FOOT_DROP if name == "foot" else 0.0) * frame[..., 2]
+        starts.append(joints[side + joint] + scale * offset)
+        axes.append(own)
+        lengths.append(scale * stretches.get(name, 1.0) * (high - low))
+        girth = 1.0 if name in ("head", "hand", "foot") else subject.girth
+        radii.append(scale * girth * np.array(ends))
+    stand, turn = _standing_point(joints, scale), _rotation(2, np.asarray(facing))
     return Body(
-        names=tuple(part.side + part.name for part in parts),
+        names=tuple(side + name for side, name, *_ in parts),
         start=(np.stack(starts, axis=1) - stand[:, None]) @ turn.T + [*place, 0.0],
         axes=np.stack(axes, axis=1) @ turn.T,
-        length=np.array([length for length, _ in sizes]),
-        radii=np.array([radii for _, radii in sizes]),
-        flatness=np.array([part.flatness for part in parts]),
+        length=np.array(lengths),
+        radii=np.array(radii),
+        flatness=np.array([flatness for *_, flatness in parts]),
         joints={name: (points - stand) @ turn.T + [*place, 0.0] for name, points in joints.items()},
     )
 
