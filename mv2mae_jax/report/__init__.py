@@ -47,31 +47,23 @@ def write_at_end(workdir: str) -> None:
     paths = [root] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths), _PARENT: "stdin"}
     command = [sys.executable, "-m", "mv2mae_jax.report", f"--workdir={workdir}", "--samples=2", "--max_clips=160"]
+    stdin, held = os.pipe()  # whose end is held as long as this process lives
+    piped = {"stdin": stdin, "capture_output": True, "text": True}
     try:
-        done, output, errors = _run(command, environment)
-        said = (output if done == 0 else errors).strip().splitlines()
-        line = said[-1] if said else f"exit code {done}"
-        line = line if done == 0 else f"No report was written: {line}"
+        done = subprocess.run(command, env=environment, timeout=SECONDS_AT_END, **piped)
+        said = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+        line = said[-1] if said else f"exit code {done.returncode}"
+        line = f"No report was written: {line}" if done.returncode else line
     except subprocess.TimeoutExpired:
         line = f"No report was written: it took more than {SECONDS_AT_END} s."
     except OSError as error:
         line = f"No report was written: {error}"
+    finally:
+        os.close(stdin)
+        os.close(held)
     if not line.startswith("Report"):
         line += f" To try again: python -m mv2mae_jax.report --workdir={workdir}"
     progress.say(line)
-
-
-def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a process that holds the other end of its stdin as long as this one lives."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-        held, process.stdin = process.stdin, None  # otherwise `communicate` would close it
-        try:
-            output, errors = process.communicate(timeout=SECONDS_AT_END)
-        finally:
-            process.kill()
-            held.close()
-    return process.returncode, output, errors
 
 
 def end_with_parent() -> None:

@@ -228,18 +228,17 @@ def check_written_port(folder: pathlib.Path, run: TrainedRun, expected: Outputs,
     worst = check_port(port, expected, inputs)
     if not run.has_decoders:
         return worst
-    views = (torch.from_numpy(x) for x in (inputs.video, inputs.target_visible, inputs.source_visible))
-    video, target, source = views
+    video, target, source = map(torch.from_numpy, (inputs.video, inputs.target_visible, inputs.source_visible))
     settings = json.loads((folder / "config.json").read_text())["loss"]
     with torch.no_grad():
         found = port.loss(video, target.long(), source.long(), **settings).item()
     return max(worst, compare_loss(own_loss(run, inputs), found, "the port"))
 
 
-def check_written_videomae(path: pathlib.Path, run: TrainedRun, expected: Outputs, inputs: FixedInput) -> float:
-    """Loads the .pth as data (`weights_only`) into the port, whose names are VideoMAE's; returns as `compare`."""
+def check_written_videomae(folder: pathlib.Path, run: TrainedRun, expected: Outputs, inputs: FixedInput) -> float:
+    """Loads videomae.pth as data (`weights_only`) into the port, whose names are VideoMAE's; returns as `compare`."""
     port = getattr(mv2mae_torch, run.architecture)(**run.model_config).eval()
-    state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    state = torch.load(folder / "videomae.pth", map_location="cpu", weights_only=True)["model"]
     _strictly(lambda: port.load_state_dict(state, strict=True))
     return check_port(port, in_their_target(run, expected), inputs)
 

@@ -238,12 +238,11 @@ def verify(run: TrainedRun, layout: str, folder: pathlib.Path) -> str:
 
     inputs = check.FixedInput.of(run.model)
     expected = check.jax_outputs(run.model, run.params, inputs)
-    if layout == "videomae":
-        worst = check.check_written_videomae(folder / "videomae.pth", run, expected, inputs)
-    elif layout == "hf":
-        worst = check.check_written_hugging_face(folder, run, expected, inputs)
-    else:
-        worst = check.check_written_port(folder, run, expected, inputs)
+    worst = {
+        "videomae": check.check_written_videomae,
+        "hf": check.check_written_hugging_face,
+        "port": check.check_written_port,
+    }[layout](folder, run, expected, inputs)
     if run.fine_tuned:
         parts = "encoder and head"
     elif run.encoder_alone:

@@ -62,18 +62,16 @@ def read(path: pathlib.Path) -> Checkpoint:
     elif not any(name.startswith("encoder.patch_embed.") for name in state):
         state = {names.with_encoder_prefix(name): array for name, array in state.items()}
     if "architecture" in config:  # the port, which predicts the same targets as this project
-        return Checkpoint(state=state, config=config, target=_target_of_port(config))
+        loss = config.get("loss")
+        return Checkpoint(state=state, config=config, target=loss.get("target") if isinstance(loss, dict) else None)
     normalizes = config.get("norm_pix_loss", True) if is_hugging_face and config else options.get("normlize_target")
     if normalizes is None:
-        return Checkpoint(state=state, config=config, target=None)
-    if normalizes:
-        return Checkpoint(state=state, config=config, target="normalized_pixels")
-    return Checkpoint(state=heads.from_unit_pixels(state), config=config, target="pixels")
-
-
-def _target_of_port(config: dict[str, Any]) -> str | None:
-    loss = config.get("loss")
-    return loss.get("target") if isinstance(loss, dict) else None
+        target = None
+    elif normalizes:
+        target = "normalized_pixels"
+    else:
+        target, state = "pixels", heads.from_unit_pixels(state)
+    return Checkpoint(state=state, config=config, target=target)
 
 
 def read_json(path: pathlib.Path, called: str) -> dict[str, Any]:
