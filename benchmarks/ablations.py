@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import experiment, method, method_results
-from benchmarks.experiment import OUTPUT, RESULTS, interval, positive
-from benchmarks.method_results import PERCENT
+from benchmarks.experiment import OUTPUT, RESULTS, positive
 from benchmarks.method_rows import PRESETS, ROWS, Preset
 from configs import ablations as variants
 from configs.ablations import ABLATIONS
@@ -141,14 +140,9 @@ def write_table(results: Path, seeds: int) -> None:
         lines += ["", f"## {name}", "", f"The paper: {ABLATIONS[name].paper}", ""]
         lines += ["| | " + " | ".join(COLUMNS.values()) + " | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
         for variant in ABLATIONS[name].variants:
-            there = (read(results, name, variant, seed) for seed in range(max(seeds, len(PRESET.seeds))))
-            records = [record for record in there if record]
-            cells = []
-            for column in COLUMNS:
-                factor, digits = (100, 1) if column in PERCENT else (1, 3)
-                mean, half = interval([factor * record["columns"][column] for record in records] or [0.0])
-                error = f" ± {half:.{digits}f}" if len(records) > 1 else ""
-                cells.append(f"{mean:.{digits}f}{error}" if records else "not measured")
+            there = {seed: read(results, name, variant, seed) for seed in range(max(seeds, len(PRESET.seeds)))}
+            records = {seed: record for seed, record in there.items() if record}
+            cells = [method_results.cell(records, column) or "not measured" for column in COLUMNS]
             lines.append(f"| {variant} | " + " | ".join(cells) + f" | {len(records)} |")
     (results / "README.md").write_text("\n".join(lines) + "\n")
 

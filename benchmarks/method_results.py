@@ -1,6 +1,5 @@
 """What benchmarks/method.py has measured: its files, the table with intervals, which orders hold, and the curve."""
 
-import collections
 import json
 from pathlib import Path
 from typing import Any
@@ -110,23 +109,19 @@ def read_one(results: Path, preset: Preset, row: str, seed: int) -> dict[str, An
     return _own(path, preset, row, "columns") if path.exists() else None
 
 
-def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], list[str]]:
-    """({row: {seed: record}} with every seed that is there, what of the preset is missing).
+def read(results: Path, preset: Preset) -> tuple[dict[str, dict[int, dict[str, Any]]], dict[str, list[int]]]:
+    """({row: {seed: record}} with every seed that is there, {row: seeds} of the preset that are missing).
 
     Raises:
       ValueError: a file is damaged, or is another's result.
     """
-    records: dict[str, dict[int, dict[str, Any]]] = {}
-    missing = []
+    records, missing = {}, {}
     for row in preset.rows:
-        found = {}
-        for path in results.glob(f"{row}_seed*.json"):
-            record = _own(path, preset, row, "columns")
-            seed = record["seed"]
-            found[seed] = record
-        if found:
-            records[row] = dict(sorted(found.items()))
-        missing += [f"{row} seed {seed}" for seed in preset.seeds_of(row) if seed not in found]
+        of_row = [_own(path, preset, row, "columns") for path in results.glob(f"{row}_seed*.json")]
+        found = {record["seed"]: record for record in sorted(of_row, key=lambda record: record["seed"])}
+        records |= {row: found} if found else {}
+        lacking = [seed for seed in preset.seeds_of(row) if seed not in found]
+        missing |= {row: lacking} if lacking else {}
     return records, missing
 
 
@@ -161,7 +156,8 @@ def check(results: Path, preset: Preset) -> int:
             continue
         said = ", ".join(f"{name} {len(cells)}" for name, cells in by_verdict.items() if cells)
         parts.append(f"{lower} < {upper}: {said or 'not measured'}")
-    print("; ".join(parts) + (f"; MISSING: {', '.join(missing)}" if missing else ""))
+    listed = ", ".join(f"{row} seed {seed}" for row, seeds in missing.items() for seed in seeds)
+    print("; ".join(parts) + (f"; MISSING: {listed}" if missing else ""))
     return 1 if missing else 0
 
 
@@ -178,14 +174,11 @@ def write_table(results: Path, preset: Preset) -> None:
         "same take. Files beside this one hold every seed.",
     ]
     if missing:
-        seeds = collections.defaultdict(list)
-        for row, _, seed in (part.partition(" seed ") for part in missing):
-            seeds[row].append(seed)
-        listed = "; ".join(f"{row} (seeds {', '.join(of_row)})" for row, of_row in seeds.items())
+        listed = "; ".join(f"{row} (seeds {', '.join(map(str, seeds))})" for row, seeds in missing.items())
         lines += ["", f"Not measured yet: {listed}."]
     lines += ["", "| | " + " | ".join(COLUMNS.values()) + " | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     for row, of_row in records.items():
-        cells = [_cell([*values_of(of_row, column).values()], column, len(of_row)) for column in COLUMNS]
+        cells = [cell(of_row, column) for column in COLUMNS]
         lines.append(f"| {DESCRIPTIONS[row]} | " + " | ".join(cells) + f" | {len(of_row)} |")
     lines += _reached(records)
     lines += ["", "## Orders", "", "By the 95 % interval of the difference, paired by seed.", ""]
@@ -293,13 +286,14 @@ def write_steps(folder: Path) -> None:
     (folder / "method_steps.md").write_text("\n".join(lines) + "\n")
 
 
-def _cell(values: list[float], column: str, num_seeds: int) -> str:
+def cell(records: dict[int, dict[str, Any]], column: str) -> str:
     """Mean and interval; older records lack newer columns, so a cell may be of fewer seeds than its row."""
+    values = [*values_of(records, column).values()]
     if not values:
         return ""
     digits = 1 if column in PERCENT else 3
     mean, half = interval(values)
-    few = f" ({len(values)} seed{'s' * (len(values) > 1)})" if len(values) < num_seeds else ""
+    few = f" ({len(values)} seed{'s' * (len(values) > 1)})" if len(values) < len(records) else ""
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "") + few
 
 
