@@ -134,24 +134,22 @@ def weight_maps(objective: Pretrain, motion: np.ndarray, target: np.ndarray) -> 
 
 
 def _compute(objective: Pretrain, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Any, Any, Any]:
-    """(inputs with their masks; reconstructions; attention, None without a cross-view decoder) of a batch."""
+    """(inputs with their masks; reconstructions; attention float32[B, M, S * Ns] or None) of a batch."""
     inputs = objective.make_inputs(batch, key)
-    looked = _attention(objective, params, inputs) if objective.model.cross_view else None
+    looked = None
+    if objective.model.cross_view:
+        model, mask, source_mask = (
+            objective.model.bind({"params": params}),
+            inputs["target_mask"],
+            inputs["source_mask"],
+        )
+        latents, sources = model.encode_views(inputs["patches"], mask, source_mask)
+        seen = (latents, mask.visible, mask.masked, sources, source_mask.visible)
+        looked = attention.cross_attention(objective.model, params, *seen).mean(axis=(1, 2))  # over blocks and heads
     shown = reconstruction.pictures(objective, params, inputs)
     video = tubelets.unpatchify(inputs["patches"], objective.model.clip_size, objective.model.tubelet_size)
     kept = {name: inputs[name] for name in ("motion", "target_mask", "source_mask")}
     return kept | {"video": video}, shown, looked
-
-
-def _attention(objective: Pretrain, params: Any, inputs: dict[str, Any]) -> jax.Array:
-    """float32[B, M, S * Ns], the mean over blocks and heads."""
-    model = objective.model.bind({"params": params})
-    mask, source_mask = inputs["target_mask"], inputs["source_mask"]
-    latents, sources = model.encode_views(inputs["patches"], mask, source_mask)
-    found = attention.cross_attention(
-        objective.model, params, latents, mask.visible, mask.masked, sources, source_mask.visible
-    )
-    return found.mean(axis=(1, 2))
 
 
 def _name(dataset: Dataset, batch: dict[str, np.ndarray], index: int) -> str:
