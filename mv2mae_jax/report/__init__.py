@@ -43,9 +43,8 @@ def write_at_end(workdir: str) -> None:
     A process of its own does this on the CPU, so a failure cannot harm the run, whose files are written by then. That
     process ends with this one, however this one ends. Only process 0 may call this.
     """
-    root = str(Path(__file__).parents[2])
-    paths = [root] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths), _PARENT: "stdin"}
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, _PARENT: "stdin"}
     command = [sys.executable, "-m", "mv2mae_jax.report", f"--workdir={workdir}", "--samples=2", "--max_clips=160"]
     stdin, held = os.pipe()  # whose end is held as long as this process lives
     piped = {"stdin": stdin, "capture_output": True, "text": True}

@@ -288,12 +288,8 @@ def check_written_hugging_face(folder: pathlib.Path, run: TrainedRun, expected: 
     outputs = []
 
     def compute() -> None:
-        if run.fine_tuned:
-            model(pixel_values=pixels[:, 0])
-        elif run.encoder_alone:
-            model(pixel_values=pixels[:, 0], bool_masked_pos=target_masked)
-        else:
-            outputs.append(model(pixel_values=pixels[:, 0], bool_masked_pos=target_masked))
+        masked = {} if run.fine_tuned else {"bool_masked_pos": target_masked}
+        outputs.append(model(pixel_values=pixels[:, 0], **masked))
         if run.has_cross_view:
             model.decode_cross(pixels[:, 0], target_masked, pixels[:, 1:], source_masked[:, None])
 
