@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.experiment import OUTPUT
 from console.command import Parser, execute
 from data import sync
+from data.synthetic import rooms
 from data.synthetic.generate import CATALOG, generate
 
 FPS = 30
@@ -86,7 +87,7 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     raw = options.folder / f"raw_{options.takes}_seed{options.seed}"
-    generate(raw, options.takes, options.seed, width=160, height=90, workers=1)
+    generate(raw, options.takes, options.seed, workers=1, style=rooms.Style(width=160, height=90))
     takes: dict[str, dict[str, Path]] = {}
     for path in sorted(raw.glob("*.avi")):
         video = CATALOG.parse(path.name)

@@ -38,7 +38,7 @@ STYLE = {"font.size": 9, "svg.hashsalt": "mv2mae", "svg.fonttype": "none", "axes
 @functools.cache
 def take_clips() -> dict[int, np.ndarray]:
     """Camera -> uint8[16, 128, 128, 3], the same frames of each."""
-    videos = writer.render_take(0, TAKE, (TARGET, SOURCE), 320, 180)
+    videos = writer.render_take(0, TAKE, (TARGET, SOURCE))  # 320 x 180 pixels
     draw = clips.CropDraw(scale=(1.0, 1.0), offset=(0.5, 0.5))
 
     def clip(video: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from data.synthetic.generate import description, generate
 
 SEED = 3
 WIDTH, HEIGHT = 64, 36
+SMALL = rooms.Style(width=WIDTH, height=HEIGHT)
 
 
 def action_named(name):
@@ -231,7 +232,8 @@ def test_normals_point_away_from_the_sphere_that_touches_the_surface():
 @pytest.mark.parametrize("part", ["head", "left_hand", "right_foot"])
 def test_a_body_part_appears_where_the_published_calibration_puts_it(part):
     width, height, setup = 240, 136, 2
-    published = json.loads(json.dumps(description(160, SEED, width, height)))["setups"][f"S{setup:03}"]["cameras"]
+    style = rooms.Style(width=width, height=height)
+    published = json.loads(json.dumps(description(160, SEED, style=style)))["setups"][f"S{setup:03}"]["cameras"]
     room, subject = rooms.make_room(SEED, setup), actors.make_subject(SEED, 1)
     body = still_body(subject, action_named("raise both arms"), 1.0)
     index = body.names.index(part)
@@ -247,7 +249,7 @@ def test_a_body_part_appears_where_the_published_calibration_puts_it(part):
     )
     nobody = np.full((1, renderer.SHADOW_PIXELS, renderer.SHADOW_PIXELS), 255, np.uint8)
     for number in (1, 2, 3):
-        still = renderer.still_picture(SEED, setup, 1, number, width, height)
+        still = renderer.still_picture(SEED, setup, 1, number, style)
         still = dataclasses.replace(still, image=np.zeros_like(still.image))
         camera = rooms.make_camera(room, number, width, height).scaled(renderer.SUPERSAMPLING)
         image = renderer.render_view(room, still, camera, subject, alone, nobody)[0].max(axis=-1) > 20
@@ -262,7 +264,7 @@ def test_nearer_parts_hide_farther_ones():
     room, subject = rooms.make_room(SEED, 1), actors.make_subject(SEED, 1)
     body = still_body(subject, ACTIONS[0])
     camera = rooms.make_camera(room, 1, 96, 96).scaled(renderer.SUPERSAMPLING)
-    still = renderer.still_picture(SEED, 1, 1, 1, 96, 96)
+    still = renderer.still_picture(SEED, 1, 1, 1, rooms.Style(width=96, height=96))
     shadows = renderer.floor_shadows(room, body)
     order = np.random.default_rng(0).permutation(len(body.names))
     shuffled = dataclasses.replace(
@@ -372,7 +374,8 @@ def test_the_background_does_not_depend_on_the_class():
     width, height, setup = 96, 54, 2
     room = rooms.make_room(SEED, setup)
     takes = [Take(setup=setup, subject=3, performance=1, action=action) for action in (1, 6, 9, 15)]
-    videos = [writer.render_take(SEED, take, (1, 2, 3), width, height) for take in takes]
+    style = rooms.Style(width=width, height=height)
+    videos = [writer.render_take(SEED, take, (1, 2, 3), style) for take in takes]
     for number in (1, 2, 3):
         camera = rooms.make_camera(room, number, width, height)
         free = np.ones((height, width), bool)
@@ -397,7 +400,7 @@ def test_the_background_does_not_depend_on_the_class():
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic") / "raw"
-    generate(folder, 4, SEED, WIDTH, HEIGHT, workers=1)
+    generate(folder, 4, SEED, workers=1, style=SMALL)
     return folder
 
 
@@ -421,19 +424,19 @@ def test_files_are_thirty_hertz_h264_and_views_have_one_length(generated):
 
 
 def test_any_number_of_workers_gives_the_same_bytes(generated, tmp_path):
-    generate(tmp_path / "raw", 4, SEED, WIDTH, HEIGHT, workers=2)
+    generate(tmp_path / "raw", 4, SEED, workers=2, style=SMALL)
     assert contents(tmp_path / "raw") == contents(generated)
 
 
 def test_another_seed_gives_another_data_set(generated, tmp_path):
-    generate(tmp_path, 1, SEED + 1, WIDTH, HEIGHT, workers=1)
+    generate(tmp_path, 1, SEED + 1, workers=1, style=SMALL)
     there, other = contents(generated), contents(tmp_path)
     assert there.pop("truth/skeleton.json") == other.pop("truth/skeleton.json")  # all people have the same joints
     assert not set(there.values()) & set(other.values())
 
 
 def test_a_second_call_completes_what_is_missing(tmp_path):
-    generate(tmp_path, 1, SEED, WIDTH, HEIGHT, workers=1)
+    generate(tmp_path, 1, SEED, workers=1, style=SMALL)
     before = contents(tmp_path)
     (tmp_path / "truth" / "joints.parquet").unlink()
     victim = tmp_path / plan_takes(1, SEED)[0].file_name(2)
@@ -441,7 +444,7 @@ def test_a_second_call_completes_what_is_missing(tmp_path):
     cut = victim.with_name(plan_takes(1, SEED)[0].file_name(3))
     cut.write_bytes(cut.read_bytes()[:-1])  # as a copy that was interrupted
     untouched = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.avi") if path != cut}
-    generate(tmp_path, 1, SEED, WIDTH, HEIGHT, workers=1)
+    generate(tmp_path, 1, SEED, workers=1, style=SMALL)
     assert contents(tmp_path) == before
     assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in untouched.items())
 

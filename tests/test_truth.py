@@ -24,8 +24,8 @@ from tests import video_files
 
 SEED, SIDE, SHORT_SIDE = 1, 128, 96
 STYLES = {
-    "furnished": rooms.STANDARD,
-    "plain": rooms.Style(rooms="plain", actor_share=0.65, facing_spread=180, fps=10),
+    "furnished": rooms.Style(width=SIDE, height=SIDE),
+    "plain": rooms.Style(width=SIDE, height=SIDE, rooms="plain", actor_share=0.65, facing_spread=180, fps=10),
 }
 
 
@@ -65,7 +65,7 @@ def on_the_actor(prepared: takes.Prepared, style: rooms.Style, points: np.ndarra
     hits = []
     for row in rows:
         take, camera = take_of(prepared, row), int(prepared.views["camera"][row])
-        empty = renderer.still_picture(SEED, take.setup, take.performance, camera, SIDE, SIDE, style).image
+        empty = renderer.still_picture(SEED, take.setup, take.performance, camera, style).image
         empty = cv2.resize(empty, (SHORT_SIDE, SHORT_SIDE), interpolation=cv2.INTER_AREA).astype(int)
         for picture, joints in zip(prepared.read(row, frames[row]), points[row], strict=True):
             differs = np.abs(picture - empty).max(axis=2) > 14

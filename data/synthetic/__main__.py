@@ -75,9 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress.configure(options.progress)
 
     def run() -> None:
-        width, height = parse_resolution(options.resolution)
         takes, seed, cast = options.takes, options.seed, (options.setups, options.subjects)
-        generate(options.output, takes, seed, width, height, options.workers, *cast, parse_style(options))
+        generate(options.output, takes, seed, options.workers, *cast, parse_style(options))
         print(f"{takes} takes of three videos each: {options.output}")
         if options.sheet:
             print(sheet.write_sheet(options.output, plan_takes(takes, seed, *cast)))
@@ -86,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_style(options: argparse.Namespace) -> rooms.Style:
-    """What the scenes look like. Raises ValueError where a value makes no sense."""
+    """What the videos look like. Raises ValueError where a value makes no sense."""
+    width, height = parse_resolution(options.resolution)
     if options.actor_share is not None and not 0.2 <= options.actor_share <= 0.95:
         raise UserError(f"--actor_share={options.actor_share}: a share of the frame's height from 0.2 to 0.95")
     if not 0 <= options.facing_spread <= 180:
@@ -98,9 +98,8 @@ def parse_style(options: argparse.Namespace) -> rooms.Style:
         )
     if not 5 <= options.fps <= 60:
         raise UserError(f"--fps={options.fps}: frames per second from 5 to 60")
-    return rooms.Style(
-        rooms=options.rooms, actor_share=options.actor_share, facing_spread=options.facing_spread, fps=options.fps
-    )
+    looks = {name: getattr(options, name) for name in ("rooms", "actor_share", "facing_spread", "fps")}
+    return rooms.Style(width=width, height=height, **looks)
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

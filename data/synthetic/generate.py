@@ -28,8 +28,6 @@ def generate(
     output: pathlib.Path,
     num_takes: int,
     seed: int,
-    width: int,
-    height: int,
     workers: int,
     num_setups: int | None = None,
     num_subjects: int | None = None,
@@ -46,10 +44,10 @@ def generate(
     if workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}")
     takes = plan_takes(num_takes, seed, num_setups, num_subjects)
-    _claim(output, description(num_takes, seed, width, height, num_setups, num_subjects, style), takes)
-    _write_truth(output / truth.FOLDER, takes, seed, width, height, style)
+    _claim(output, description(num_takes, seed, num_setups, num_subjects, style), takes)
+    _write_truth(output / truth.FOLDER, takes, seed, style)
     todo = [take for take in takes if writer.missing(output, take)]
-    write = functools.partial(writer.write_take, output, seed, width=width, height=height, style=style)
+    write = functools.partial(writer.write_take, output, seed, style=style)
     workers = min(workers, max(1, len(todo)))
     with progress.Bar(len(takes), "generating", "takes", initial=len(takes) - len(todo)) as bar:
         if workers == 1:
@@ -64,9 +62,7 @@ def generate(
                 bar.advance()
 
 
-def _write_truth(
-    folder: pathlib.Path, takes: list[Take], seed: int, width: int, height: int, style: rooms.Style
-) -> None:
+def _write_truth(folder: pathlib.Path, takes: list[Take], seed: int, style: rooms.Style) -> None:
     """Writes what the renderer uses, in the form of data/store/truth.py: joints, facing and cameras of every take."""
     if all((folder / name).exists() for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS)):
         return
@@ -81,7 +77,7 @@ def _write_truth(
         names += [name] * len(left)
         room = rooms.make_room(seed, take.setup, style)
         for number in rooms.CAMERA_DEGREES:
-            camera = rooms.make_camera(room, number, width, height)
+            camera = rooms.make_camera(room, number, style.width, style.height)
             K = camera.intrinsics
             for key, value in {
                 "take": name,
@@ -90,8 +86,8 @@ def _write_truth(
                 "translation": camera.translation,
                 "focal": K[[0, 1], [0, 1]],
                 "centre": K[:2, 2],
-                "width": width,
-                "height": height,
+                "width": style.width,
+                "height": style.height,
             }.items():
                 cameras[key].append(value)
     table = truth.joints_table(names, np.concatenate(numbers), np.concatenate(facing), np.concatenate(joints))
@@ -102,17 +98,16 @@ def _write_truth(
 def description(
     num_takes: int,
     seed: int,
-    width: int,
-    height: int,
     num_setups: int | None = None,
     num_subjects: int | None = None,
     style: rooms.Style = rooms.STANDARD,
 ) -> dict:
     """The content of synthetic.json: the arguments and the ground truth of rooms and cameras."""
+    size = style.width, style.height
     setups = {}
     for setup, subjects in subjects_by_setup(num_takes, num_setups, num_subjects).items():
         room = rooms.make_room(seed, setup, style)
-        cameras = {number: rooms.make_camera(room, number, width, height) for number in rooms.CAMERA_DEGREES}
+        cameras = {number: rooms.make_camera(room, number, *size) for number in rooms.CAMERA_DEGREES}
         setups[f"S{setup:03}"] = {
             "subjects": subjects,
             "cameras": {
@@ -129,8 +124,6 @@ def description(
         "takes": num_takes,
         "num_setups": num_setups,
         "num_subjects": num_subjects,
-        "width": width,
-        "height": height,
         **dataclasses.asdict(style),
         "class_names": list(CLASS_NAMES),
         "convention": "pixel = K (R X + t); metres, world z up; x right, y down; pixel centres at integers",
@@ -151,7 +144,7 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged: delete {output} or use another folder") from error
         defaults = {"num_subjects": None} | dataclasses.asdict(rooms.STANDARD)  # folders of older versions lack these
-        arguments = ("seed", "takes", "num_setups", "width", "height", "class_names", *defaults)
+        arguments = ("seed", "takes", "num_setups", "class_names", *defaults)
         found = defaults | there
         differences = [
             f"{key} {found.get(key)} there, {wanted[key]} asked" for key in arguments if found.get(key) != wanted[key]

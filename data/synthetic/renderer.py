@@ -204,10 +204,8 @@ def _intersect_round_cone(
 
 
 @functools.lru_cache(maxsize=12)
-def still_picture(
-    seed: int, setup: int, performance: int, camera: int, width: int, height: int, style: rooms.Style = rooms.STANDARD
-) -> rooms.StillPicture:
+def still_picture(seed: int, setup: int, performance: int, camera: int, style: rooms.Style) -> rooms.StillPicture:
     """The cached empty room at SUPERSAMPLING times the resolution."""
     room = rooms.make_room(seed, setup, style)
-    view = rooms.make_camera(room, camera, width, height).scaled(SUPERSAMPLING)
-    return rooms.take_picture(room, performance, view, SUPERSAMPLING * width, SUPERSAMPLING * height)
+    view = rooms.make_camera(room, camera, style.width, style.height).scaled(SUPERSAMPLING)
+    return rooms.take_picture(room, performance, view, SUPERSAMPLING * style.width, SUPERSAMPLING * style.height)

@@ -19,8 +19,10 @@ SEAT_DISTANCE, SEAT_HEIGHT, SEAT_WIDTH = 0.47, 0.36, 0.36  # metres; the seat st
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-    """What a user may ask of the scenes."""
+    """What a user may ask of the videos and their scenes."""
 
+    width: int = 320  # pixels, even
+    height: int = 180
     # 'furnished', or 'plain': walls and floor of one colour each and nothing in the room, not even the seat.
     rooms: str = "furnished"
     actor_share: float | None = None  # of the frame height, for a person of 1.75 m; None draws it for each room

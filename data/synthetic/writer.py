@@ -30,7 +30,7 @@ def take_body(seed: int, take: Take, style: rooms.Style = rooms.STANDARD) -> act
 
 
 def render_take(
-    seed: int, take: Take, cameras: tuple[int, ...], width: int, height: int, style: rooms.Style = rooms.STANDARD
+    seed: int, take: Take, cameras: tuple[int, ...], style: rooms.Style = rooms.STANDARD
 ) -> dict[int, np.ndarray]:
     """The wanted cameras' videos of a take: camera number -> uint8[T, H, W, 3] RGB."""
     room, subject = rooms.make_room(seed, take.setup, style), actors.make_subject(seed, take.subject)
@@ -38,8 +38,8 @@ def render_take(
     shadows = renderer.floor_shadows(room, body)
     videos = {}
     for number in cameras:
-        still = renderer.still_picture(seed, take.setup, take.performance, number, width, height, style)
-        camera = rooms.make_camera(room, number, width, height).scaled(renderer.SUPERSAMPLING)
+        still = renderer.still_picture(seed, take.setup, take.performance, number, style)
+        camera = rooms.make_camera(room, number, style.width, style.height).scaled(renderer.SUPERSAMPLING)
         videos[number] = renderer.render_view(room, still, camera, subject, body, shadows)
     return videos
 
@@ -57,12 +57,10 @@ def _is_whole(path: pathlib.Path) -> bool:
         return path.stat().st_size == 8 + int.from_bytes(file.read(8)[4:], "little")
 
 
-def write_take(
-    directory: pathlib.Path, seed: int, take: Take, width: int, height: int, style: rooms.Style = rooms.STANDARD
-) -> None:
+def write_take(directory: pathlib.Path, seed: int, take: Take, style: rooms.Style) -> None:
     """Writes those of the take's three files that are `missing`."""
     cv2.setNumThreads(1)  # Workers are processes.
-    for camera, video in render_take(seed, take, missing(directory, take), width, height, style).items():
+    for camera, video in render_take(seed, take, missing(directory, take), style).items():
         with whole_file(directory / take.file_name(camera)) as path:
             encode_video(path, video, style.fps)
 
