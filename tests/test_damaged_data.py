@@ -126,6 +126,23 @@ def test_a_frame_table_that_shrinks_or_changes_is_damage_not_the_end(synthetic_s
     np.testing.assert_array_equal(prepared.read(last, np.array([0, 5])), wanted)
 
 
+def test_a_set_that_is_prepared_anew_is_not_read_in_place_of_the_one_that_was_opened(shifted_sets, tmp_path):
+    """Both sets have the same takes and lengths, and other frames."""
+    first, other = shifted_sets
+    copy = Path(shutil.copytree(first, tmp_path / "prepared"))
+    reading, starting = takes.open_prepared(copy), takes.open_prepared(copy)  # a process that has begun, and a new one
+    wanted = reading.read(0, np.array([0, 5]))
+    assert not np.array_equal(takes.open_prepared(other).read(0, np.array([0, 5])), wanted)
+    shutil.copytree(other, copy, dirs_exist_ok=True)
+    for prepared in (reading, starting):
+        for record in (0, 1, 0):
+            with pytest.raises(ValueError, match="has changed since it was opened: start again"):
+                prepared.read(record, np.array([0, 5]))
+    shutil.copytree(first, copy, dirs_exist_ok=True)
+    for prepared in (reading, starting):
+        np.testing.assert_array_equal(prepared.read(0, np.array([0, 5])), wanted)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """The folder of a file system of one megabyte. Skips the test where mounting is not allowed."""

@@ -20,6 +20,29 @@ def sha256_of(path: Path) -> tuple[str, int]:
         return digest.hexdigest(), file.tell()
 
 
+class Unchanged:
+    """A file whose content must stay what it was. It may be written anew with the same content."""
+
+    def __init__(self, path: Path, sha256: str | None):
+        """`sha256` of the content; None if it is unknown, so that nothing can be checked."""
+        self._path, self._sha256 = path, sha256
+        self._state = state_of(path) if sha256 else None
+
+    def check(self) -> None:
+        """Reads the file if it was written to since it was last seen. Raises ValueError if it has other content."""
+        if not self._sha256 or (state := state_of(self._path)) == self._state:
+            return
+        if sha256_of(self._path)[0] != self._sha256:
+            raise UserError(f"{self._path} has changed since it was opened: start again")
+        self._state = state
+
+
+def state_of(file: Path | int) -> tuple[int, int]:
+    """A value that changes when a file, given by its path or descriptor, is written to."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
+
+
 def table(folder: Path, known: Mapping[str, str] | None = None) -> str:
     """The text of SHA256SUMS for the files below `folder`, without hidden files and SHA256SUMS itself.
 

@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from console.errors import UserError
+from data.store import digests
 
 NAME = "frames.npy"
 ENTRY = np.dtype([("start", "<i8"), ("num_bytes", "<u4"), ("checksum", "<u4")])  # CRC-32
@@ -74,12 +75,23 @@ def _in_file(position: int) -> int:
 class Frames:
     """Reads stored frames. Picklable: every process opens its files when it first reads them."""
 
-    def __init__(self, directory: Path, shards: Sequence[tuple[str, int]], num_frames: np.ndarray):
-        """Opens nothing. `shards`: (file name, records) in the order of the records. `num_frames`: int[records]."""
+    def __init__(
+        self, directory: Path, shards: Sequence[tuple[str, int]], num_frames: np.ndarray, sha256: str | None = None
+    ):
+        """Opens nothing.
+
+        Args:
+          directory: of the set.
+          shards: (file name, records) in the order of the records.
+          num_frames: int[records].
+          sha256: of the file of entries. Its checksums vouch for the shards, so with it no other set is read that is
+            put in the place of this one. None if it is unknown.
+        """
         self._directory, self._shard_names = directory, [name for name, _ in shards]
         self._first_record = np.cumsum([0, *(records for _, records in shards)])
         self._first_frame = np.cumsum(num_frames, dtype=np.int64) - num_frames  # (records,)
         self._num_frames = int(np.sum(num_frames, dtype=np.int64))
+        self._unchanged = digests.Unchanged(directory / NAME, sha256)
         self.reopen()
 
     def reopen(self) -> None:
@@ -88,10 +100,15 @@ class Frames:
         self._file = functools.lru_cache(_MAX_OPEN)(lambda name: io.FileIO(self._directory / name))
         self._index = functools.cache(self._open_index)
 
-    def _open_index(self) -> tuple[io.FileIO, int]:
-        """The file of entries, and where they begin. Not mapped: if others shortened it, this process would die."""
+    def _open_index(self) -> tuple[io.FileIO, int, tuple[int, int]]:
+        """The file of entries, where they begin, and its state.
+
+        Not mapped: if others shortened the file, this process would die.
+        """
         path = self._directory / NAME
         file = io.FileIO(path)
+        state = digests.state_of(file.fileno())
+        self._unchanged.check()
         try:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise UserError("its format is not that of version 1.0")
@@ -104,13 +121,15 @@ class Frames:
         whole = dtype == ENTRY and os.fstat(file.fileno()).st_size == start + self._num_frames * ENTRY.itemsize
         if not whole or shape != (self._num_frames,):
             raise DamagedFrame(f"{path} has changed: it does not hold {self._num_frames} entries")
-        return file, start
+        return file, start, state
 
     def _entries(self, record: int, frames: Sequence[int]) -> list[tuple[int, int, int]]:
         numbers = np.asarray(frames)
         first = int(numbers.min())
         entries = np.zeros(int(numbers.max()) + 1 - first, ENTRY)
-        file, start = self._index()
+        file, start, state = self._index()
+        if digests.state_of(file.fileno()) != state:
+            raise DamagedFrame(f"{self._directory / NAME} has changed since it was opened")
         position = start + ENTRY.itemsize * (int(self._first_frame[record]) + first)
         if os.preadv(file.fileno(), [entries], position) != entries.nbytes:
             raise DamagedFrame(f"{self._directory / NAME} has changed: it has lost its end")

@@ -1,7 +1,6 @@
 """The manifest of a prepared set, by columns: those of a file, and the same with the labels of some classes."""
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from console.errors import UserError
 from data.store import digests
 
 MANIFEST = "manifest.parquet"
@@ -54,12 +52,12 @@ def columns_of(path: Path, sha256: str | None = None) -> Columns:
     `sha256` of the file, None if unknown. The file may be written anew, but must keep its content.
     """
     with pq.ParquetFile(path) as manifest:
-        return Columns(manifest.schema_arrow.names, functools.partial(_read_column, path, sha256, _state(path)))
+        names = manifest.schema_arrow.names
+    return Columns(names, functools.partial(_read_column, path, digests.Unchanged(path, sha256)))
 
 
-def _read_column(path: Path, sha256: str | None, state: tuple[int, int], name: str) -> np.ndarray:
-    if sha256 and _state(path) != state and digests.sha256_of(path)[0] != sha256:
-        raise UserError(f"{path} has changed since it was opened: start again")
+def _read_column(path: Path, unchanged: digests.Unchanged, name: str) -> np.ndarray:
+    unchanged.check()
     with pq.ParquetFile(path) as manifest:
         return _column(manifest, name)
 
@@ -75,12 +73,6 @@ def _relabelled_column(whole: Mapping[str, np.ndarray], labels: np.ndarray, name
         return old
     place = np.searchsorted(labels, old).clip(max=len(labels) - 1)
     return np.where(labels[place] == old, place, -1).astype(old.dtype)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """A value that changes when the file is written to."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
 
 
 def _column(manifest: pq.ParquetFile, name: str) -> np.ndarray:

@@ -384,7 +384,10 @@ def open_prepared(directory: str | Path) -> Prepared:
         views=views,
         not_synchronised=prepared["not_synchronised"],
         stored=frame_index.Frames(
-            directory, [(shard["file"], shard["records"]) for shard in prepared["shards"]], views["num_frames"]
+            directory,
+            [(shard["file"], shard["records"]) for shard in prepared["shards"]],
+            views["num_frames"],
+            listed.get(frame_index.NAME),
         ),
         truth=Truth.open(directory / truth.FOLDER, views),
         subject_names=tuple(prepared.get("subject_names", ())),
