@@ -1,4 +1,4 @@
-"""What people see of every command: its --help, its errors, its progress. Imports no NumPy and no JAX.
+"""What every command has: --help, errors, progress, and processes that end with it. Imports no NumPy and no JAX.
 
 Imports: nothing.
 Used by: every room but models/kernels.

@@ -6,11 +6,9 @@ the global element index, before the stream is split by process.
 """
 
 import functools
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from console import workers
 from console.errors import UnusableFile, UserError
 from data import clips, samples
 from data.dataset import Dataset
@@ -261,16 +260,11 @@ def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: i
 def _start_worker(index: int, count: int) -> None:
     """Prepares a reading process: serves the last batches of a run that is told to stop, and ends with a killed run."""
     del index, count
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    workers.end_with_parent()
     for number in (signal.SIGTERM, signal.SIGHUP):  # closing a terminal sends SIGHUP to all processes in it
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 class _ProcessRows(grain.MapDataset):

@@ -7,11 +7,9 @@ the view aside. Every take gets a plot to look at.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +23,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.signal
 
-from console import progress
+from console import progress, workers
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
 from data import catalog
@@ -356,11 +354,8 @@ def _run(options: argparse.Namespace) -> int:
     takes = [list(videos) for _, videos in itertools.groupby(listing.videos, key=lambda video: video.take)]
     rows, said = [], []
     one_take = functools.partial(_take, options=options)
-    workers = concurrent.futures.ProcessPoolExecutor(
-        min(options.workers, max(1, len(takes))), mp_context=multiprocessing.get_context("spawn")
-    )
-    with workers:
-        estimates = workers.map(one_take, takes)
+    with workers.pool(min(options.workers, max(1, len(takes)))) as processes:
+        estimates = processes.map(one_take, takes)
         for of_take, remarks in progress.track(estimates, "estimating", "takes", total=len(takes), leave=True):
             rows += of_take
             said += remarks

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import data.catalog
+from console import progress
+from console.command import ExitCode
 from data.catalog.synthetic import CLASS_NAMES
 from data.synthetic import actors, renderer, rooms, writer
 from data.synthetic.__main__ import main, parse_resolution
@@ -487,6 +489,16 @@ def test_small_square_plain_videos_are_written_as_asked(tmp_path, capsys):
     assert {key: told[key] for key in wanted} == wanted
     assert main([*arguments, *style[1:2], *style[3:], "--rooms=furnished", "--facing_spread=7"]) == 2
     assert "rooms plain there, furnished asked" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_other_takes_to_the_next_call(tmp_path, monkeypatch):
+    def interrupt(bar, parts=1):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.Bar, "advance", interrupt)
+    small = ["--rooms=plain", "--fps=10", "--subjects=2", "--resolution=32x32"]
+    assert main([f"--output={tmp_path}", "--takes=40", "--workers=2", *small]) == ExitCode.INTERRUPTED
+    assert 1 <= len(list(tmp_path.glob("*.avi"))) < 60, "of 120"
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):

@@ -5,13 +5,13 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-import multiprocessing
 import pathlib
 
 import numpy as np
 
 from console import progress
 from console.errors import UserError
+from console.workers import pool
 from data import catalog
 from data.catalog.synthetic import CLASS_NAMES
 from data.store import truth
@@ -36,7 +36,7 @@ def generate(
     """Writes the data set, or what is missing from it or cut off; `num_setups` and `num_subjects` as in design.py.
 
     Raises:
-      ValueError: the arguments make no sense, or the folder holds something else.
+      ValueError: the arguments make no sense, the folder holds something else, or a process was killed.
       OSError: the folder cannot be written.
     """
     if seed < 0:
@@ -55,9 +55,8 @@ def generate(
                 write(take)
                 bar.advance()
             return
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            for done in concurrent.futures.as_completed([pool.submit(write, take) for take in todo]):
+        with pool(workers) as processes:
+            for done in concurrent.futures.as_completed([processes.submit(write, take) for take in todo]):
                 done.result()
                 bar.advance()
 
