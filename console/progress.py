@@ -7,6 +7,8 @@ this is used as a library. Bars go to stderr.
 import contextlib
 import operator
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 MODES = ("auto", "plain", "none")
 SECONDS_BETWEEN_LINES = 10.0  # [ours]
+SECONDS_OF_PATIENCE = 60.0  # [ours] of waiting without a line
 
 # What matters stands in front: a narrow terminal cuts off the end.
 _BAR = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt}{unit}, {remaining} left {bar} {elapsed} gone, {rate_fmt}"
@@ -102,6 +105,36 @@ def say(text: str) -> None:
         tqdm.external_write_mode() if _mode == "bar" else contextlib.nullcontext(),
     ):
         print(text, flush=True)
+
+
+def patient(items: Iterator[Item], what: str) -> Iterator[Item]:
+    """Yields `items`. A line says if one has not come for SECONDS_OF_PATIENCE, another at twice that time, and so on.
+
+    `what` is the end of the line: what has not come, and why that may be.
+    """
+    since, ended = None, threading.Event()  # when the wait for the next item began; None between waits
+
+    def watch() -> None:
+        seen, told_at = None, SECONDS_OF_PATIENCE
+        while not ended.wait(SECONDS_OF_PATIENCE / 10):
+            if since != seen:
+                seen, told_at = since, SECONDS_OF_PATIENCE
+            if seen is not None and (waited := time.monotonic() - seen) >= told_at:
+                say(f"Waiting for {waited:.0f} s for {what}")
+                told_at *= 2
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        while True:
+            since = time.monotonic()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            since = None
+            yield item
+    finally:
+        ended.set()
 
 
 class _Lines:

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from console import workers
+from console import progress, workers
 from console.errors import UnusableFile, UserError
 from data import clips, samples
 from data.dataset import Dataset
@@ -26,6 +26,10 @@ from data.store import buffers, takes
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 GRACE_SECONDS = 10  # [ours] that a reading process continues after SIGTERM or SIGHUP
+_LATE = (
+    "a batch of data. The file system may be slow or not answer, or a reading process (data.num_workers) may hang. It "
+    "comes as soon as they go on."
+)
 
 
 def train_batches(dataset: Dataset, *, seed: int, start_step: int, **stream: Any) -> Iterator[Batch]:
@@ -222,12 +226,14 @@ def _stream(
 def _read(stream: grain.IterDataset) -> Iterator[Batch]:
     """Yields the batches of a stream. The reading processes end when this generator is closed or collected.
 
+    A line says so if a batch does not come for a minute.
+
     Raises:
       OSError: a reading process was killed.
     """
     batches = iter(stream)
     try:
-        yield from batches
+        yield from progress.patient(batches, _LATE)
     except (RuntimeError, OSError) as error:
         if not isinstance(error, buffers.Unreachable) and "terminated unexpectedly" not in str(error):  # of grain
             raise

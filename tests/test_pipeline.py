@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import itertools
+import time
 
 import grain
 import numpy as np
 import pytest
 
 from configs import pretrain_base
+from console import progress
 from data import clips, pipeline, samples
 from data.dataset import Dataset, hold_out
 from data.store import takes
@@ -185,6 +187,20 @@ def test_crop_boxes_are_shared_by_the_views_or_not(synthetic_set, same):
     dataset = make_dataset(synthetic_set, same_crop_in_views=same)
     drawn = [samples.draw_sample(dataset, i, np.random.default_rng(i))["video"].crops for i in range(10)]
     assert all((first == second) == same for ((first, second),) in drawn)
+
+
+def test_waiting_for_data_is_told_and_told_again_after_twice_the_time(dataset, monkeypatch, capsys):
+    read = samples.read_training_batch
+
+    def late(*arguments, **options):
+        time.sleep(1.0)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(samples, "read_training_batch", late)
+    monkeypatch.setattr(progress, "SECONDS_OF_PATIENCE", 0.2)
+    next(pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=4))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2 and all("s for a batch of data. The file system may be slow" in line for line in lines)
 
 
 def test_a_failing_read_in_an_evaluation_names_the_take(dataset, monkeypatch):
