@@ -216,3 +216,13 @@ def test_a_skeleton_file_without_a_box_is_told(tmp_path, text, reason):
         path.write_text(text)
     with pytest.raises(boxes.NoBox, match=f"{path.name} {reason}"):
         boxes.read_skeleton(path)
+
+
+def test_of_two_skeleton_files_of_one_name_none_is_chosen(tmp_path):
+    for folder in ("nturgb+d_skeletons", "unpacked_again"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "S001C001P001R001A050.skeleton").write_text(skeleton([[("7", [[1, 2]])]]))
+    assert [path.parent.name for path in boxes.skeleton_files(tmp_path).values()] == ["nturgb+d_skeletons"]
+    (tmp_path / "unpacked_again" / "S001C001P001R001A050.skeleton").write_text(skeleton([[("7", [[1, 3]])]]))
+    with pytest.raises(ValueError, match=r"nturgb\+d_skeletons/S001.* and .*unpacked_again/S001.* different content"):
+        boxes.skeleton_files(tmp_path)

@@ -4,6 +4,7 @@ Boxes count pixels of the upright raw video from its upper left corner; right an
 """
 
 import dataclasses
+import filecmp
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -266,10 +267,14 @@ def in_one_corner(boxes: Sequence[Box], sizes: Sequence[tuple[int, int]]) -> str
 
 
 def skeleton_files(folder: Path) -> dict[str, Path]:
-    """The .skeleton files below a folder by name. Raises ValueError where there are none."""
+    """The .skeleton files below a folder by name. Raises ValueError where there are none, or two differ."""
     if not folder.is_dir():
         raise UserError(f"--skeletons={folder}: there is no such folder")
-    files = {path.name: path for path in sorted(folder.rglob("*.skeleton"), reverse=True) if path.name[0] != "."}
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in folder.rglob("*.skeleton") if path.name[0] != "."):
+        first = files.setdefault(path.name, path)
+        if first != path and not filecmp.cmp(first, path, shallow=False):
+            raise UserError(f"--skeletons={folder}: {first} and {path} have different content: move one of them away")
     if not files:
         raise UserError(f"--skeletons={folder}: there is no .skeleton file in it; unpack the official archives there")
     return files
