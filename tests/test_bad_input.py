@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 from console.command import ExitCode
+from data import catalog
 from data.catalog import __main__ as catalog_command
 from data.prepare import __main__ as prepare
-from data.prepare import archives, workers
+from data.prepare import archives, preparation, shards, workers
+from data.prepare.options import Options
 from data.store import takes
 from tests import video_files
 
@@ -187,6 +189,31 @@ def test_labels_that_cannot_be_read_are_told(video, tmp_path):
     assert prepare.main([argument.replace("folder", "pkummd", 1) for argument in command(tmp_path)]) == ExitCode.PARTLY
     assert "Bad CRC-32" in quarantine(tmp_path)["label_M.zip/label/A01N01-M.txt"][1]
     assert takes.open_prepared(tmp_path / "out").views["view"].tolist() == ["L"]
+
+
+def test_a_video_that_is_still_being_copied_is_set_aside_and_read_by_the_next_call(video, tmp_path):
+    (tmp_path / "raw").mkdir()
+    for name in ("one_cam1.avi", "one_cam2.avi", "two_cam1.avi", "two_cam2.avi"):
+        (tmp_path / "raw" / name).write_bytes(video)
+
+    def prepare_while(copied: str) -> None:
+        def starting(path: str) -> None:
+            if path == copied:
+                (tmp_path / "raw" / path).write_bytes(video)
+
+        def write_shards(jobs, num_files, settings, input_dir, output_dir, num_workers):
+            for job in jobs:
+                shards.write(job, settings, input_dir, output_dir, starting)
+
+        preparation.prepare(
+            catalog.get("folder"), tmp_path / "raw", tmp_path / "out", Options(), write_shards=write_shards
+        )
+
+    prepare_while("one_cam2.avi")
+    assert takes_of(tmp_path) == {"two"}
+    assert "was written to while it was read" in quarantine(tmp_path)["one_cam2.avi"][1]
+    prepare_while("")
+    assert takes_of(tmp_path) == {"one", "two"} and not quarantine(tmp_path)
 
 
 def test_a_video_that_crashes_its_decoder_is_tried_again_then_set_aside(tmp_path):

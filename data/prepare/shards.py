@@ -309,6 +309,9 @@ def _encode_file(
             sources[path]["digest"] = raw_files.digest(file)
             how = (settings.short_side, settings.encode, settings.crop, boxes_given)
             source, encoded = encoding.encode_file(videos, file, *how)
+        if archives.modified(input_dir, path) != sources[path]["modified"]:
+            sources[path]["digest"] = None  # so that the same command reads it again
+            raise raw_video.BadVideo("was written to while it was read, perhaps still copied: give the command again")
     except (raw_video.BadVideo, archives.BadArchive) as error:
         return dict.fromkeys(videos, str(error))
     except FileNotFoundError as error:
