@@ -242,11 +242,13 @@ def test_cached_features_are_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["slices.npy", "tokens.npy", "features.json"])
-def test_truncated_caches_are_made_anew(tmp_path, name):
+@pytest.mark.parametrize("damage", ["end", "bit"])
+def test_damaged_caches_are_made_anew(tmp_path, name, damage):
     make = Extraction()
     features.cached(str(tmp_path), {}, make)
     (path,) = tmp_path.glob(f"*/{name}")
-    os.truncate(path, path.stat().st_size - 7)
+    content = path.read_bytes()
+    path.write_bytes(content[:-7] if damage == "end" else content[:-1] + bytes([content[-1] ^ 1]))
     again = features.cached(str(tmp_path), {}, make)
     assert make.count == 2
     assert same(again, features.cached(str(tmp_path), {}, make)) and make.count == 2

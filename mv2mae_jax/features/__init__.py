@@ -143,7 +143,7 @@ def _encode_batch(
 
 
 def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features]) -> Features:
-    """Features from `directory`; computed first if they are missing or incomplete.
+    """Features from `directory`; computed first if they are missing, or not as they were written.
 
     Args:
       directory: holds one folder per digest of `facts`.
@@ -156,27 +156,23 @@ def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features
     text = json.dumps(facts, sort_keys=True)
     folder = os.path.join(directory, hashlib.sha256(text.encode()).hexdigest()[:16])
     if os.path.isdir(folder):
-        try:
+        wrong = digests.check(Path(folder))
+        if not wrong:
             return _load(folder)
-        except (OSError, ValueError) as error:  # json.JSONDecodeError is a ValueError
-            logging.warning("Features in %s are not whole (%s): extracted anew.", folder, error)
-            shutil.rmtree(folder)
+        found = ", ".join(f"{name} {problem}" for name, problem in wrong.items())
+        logging.warning("Features in %s are not as they were written (%s): extracted anew.", folder, found)
+        shutil.rmtree(folder)
     unfinished = f"{folder}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     os.makedirs(unfinished)
     features = make(unfinished)
-    sizes = {}
-    for name in ("row", "label", "slices", "motion", "tokens"):
-        array, path = getattr(features, name), os.path.join(unfinished, f"{name}.npy")
-        if array is None:
-            continue
+    for name, array in vars(features).items():
         if isinstance(array, np.memmap):
             array.flush()
-        else:
-            np.save(path, array)
-        sizes[name] = os.path.getsize(path)
-    with open(os.path.join(unfinished, "features.json"), "w") as file:
-        json.dump({"bytes": sizes, "facts": facts}, file, indent=2)
+        elif array is not None:
+            np.save(os.path.join(unfinished, f"{name}.npy"), array)
+    Path(unfinished, "features.json").write_text(json.dumps({"facts": facts}, indent=2))
+    Path(unfinished, digests.NAME).write_text(digests.table(Path(unfinished)))
     os.rename(unfinished, folder)
     return _load(folder)
 
@@ -197,15 +193,8 @@ def check_finite(found: Features, encoder: str) -> None:
 
 
 def _load(folder: str) -> Features:
-    with open(os.path.join(folder, "features.json")) as file:
-        sizes = json.load(file)["bytes"]
-    arrays = {}
-    for name, size in sizes.items():
-        path = os.path.join(folder, f"{name}.npy")
-        if os.path.getsize(path) != size:
-            raise UserError(f"{name}.npy has {os.path.getsize(path)} bytes, {size} were written")
-        arrays[name] = np.load(path, mmap_mode="r" if name == "tokens" else None)
-    return Features(**arrays)
+    paths = Path(folder).glob("*.npy")
+    return Features(**{path.stem: np.load(path, mmap_mode="r" if path.stem == "tokens" else None) for path in paths})
 
 
 def map_tokens(folder: str, num_clips: int, model: mv2mae.MV2MAE) -> np.ndarray:
