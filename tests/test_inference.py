@@ -457,6 +457,19 @@ def test_parts_of_other_videos_of_the_same_size_are_not_continued(pretrained, tm
     assert "differs in videos." in capsys.readouterr().err
 
 
+def test_videos_that_change_while_they_are_read_are_told(pretrained, tmp_path, monkeypatch, capsys):
+    video, output, compute = tmp_path / "a.mp4", tmp_path / "f.npz", command.compute
+    write_video(video, moving_square(20, 48, 64, seed=0), fps=10)
+
+    def compute_while(*arguments):
+        os.utime(video, ns=(0, 0))
+        return compute(*arguments)
+
+    monkeypatch.setattr(command, "compute", compute_while)
+    assert run_command(pretrained[0], video, output) == 2 and not output.exists()
+    assert f"--input={video} has changed while features were extracted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ending", ["npz", "parquet"])
 @pytest.mark.parametrize("left", ["all", "some"])
 def test_an_extraction_killed_before_its_parts_were_removed_is_whole(

@@ -152,6 +152,11 @@ def extract_parts(
             columns |= times(spec, row, columns["clip"], seconds, arguments.clips_per_video)
             store.add(part, {name: column[row] for name, column in source.columns.items()} | columns, left_out)
             bar.advance(len(parts[part]))
+    if any(store.facts[name] != fact for name, fact in source.facts().items()):
+        raise UserError(
+            f"--input={arguments.input} has changed while features were extracted, so they are not all of the same "
+            f"videos: delete {store.folder} and give the command again."
+        )
     repeating = store.count(len(parts), "repeated_frames", lambda repeated: repeated > 0)
     slowed = store.count(len(parts), "frame_stride", lambda stride: stride < spec.frame_stride)
     num_rows, left_out = store.finish(len(parts))
