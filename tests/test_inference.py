@@ -384,22 +384,25 @@ def test_an_interrupted_extraction_goes_on(pretrained, synthetic_set, tmp_path, 
     assert run_command(pretrained[0], synthetic_set, tmp_path / "whole.npz") == 0
     add, added = store.Store.add, []
 
-    def add_once(self, part, *rest):
-        if added:
+    def add_twice(self, part, *rest):
+        if len(added) == 2:
             raise KeyboardInterrupt
         add(self, part, *rest)
         added.append(part)
 
-    monkeypatch.setattr(store.Store, "add", add_once)
+    monkeypatch.setattr(store.Store, "add", add_twice)
     assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz") == 130
     assert "The same command continues" in capsys.readouterr().err
-    assert not (tmp_path / "f.npz").exists() and added == [0]
+    assert not (tmp_path / "f.npz").exists() and added == [0, 1]
+    damaged = tmp_path / "f.npz.parts" / "000001.npz"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
 
     assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz", "--pooling=motion") == 2
     assert "differs in pooling" in capsys.readouterr().err
     monkeypatch.setattr(store.Store, "add", lambda self, part, *rest: (added.append(part), add(self, part, *rest)))
     assert run_command(pretrained[0], synthetic_set, tmp_path / "f.npz") == 0
-    assert added == [0, 1, 2]  # 72 clips in parts of 8 batches of 4
+    assert added == [0, 1, 1, 2]  # 72 clips in parts of 8 batches of 4
     whole, continued = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "f.npz")
     for name in whole.files:
         np.testing.assert_array_equal(whole[name], continued[name])

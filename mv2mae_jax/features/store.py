@@ -94,7 +94,12 @@ class Store:
         return left_out if about == facts else None
 
     def has(self, part: int) -> bool:
-        return self._path(part).exists() and self._left_out(part) is not None
+        """Whether the part is there as it was written: the files of an .npz have checksums."""
+        try:
+            with zipfile.ZipFile(self._path(part)) as columns:
+                return columns.testzip() is None and self._left_out(part) is not None
+        except (OSError, zipfile.BadZipFile):
+            return False
 
     def add(self, part: int, columns: Columns, left_out: dict[str, str]) -> None:
         """Writes one part, with the videos that it lacks and the reasons. It appears whole or not at all."""
