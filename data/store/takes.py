@@ -26,6 +26,9 @@ FORMAT_VERSION = 3  # of a prepared set
 MAX_CHECKED_BYTES = 2**28
 # [ours] A read that fails is tried again after these seconds, because a network file system may fail briefly.
 RETRY_AFTER_SECONDS = (0.1, 1.0)
+# [ours] After so many records in a row that could not be read even so, the rest is read without waiting, until one can be
+# read again. Otherwise a run whose data are gone would wait for each record of a batch before it ends.
+MOST_WAITED_FOR = 8
 
 
 class DamagedRecord(UserError):
@@ -244,13 +247,20 @@ class Prepared:
             return dict(zip(wanted, self._read_stored(record, wanted), strict=True))
 
     def _read_stored(self, record: int, wanted: list[int]) -> list[bytes]:
-        for seconds in RETRY_AFTER_SECONDS:
+        waits = RETRY_AFTER_SECONDS if self.stored.failed_in_a_row < MOST_WAITED_FOR else (0.0,)
+        for seconds in (*waits, None):
             try:
-                return self.stored.read(record, wanted)
+                found = self.stored.read(record, wanted)
             except (ValueError, OSError):
+                if seconds is None:
+                    self.stored.failed_in_a_row += 1
+                    raise
                 time.sleep(seconds)
                 self.stored.reopen()
-        return self.stored.read(record, wanted)
+            else:
+                self.stored.failed_in_a_row = 0
+                return found
+        raise AssertionError("the last read returns or raises")
 
     @contextlib.contextmanager
     def _naming_damage(self, record: int) -> Iterator[None]:
