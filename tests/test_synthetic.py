@@ -14,11 +14,12 @@ import data.catalog
 from console import progress
 from console.command import ExitCode
 from data.catalog.synthetic import CLASS_NAMES
+from data.store.whole_files import only_one
 from data.synthetic import actors, renderer, rooms, writer
 from data.synthetic.__main__ import main, parse_resolution
 from data.synthetic.actions import ACTIONS, JOINT_ANGLES, phases, pose
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
-from data.synthetic.generate import description, generate
+from data.synthetic.generate import DESCRIPTION, description, generate
 
 SEED = 3
 WIDTH, HEIGHT = 64, 36
@@ -519,6 +520,13 @@ def test_videos_of_unknown_arguments_are_not_mixed_with_others(generated, tmp_pa
     (tmp_path / "synthetic.json").unlink()
     assert main(arguments) == 2
     assert f"{tmp_path} lacks synthetic.json, so nothing tells what its files show" in capsys.readouterr().err
+
+
+def test_a_second_call_for_the_same_folder_is_refused_while_one_writes(generated, capsys):
+    arguments = [f"--output={generated}", "--takes=4", f"--seed={SEED}", f"--resolution={WIDTH}x{HEIGHT}"]
+    with only_one(generated / DESCRIPTION, "data.synthetic"):
+        assert main(arguments) == 2
+    assert f"another data.synthetic is at work in {generated}; wait for it" in capsys.readouterr().err
 
 
 def test_other_arguments_for_the_same_folder_are_refused(generated, capsys):

@@ -1,8 +1,6 @@
 """A preparation: what is checked and told before the work, the work that is missing, and what is written at the end."""
 
-import contextlib
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import catalog
@@ -23,7 +21,7 @@ from data.prepare import (
 from data.prepare.listing import Listing, PreparationError, list_videos
 from data.prepare.options import Options
 from data.store import truth
-from data.store.whole_files import remove_leftovers
+from data.store.whole_files import only_one, remove_leftovers
 
 
 def prepare(
@@ -55,7 +53,8 @@ def prepare(
     wrong = preparation_report.found_wrong(names, listing)
     for line in [*wrong, *offsets.unused(seconds or {}, listing.videos)]:
         announce(line)
-    with _locked(output_dir):
+    (output_dir / shards.PARTS).mkdir(parents=True, exist_ok=True)
+    with only_one(output_dir / ".lock", "preparation"):
         split, listing = _chosen(output_dir, listing, announce) if options.add else (shards.SPLIT, listing)
         names, listing = parts.with_own_names(names, listing) if options.add else (names, listing)
         settings = options.settings(names, clock)
@@ -115,18 +114,6 @@ def _chosen(output_dir: Path, listing: Listing, announce: Callable[[str], None])
     if num_left:
         announce(f"left out, as the set holds them: {preparation_report.count(num_left, 'take')}")
     return split, chosen
-
-
-@contextlib.contextmanager
-def _locked(output_dir: Path) -> Iterator[None]:
-    """Makes the output folder and keeps other preparations out of it."""
-    (output_dir / shards.PARTS).mkdir(parents=True, exist_ok=True)
-    with open(output_dir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PreparationError(f"another preparation is at work in {output_dir}; wait for it") from None
-        yield
 
 
 def _check_truth(truth_dir: Path | None, listing: Listing, output_dir: Path, split: str) -> list[str]:

@@ -26,8 +26,8 @@ FORMAT_VERSION = 3  # of a prepared set
 MAX_CHECKED_BYTES = 2**28
 # [ours] A read that fails is tried again after these seconds, because a network file system may fail briefly.
 RETRY_AFTER_SECONDS = (0.1, 1.0)
-# [ours] After so many records in a row that could not be read even so, the rest is read without waiting, until one can be
-# read again. Otherwise a run whose data are gone would wait for each record of a batch before it ends.
+# [ours] After so many records in a row that could not be read even so, the rest is read without waiting, until one can
+# be read again. Otherwise a run whose data are gone would wait for each record of a batch before it ends.
 MOST_WAITED_FOR = 8
 
 

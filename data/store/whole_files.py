@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, whatever ends the process that writes them."""
 
 import contextlib
+import fcntl
 import os
 import platform
 from collections.abc import Iterator
@@ -45,6 +46,17 @@ def refuse_existing(output: str | os.PathLike) -> None:
     """Raises ValueError if what a command's --output names is there: nothing is replaced."""
     if os.path.exists(output):
         raise UserError(f"{output} exists already. Remove it or choose another --output.")
+
+
+@contextlib.contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Holds the file `path`. Raises ValueError while another process does, which is a `what` in the same folder."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another {what} is at work in {path.parent}; wait for it") from None
+        yield
 
 
 def reserve(file: IO, num_bytes: int) -> None:

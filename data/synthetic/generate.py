@@ -15,7 +15,7 @@ from console.workers import pool
 from data import catalog
 from data.catalog.synthetic import CLASS_NAMES
 from data.store import truth
-from data.store.whole_files import remove_leftovers, write_whole
+from data.store.whole_files import only_one, remove_leftovers, write_whole
 from data.synthetic import actors, rooms, writer
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
 from data.synthetic.sheet import SHEET
@@ -36,7 +36,8 @@ def generate(
     """Writes the data set, or what is missing from it or cut off; `num_setups` and `num_subjects` as in design.py.
 
     Raises:
-      ValueError: the arguments make no sense, the folder holds something else, or a process was killed.
+      ValueError: the arguments make no sense, the folder holds something else, another call writes to it, or a process
+        was killed.
       OSError: the folder cannot be written.
     """
     if seed < 0:
@@ -45,20 +46,22 @@ def generate(
         raise UserError(f"--workers must be at least 1, got {workers}")
     takes = plan_takes(num_takes, seed, num_setups, num_subjects)
     _claim(output, description(num_takes, seed, num_setups, num_subjects, style), takes)
-    _write_truth(output / truth.FOLDER, takes, seed, style)
-    todo = [take for take in takes if writer.missing(output, take)]
-    write = functools.partial(writer.write_take, output, seed, style=style)
-    workers = min(workers, max(1, len(todo)))
-    with progress.Bar(len(takes), "generating", "takes", initial=len(takes) - len(todo)) as bar:
-        if workers == 1:
-            for take in todo:
-                write(take)
-                bar.advance()
-            return
-        with pool(workers) as processes:
-            for done in concurrent.futures.as_completed([processes.submit(write, take) for take in todo]):
-                done.result()
-                bar.advance()
+    with only_one(output / DESCRIPTION, "data.synthetic"):
+        remove_leftovers(output)
+        _write_truth(output / truth.FOLDER, takes, seed, style)
+        todo = [take for take in takes if writer.missing(output, take)]
+        write = functools.partial(writer.write_take, output, seed, style=style)
+        workers = min(workers, max(1, len(todo)))
+        with progress.Bar(len(takes), "generating", "takes", initial=len(takes) - len(todo)) as bar:
+            if workers == 1:
+                for take in todo:
+                    write(take)
+                    bar.advance()
+                return
+            with pool(workers) as processes:
+                for done in concurrent.futures.as_completed([processes.submit(write, take) for take in todo]):
+                    done.result()
+                    bar.advance()
 
 
 def _write_truth(folder: pathlib.Path, takes: list[Take], seed: int, style: rooms.Style) -> None:
@@ -131,10 +134,7 @@ def description(
 
 
 def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
-    """Makes the folder and its synthetic.json. Refuses a folder that holds anything but this data set.
-
-    Files that an earlier call left half-written are removed.
-    """
+    """Makes the folder and its synthetic.json. Refuses a folder that holds anything but this data set."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / DESCRIPTION
     if path.exists():
@@ -161,6 +161,5 @@ def _claim(output: pathlib.Path, wanted: dict, takes: list[Take]) -> None:
         )
     if names and not path.exists():
         raise UserError(f"{output} lacks {DESCRIPTION}, so nothing tells what its files show: delete it or use another")
-    remove_leftovers(output)
     if not path.exists():
         write_whole(path, json.dumps(wanted, indent=1) + "\n")
