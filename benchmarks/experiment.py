@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import config_dict
 from scipy import stats
 
 from console.command import Parser, did_you_mean, nearest
@@ -143,15 +142,11 @@ def _check_settings(workdir: Path, parsed: argparse.Namespace, was: dict[str, An
     from mv2mae_jax import config as configs
 
     wanted = json.loads(configs.load(parsed.config, parsed.overrides).to_json())
-    there, now = (dict(configs.flatten(config_dict.ConfigDict(config))) for config in (was, wanted))
-    changed = [
-        f"{key}: {there.get(key)} there, {now.get(key)} now"
-        for key in sorted(there.keys() | now.keys())
-        if there.get(key) != now.get(key)
-    ]
-    if changed:
+    if changed := sorted(configs.differences(was, wanted)):
+        there, now = dict(configs.flatten(was)), dict(configs.flatten(wanted))
+        told = "; ".join(f"{key}: {there.get(key)} there, {now.get(key)} now" for key in changed)
         raise UserError(
-            f"{workdir} holds a run of other settings ({'; '.join(changed)}). Give another --folder, or remove it "
+            f"{workdir} holds a run of other settings ({told}). Give another --folder, or remove it "
             "and what was measured on it."
         )
 

@@ -162,10 +162,10 @@ def _section(config: config_dict.ConfigDict, key: str) -> config_dict.ConfigDict
     return config
 
 
-def flatten(config: config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields ('optimizer.name', 'adamw') and so on, in the order of the config."""
+def flatten(config: config_dict.ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields ('optimizer.name', 'adamw') and so on, in the order of the config, which may be its JSON."""
     for key, value in config.items():
-        if isinstance(value, config_dict.ConfigDict):
+        if isinstance(value, config_dict.ConfigDict | dict):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -237,11 +237,11 @@ def describe(config: config_dict.ConfigDict, facts: dict[str, str]) -> str:
     width = max(len(name) for name in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts.items()]
     for title, keys in (
-        ("set by this run", list(changed)),
+        ("set by this run", changed),
         ("stated by the paper", [k for k, tag in tags.items() if tag == "paper" and k not in changed]),
         ("chosen by this project", [k for k, tag in tags.items() if tag == "ours" and k not in changed]),
     ):
-        text = ", ".join(f"{key}={values[key]!r}" for key in keys if values[key] is not None)
+        text = ", ".join(f"{key}={values[key]!r}" for key in keys if values.get(key) is not None)
         lines += textwrap.wrap(f"{title}: {text}", 118, subsequent_indent="  ", break_long_words=False)
     rule = "-" * 118
     return "\n".join([rule, *lines, rule])
@@ -267,10 +267,10 @@ def base_of(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return load(os.path.join(CONFIGS, f"{config.task}_base.py"))
 
 
-def differences(config: config_dict.ConfigDict, base: config_dict.ConfigDict) -> dict[str, tuple[object, object]]:
-    """Keys whose values differ from the base: {key: (value, base value)}."""
-    base_values = dict(flatten(base))
-    return {k: (v, base_values.get(k)) for k, v in flatten(config) if v != base_values.get(k)}
+def differences(one: config_dict.ConfigDict | dict, other: config_dict.ConfigDict | dict) -> list[str]:
+    """Keys in which two configs, or two configs as JSON, differ: those of `one` in its order, then those it lacks."""
+    one, other = dict(flatten(one)), dict(flatten(other))
+    return [key for key in one | other if one.get(key) != other.get(key)]
 
 
 # Words that people type in place of those in key names.

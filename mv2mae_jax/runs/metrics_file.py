@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from console import progress
 from data.store.whole_files import write_whole
-from mv2mae_jax.config import flatten
+from mv2mae_jax.config import differences
 from mv2mae_jax.runs import side_files, step_folders
 
 RESULTS_FILE = "metrics.json"
@@ -41,8 +41,7 @@ def keep_others(workdir: str, config: config_dict.ConfigDict, step: int) -> None
     before = side_files.read(path, is_whole, repair=True)
     if before is None:
         return
-    there, here = (dict(flatten(config_dict.ConfigDict(c))) for c in (before["config"], json.loads(config.to_json())))
-    changed = sorted(key for key in there | here if there.get(key) != here.get(key))
+    changed = sorted(differences(before["config"], json.loads(config.to_json())))
     changed += ["the step"] if before["step"] != step else []
     if changed:
         _set_aside(path, f"of a probe with another {', '.join(changed)}")
