@@ -286,21 +286,23 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(error: Exception, file: str) -> str:
-    """The message for an error that a config file raised: short for our own messages and for unknown keys.
+    """The message for an error that a config file raised: short for our own messages and for what a config refuses.
 
-    A locked config refuses unknown keys with an AttributeError: 'Key "base_lr" does not exist ...'. Other errors are
-    shown with their traceback from `file` on.
+    A locked config refuses unknown keys, 'Key "base_lr" does not exist ...', and values of another type, "Could not
+    override field 'total_steps' (reference). 9.5 is of ...". All else is shown with its traceback from `file` on.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != file:
         trace = trace.tb_next
     frames = traceback.extract_tb(trace)
     own = [frame for frame in frames if not frame.filename.startswith(os.path.dirname(config_dict.__file__))]
-    key = re.search(r'Key "(\w+)" does not exist', str(error)) if frames[len(own) :] else None
-    if not own or not (key or isinstance(error, UserError)):
-        return "\n" + "".join(traceback.format_exception(type(error), error, trace)).rstrip()
-    if key:
+    if len(own) < len(frames):
         place = f"{os.path.relpath(own[-1].filename)}, line {own[-1].lineno}"
-        return f"there is no key {key[1]!r} ({place}).{suggestion(key[1], known_keys())}"
-    place = [frame.lineno for frame in own if frame.filename == file][-1]
-    return f"line {place}: {error}"
+        if key := re.search(r'Key "(\w+)" does not exist', str(error)):
+            return f"there is no key {key[1]!r} ({place}).{suggestion(key[1], known_keys())}"
+        cast = r"field '(\w+)' \(reference\)\. (.*) is of original type .* to type <class '(?:.*\.)?(\w+)'>"
+        if field := re.search(cast, str(error), re.DOTALL):
+            return f"{field[1]} = {field[2]} is not a value of type {field[3]} ({place})."
+    if own and isinstance(error, UserError):
+        return f"line {[frame.lineno for frame in own if frame.filename == file][-1]}: {error}"
+    return "\n" + "".join(traceback.format_exception(type(error), error, trace)).rstrip()
