@@ -210,6 +210,11 @@ def did_you_mean(near: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
+def some_of(names: Sequence[str], most: int) -> str:
+    """'a, b and 7 more': the first names of a list that may be long, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) -> int:
     """Runs a command; returns its exit code.
 

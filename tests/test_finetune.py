@@ -460,8 +460,11 @@ def test_a_workdir_with_another_head_is_refused(finished, synthetic_set):
     names = (*dataset.class_names[:-1], "something else")
     other = dataclasses.replace(dataset.prepared, name="another_set", class_names=names)
     dataset = dataclasses.replace(dataset, prepared=other, class_names=names)
-    with pytest.raises(ValueError, match=r"head for the 16 classes of synthetic.*holds the 16 classes of another_set"):
+    with pytest.raises(ValueError, match=r"head for the 16 classes of synthetic \(.* and 13 more\).*16 .* another_set"):
         train.train(config, dataset, sharding.make_mesh(), str(workdir))
+    other = dataclasses.replace(other, class_names=("sit", "wave"))
+    with pytest.raises(ValueError, match=r"holds the 2 classes of another_set \(sit, wave\)\. Choose"):
+        train.train(config, dataclasses.replace(dataset, prepared=other), sharding.make_mesh(), str(workdir))
 
 
 def test_a_workdir_of_another_task_is_refused(synthetic_set, tmp_path):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from console import progress
+from console.command import some_of
 from console.errors import NotFinite
 from data.store.takes import DamagedRecord, Prepared
 from mv2mae_jax.monitoring import log_files
@@ -59,7 +60,7 @@ class SkippedUpdates:
             return
         first = step - self.in_a_row + 1
         known = [(number, sorted(set(self._names(batch)))) for number, batch in self._batches]
-        takes = [f"step {number}: {_shortened(names)}" for number, names in known if first <= number <= step]
+        takes = [f"step {number}: {some_of(names, 8)}" for number, names in known if first <= number <= step]
         good = [saved for saved in step_folders.steps_in(self._checkpoints) if saved < first]
         kept = f"step {good[-1]} in {self._checkpoints}" if good else "none, none was written before"
         raise NotFinite(
@@ -84,13 +85,9 @@ def check_finite(finite: Any, step: int) -> None:
     if bad := checkpoint.not_finite(finite):
         raise NotFinite(
             f"After step {step}, {len(bad)} of {len(jax.tree.leaves(finite))} parameters are not finite: "
-            f"{_shortened(bad, 3)}. No further step can mend them. Lower optimizer.base_learning_rate or set "
+            f"{some_of(bad, 3)}. No further step can mend them. Lower optimizer.base_learning_rate or set "
             "optimizer.clip_norm, and begin again in another --workdir, or from an earlier checkpoint by init_from."
         )
-
-
-def _shortened(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def loss_spikes(last_step: int, window: Sequence[dict[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ import jax
 from absl import logging
 from ml_collections import config_dict
 
+from console.command import some_of
 from console.errors import UserError
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
@@ -169,8 +170,8 @@ def check_same_run(
     if config.task == "finetune" and tuple(saved["class_names"]) != prepared.class_names:
         raise UserError(
             f"{checkpointer.directory} holds a head for the {len(saved['class_names'])} classes of {saved['dataset']} "
-            f"({', '.join(saved['class_names'][:3])}, ...), but data.dir = {prepared.directory} holds the "
-            f"{len(prepared.class_names)} classes of {prepared.name} ({', '.join(prepared.class_names[:3])}, ...). "
+            f"({some_of(saved['class_names'], 3)}), but data.dir = {prepared.directory} holds the "
+            f"{len(prepared.class_names)} classes of {prepared.name} ({some_of(prepared.class_names, 3)}). "
             f"{advice}"
         )
     # Checkpoints of older versions do not say what `auto` meant; their configs are compared as they were written.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from console import progress
+from console.command import some_of
 from data.store.whole_files import write_whole
 from mv2mae_jax.runs import step_folders
 
@@ -64,10 +65,9 @@ def read_rows(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repai
         if is_whole(row):
             rows.append(row)
         else:
-            damaged.append(number)
+            damaged.append(str(number))
     if damaged:
-        shown = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
-        told = f"{path} is damaged in line {shown}"
+        told = f"{path} is damaged in line {some_of(damaged, 5)}"
         if repair:
             told += f": renamed to {step_folders.rename(path).name}, not deleted"
             write_rows(path, rows)

@@ -12,6 +12,7 @@ import tensorstore
 from jax.experimental import multihost_utils
 from orbax.checkpoint.path import atomicity
 
+from console.command import some_of
 from console.errors import UserError
 from data.store import digests
 
@@ -50,9 +51,7 @@ def describe(step: Path, *, but: str = "") -> str:
     """
     wrong = digests.check(step)
     shown = [f"{name} {problem}" for name, problem in wrong.items() if not (but and name.startswith(f"{but}/"))]
-    if not shown:
-        return misnamed(step)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    return some_of(shown, 3) or misnamed(step)
 
 
 def misnamed(step: Path) -> str:
