@@ -90,6 +90,15 @@ def test_steps_differ_in_their_masks():
     assert not np.array_equal(masks[0], masks[2])
 
 
+def test_pictures_take_the_masks_of_the_first_rows_of_their_batch():
+    """Those rows alone are cut into tokens again, so a smaller batch must draw the same masks for them."""
+    for masking in ({}, {"decode_ratio": 0.5}, {"kind": "tube"}):
+        draw, key = Pretrain.from_config(tiny.make_config(masking=masking)).draw_masks, jax.random.key(3)
+        jax.tree.map(
+            lambda of_all, of_few: np.testing.assert_array_equal(of_all[:3], of_few), draw(8, key), draw(3, key)
+        )
+
+
 def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monkeypatch):
     """Every batch that waits for the device occupies device memory."""
     done = []

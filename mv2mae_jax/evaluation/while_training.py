@@ -31,8 +31,9 @@ def make_evaluation(
         return evaluation.evaluate(objective, params, inputs)
 
     def reconstruct(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        inputs = evaluation.inputs(objective, batch, jax.random.fold_in(eval_key, 0))
-        return evaluation.pictures(objective, params, jax.tree.map(lambda rows: rows[:num_pictures], inputs))
+        shown = jax.tree.map(lambda rows: rows[:num_pictures], batch)  # a row's masks do not depend on those after it
+        inputs = evaluation.inputs(objective, shown, jax.random.fold_in(eval_key, 0))
+        return evaluation.pictures(objective, params, inputs)
 
     everywhere = sharding.replicated(mesh)  # every process receives all rows
     eval_step = jax.jit(sharding.with_mesh(mesh, eval_step), out_shardings=everywhere)
@@ -69,7 +70,7 @@ def make_evaluation(
         summary |= evaluation.measure_features(objective, state.eval_params, config, mesh)
         results = {f"{area}/{name}": value for name, value in summary.items()}
         reporter.scalars(step, results)
-        reporter.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))
+        metrics.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))
         return results, tables
 
     return evaluate
