@@ -118,15 +118,15 @@ class TrainingRun:
             workdir, first_step=self._first_step, total_steps=self._last_step, tensorboard=config.log.tensorboard
         )
         facts = run_facts(config, objective, schedule, mesh, state)
-        self._reporter.say(describe(config, facts))
+        metrics.say(describe(config, facts))
         other_code = ""
         with log_files.optional(os.path.join(workdir, starts_file.STARTS_FILE)):
             other_code = starts_file.record_start(workdir, config, facts, self._first_step)
         self._reporter.config(config, finished=False)
         if self._first_step:
-            self._reporter.say(f"Continuing from step {self._first_step} of {checkpointer.directory}.")
+            metrics.say(f"Continuing from step {self._first_step} of {checkpointer.directory}.")
             if other_code:
-                self._reporter.say(other_code)
+                metrics.say(other_code)
         self._record = {
             "config": config.to_json(),
             "settled": objective.model.compute.settled(),
@@ -213,7 +213,7 @@ class TrainingRun:
         if step == self._first_step + 1:
             self._after_first_step(state, new_metrics)
         if self._profiler.finish(step, new_metrics):
-            self._reporter.say(
+            metrics.say(
                 f"Traced the steps {self._config.profile_steps}: tensorboard --logdir={self._workdir}/tensorboard"
             )
             self._clock.restart()
@@ -244,7 +244,7 @@ class TrainingRun:
         metrics_file.write(self._workdir, self._config, self._last_step, measured, tables)
         self._reporter.config(self._config, finished=True)
         path = os.path.join(self._workdir, metrics_file.RESULTS_FILE)
-        self._reporter.say(f"Done. The metrics of the last evaluation are in {path}.")
+        metrics.say(f"Done. The metrics of the last evaluation are in {path}.")
         return measured
 
     def _evaluation_is_due(self, step: int) -> bool:
@@ -274,7 +274,7 @@ class TrainingRun:
         self._reporter.scalars(step, values)
         self._reporter.progress(step, values)
         for line in spikes:
-            self._reporter.say(line)
+            metrics.say(line)
 
     def _progress(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state, so that a resumed run continues exactly."""

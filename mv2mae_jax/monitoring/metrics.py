@@ -129,9 +129,6 @@ class Reporter:
                 if row["step"] == first_step:  # purged with the evaluation, but not computed again
                     self._add_events(first_step, {key: value for key, value in row.items() if key != "step"})
 
-    def say(self, text: str) -> None:
-        say(text)
-
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Names by area: train/..., eval/..., perf/..., data/..."""
         if self._history:
@@ -181,7 +178,7 @@ class Reporter:
         parts += [f"{values['perf/clips_per_second']:.1f} clips/s", f"data wait {values['data/wait_fraction']:.0%}"]
         parts += [f"MFU {values['perf/mfu']:.0%}"] if "perf/mfu" in values else []
         parts += [f"{values['perf/memory_gb']:.1f} GB"]
-        self.say("  ".join(parts))
+        say("  ".join(parts))
 
     def close(self) -> None:
         for file in (self._history, self._events):
