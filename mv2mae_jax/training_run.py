@@ -132,7 +132,7 @@ class TrainingRun:
             "settled": objective.model.compute.settled(),
             "git_revision": metrics_file.git_revision(),
             "dataset": dataset.prepared.name,
-            "manifest_sha256": resume.manifest_digest(dataset),
+            "manifest_sha256": dataset.prepared.content_digest(),
             "class_names": list(dataset.prepared.class_names),
             "frame_rates": dataset.prepared.frame_rates(),  # for those who give the encoder other videos
         }

@@ -13,14 +13,16 @@ from tests import tiny
 
 
 @pytest.fixture
-def go_on(monkeypatch):
+def go_on():
     """`go_on(saved config, config, saved values of auto, present values of auto, allowed changes)` resumes a run."""
-    monkeypatch.setattr(resume, "manifest_digest", lambda dataset: "")
 
-    def check(saved, config, was, now, allowed=()):
-        record = {"config": saved.to_json(), "manifest_sha256": ""} | ({} if was is None else {"settled": was})
+    def check(saved, config, was, now, allowed=(), manifest="of the set"):
+        record = {"config": saved.to_json(), "manifest_sha256": "of the set"} | (
+            {} if was is None else {"settled": was}
+        )
         model = types.SimpleNamespace(compute=types.SimpleNamespace(settled=lambda: now))
-        objective = types.SimpleNamespace(dataset=types.SimpleNamespace(prepared=None), model=model)
+        dataset = types.SimpleNamespace(prepared=types.SimpleNamespace(content_digest=lambda: manifest))
+        objective = types.SimpleNamespace(dataset=dataset, model=model)
         checkpointer = types.SimpleNamespace(read_run=lambda: record, directory="runs/a/checkpoints")
         return resume.check_same_run(config, objective, checkpointer, allowed)
 
@@ -84,10 +86,9 @@ def test_a_workdir_that_another_run_has_taken_is_not_saved_into(tmp_path, text):
         resume.check_still_ours(str(tmp_path))
 
 
-def test_a_run_that_goes_on_with_other_data_says_what_that_means(go_on, monkeypatch):
+def test_a_run_that_goes_on_with_other_data_says_what_that_means(go_on):
     config = tiny.make_config()
-    monkeypatch.setattr(resume, "manifest_digest", lambda dataset: "of the grown set")
-    (line,) = go_on(config, config, {}, {}, ["data.dir"])
+    (line,) = go_on(config, config, {}, {}, ["data.dir"], manifest="of the grown set")
     assert "takes that are held out now may have been trained on" in line
 
 

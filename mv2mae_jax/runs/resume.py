@@ -16,8 +16,6 @@ from ml_collections import config_dict
 
 from console.command import some_of
 from console.errors import UserError
-from data.dataset import Dataset
-from data.labelled import LabelledDataset
 from mv2mae_jax.config import base_of, flatten
 from mv2mae_jax.distributed import processes
 from mv2mae_jax.runs import checkpoint, metrics_file
@@ -178,7 +176,7 @@ def check_same_run(
     before = saved.get("settled", {})
     now = {key: value for key, value in objective.model.compute.settled().items() if key in before}
     check_unchanged(config_dict.ConfigDict(saved_config), config, base_of(config), allow_changes, (before, now))
-    other_data = saved["manifest_sha256"] != manifest_digest(objective.dataset)
+    other_data = saved["manifest_sha256"] != prepared.content_digest()
     if other_data and "data.dir" not in allow_changes:
         raise UserError(
             f"{checkpointer.directory} holds a run on another data set than that in data.dir = {prepared.directory}: "
@@ -200,17 +198,12 @@ def check_processes(config: config_dict.ConfigDict, objective: Any, checkpointer
     if jax.process_count() == 1:
         return
     started = {key: plain(value) for key, value in flatten(config) if key not in OF_A_PROCESS} | {
-        "manifest of data.dir": manifest_digest(objective.dataset),
+        "manifest of data.dir": objective.dataset.prepared.content_digest(),
         "newest checkpoint in --workdir": checkpointer.latest_step(),
     }
     if (revision := metrics_file.git_revision()) != "unknown":
         started["revision of the code"] = revision
     processes.check_alike(started)
-
-
-def manifest_digest(dataset: Dataset | LabelledDataset) -> str:
-    """As of `takes.Prepared.content_digest`."""
-    return dataset.prepared.content_digest()
 
 
 def check_unchanged(
