@@ -70,8 +70,7 @@ def write_config(folder: str, config: config_dict.ConfigDict, *, finished: bool)
 
 def write_results(folder: str, step: int, results: Mapping[str, float]) -> None:
     """Writes FOLDER/RESULTS_FILE: the scalars of something that measures once and is not a training run."""
-    values = [Summary.Value(tag=name, simple_value=value) for name, value in results.items()]
-    _write(os.path.join(folder, RESULTS_FILE), [Summary(value=values)], step)
+    _write(os.path.join(folder, RESULTS_FILE), [_scalars(results)], step)
 
 
 def series_path(folder: str) -> str:
@@ -88,36 +87,35 @@ def series_path(folder: str) -> str:
 
 def series_head(first_step: int) -> bytes:
     """The first records of a file of series. They make TensorBoard drop earlier files' values from `first_step` on."""
-    start = Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START))
-    return _head() + _record(start)
+    return _head() + _record(first_step, session_log=SessionLog(status=SessionLog.START))
 
 
 def series_row(step: int, values: Mapping[str, float]) -> bytes:
     """The record of the scalars of a step."""
-    summaries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-    return _record(Event(wall_time=time.time(), step=step, summary=Summary(value=summaries)))
+    return _record(step, summary=_scalars(values))
 
 
 def series_picture(step: int, name: str, encoded: bytes, *, height: int, width: int) -> bytes:
     """The record of a PNG or GIF file, in pixels `height` x `width`."""
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-    summary_of_it = Summary(value=[Summary.Value(tag=name, image=image)])
-    return _record(Event(wall_time=time.time(), step=step, summary=summary_of_it))
+    return _record(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
 
 
 def _write(path: str, summaries: list[Summary], step: int = 0) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    now = time.time()
-    content = _head() + b"".join(_record(Event(wall_time=now, step=step, summary=each)) for each in summaries)
-    write_whole(path, content)
+    write_whole(path, _head() + b"".join(_record(step, summary=each) for each in summaries))
+
+
+def _scalars(values: Mapping[str, float]) -> Summary:
+    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
 
 def _head() -> bytes:
-    return _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    return _record(0, file_version="brain.Event:2")
 
 
-def _record(event: Event) -> bytes:
-    """In TFRecord's form: length (8 bytes), its checksum (4), data, their checksum (4)."""
-    data = event.SerializeToString()
+def _record(step: int, **content: object) -> bytes:
+    """An event of this moment in TFRecord's form: length (8 bytes), its checksum (4), data, their checksum (4)."""
+    data = Event(wall_time=time.time(), step=step, **content).SerializeToString()
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
