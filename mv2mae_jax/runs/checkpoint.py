@@ -1,6 +1,5 @@
 """Checkpoints: one directory per step in WORKDIR/checkpoints, written by Orbax, with digests (see step_folders.py)."""
 
-import collections
 import contextlib
 import logging
 import os
@@ -172,8 +171,7 @@ def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
     Raises:
       ValueError: there is no checkpoint, it is damaged, or names or shapes differ; lists them.
     """
-    directory, step = _find(workdir, step)
-    return _load(workdir, directory, step, params, lambda saved: saved)
+    return _load(workdir, step, params, lambda saved: saved)
 
 
 def load_encoder(workdir: str, encoder: Any, step: int | None = None) -> Any:
@@ -182,8 +180,7 @@ def load_encoder(workdir: str, encoder: Any, step: int | None = None) -> Any:
     The number of frames and the resolution may differ, because positions are computed, not stored. Parameters that
     `encoder` lacks are left out (a classifier has no last norm).
     """
-    directory, step = _find(workdir, step)
-    return _load(workdir, directory, step, encoder, lambda saved: {k: saved["encoder"].get(k, {}) for k in encoder})
+    return _load(workdir, step, encoder, lambda saved: {k: saved["encoder"].get(k, {}) for k in encoder})
 
 
 def taken(path: str, before: Any, after: Any) -> str:
@@ -194,22 +191,15 @@ def taken(path: str, before: Any, after: Any) -> str:
       before: parameters as initialised; a leaf of scanned blocks counts once per block.
       after: the same tree; a leaf that was not loaded is the very object of `before`.
     """
-    fresh, num_taken, num_all = [], 0, 0
-    others = collections.Counter()
-    for (key, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True):
-        name = jax.tree_util.keystr(key, simple=True, separator="/")
-        count = old.shape[0] if re.search(r"/blocks/(?!\d)", name) else 1
-        num_all += count
-        part = name.partition("/")[0]
-        if new is old:
-            fresh.append(name)
-        else:
-            num_taken += count
-            others[part] += 1
+    named = _by_name(before)
+    count = {name: leaf.shape[0] if re.search(r"/blocks/(?!\d)", name) else 1 for name, leaf in named.items()}
+    fresh = [name for (name, old), new in zip(named.items(), jax.tree.leaves(after), strict=True) if new is old]
+    num_all, num_fresh = sum(count.values()), sum(count[name] for name in fresh)
     # If nothing was taken of a part, the line names the part only.
-    fresh = dict.fromkeys(name if others[name.partition("/")[0]] else name.partition("/")[0] for name in fresh)
+    taken_of = {name.partition("/")[0] for name in named.keys() - set(fresh)}
+    fresh = dict.fromkeys(name if (part := name.partition("/")[0]) in taken_of else part for name in fresh)
     rest = f" Initialised afresh: {', '.join(fresh)}." if fresh else ""
-    return f"{num_taken} of {num_all} parameters taken from {path}.{rest}"
+    return f"{num_all - num_fresh} of {num_all} parameters taken from {path}.{rest}"
 
 
 def _find(workdir: str, step: int | None) -> tuple[str, int]:
@@ -232,8 +222,9 @@ def _find(workdir: str, step: int | None) -> tuple[str, int]:
     return directory, step
 
 
-def _load(workdir: str, directory: str, step: int, wanted: Any, select: Callable[[Any], Any]) -> Any:
+def _load(workdir: str, step: int | None, wanted: Any, select: Callable[[Any], Any]) -> Any:
     """Restores `select(saved parameters)` and gives it the structure and the shardings of `wanted`."""
+    directory, step = _find(workdir, step)
     # A manager knows the metadata of an item only if it was given the item's handler.
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:
@@ -258,7 +249,7 @@ def _layer_conversion(saved: Any, wanted: Any) -> Callable[[Any], Any]:
     """Stacks or unstacks blocks, if the saved parameters are unrolled and the wanted ones scanned or the reverse."""
 
     def unrolled(tree: Any) -> bool:
-        return any(any(getattr(key, "key", "") == "0" for key in path) for path, _ in jax.tree.leaves_with_path(tree))
+        return any("0" in name.split("/") for name in _by_name(tree))
 
     if unrolled(saved) == unrolled(wanted):
         return lambda tree: tree
@@ -267,16 +258,18 @@ def _layer_conversion(saved: Any, wanted: Any) -> Callable[[Any], Any]:
 
 def not_finite(finite: Any) -> list[str]:
     """Names of the parameters for which `finite`, a pytree of truth values like theirs, is false."""
-    leaves = jax.tree.leaves_with_path(finite)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, good in leaves if not good]
+    return [name for name, good in _by_name(finite).items() if not good]
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """{'params/encoder/patch_embed/proj/bias': leaf, ...}."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
 def _mismatches(saved: Any, wanted: Any) -> list[str]:
-    def shapes(tree):
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-    saved, wanted = shapes(saved), shapes(wanted)
+    saved, wanted = ({name: tuple(leaf.shape) for name, leaf in _by_name(tree).items()} for tree in (saved, wanted))
     return [
         f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
         for name in sorted(saved.keys() | wanted.keys())
