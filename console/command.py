@@ -226,23 +226,22 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
       run: does the work; None stands for ExitCode.DONE.
       goes_on: the same command, given again, continues where it was interrupted.
     """
+    code = ExitCode.REFUSED
     try:
-        return ExitCode.DONE if (code := run()) is None else code
+        return run() or ExitCode.DONE
     except (UserError, OSError) as error:
+        told = str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
             then = "continues from here" if goes_on else "can be given again"
-            print(f"{prog}: no space is left on the disk{where}. With room, the same command {then}.", file=sys.stderr)
-            return ExitCode.REFUSED
-        if not (isinstance(error, UserError) or error.filename):
+            told = f"no space is left on the disk{where}. With room, the same command {then}."
+        elif not (isinstance(error, UserError) or error.filename):
             raise
-        print(f"{prog}: {error}", file=sys.stderr)
-        return ExitCode.REFUSED
     except subprocess.CalledProcessError as error:
         if error.returncode != ExitCode.REFUSED:
             raise
-        print(f"{prog}: the error above stopped the command {shlex.join(map(str, error.cmd))}", file=sys.stderr)
-        return ExitCode.REFUSED
+        told = f"the error above stopped the command {shlex.join(map(str, error.cmd))}"
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted.{' The same command continues from what is saved.' * goes_on}", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+        code, told = ExitCode.INTERRUPTED, f"interrupted.{' The same command continues from what is saved.' * goes_on}"
+    print(f"{prog}: {told}", file=sys.stderr)
+    return code
