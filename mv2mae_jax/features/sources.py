@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -149,8 +148,7 @@ def _batches(usable: list[tuple[int, np.ndarray]], batch_size: int) -> Iterator[
     """Batches of (row, clip); the last one is filled up with its last clip."""
     for first in range(0, len(usable), batch_size):
         part = usable[first : first + batch_size]
-        filled = part + list(itertools.repeat(part[-1], batch_size - len(part)))
-        rows, video = zip(*filled, strict=True)
+        rows, video = zip(*part, *[part[-1]] * (batch_size - len(part)), strict=True)
         yield {
             "video": np.stack(video),  # (B, T, H, W, 3)
             "row": np.array(rows, np.int32),

@@ -38,11 +38,9 @@ class Store:
     def folder(self) -> Path:
         return self.output.with_name(f"{self.output.name}.parts")
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other processes from writing the same output. Raises ValueError if one is at work."""
-        with resume.locked_output(self.output, "extraction"):
-            yield
+        return resume.locked_output(self.output, "extraction")
 
     def begin(self) -> dict[str, str] | None:
         """Makes the folder of the parts, or checks that an existing one belongs to this extraction.
@@ -60,7 +58,7 @@ class Store:
             shutil.rmtree(self.folder)
             return left_out
         refuse_existing(self.output)
-        facts, path = json.loads(json.dumps(self.facts)), self.folder / "facts.json"
+        facts, path = resume.plain(self.facts), self.folder / "facts.json"
         before = side_files.read(path, _is_table)
         if before is not None:
             changed = [name for name in facts | before if facts.get(name) != before.get(name)]
@@ -90,8 +88,7 @@ class Store:
             left_out = about.pop("left_out")
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # there is none, or another file
             return None
-        facts = json.loads(json.dumps(self.facts))
-        return left_out if about == facts else None
+        return left_out if about == resume.plain(self.facts) else None
 
     def has(self, part: int) -> bool:
         """Whether the part is there as it was written: the files of an .npz have checksums."""
