@@ -96,8 +96,7 @@ def find(path: str) -> str:
 
 def known_keys() -> list[str]:
     """The keys of all tasks: 'optimizer.name' and so on."""
-    found = {key for task in TASKS for key, _ in flatten(load(os.path.join(CONFIGS, f"{task}_base.py")))}
-    return sorted(found)
+    return sorted({key for task in TASKS for key, _ in flatten(load(os.path.join(CONFIGS, f"{task}_base.py")))})
 
 
 def _near_files(path: str) -> str:

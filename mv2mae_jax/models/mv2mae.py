@@ -5,6 +5,7 @@ tokens; the cross-view decoder reconstructs the target view from its own visible
 block, the visible tokens of the source views. Encoder and self-view decoder are VideoMAE's, parameter for parameter.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,14 +177,12 @@ class MV2MAE(Computed, nn.Module):
     @property
     def num_tokens(self) -> int:
         """N, tokens of one clip."""
-        time, height, width = self.grid
-        return time * height * width
+        return math.prod(self.grid)
 
     @property
     def patch_dim(self) -> int:
         """P = t * h * w * 3, values of one token."""
-        t, h, w = self.tubelet_size
-        return t * h * w * 3
+        return math.prod(self.tubelet_size) * 3
 
     def setup(self):
         self.encoder = self.make_encoder(final_norm=self.final_norm)

@@ -142,9 +142,8 @@ class Reporter:
 
     def flush(self) -> None:
         """Writes what was reported so far, so that no checkpoint is ahead of the files."""
-        for file in (self._history, self._events):
-            if file:
-                file.flush()
+        for file in filter(None, (self._history, self._events)):
+            file.flush()
 
     def picture(self, step: int, name: str, path: str) -> None:
         """A PNG or GIF file for TensorBoard, which shows GIFs moving. Raises OSError where it cannot be read."""
@@ -181,9 +180,8 @@ class Reporter:
         say("  ".join(parts))
 
     def close(self) -> None:
-        for file in (self._history, self._events):
-            if file:
-                file.close()
+        for file in filter(None, (self._history, self._events)):
+            file.close()
 
 
 def duration(seconds: float) -> str:

@@ -95,12 +95,11 @@ class Profiler:
         if not self._tracing or step + 1 in self._steps:
             return False
         jax.block_until_ready(results)
-        jax.profiler.stop_trace()
-        self._tracing = False
+        self.close()
         return True
 
     def close(self) -> None:
-        """Writes the trace if the run ends within the range."""
+        """Writes the trace if one is under way, at the latest when the run ends."""
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
