@@ -102,11 +102,7 @@ _LIMITS = {
 
 
 def validate(config: config_dict.ConfigDict, *, data_dir: bool = True) -> None:
-    """Checks every value and combination that can be checked without data and devices.
-
-    Args:
-      config: of any task.
-      data_dir: whether data.dir must name prepared sets.
+    """Checks all that can be checked without data and devices; with `data_dir`, also that it names prepared sets.
 
     Raises:
       ValueError: lists everything that is wrong, each with its values and the fix.

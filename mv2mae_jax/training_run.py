@@ -103,8 +103,6 @@ class TrainingRun:
         """Prints what the run is, and records it in WORKDIR.
 
         Args:
-          config, objective, schedule, mesh, workdir: of the run.
-          checkpointer: its checkpoints.
           evaluate: `(state, step, reporter) -> (metrics, tables)`.
           state: where the run starts from.
           saved_progress: what `_progress` returned when `state` was saved; empty for a fresh run.
@@ -200,7 +198,6 @@ class TrainingRun:
 
         Args:
           step: the step that was taken; the first is 1.
-          state: the state after it.
           new_metrics: its metrics, on the devices. The host reads them when a log interval is complete.
 
         Raises:

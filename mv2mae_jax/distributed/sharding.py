@@ -53,7 +53,6 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     """Where every array of a state lives: the largest axis divisible by `fsdp` is cut, if the array is large enough.
 
     Args:
-      mesh: the device mesh.
       state: a pytree of arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:

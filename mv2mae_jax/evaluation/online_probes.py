@@ -32,11 +32,8 @@ def measure(
     """Measures the encoder's present features on one central clip of each view.
 
     Args:
-      model: the model that is pre-trained.
       params: the encoder's parameters.
-      prepared: the data set.
       spec: its frames and crop size are used.
-      mesh: all devices.
       train_rows, test_rows: int[...], manifest rows of different takes.
       global_batch_size: clips encoded at once; divisible by the devices.
       knn_k: neighbours; 20 as in DINO [ours].

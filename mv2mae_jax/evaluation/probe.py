@@ -36,13 +36,7 @@ def run(
     Probes train on `dataset.train` and are tested on `dataset.test`; held-out takes are not used. Retrieval trains
     nothing, so it searches all views of the tested takes, even those that a cross-view protocol trains on. Pooled
     features of several clips of a view are averaged; the attentive probe trains on every clip and averages
-    probabilities.
-
-    Args:
-      config: a validated config of a probe.
-      dataset: the labelled views.
-      mesh: all devices of this process.
-      workdir: features are kept in WORKDIR/features.
+    probabilities. Features are kept in WORKDIR/features.
 
     Returns:
       `<kind>/<metric>`: see accuracy.py and retrieval.py; for trained probes also the chosen setting.

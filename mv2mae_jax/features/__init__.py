@@ -90,7 +90,6 @@ def extract(
       batches: `video` uint8[B, T, H, W, 3], or `stored` coefficients of it, `label` int32[B], `row` int32[B], `valid`
         bool[B]; rows that are not valid are dropped. With several processes each passes its own rows, in the order of
         the processes, and all receive all features in this order.
-      mesh: all devices.
       tokens: float16[M, N, D] that receives the tokens, M the number of valid rows to come; None if not wanted.
 
     Raises:

@@ -98,8 +98,6 @@ def settle(
     would keep them whole for the backward pass. Fine-tuning's encoder keeps three times the tokens of pre-training's.
 
     Args:
-      config: of any task.
-      backend: what JAX calls it.
       head_dims: channels of the heads of encoder and decoders.
       fused_attention: whether cuDNN's attention runs there (chips.has_fused_attention).
       one_device: whether there is no other.

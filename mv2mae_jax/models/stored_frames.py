@@ -156,13 +156,7 @@ def _upsampling(length: int) -> np.ndarray:
 
 
 def motion_energy(tokens: jax.Array, grid: tuple[int, int, int], tubelet_size: tuple[int, int, int]) -> jax.Array:
-    """As `data.motion.motion_energy`, of a clip that is cut into tokens: uint8[..., N, P] -> float32[..., N].
-
-    Args:
-      tokens: from `tubelets.patchify`.
-      grid: tokens along (time, height, width).
-      tubelet_size: (t, h, w) of one token.
-    """
+    """As `data.motion.motion_energy`, of a clip cut into tokens by `patchify`: uint8[..., N, P] -> float32[..., N]."""
     if grid[0] * tubelet_size[0] == 1:
         return jnp.zeros(tokens.shape[:-1], jnp.float32)
     frames = jnp.split(tokens, tubelet_size[0], axis=-1)  # t of (..., N, h * w * 3)

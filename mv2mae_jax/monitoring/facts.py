@@ -12,12 +12,7 @@ from mv2mae_jax.monitoring import perf
 def run_facts(
     config: config_dict.ConfigDict, objective: Any, schedule: Any, mesh: jax.sharding.Mesh, state: Any
 ) -> dict[str, str]:
-    """{title: text} of a run: its devices, parameters, steps and learning rate.
-
-    Args:
-      config, objective, schedule, mesh: of the run; an objective and an optim.Schedule.
-      state: a TrainState.
-    """
+    """{title: text} of a run with its optim.Schedule and TrainState: devices, parameters, steps and learning rate."""
     device, views = mesh.devices.flat[0], objective.views_per_sample
     parts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()}
     epoch = objective.dataset.samples_per_epoch

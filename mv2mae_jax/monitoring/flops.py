@@ -12,9 +12,7 @@ from jax.extend.core import jaxprs_in_params
 def matmul_flops(function: Callable, *arguments: Any) -> float:
     """Floating-point operations (2 per multiply-add) of all matrix products. Those in a scan count once per iteration.
 
-    Args:
-      function: traceable by JAX.
-      arguments: pytrees of arrays or `jax.ShapeDtypeStruct`s.
+    The arguments are pytrees of arrays or `jax.ShapeDtypeStruct`s.
     """
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -23,12 +21,7 @@ def training_flops(objective: Any, params: Any, batch: Any) -> float:
     """Floating-point operations that a training step needs: three times the matrix products of the forward pass.
 
     The usual count of MFU (Chowdhery et al. 2022, PaLM, appendix B): a backward pass costs two forward passes; norms,
-    softmax, optimiser and recomputation do not count.
-
-    Args:
-      objective: of mv2mae_jax/objectives.
-      params: its parameters or their shapes.
-      batch: the global batch or its shapes.
+    softmax, optimiser and recomputation do not count. Parameters and the global batch may be shapes.
     """
     # With every product in its jaxpr: the attention of cuDNN is one operation without a dot_general.
     objective = dataclasses.replace(objective, model=objective.model.with_compute(attention="xla"))

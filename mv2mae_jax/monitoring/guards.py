@@ -75,9 +75,7 @@ class SkippedUpdates:
 def check_finite(finite: Any, step: int) -> None:
     """Stops a run whose parameters are not finite, before they are evaluated: they will never be again.
 
-    Args:
-      finite: for each parameter, whether all its values are finite.
-      step: after which they are as they are.
+    `finite` says of each parameter after that step whether all its values are.
 
     Raises:
       FloatingPointError: names the first of those that are not.
@@ -91,12 +89,7 @@ def check_finite(finite: Any, step: int) -> None:
 
 
 def loss_spikes(last_step: int, window: Sequence[dict[str, Any]]) -> list[str]:
-    """One line for each step of a log interval whose loss jumps up. Depends on nothing but the interval.
-
-    Args:
-      last_step: of the interval.
-      window: the metrics of its steps, in order.
-    """
+    """One line for each step whose loss jumps up, of a log interval whose steps have these metrics and of no other."""
     losses = [float(metrics["loss"]) for metrics in window]
     lines = []
     for index, loss in enumerate(losses):

@@ -73,7 +73,6 @@ class Finetune:
 
         Args:
           batch: `video` uint8[B, T, H, W, 3], `label` int32[B].
-          key: the key of the step.
 
         Returns:
           `video` uint8, mixed; `target` float32[B, K], rows sum to 1; `drop_path_key`, one per row, so that a batch
@@ -138,7 +137,6 @@ def mix(
     spans all frames; targets are mixed by the area that it really covers.
 
     Args:
-      key: PRNG key.
       video: uint8[B, T, H, W, 3]; B even, else the middle sample is mixed with itself.
       target: float32[B, K].
       mixup_alpha, cutmix_alpha, mix_probability, cutmix_probability: see `Finetune`.

@@ -84,12 +84,7 @@ class Pretrain:
         return pipeline.train_batches(self.dataset, **position)
 
     def make_inputs(self, batch: Arrays, key: jax.Array) -> Arrays:
-        """Makes what a step needs, once: tokens, motion weights and masks.
-
-        Args:
-          batch: see `tokenize`.
-          key: the key of the step.
-        """
+        """Makes what a step needs, once: tokens and motion weights by `tokenize`, and masks."""
         batch = self.tokenize(batch)
         return {**batch, **self.draw_masks(batch["patches"].shape[0], key)}
 
@@ -140,10 +135,6 @@ class Pretrain:
     def loss(self, params: Any, inputs: Arrays) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Self-view loss of every view + cross_weight * cross-view loss of the target; joint: the mean over the views.
 
-        Args:
-          params: from `init`.
-          inputs: from `make_inputs`.
-
         Returns:
           (loss, metrics), float32 scalars. `loss_self` is the mean over the views, `loss` takes their sum. With a joint
           decoder, `loss_joint` is the mean over the views and the loss, and `loss_cross` the target's part of it.
@@ -163,9 +154,6 @@ class Pretrain:
 
     def targets(self, inputs: Arrays) -> tuple[Targets, Targets | None]:
         """What the predictions of the target and of the sources are compared with; None without source views.
-
-        Args:
-          inputs: from `make_inputs`.
 
         Returns:
           Each is (float32[..., M, P], weights float32[..., M]) at the decoded tokens, of the target [B, ...] and of the

@@ -28,12 +28,7 @@ _LOST_CONNECTION = ("Gloo", "NCCL", "onnection", "UNAVAILABLE", "DEADLINE_EXCEED
 
 
 class Silence:
-    """How long each of the other processes has been silent, in seconds by this process's clock.
-
-    Args:
-      peers: the numbers of the other processes.
-      now: seconds.
-    """
+    """How long each of the other processes, by their numbers, has been silent: in seconds by this process's clock."""
 
     def __init__(self, peers: range | list[int], now: float):
         self._last = {peer: ("", now) for peer in peers}
@@ -135,12 +130,9 @@ def _sentence(what: str) -> str:
 
 @contextlib.contextmanager
 def watched(timeout_seconds: float) -> Iterator[None]:
-    """A context that ends this process, with a sentence and ExitCode.PREEMPTED, if another process of the run is gone.
+    """A context that ends this process, with a sentence and ExitCode.PREEMPTED, if another one is silent for too long.
 
     Does nothing in a run of one process.
-
-    Args:
-      timeout_seconds: how long a process may be silent.
     """
     if jax.process_count() == 1:
         yield

@@ -22,7 +22,6 @@ def read(path: str | os.PathLike, is_whole: Callable[[Any], bool], *, repair: bo
     """The content of a JSON file; None if it is missing or damaged. Damage is reported.
 
     Args:
-      path: the file.
       is_whole: whether the content has the form that its readers need.
       repair: rename a damaged file.
     """

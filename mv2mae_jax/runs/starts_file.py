@@ -19,11 +19,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def record_start(workdir: str, config: config_dict.ConfigDict, facts: dict[str, str], first_step: int = 0) -> str:
-    """Adds a line: time, command, revision, versions, machine, the config and what followed from it.
+    """Adds a line: time, command, revision, versions, machine, the config and what followed from it. Process 0 writes.
 
     Args:
-      workdir: of the run; only process 0 writes.
-      config: of this start.
       facts: what the start prints besides the config, e.g. devices and numbers of parameters.
       first_step: the step that the run resumes from; 0 for a fresh run.
 

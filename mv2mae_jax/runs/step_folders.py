@@ -43,11 +43,7 @@ def describe(step: Path, *, but: str = "") -> str:
     """What is wrong with the directory of a step, in a few words; '' if it is intact.
 
     Its files must have their digests, and its name must be the number of the saved step. The files alone do not show
-    that a folder was copied under another number.
-
-    Args:
-      step: the directory.
-      but: a folder in it, 'run', whose files are not checked.
+    that a folder was copied under another number. Those in the folder `but` of it are not checked.
     """
     wrong = digests.check(step)
     shown = [f"{name} {problem}" for name, problem in wrong.items() if not (but and name.startswith(f"{but}/"))]
@@ -83,13 +79,12 @@ def steps_in(directory: Path) -> list[int]:
 
 
 def set_aside(directory: Path) -> list[str]:
-    """Renames the damaged steps that are newer than the newest intact one. Removes nothing but unfinished saves.
+    """Renames the damaged steps of WORKDIR/checkpoints that are newer than the newest intact one.
+
+    Removes nothing but unfinished saves. The directory need not exist.
 
     All processes of a run call this before the run looks for its newest step; the first one does the work. The workdir
     is locked, so that no other run is writing there.
-
-    Args:
-      directory: WORKDIR/checkpoints; it need not exist.
 
     Returns:
       A line for each step that was set aside.
