@@ -223,9 +223,7 @@ def _classify(
             geometry.whole_clips(train_features, model),
             [np.eye(num_classes)[train_features.label]],
             geometry.whole_clips(test, model),
-            group=_groups(dataset, train_features.row),
-            validation_fraction=probe.validation_fraction,
-            seed=config.seed,
+            **_choosing(config, dataset, train_features.row),
         )
         scores, _ = accuracy.average_clips(found.prediction, test.row)
         validation = [float(r2) if np.isfinite(r2) else None for r2 in found.validation_r2]
@@ -238,16 +236,8 @@ def _classify(
     if kind == "knn":
         return probes.knn_scores(train_x, train.label, test_x, num_classes, k=probe.knn_k), {}, {}
     fit = attentive.attentive_probe if kind == "attentive" else probes.linear_probe
-    probed = fit(
-        train_x,
-        train.label,
-        test_x,
-        num_classes,
-        group=_groups(dataset, train.row),
-        validation_fraction=probe.validation_fraction,
-        seed=config.seed,
-        **_head(probe),
-    )
+    settings = _choosing(config, dataset, train.row) | _head(probe)
+    probed = fit(train_x, train.label, test_x, num_classes, **settings)
     scores = probed.scores
     if kind == "attentive":
         scores, rows = accuracy.average_clips(scores, test.row)
@@ -267,13 +257,9 @@ def _geometry(
         geometry.targets(dataset.prepared, dataset.spec, rows, dataset.clips_per_view)
         for rows in (dataset.train, dataset.test)
     ]
-    choosing = {
-        "group": _groups(dataset, train.row),
-        "validation_fraction": probe.validation_fraction,
-        "attention": _head(probe) if "attentive" in probe.kinds else None,
-        "seed": config.seed,
-    }
-    read_outs = geometry.ReadOuts(model, train, test, *true, **choosing)
+    attention = _head(probe) if "attentive" in probe.kinds else None
+    choosing = _choosing(config, dataset, train.row)
+    read_outs = geometry.ReadOuts(model, train, test, *true, attention=attention, **choosing)
     if "geometry" in probe.kinds:
         measured, _ = read_outs.pose()
         results |= {f"geometry/{name}": value for name, value in measured.items()}
@@ -305,9 +291,10 @@ def _head(probe: config_dict.ConfigDict) -> dict[str, Any]:
     return {name: probe[name] for name in ("learning_rates", "weight_decays", "epochs", "batch_size")}
 
 
-def _groups(dataset: LabelledDataset, rows: np.ndarray) -> np.ndarray:
-    """The validation groups of clips, whose views are `rows` of the training split."""
-    return validation_groups(dataset)[np.searchsorted(dataset.train, rows)]
+def _choosing(config: config_dict.ConfigDict, dataset: LabelledDataset, rows: np.ndarray) -> dict[str, Any]:
+    """How validation clips are cut off training clips, whose views are `rows` of the training split."""
+    group = validation_groups(dataset)[np.searchsorted(dataset.train, rows)]
+    return {"group": group, "validation_fraction": config.probe.validation_fraction, "seed": config.seed}
 
 
 def validation_groups(dataset: LabelledDataset) -> np.ndarray:
