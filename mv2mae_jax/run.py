@@ -73,7 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--workdir={arguments.workdir} cannot be made: {error}") from error
 
-    from mv2mae_jax.distributed import processes
+    import jax
+
+    from mv2mae_jax.distributed import processes, sharding
 
     # Probes have no limits: they run in one process.
     heartbeat_timeout_seconds = config.get("limits", {}).get("heartbeat_timeout_seconds", 100)
@@ -85,8 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         heartbeat_timeout_seconds=heartbeat_timeout_seconds,
     )
     processes.check()
-    progress.configure(arguments.progress if processes.is_first() else "none")
-    from mv2mae_jax.distributed import sharding
+    progress.configure(arguments.progress if jax.process_index() == 0 else "none")
     from mv2mae_jax.runs import heartbeats, resume
 
     mesh = sharding.make_mesh(**config.mesh)

@@ -69,11 +69,6 @@ def cluster() -> str | None:
     return None
 
 
-def is_first() -> bool:
-    """Whether this is the process that prints and writes for all."""
-    return jax.process_index() == 0
-
-
 def check() -> None:
     """Refuses a TPU pod whose processes have not joined: they would compute together, but each would save alone.
 

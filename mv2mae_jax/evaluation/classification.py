@@ -18,7 +18,6 @@ from mv2mae_jax.objectives.finetune import Arrays, Finetune
 
 def area(objective: Finetune, config: config_dict.ConfigDict) -> str:
     """First part of the metrics' names: the split that is measured."""
-    del objective
     return config.eval.split
 
 
@@ -39,7 +38,6 @@ def batches(objective: Finetune, config: config_dict.ConfigDict, **share: Any) -
 
 def inputs(objective: Finetune, batch: Arrays, key: jax.Array) -> Arrays:
     """Nothing is drawn at a test."""
-    del key
     return stored_frames.pixels(batch, objective.model.clip_size[1:])
 
 
@@ -63,5 +61,4 @@ def measure_features(
     objective: Finetune, params: Any, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
     """Nothing: the head is what is measured."""
-    del objective, params, config, mesh
     return {}

@@ -23,7 +23,6 @@ _AVERAGED = (*LOSSES, "loss_mean_prediction", "psnr_self", "psnr_cross")
 
 def area(objective: Pretrain, config: config_dict.ConfigDict) -> str:
     """First part of the metrics' names. Where no take is held out, they say that training takes stand in."""
-    del config
     return "eval" if objective.dataset.held_out is not None else "eval_on_training_takes"
 
 
@@ -114,7 +113,6 @@ def summarize(objective: Pretrain, samples: dict[str, np.ndarray]) -> tuple[dict
     `cross_gain`: by what fraction the cross-view loss grows when the source is another subject's take in the same
     room; `cross_gain_pose`: the same subject in the same room doing something else, so that only the pose differs.
     """
-    del objective
     samples = {key: value[samples["valid"]] for key, value in samples.items()}
     metrics = {k: float(v.mean()) for k, v in samples.items() if k in _AVERAGED}
     for part in ("moving", "static"):

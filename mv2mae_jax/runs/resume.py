@@ -60,18 +60,15 @@ MAY_CHANGE = frozenset(
 OF_A_PROCESS = frozenset({"data.cache", "data.cache_gb", "data.dir", "data.num_workers"})
 
 
-@contextlib.contextmanager
-def locked(workdir: str) -> Iterator[None]:
+def locked(workdir: str) -> contextlib.AbstractContextManager[None]:
     """Keeps other runs out of a workdir while this one uses it. The first process of a run holds the lock.
 
     Raises:
       ValueError: another run holds the lock; says which run.
     """
     if jax.process_index() != 0:
-        yield
-        return
-    with locked_file(os.path.join(workdir, LOCK), f"--workdir={workdir}", "run"):
-        yield
+        return contextlib.nullcontext()
+    return locked_file(os.path.join(workdir, LOCK), f"--workdir={workdir}", "run")
 
 
 @contextlib.contextmanager
