@@ -3,14 +3,15 @@
 import collections
 import json
 import os
-import struct
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import config_dict
+from PIL import Image
 
 from console import progress
 from mv2mae_jax.monitoring import event_files, log_files
@@ -148,12 +149,9 @@ class Reporter:
     def picture(self, step: int, name: str, path: str) -> None:
         """A PNG or GIF file for TensorBoard, which shows GIFs moving. Raises OSError where it cannot be read."""
         if self._events:
-            with open(path, "rb") as file:
-                encoded = file.read()
-            if path.endswith(".png"):
-                width, height = struct.unpack(">II", encoded[16:24])
-            else:
-                width, height = struct.unpack("<HH", encoded[6:10])
+            with Image.open(path) as image:
+                width, height = image.size
+            encoded = Path(path).read_bytes()
             self._events.add(event_files.series_picture(step, name, encoded, height=height, width=width))
 
     def config(self, config: config_dict.ConfigDict, *, finished: bool) -> None:
