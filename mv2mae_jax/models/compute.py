@@ -57,8 +57,7 @@ class Compute:
 
     def settled(self) -> dict[str, str]:
         """Its values of the config's keys that may be `auto`, by their full names."""
-        keys = ("remat", "attention", "layer_loop", "norm_affine")
-        return {"compute_dtype": self.dtype.name} | {f"model.{key}": getattr(self, key) for key in keys}
+        return {"compute_dtype": self.dtype.name} | {f"model.{key}": getattr(self, key) for key in CHOICES}
 
 
 class Computed:

@@ -65,9 +65,8 @@ def advice_on_pages() -> str:
     library, version = platform.libc_ver()
     if jax.default_backend() != "cpu" or library != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
         return ""
-    if ASK_FOR_LARGE_PAGES in os.environ.get("GLIBC_TUNABLES", "") or not LARGE_PAGES.exists():
-        return ""
-    if "[madvise]" not in LARGE_PAGES.read_text():
+    asks = ASK_FOR_LARGE_PAGES in os.environ.get("GLIBC_TUNABLES", "")
+    if asks or not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text():
         return ""
     return f"in small pages; faster with GLIBC_TUNABLES={ASK_FOR_LARGE_PAGES} before the command"
 
