@@ -126,9 +126,6 @@ def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monke
         def summarize(self, task, samples):
             return {"sum": float(samples["x"].sum())}, {"order": samples["x"].tolist()}
 
-        def measure_features(self, *args):
-            return {}
-
     config = tiny.make_config(eval=dict(num_pictures=0))
     monkeypatch.setitem(while_training.EVALUATIONS, config.task, Evaluation())
     state = types.SimpleNamespace(eval_params={})

@@ -55,10 +55,3 @@ def summarize(objective: Finetune, samples: dict[str, np.ndarray]) -> tuple[dict
     confusion = accuracy.confusion_matrix(probabilities.argmax(-1), label, dataset.num_classes)
     tables = {"class_names": list(dataset.class_names), "confusion_matrix": confusion.tolist()}
     return accuracy.summarize(probabilities, label, view), tables
-
-
-def measure_features(
-    objective: Finetune, params: Any, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
-) -> dict[str, float]:
-    """Nothing: the head is what is measured."""
-    return {}

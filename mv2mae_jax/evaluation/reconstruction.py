@@ -154,10 +154,10 @@ def measure_features(
 ) -> dict[str, float]:
     """kNN, retrieval and 3D pose with the encoder as it is, on some training takes and the held-out ones.
 
-    Empty where none are asked for or held out; see `online_probes.measure`.
+    Empty where none are held out; see `online_probes.measure`.
     """
     dataset = objective.dataset
-    if not config.eval.max_feature_takes or dataset.held_out is None:
+    if dataset.held_out is None:
         return {}
     chosen = np.random.default_rng(config.seed).permutation(dataset.train.rows)
     train_rows, test_rows = chosen[: config.eval.max_feature_takes], dataset.held_out.rows

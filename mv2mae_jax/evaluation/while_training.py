@@ -15,7 +15,8 @@ from mv2mae_jax.evaluation import classification, reconstruction, visualize
 from mv2mae_jax.monitoring import guards, log_files, metrics
 from mv2mae_jax.state import TrainState
 
-# By the objective; each has the functions that are called below (`pictures` where the config has eval.num_pictures).
+# By the objective; each has the functions that are called below (`pictures` and `measure_features` where the config has
+# eval.num_pictures and eval.max_feature_takes).
 EVALUATIONS = {"pretrain": reconstruction, "finetune": classification}
 
 
@@ -67,7 +68,8 @@ def make_evaluation(
         measured = jax.device_get(measured)
         samples = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
         summary, tables = evaluation.summarize(objective, samples)
-        summary |= evaluation.measure_features(objective, state.eval_params, config, mesh)
+        if config.eval.get("max_feature_takes"):
+            summary |= evaluation.measure_features(objective, state.eval_params, config, mesh)
         results = {f"{area}/{name}": value for name, value in summary.items()}
         reporter.scalars(step, results)
         metrics.say(f"{area} at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in summary.items()))
