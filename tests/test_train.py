@@ -99,6 +99,23 @@ def test_pictures_take_the_masks_of_the_first_rows_of_their_batch():
         )
 
 
+def test_pictures_cut_only_the_clips_that_they_show(tmp_path, monkeypatch):
+    cut, config = [], tiny.make_config(eval=dict(num_pictures=2))
+    evaluation = types.SimpleNamespace(
+        area=lambda task, config: "eval",
+        batches=lambda task, config, **share: iter([{"x": np.zeros((4, 1), np.float32)}]),
+        inputs=lambda task, batch, key: cut.append(len(batch["x"])) or batch,
+        evaluate=lambda task, params, inputs: inputs,
+        pictures=lambda task, params, inputs: inputs,
+        summarize=lambda task, samples: ({}, {}),
+    )
+    monkeypatch.setitem(while_training.EVALUATIONS, config.task, evaluation)
+    monkeypatch.setattr(while_training.visualize, "write", lambda *pictures: {})
+    evaluate = train.make_evaluation(config, None, sharding.make_mesh(), jax.random.key(0), str(tmp_path))
+    evaluate(types.SimpleNamespace(eval_params={}), 1, metrics.Reporter(str(tmp_path), first_step=0, total_steps=1))
+    assert cut == [4, 2]
+
+
 def test_an_evaluation_reads_no_further_ahead_than_training_does(tmp_path, monkeypatch):
     """Every batch that waits for the device occupies device memory."""
     done = []
