@@ -36,7 +36,14 @@ def start(
     missing = [name for name, value in flags.items() if value is None]
     if len(missing) == len(flags):
         if distributed or cluster():
-            _ask_cluster(2 * heartbeat_timeout_seconds)
+            try:
+                jax.distributed.initialize(heartbeat_timeout_seconds=2 * heartbeat_timeout_seconds)
+            except ValueError as error:
+                raise UserError(
+                    f"--distributed: JAX found no cluster that says who the other processes are ({error}). On a "
+                    "machine that runs alone leave the flag out; elsewhere pass --coordinator_address=HOST:PORT, "
+                    "--num_processes and --process_id."
+                ) from error
         return
     if missing:
         raise UserError(f"{', '.join(missing)} missing: processes named by flags need {', '.join(flags)}.")
@@ -45,17 +52,6 @@ def start(
     jax.distributed.initialize(
         coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=2 * heartbeat_timeout_seconds
     )
-
-
-def _ask_cluster(heartbeat_timeout_seconds: int) -> None:
-    try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout_seconds)
-    except ValueError as error:
-        raise UserError(
-            f"--distributed: JAX found no cluster that says who the other processes are ({error}). On a machine that "
-            "runs alone leave the flag out; elsewhere pass --coordinator_address=HOST:PORT, --num_processes and "
-            "--process_id."
-        ) from error
 
 
 def cluster() -> str | None:
