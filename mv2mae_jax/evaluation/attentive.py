@@ -109,12 +109,11 @@ def _attentive(
     num_heads = math.gcd(16, width) if num_heads is None else num_heads
     if width % num_heads:
         raise UserError(f"Tokens of width {width} cannot be shared among num_heads={num_heads}: choose a divisor.")
-    schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     sizes = {"width": width, "num_heads": num_heads, "num_outputs": num_outputs, "hidden": hidden}
 
     def fit(rows: np.ndarray, settings: np.ndarray, scored: np.ndarray) -> np.ndarray:
         mean, std = (jnp.asarray(s, jnp.float32) for s in probes.statistics(train_tokens, rows))
-        order = list(probes.minibatches(rows, **schedule))
+        order = list(probes.minibatches(rows, epochs=epochs, batch_size=batch_size, seed=seed))
         state = _init_attentive(jax.random.key(seed), *settings.T, **sizes)
         for batch in progress.track(order, "training the attentive probe", "steps"):
             x, y = train_tokens[np.sort(batch)], train_y[np.sort(batch)]  # ascending: a mapped file is read in order

@@ -57,15 +57,8 @@ def knn_scores(
       ValueError: training rows without label, or labels beyond num_classes.
     """
     check_labels(train_y, num_classes, len(train_x))
-    return np.asarray(
-        _knn_votes(
-            jnp.asarray(train_x, jnp.float32),
-            jnp.asarray(train_y),
-            jnp.asarray(test_x, jnp.float32),
-            num_classes=num_classes,
-            k=min(k, len(train_x)),
-        )
-    )
+    train_x, test_x = (np.asarray(x, np.float32) for x in (train_x, test_x))
+    return np.asarray(_knn_votes(train_x, train_y, test_x, num_classes=num_classes, k=min(k, len(train_x))))
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "k"))
@@ -113,12 +106,11 @@ def linear_probe(
       ValueError: training rows without label, labels beyond num_classes, fewer than two groups, or an empty sweep.
     """
     check_labels(train_y, num_classes, len(train_x))
-    schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
 
     def fit(rows: np.ndarray, settings: np.ndarray, scored: np.ndarray) -> np.ndarray:
         mean, std = statistics(train_x[rows])
         x, scored = (((x - mean) / std).astype(np.float32) for x in (train_x, scored))
-        order = np.stack(list(minibatches(rows, **schedule)))  # (steps, B)
+        order = np.stack(list(minibatches(rows, epochs=epochs, batch_size=batch_size, seed=seed)))  # (steps, B)
         return np.asarray(_fit_linear(x, train_y, order, *settings.T, scored, num_classes=num_classes))
 
     sweep = (learning_rates, weight_decays)
@@ -222,11 +214,8 @@ def statistics(x: np.ndarray, rows: np.ndarray | None = None) -> tuple[np.ndarra
 
 
 def adamw(learning_rate: jax.Array, weight_decay: jax.Array, num_steps: int) -> optax.GradientTransformation:
-    def decayed(params: Any) -> Any:
-        return {name: name != "bias" for name in params}
-
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
-    return optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
+    return optax.adamw(schedule, weight_decay=weight_decay, mask=lambda params: {key: key != "bias" for key in params})
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
