@@ -113,24 +113,20 @@ class Pretrain:
 
     def draw_masks(self, batch_size: int, key: jax.Array) -> Arrays:
         """The masks of every view, independently, and which masked tokens to decode; None for sources without any."""
+        grid, sources = self.model.grid, self.num_source_views
+
+        def draw(key: jax.Array, decode_key: jax.Array, shape: tuple[int, ...], ratio: float):
+            mask = masking.draw_mask(key, batch_shape=shape, grid=grid, mask_ratio=ratio, kind=self.mask_kind)
+            return mask, masking.choose_decoded(decode_key, mask.masked, decode_ratio=self.decode_ratio, grid=grid)
+
         target_key, source_key, decode_key = jax.random.split(key, 3)
-        draw = {"grid": self.model.grid, "kind": self.mask_kind}
-        choice = {"decode_ratio": self.decode_ratio, "grid": self.model.grid}
-        target_mask = masking.draw_mask(
-            target_key, batch_shape=(batch_size,), mask_ratio=self.target_mask_ratio, **draw
-        )
-        drawn = {
-            "target_mask": target_mask,
-            "decoded_target": masking.choose_decoded(decode_key, target_mask.masked, **choice),
-            "source_mask": None,
-            "decoded_source": None,
-        }
-        if self.num_source_views:
-            shape = (batch_size, self.num_source_views)
-            mask = masking.draw_mask(source_key, batch_shape=shape, mask_ratio=self.source_mask_ratio, **draw)
-            decoded = masking.choose_decoded(jax.random.fold_in(decode_key, 1), mask.masked, **choice)
-            drawn |= {"source_mask": mask, "decoded_source": decoded}
-        return drawn
+        target_mask, decoded_target = draw(target_key, decode_key, (batch_size,), self.target_mask_ratio)
+        drawn = {"target_mask": target_mask, "decoded_target": decoded_target}
+        if not sources:
+            return drawn | {"source_mask": None, "decoded_source": None}
+        decode_key = jax.random.fold_in(decode_key, 1)
+        source_mask, decoded_source = draw(source_key, decode_key, (batch_size, sources), self.source_mask_ratio)
+        return drawn | {"source_mask": source_mask, "decoded_source": decoded_source}
 
     def loss(self, params: Any, inputs: Arrays) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Self-view loss of every view + cross_weight * cross-view loss of the target; joint: the mean over the views.
