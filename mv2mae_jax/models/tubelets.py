@@ -45,15 +45,13 @@ def patchify(video: jax.Array, tubelet_size: tuple[int, int, int]) -> jax.Array:
     return tokens.reshape(*batch, grid_t * grid_h * grid_w, t * h * w * channels)  # (..., N, P)
 
 
-def unpatchify(
-    tokens: jax.Array, clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, int], channels: int = 3
-) -> jax.Array:
-    """Inverse of `patchify`: tokens [..., N, t*h*w*C] -> video [..., T, H, W, C]. Compiled together, the two cancel."""
+def unpatchify(tokens: jax.Array, clip_size: tuple[int, int, int], tubelet_size: tuple[int, int, int]) -> jax.Array:
+    """Inverse of `patchify`: tokens [..., N, t*h*w*3] -> video [..., T, H, W, 3]. Compiled together, the two cancel."""
     *batch, _, _ = tokens.shape
     t, h, w = tubelet_size
-    video = tokens.reshape(-1, *token_grid(clip_size, tubelet_size), t, h, w * channels)  # (B, gt, gh, gw, t, h, w * C)
+    video = tokens.reshape(-1, *token_grid(clip_size, tubelet_size), t, h, w * 3)  # (B, gt, gh, gw, t, h, w * 3)
     video = video.transpose(0, 1, 4, 2, 5, 3, 6)
-    return video.reshape(*batch, *clip_size, channels)  # (..., T, H, W, C)
+    return video.reshape(*batch, *clip_size, 3)  # (..., T, H, W, 3)
 
 
 @flax.struct.dataclass
