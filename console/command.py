@@ -99,7 +99,11 @@ class Parser(argparse.ArgumentParser):
         if self._config_keys is not None:
             overrides = [arg.removeprefix("--config.") for arg in args if arg.startswith("--config.")]
             args = [arg for arg in args if not arg.startswith("--config.")]
-            self._check_overrides(overrides)
+            given: dict[str, str] = {}
+            for override in overrides:
+                before = given.setdefault(override.partition("=")[0], override)
+                if before != override:
+                    self.error(f"--config.{before} and --config.{override} contradict each other: leave one out")
         self._check_options(args)
         options, extra = self.parse_known_args(args, namespace)
         if extra:
@@ -121,14 +125,6 @@ class Parser(argparse.ArgumentParser):
                 return
             if re.match(r"--?[A-Za-z]", arg) and name not in self._option_string_actions:
                 self.error(f"there is no option {name}.{self._as_option(arg)}")
-
-    def _check_overrides(self, overrides: Iterable[str]) -> None:
-        """Refuses a config key with two values."""
-        given: dict[str, str] = {}
-        for override in overrides:
-            before = given.setdefault(override.partition("=")[0], override)
-            if before != override:
-                self.error(f"--config.{before} and --config.{override} contradict each other: leave one out")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
         """argparse calls this to turn text into a value, once for each time that an option is given."""

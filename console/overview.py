@@ -1,8 +1,8 @@
 """The commands of a package, for `python -m data` and so on: what there is, and what a mistyped one may have been."""
 
 import ast
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from console.command import ROOT, ExitCode, Parser, did_you_mean, nearest
 
@@ -10,14 +10,10 @@ from console.command import ROOT, ExitCode, Parser, did_you_mean, nearest
 def find(package: str) -> dict[str, str]:
     """The modules of a package that are meant to be run: {'data.prepare': 'Raw multi-view videos -> ...', ...}."""
     found = {}
-    for folder, _, files in os.walk(os.path.join(ROOT, package)):
-        for file in (file for file in files if file.endswith(".py")):
-            path = os.path.join(folder, file)
-            with open(path) as source:
-                text = source.read()
-            name = os.path.relpath(path, ROOT).removesuffix(".py").replace(os.sep, ".").removesuffix(".__main__")
-            if '\nif __name__ == "__main__":\n' in text and name != package:
-                found[name] = ast.get_docstring(ast.parse(text)).split("\n")[0]
+    for path in Path(ROOT, package).rglob("*.py"):
+        text, name = path.read_text(), ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        if '\nif __name__ == "__main__":\n' in text and name != package:
+            found[name] = ast.get_docstring(ast.parse(text)).split("\n")[0]
     return dict(sorted(found.items()))
 
 
