@@ -182,11 +182,7 @@ OVERRULED = {"num_epochs": "total_steps", "loss.ess_fraction": "loss.temperature
 
 
 def parse_steps(text: str) -> range:
-    """'100:105' -> the steps 100 to 104; '' -> none.
-
-    Raises:
-      ValueError: it is not FIRST:END with 0 < FIRST < END.
-    """
+    """'100:105' -> the steps 100 to 104; '' -> none. Raises ValueError for anything else."""
     if not text:
         return range(0)
     match = re.fullmatch(r"(\d+):(\d+)", text)
@@ -256,11 +252,7 @@ def reasons_of(config: config_dict.ConfigDict) -> dict[str, tuple[str, str]]:
 
 
 def base_of(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """The config that states every key of a task.
-
-    Raises:
-      ValueError: there is no such task.
-    """
+    """The config that states every key of a task. Raises ValueError if there is no such task."""
     if (task := config.get("task")) not in TASKS:
         raise UserError(f"task = {task!r} is not one of {', '.join(TASKS)}.{suggestion(str(task), TASKS)}")
     return load(os.path.join(CONFIGS, f"{config.task}_base.py"))

@@ -14,14 +14,7 @@ from console.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up, then a cosine.
-
-    Attributes:
-      peak_learning_rate: after the warm-up.
-      final_learning_rate: at the last step.
-      warmup_steps: optimiser steps of the warm-up.
-      total_steps: optimiser steps of the run.
-    """
+    """Linear warm-up to the peak, then a cosine to the final learning rate at the last step. Steps of the optimiser."""
 
     peak_learning_rate: float
     final_learning_rate: float

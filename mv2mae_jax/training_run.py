@@ -30,8 +30,7 @@ Evaluate = Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float],
 def open_checkpoints(config: config_dict.ConfigDict, workdir: str) -> checkpoint.Checkpointer:
     """Opens the checkpoints of a workdir. Damaged ones are first renamed, each with a line in the log.
 
-    Raises:
-      ValueError: no checkpoint is left, but the workdir tells of one.
+    Raises ValueError if none is left, but the workdir tells of one.
     """
     folder = Path(workdir, "checkpoints")
     for line in step_folders.set_aside(folder):
@@ -59,11 +58,7 @@ def _was_saved(workdir: str) -> str:
 
 
 def results_if_finished(workdir: str, checkpoints: str, step: int, total_steps: int) -> dict[str, float] | None:
-    """The metrics of a run that has nothing left to do, else None.
-
-    Raises:
-      ValueError: the checkpoint is beyond the last step.
-    """
+    """The metrics of a run that has nothing left to do, else None. Raises ValueError if it is beyond its last step."""
     if step > total_steps:
         raise UserError(
             f"{checkpoints} holds step {step}, beyond the {total_steps} steps that this config trains for "

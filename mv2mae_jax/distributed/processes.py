@@ -66,23 +66,18 @@ def cluster() -> str | None:
 
 
 def check() -> None:
-    """Refuses a TPU pod whose processes have not joined: they would compute together, but each would save alone.
+    """Raises ValueError if there are several processes that `start` was not asked to join, as on a TPU pod.
 
-    Raises:
-      ValueError: there are several processes, but `start` was not asked to join them.
+    They would compute together, but each would save alone.
     """
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise UserError(f"This is one of {jax.process_count()} processes: start each with --distributed.")
 
 
 def check_alike(started: Mapping[str, object]) -> None:
-    """Refuses to train if the processes of a run differ in what they were started with.
+    """Raises ValueError, in every process, if those of a run differ in what they were started with; names what differs.
 
-    Args:
-      started: what this process was started with, by name; values that JSON has.
-
-    Raises:
-      ValueError: in every process; names what differs.
+    `started` holds what this process was started with, by name: values that JSON has.
     """
     text = json.dumps(started).encode()
     length = process_allgather(np.int32(len(text))).max()

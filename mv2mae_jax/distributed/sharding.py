@@ -21,11 +21,7 @@ MIN_FSDP_ELEMENTS = 2**16
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp) mesh over all devices; -1 stands for all remaining devices.
-
-    Raises:
-      ValueError: the axes do not multiply to the number of devices.
-    """
+    """A (data, fsdp) mesh over all devices; -1 takes what is left. Raises ValueError if sizes and devices differ."""
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp]
     if -1 in shape:
@@ -52,11 +48,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def state_sharding(mesh: Mesh, state: Any) -> Any:
     """Where every array of a state lives: the largest axis divisible by `fsdp` is cut, if the array is large enough.
 
-    Args:
-      state: a pytree of arrays or `jax.ShapeDtypeStruct`s.
-
-    Returns:
-      A pytree of NamedSharding of the same structure.
+    From a pytree of arrays or `jax.ShapeDtypeStruct`s to one of NamedSharding.
     """
     size = mesh.shape["fsdp"]
 

@@ -41,8 +41,7 @@ class Targets:
 def targets(prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, clips_per_view: int = 1) -> Targets:
     """The truth of the clips that `pipeline.clip_batches` makes of the same arguments, in their order.
 
-    Raises:
-      ValueError: the set has no truth, or not for these rows.
+    Raises ValueError if the set has no truth, or none of these rows.
     """
     truth = prepared.truth
     if truth is None:

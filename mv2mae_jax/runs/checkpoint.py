@@ -115,13 +115,10 @@ class Checkpointer:
             ) from error
 
     def restore(self, state: Any) -> tuple[Any, dict[str, Any]]:
-        """Reads the newest step.
+        """Reads the newest step: (state, run record).
 
         Args:
           state: a pytree of `jax.ShapeDtypeStruct` with the target's shardings, which may differ from the saved ones.
-
-        Returns:
-          (state, run record).
 
         Raises:
           ValueError: names or shapes of the saved state differ from the wanted ones; lists them.
@@ -164,7 +161,6 @@ def load_params(workdir: str, params: Any, step: int | None = None) -> Any:
     Scanned and unrolled layers are converted into each other if the runs differ in this.
 
     Args:
-      workdir: the other run's directory.
       params: a pytree of `jax.ShapeDtypeStruct` with shardings that the result must match.
       step: which checkpoint, the newest by default.
 
@@ -187,7 +183,6 @@ def taken(path: str, before: Any, after: Any) -> str:
     """A line about `init_from`: how many parameters come from `path`, and the names of those that do not.
 
     Args:
-      path: where they come from.
       before: parameters as initialised; a leaf of scanned blocks counts once per block.
       after: the same tree; a leaf that was not loaded is the very object of `before`.
     """

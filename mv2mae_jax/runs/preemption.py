@@ -22,11 +22,7 @@ class Preempted(Exception):
 
 
 class Watch:
-    """Notices SIGTERM and SIGHUP while steps are taken.
-
-    Attributes:
-      noticed: the name of the signal that was noticed.
-    """
+    """Notices SIGTERM and SIGHUP while steps are taken; `noticed` is the name of the signal that came."""
 
     def __init__(self):
         self.noticed = "SIGTERM"

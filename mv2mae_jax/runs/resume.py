@@ -61,11 +61,7 @@ OF_A_PROCESS = frozenset({"data.cache", "data.cache_gb", "data.dir", "data.num_w
 
 
 def locked(workdir: str) -> contextlib.AbstractContextManager[None]:
-    """Keeps other runs out of a workdir while this one uses it. The first process of a run holds the lock.
-
-    Raises:
-      ValueError: another run holds the lock; says which run.
-    """
+    """Keeps other runs out of a workdir while this one uses it: as `locked_file`, in the first process of the run."""
     if jax.process_index() != 0:
         return contextlib.nullcontext()
     return locked_file(os.path.join(workdir, LOCK), f"--workdir={workdir}", "run")
@@ -111,10 +107,9 @@ def locked_file(path: str, given: str, what: str) -> Iterator[None]:
 
 
 def check_still_ours(workdir: str) -> None:
-    """Refuses to save into a workdir that another run has begun to use, on a file system that did not keep it out.
+    """Raises ValueError if another run has begun to use a workdir, on a file system that did not keep it out.
 
-    Raises:
-      ValueError: the text of the lock is no longer this process's.
+    The text of the lock is then no longer this process's.
     """
     path = os.path.join(workdir, LOCK)
     if not _is_ours(path):
@@ -214,7 +209,6 @@ def check_unchanged(
 
     Args:
       saved: the config in the newest checkpoint.
-      config: of this run.
       base: defaults, for keys that did not exist when the checkpoint was written.
       allowed: further keys that may differ.
       settled: of keys that may be `auto`, the values used when the checkpoint was written, and those used now.
