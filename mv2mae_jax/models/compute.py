@@ -101,31 +101,19 @@ def settle(
       fused_attention: whether cuDNN's attention runs there (chips.has_fused_attention).
       one_device: whether there is no other.
     """
-    model, dtype = config.model, config.compute_dtype
-    attention, remat = model.attention, model.remat
-    layer_loop, norm_affine = (model.get(key, "auto") for key in ("layer_loop", "norm_affine"))  # older runs have none
-    dtype = ("float32" if backend == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    cut = config.mesh.fsdp != 1  # -1 is what is left
-    if remat == "auto":
-        remat = "dots" if backend == "tpu" and (config.task == "finetune" or cut) else "none"
-    if attention == "auto" and backend == "tpu":
-        attention = "per_head"
-    elif attention == "auto" and fused_attention and dtype == "bfloat16":
-        attention = "cudnn" if cudnn_takes(head_dims) else "xla"
-    elif attention == "auto":
-        attention = "chunked" if backend == "cpu" and one_device else "xla"
-    if layer_loop == "auto":
-        layer_loop = "rolled" if backend == "cpu" else "unrolled"
-    if norm_affine == "auto":
-        norm_affine = "folded" if backend == "gpu" and not cut else "applied"
-    return Compute(
-        dtype=dtype,
-        attention=attention,
-        norm_affine=norm_affine,
-        scan_layers=model.scan_layers,
-        layer_loop=layer_loop,
-        remat=remat,
-    )
+    cpu, tpu, cut = backend == "cpu", backend == "tpu", config.mesh.fsdp != 1  # -1 is what is left
+    dtype = config.compute_dtype if config.compute_dtype != "auto" else "float32" if cpu else "bfloat16"
+    auto = {
+        "layer_loop": "rolled" if cpu else "unrolled",
+        "attention": "per_head" if tpu else "chunked" if cpu and one_device else "xla",
+        "norm_affine": "folded" if backend == "gpu" and not cut else "applied",
+        "remat": "dots" if tpu and (config.task == "finetune" or cut) else "none",
+    }
+    if fused_attention and dtype == "bfloat16" and not tpu:
+        auto["attention"] = "cudnn" if cudnn_takes(head_dims) else "xla"
+    written = {key: config.model.get(key, "auto") for key in auto}  # older runs have no layer_loop and norm_affine
+    settled = {key: auto[key] if value == "auto" else value for key, value in written.items()}
+    return Compute(dtype=dtype, scan_layers=config.model.scan_layers, **settled)
 
 
 def cudnn_takes(head_dims: Sequence[int]) -> bool:
