@@ -55,19 +55,7 @@ def measure(
             for start in range(0, len(query), _QUERIES_AT_ONCE)
         ]
         values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        rank = values["rank"]
-        of_pair = {
-            "recall_1": np.mean(rank <= 1),
-            "recall_5": np.mean(rank <= 5),
-            "mean_rank": np.mean(rank),
-            "gallery_size": len(gallery),
-        }
-        if len(values["average_precision"]):
-            of_pair |= {
-                "class_recall_1": np.mean(values["nearest_is_same_class"]),
-                "class_map": np.mean(values["average_precision"]),
-            }
-        of_pairs.append(of_pair)
+        of_pairs.append({name: np.mean(value) for name, value in values.items() if len(value)})
     names = dict.fromkeys(name for of_pair in of_pairs for name in of_pair)
     return {name: float(np.mean([p[name] for p in of_pairs if name in p])) for name in names}
 
@@ -81,7 +69,7 @@ def camera_pairs(take: np.ndarray, view: np.ndarray) -> list[tuple]:
 def _measure_queries(
     unit: np.ndarray, take: np.ndarray, label: np.ndarray, query: np.ndarray, gallery: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Values of single queries int[Q] in the gallery int[G]; those without an answer are left out."""
+    """What `measure` averages, of single queries int[Q] in the gallery int[G]; those without an answer are left out."""
     similarity = unit[query] @ unit[gallery].T  # (Q, G)
     same_take = take[query][:, None] == take[gallery][None]  # (Q, G), at most one per row
     answered = same_take.any(axis=1)
@@ -96,9 +84,12 @@ def _measure_queries(
     hit = np.take_along_axis(positive[answered], order, axis=1)  # (number answered, G)
     precision = hit.cumsum(axis=1) / np.arange(1, len(gallery) + 1)
     return {
-        "rank": rank,
-        "nearest_is_same_class": hit[:, 0],
-        "average_precision": (precision * hit).sum(axis=1) / hit.sum(axis=1),
+        "recall_1": rank <= 1,
+        "recall_5": rank <= 5,
+        "mean_rank": rank,
+        "gallery_size": np.full(len(rank), len(gallery)),
+        "class_recall_1": hit[:, 0],
+        "class_map": (precision * hit).sum(axis=1) / hit.sum(axis=1),
     }
 
 
