@@ -127,12 +127,7 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
       ValueError: there is no such encoder, it does not fit the model, or it has no steps but `init_from_step` is set.
     """
     model = variants.from_config(config)
-    from_run = is_run(config.init_from)
-    if not from_run:
-        importer.refuse_step(config)
-    if config.init_from == "pixels":
-        return frozen_encoder.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
-    if from_run:
+    if is_run(config.init_from):
         near = [] if os.path.exists(config.init_from) else nearest(config.init_from, BASELINES)
         if near:
             raise UserError(f"init_from = {config.init_from} is no run or checkpoint.{did_you_mean(near)}")
@@ -142,6 +137,9 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
         shapes = jax.tree.map(jax.typeof, params)
         metrics.say(checkpoint.taken(config.init_from, {"encoder": shapes}, {"encoder": params}))
         return model, params, step
+    importer.refuse_step(config)
+    if config.init_from == "pixels":
+        return frozen_encoder.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
     create = functools.partial(frozen_encoder.init_encoder, model)
     placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
     params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
