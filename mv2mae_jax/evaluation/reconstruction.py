@@ -85,15 +85,8 @@ def _by_motion(
 ) -> dict[str, jax.Array]:
     """Unweighted losses of the target's moving tokens (above the clip's mean motion energy) and of the others.
 
-    Args:
-      objective: whose error is taken.
-      reconstruction: predictions at `positions`.
-      targets: float32[B, M, P].
-      motion: float32[B, N].
-      positions: int32[B, M].
-
-    Returns:
-      Sums and counts, float32[B]: `summarize` divides.
+    Of predictions at int32[B, M], targets float32[B, M, P] and motion float32[B, N]: sums and counts, float32[B], which
+    `summarize` divides.
     """
     moving = jnp.take_along_axis(motion > motion.mean(axis=-1, keepdims=True), positions, axis=-1)  # (B, M)
     predictions = {"self": reconstruction.self_target, "cross": reconstruction.cross}

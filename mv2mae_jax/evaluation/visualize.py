@@ -28,8 +28,6 @@ def write(pictures: dict[str, np.ndarray], directory: str, step: int, blur_sigma
 
     Args:
       pictures: float32[B, T, H, W, 3] in [0, 1] under the names of ROWS, and `weights` float32[B, nt, nh, nw].
-      directory: made if it is missing.
-      step: for the names.
       blur_sigma: standard deviation in pixels of a Gaussian blur of all videos shown, for data sets whose licence wants
         faces unrecognisable in figures; 0 for none. Everything is blurred, so no face detector can miss one.
 

@@ -264,10 +264,8 @@ def times(
     """The columns TIMES of clips: where in its video each one lies.
 
     Args:
-      spec: how clips are cut.
       row, clip: int[M], the video of each clip, and its number among that video's.
       seconds: row -> (the frames' times, float[frames]; frames per second).
-      clips_per_video: of each video.
     """
     positions, found = clips.spread_positions(clips_per_video), []
     for video, number in zip(row.tolist(), clip.tolist(), strict=True):

@@ -25,8 +25,7 @@ class Classifier(nn.Module):
     """Video clip -> class logits: encoder over all tokens, their mean, a fresh norm, a linear head.
 
     Attributes:
-      encoder: of `MV2MAE.make_encoder`, without its last norm. Its parameters have the names that pre-training gives
-        them.
+      encoder: of `MV2MAE.make_encoder`, without its last norm. Its parameters are named as in pre-training.
       num_classes: K.
       clip_size: (frames, height, width) in pixels.
       tubelet_size: (frames, height, width) of one token.

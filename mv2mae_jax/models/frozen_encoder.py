@@ -21,12 +21,7 @@ def encode(model: mv2mae.MV2MAE, params: Any, patches: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RawPixels:
-    """Replaces a model: the tokens of a clip are its own pixels. A baseline for every encoder.
-
-    Attributes:
-      clip_size: (frames, height, width).
-      tubelet_size: (frames, height, width) of one token.
-    """
+    """Replaces an `MV2MAE` of these sizes: the tokens of a clip are its own pixels. A baseline for every encoder."""
 
     clip_size: tuple[int, int, int]
     tubelet_size: tuple[int, int, int]
