@@ -281,6 +281,27 @@ def test_several_sets_are_one(two):
             assert both.views[column][record] == whole.views[column][at[key]]
         assert both.subject_names[both.views["subject"][record]] == whole.subject_names[whole.views["subject"][at[key]]]
     assert both.place_of(9) == (str(two[1]), 1)
+
+
+def test_of_several_sets_one_that_is_gone_is_not_waited_for_at_every_record(two, tmp_path, monkeypatch):
+    there, gone = two[0], Path(shutil.copytree(two[1], tmp_path / "gone"))
+    both, waits = joined.open_sets((there, gone)), []
+    assert {
+        name: len(both.views[name]) for name in ("take", "view", "num_frames")
+    }  # read while the manifests are there
+    gone.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(takes.time, "sleep", waits.append)
+    for record in range(8):
+        both.read(record, np.array([0]))
+        with pytest.raises(takes.DamagedRecord, match="No such file"):
+            both.read(8 + record % 8, np.array([0]))
+    with pytest.raises(takes.DamagedRecord, match="No such file"):
+        both.read(8, np.array([0]))
+    assert [seconds for seconds in waits if seconds] == list(takes.RETRY_AFTER_SECONDS) * takes.MOST_WAITED_FOR
+
+
+def test_of_several_sets_a_frame_beyond_the_end_is_told_by_its_set(two):
+    both = joined.open_sets(f"{two[0]},{two[1]}")
     with pytest.raises(ValueError, match=r"record 1 of .*set_b \(take .*has frames 0 to 11"):
         both.read(9, np.array([12]))
 

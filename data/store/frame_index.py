@@ -73,11 +73,7 @@ def _in_file(position: int) -> int:
 
 
 class Frames:
-    """Reads stored frames. Picklable: every process opens its files when it first reads them.
-
-    Attributes:
-      failed_in_a_row: records that could not be read since one could; the caller counts.
-    """
+    """Reads stored frames. Picklable: every process opens its files when it first reads them."""
 
     def __init__(
         self, directory: Path, shards: Sequence[tuple[str, int]], num_frames: np.ndarray, sha256: str | None = None
@@ -96,7 +92,6 @@ class Frames:
         self._first_frame = np.cumsum(num_frames, dtype=np.int64) - num_frames  # (records,)
         self._num_frames = int(np.sum(num_frames, dtype=np.int64))
         self._unchanged = digests.Unchanged(directory / NAME, sha256)
-        self.failed_in_a_row = 0
         self.reopen()
 
     def reopen(self) -> None:

@@ -1,5 +1,6 @@
 """Random access to a prepared set: take -> views -> frames. Written by `python -m data.prepare`."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -26,8 +27,8 @@ FORMAT_VERSION = 3  # of a prepared set
 MAX_CHECKED_BYTES = 2**28
 # [ours] A read that fails is tried again after these seconds, because a network file system may fail briefly.
 RETRY_AFTER_SECONDS = (0.1, 1.0)
-# [ours] After so many records in a row that could not be read even so, the rest is read without waiting, until one can
-# be read again. Otherwise a run whose data are gone would wait for each record of a batch before it ends.
+# [ours] After so many records of a folder in a row that could not be read even so, the rest is read without waiting,
+# until one can be read again. Otherwise a run whose data are gone would wait for each record of a batch before it ends.
 MOST_WAITED_FOR = 8
 
 
@@ -62,6 +63,7 @@ class Prepared:
       parts: of several sets that are used as one, (directory, first record) of each; see data/store/joined.py.
       some_classes: the records of the other classes, and those without a label, are not to be used.
       whole: where only some of the classes are numbered, the set with all of them.
+      failed_in_a_row: of each folder, how many records could not be read since one could.
     """
 
     directory: str
@@ -78,6 +80,7 @@ class Prepared:
     parts: tuple[tuple[str, int], ...] = ()
     some_classes: bool = False
     whole: "Prepared | None" = None
+    failed_in_a_row: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter, compare=False)
 
     def in_memory(self, rows: np.ndarray, largest_gb: float, *, required: bool, also_pixels: bool) -> "Prepared":
         """The same set, but every frame of some rows is decoded once and kept in memory. Reads return the same values.
@@ -247,18 +250,19 @@ class Prepared:
             return dict(zip(wanted, self._read_stored(record, wanted), strict=True))
 
     def _read_stored(self, record: int, wanted: list[int]) -> list[bytes]:
-        waits = RETRY_AFTER_SECONDS if self.stored.failed_in_a_row < MOST_WAITED_FOR else (0.0,)
+        folder = self.place_of(record)[0]
+        waits = RETRY_AFTER_SECONDS if self.failed_in_a_row[folder] < MOST_WAITED_FOR else (0.0,)
         for seconds in (*waits, None):
             try:
                 found = self.stored.read(record, wanted)
             except (ValueError, OSError):
                 if seconds is None:
-                    self.stored.failed_in_a_row += 1
+                    self.failed_in_a_row[folder] += 1
                     raise
                 time.sleep(seconds)
                 self.stored.reopen()
             else:
-                self.stored.failed_in_a_row = 0
+                self.failed_in_a_row[folder] = 0
                 return found
         raise AssertionError("the last read returns or raises")
 
