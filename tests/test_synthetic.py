@@ -524,7 +524,7 @@ def test_videos_of_unknown_arguments_are_not_mixed_with_others(generated, tmp_pa
 
 def test_a_second_call_for_the_same_folder_is_refused_while_one_writes(generated, capsys):
     arguments = [f"--output={generated}", "--takes=4", f"--seed={SEED}", f"--resolution={WIDTH}x{HEIGHT}"]
-    with only_one(generated / DESCRIPTION, "data.synthetic"):
+    with only_one(generated / DESCRIPTION, "held by this test"):
         assert main(arguments) == 2
     assert f"another data.synthetic is at work in {generated}; wait for it" in capsys.readouterr().err
 

@@ -54,7 +54,7 @@ def prepare(
     for line in [*wrong, *offsets.unused(seconds or {}, listing.videos)]:
         announce(line)
     (output_dir / shards.PARTS).mkdir(parents=True, exist_ok=True)
-    with only_one(output_dir / ".lock", "preparation"):
+    with only_one(output_dir / ".lock", f"another preparation is at work in {output_dir}; wait for it"):
         split, listing = _chosen(output_dir, listing, announce) if options.add else (shards.SPLIT, listing)
         names, listing = parts.with_own_names(names, listing) if options.add else (names, listing)
         settings = options.settings(names, clock)

@@ -49,13 +49,13 @@ def refuse_existing(output: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
-    """Holds the file `path`. Raises ValueError while another process does, which is a `what` in the same folder."""
+def only_one(path: Path, refusal: str) -> Iterator[None]:
+    """Holds the file `path`; ValueError with the text `refusal` while another process does."""
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another {what} is at work in {path.parent}; wait for it") from None
+            raise UserError(refusal) from None
         yield
 
 

@@ -46,7 +46,7 @@ def generate(
         raise UserError(f"--workers must be at least 1, got {workers}")
     takes = plan_takes(num_takes, seed, num_setups, num_subjects)
     _claim(output, description(num_takes, seed, num_setups, num_subjects, style), takes)
-    with only_one(output / DESCRIPTION, "data.synthetic"):
+    with only_one(output / DESCRIPTION, f"another data.synthetic is at work in {output}; wait for it"):
         remove_leftovers(output)
         _write_truth(output / truth.FOLDER, takes, seed, style)
         todo = [take for take in takes if writer.missing(output, take)]
