@@ -252,19 +252,22 @@ class Prepared:
     def _read_stored(self, record: int, wanted: list[int]) -> list[bytes]:
         folder = self.place_of(record)[0]
         waits = RETRY_AFTER_SECONDS if self.failed_in_a_row[folder] < MOST_WAITED_FOR else (0.0,)
-        for seconds in (*waits, None):
+        try:
+            found = self._read_again_after(waits, record, wanted)
+        except (ValueError, OSError):
+            self.failed_in_a_row[folder] += 1
+            raise
+        self.failed_in_a_row[folder] = 0
+        return found
+
+    def _read_again_after(self, waits: Sequence[float], record: int, wanted: list[int]) -> list[bytes]:
+        for seconds in waits:
             try:
-                found = self.stored.read(record, wanted)
+                return self.stored.read(record, wanted)
             except (ValueError, OSError):
-                if seconds is None:
-                    self.failed_in_a_row[folder] += 1
-                    raise
                 time.sleep(seconds)
                 self.stored.reopen()
-            else:
-                self.failed_in_a_row[folder] = 0
-                return found
-        raise AssertionError("the last read returns or raises")
+        return self.stored.read(record, wanted)
 
     @contextlib.contextmanager
     def _naming_damage(self, record: int) -> Iterator[None]:
