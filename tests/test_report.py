@@ -344,6 +344,21 @@ def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_page_at_the_end_of_a_run_is_the_one_that_the_command_writes(tmp_path, monkeypatch):
+    """Its read-outs depend on the number of clips, so the same run would else be told with two results."""
+    asked = []
+
+    def run(arguments, **_):
+        asked.append(arguments)
+        return types.SimpleNamespace(returncode=0, stdout="Report", stderr="")
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    report.write_at_end(str(tmp_path))
+    (arguments,), parser = asked, command.make_parser()
+    assert arguments[1:3] == ["-m", "mv2mae_jax.report"]
+    assert parser.parse_args(arguments[3:]) == parser.parse_args([f"--workdir={tmp_path}"])
+
+
 def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
     report.write_at_end(str(tmp_path))
     said = capsys.readouterr().out

@@ -45,7 +45,7 @@ def write_at_end(workdir: str) -> None:
     """
     paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, _PARENT: "stdin"}
-    command = [sys.executable, "-m", "mv2mae_jax.report", f"--workdir={workdir}", "--samples=2", "--max_clips=160"]
+    command = [sys.executable, "-m", "mv2mae_jax.report", f"--workdir={workdir}"]
     stdin, held = os.pipe()  # whose end is held as long as this process lives
     piped = {"stdin": stdin, "capture_output": True, "text": True}
     try:

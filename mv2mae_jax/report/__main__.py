@@ -45,10 +45,10 @@ def make_parser() -> Parser:
     parser.add_argument("--output", metavar="FILE", help="the page; by default report.html in the workdir")
     parser.add_argument("--data_dir", metavar="DIR", help="of the prepared data set, if not where the run read it")
     parser.add_argument(
-        "--samples", type=int, default=3, metavar="N", help="reconstructions of each run; 0 for none (3)"
+        "--samples", type=int, default=2, metavar="N", help="reconstructions of each run; 0 for none (2)"
     )
     parser.add_argument(
-        "--max_clips", type=int, default=300, metavar="N", help="clips to compute features of; 0 for none (300)"
+        "--max_clips", type=int, default=160, metavar="N", help="clips to compute features of; 0 for none (160)"
     )
     parser.add_progress()
     return parser
