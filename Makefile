@@ -15,6 +15,9 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo smoke test test-long test-docs test-slow test-beam test-tpu-aot lint format docs bench clean
 
+# In a run of minutes, compiling takes longer than faster programs save: with less optimisation, 214 s in place of 236.
+demo smoke: export XLA_FLAGS ?= --xla_backend_optimization_level=1
+
 # Generates a multi-view data set, prepares it, pre-trains on it, and leaves pictures in $(DEMO)/run/pictures.
 demo: $(VENV)/installed
 	$(BIN)/python -m data.synthetic --output="$(DEMO)"/raw --takes=640 --setups=4 --subjects=20 --rooms=plain \

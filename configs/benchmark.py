@@ -24,7 +24,7 @@ def get_config():
     config.data.holdout_fraction = 0.05
     config.loss.ess_fraction = 0.5
     # For 1562 steps: kernels shrink by its product with rate and steps. On held-out takes 0.2 and 0.5 are as good in
-    # frozen pose and fine-tuning; 0.05 and 1, the demo's for 600 steps, are worse.
+    # frozen pose and fine-tuning; 0.05 and 1, the demo's for 300 steps, are worse.
     config.optimizer.weight_decay = 0.3
 
     config.checkpoint.every_steps = 100_000  # those that are evaluated, and the last step
