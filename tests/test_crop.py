@@ -294,6 +294,11 @@ def test_skeleton_files_give_boxes_and_missing_ones_are_told(generated, tmp_path
     reasons = (tmp_path / "less" / "quarantine.csv").read_text()
     assert f"{names[0]} cannot be read: No such file or directory" in reasons
     assert f"{names[4]} holds no body in the picture" in reasons
+    assert prepare.main(arguments) == 3 and "expected" not in capsys.readouterr().out  # nothing is made again
+    replaced = folder / "nturgb+d_skeletons" / names[-1]
+    replaced.write_bytes(replaced.read_bytes().replace(b".5", b".4"))  # other places of joints, of the same length
+    assert prepare.main(arguments) == 3
+    assert f"changed since they were prepared, so prepared anew: 1 file\n  {replaced}\n" in capsys.readouterr().out
 
 
 def test_the_accounts_of_a_preparation_hold_the_boxes(folder, tmp_path):

@@ -91,19 +91,26 @@ def _missing(
 ) -> list[shards.Job]:
     """The shards that are not there, or of files that have changed; tells of these."""
     accounts = {job: shards.account_of(job, settings, output_dir) for job in jobs}
-    kept, newer = {}, []
+    kept, newer, num_bytes = {}, [], dict(listing.num_bytes)
+    for job in jobs:
+        num_bytes |= job.skeletons
     for job, account in accounts.items():
         if account is None:
             continue
-        kept |= account.get("sources", {})
+        # A .skeleton file that lies elsewhere now is known by its name and size alone.
+        kept |= {path: before for path, before in account.get("sources", {}).items() if path in num_bytes}
         if "sources" not in account:  # of an older version
             of_shard = shards.account_path(output_dir, account["file"])
             written = of_shard.stat().st_mtime_ns
             newer += [(p, of_shard) for p in job.sizes if archives.modified(listing.files.root, p) > written]
-    changed = raw_files.changed(kept, listing.num_bytes, listing.files.root, settings.frames_fps)
+    changed = raw_files.changed(kept, num_bytes, listing.files.root, settings.frames_fps)
     for line in preparation_report.files_changed(changed, newer):
         announce(line)
-    return [job for job, account in accounts.items() if account is None or not job.sizes.keys().isdisjoint(changed)]
+    return [
+        job
+        for job, account in accounts.items()
+        if account is None or not (job.sizes.keys() | job.skeletons.keys()).isdisjoint(changed)
+    ]
 
 
 def _chosen(output_dir: Path, listing: Listing, announce: Callable[[str], None]) -> tuple[str, Listing]:

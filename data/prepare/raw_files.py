@@ -47,7 +47,7 @@ def changed(
     for first in progress.track(range(0, len(touched), COMPARED_TOGETHER), "comparing", "parts"):
         part = touched[first : first + COMPARED_TOGETHER]
         with archives.Reader(root, part, frames_fps=frames_fps) as reader:
-            found += [path for path in part if _digest_of(reader, path) != kept[path]["digest"]]
+            found += [path for path in part if digest_of(reader, path) != kept[path]["digest"]]
     return sorted(found)
 
 
@@ -76,7 +76,8 @@ def alike(num_bytes: Mapping[str, int], root: Path, frames_fps: float | None) ->
     return sorted(sorted(paths) for paths in groups.values() if len(paths) > 1)
 
 
-def _digest_of(reader: archives.Reader, path: str) -> str | None:
+def digest_of(reader: archives.Reader, path: str) -> str | None:
+    """As `digest`, of a path; None if it cannot be read."""
     try:
         with reader.open(path) as file:
             return digest(file)

@@ -98,6 +98,11 @@ class Job:
         """The raw files to be read, with their bytes."""
         return {video.path: size for video, size in zip(self.videos, self.num_bytes, strict=True)}
 
+    @property
+    def skeletons(self) -> dict[str, int]:
+        """The .skeleton files to be read, with their bytes; -1 of one that cannot be read."""
+        return {str(box.absolute()): _size(box) for box in self.boxes if isinstance(box, Path)}
+
     def file_name(self, dataset: str) -> str:
         """The shard's file name, in TFDS's form."""
         return f"{dataset}-{self.split}.array_record-{self.shard:05}-of-{self.num_shards:05}"
@@ -186,6 +191,11 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
     file_name = job.file_name(settings.dataset)
     rows, quarantined, static, static_views = [], [], [], []
     sources = {path: {"bytes": size} for path, size in job.sizes.items()}
+    with archives.Reader(input_dir, list(job.skeletons)) as reader:
+        for path, size in job.skeletons.items():
+            if size >= 0:
+                modified, digest = archives.modified(input_dir, path), raw_files.digest_of(reader, path)
+                sources[path] = {"bytes": size, "modified": modified, "digest": digest}
     decode = codec.get(settings.codec).decode
     with whole_file(output_dir / file_name, durable=True) as temporary:
         try:
