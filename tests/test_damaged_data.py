@@ -17,7 +17,7 @@ from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from data.prepare import __main__ as prepare
 from data.prepare import metadata
-from data.store import frame_index, takes
+from data.store import frame_index, takes, truth
 from mv2mae_jax import features
 from tests import faults, tiny
 
@@ -108,6 +108,20 @@ def test_a_manifest_may_be_written_anew_but_not_changed(synthetic_set, tmp_path)
     manifest.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
     with pytest.raises(ValueError, match=r"manifest\.parquet has changed since it was opened"):
         prepared.views["subject"]
+
+
+@pytest.mark.parametrize("name", [truth.JOINTS, truth.CAMERAS])
+def test_joints_and_cameras_may_be_written_anew_but_not_changed_until_they_are_read(synthetic_set, tmp_path, name):
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "prepared"))
+    table, rows, frames = copy / truth.FOLDER / name, np.arange(4), np.zeros((4, 1), int)
+    content = table.read_bytes()
+    opened = takes.open_prepared(copy).truth
+    table.write_bytes(content)
+    os.utime(table, ns=(0, 0))
+    assert takes.open_prepared(copy).truth.in_camera(rows, frames).shape == (4, 1, len(opened.joint_names), 3)
+    table.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    with pytest.raises(ValueError, match=rf"{name} has changed since it was opened: start again"):
+        opened.in_camera(rows, frames)
 
 
 def test_a_frame_table_that_shrinks_or_changes_is_damage_not_the_end(synthetic_set, tmp_path):

@@ -406,7 +406,7 @@ def open_prepared(directory: str | Path) -> Prepared:
             views["num_frames"],
             listed.get(frame_index.NAME),
         ),
-        truth=Truth.open(directory / truth.FOLDER, views),
+        truth=Truth.open(directory / truth.FOLDER, views, listed),
         subject_names=tuple(prepared.get("subject_names", ())),
     )
 

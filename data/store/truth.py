@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from console.command import did_you_mean, nearest
 from console.errors import UserError
+from data.store import digests
 from data.store.whole_files import write_whole
 
 FOLDER = "truth"
@@ -41,14 +42,22 @@ class Truth:
     joint_names: tuple[str, ...]  # of the J joints
     edges: tuple[tuple[int, int], ...]  # pairs of joint numbers, the bones
     root: int  # number of the joint that poses are relative to
+    tables: Mapping[str, digests.Unchanged]  # by name, those that must keep their content until they are read
 
     @classmethod
-    def open(cls, directory: Path, views: Mapping[str, np.ndarray]) -> "Truth | None":
-        """The truth of the prepared set in `directory`; None if it has none."""
+    def open(
+        cls, directory: Path, views: Mapping[str, np.ndarray], listed: Mapping[str, str] | None = None
+    ) -> "Truth | None":
+        """The truth of the prepared set in `directory`; None if it has none.
+
+        `listed` are the digests of the set's files, by their paths in it.
+        """
         if not (directory / SKELETON).exists():
             return None
         names, edges, root = read_skeleton(directory / SKELETON)
-        return cls(directory=str(directory), views=views, joint_names=names, edges=edges, root=root)
+        sha256 = {name: (listed or {}).get(f"{FOLDER}/{name}") for name in (JOINTS, CAMERAS)}
+        tables = {name: digests.Unchanged(directory / name, digest) for name, digest in sha256.items()}
+        return cls(directory=str(directory), views=views, joint_names=names, edges=edges, root=root, tables=tables)
 
     def in_world(self, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """Joints in metres: manifest rows int[M] and their stored frames int[M, T] -> float32[M, T, J, 3]."""
@@ -126,6 +135,7 @@ class Truth:
     def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         if not (path := Path(self.directory, name)).is_file():
             raise UserError(f"{path} is missing. Prepare the set again")
+        self.tables[name].check()
         return pq.read_table(path, columns=columns)
 
     def _check_complete(self, name: str, lacking: Sequence[str]) -> None:
