@@ -25,6 +25,7 @@ class ExitCode(enum.IntEnum):
     REFUSED = 2
     PARTLY = 3
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+    UNREAD = 141  # 128 + SIGPIPE
     # 128 + SIGTERM: the code that shells and schedulers report for a process that the signal ended. [ours] Schedulers
     # that distinguish failures by code (Kubeflow, for instance) restart processes that end with 128 or more.
     PREEMPTED = 143
@@ -35,6 +36,16 @@ _MEANINGS = {
     ExitCode.FAILED: "a fault of this program: the traceback says where",
     ExitCode.REFUSED: "the arguments, or what they name, do not fit: the message says what, and what to do",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+    ExitCode.UNREAD: "the program behind | ended before the command did",
+}
+_NO_FOLDER = "A file, or a link that leads nowhere, is where a folder is needed: move it away, or name another path."
+# What to do about what the system refuses.
+_ADVICE = {
+    errno.EACCES: "This user lacks the right: have it given (ls -l shows whose it is), or name another path.",
+    errno.EROFS: "Nothing can be written on that file system: name another path.",
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.ENAMETOOLONG: "Name a shorter path.",
 }
 
 
@@ -222,11 +233,20 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
       run: does the work; None stands for ExitCode.DONE.
       goes_on: the same command, given again, continues where it was interrupted.
     """
-    code = ExitCode.REFUSED
+    code, done = ExitCode.REFUSED, None
     try:
-        return run() or ExitCode.DONE
+        done = run() or ExitCode.DONE
+        print(end="", flush=True)
+        return done
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tells of it again when it ends
+        code, told = done, "the program behind | has ended, so the rest of the output was not printed."
+        if done is None:
+            code, told = ExitCode.UNREAD, "the program behind | has ended, so this one ended, too: give it again."
     except (UserError, OSError) as error:
         told = str(error)
+        if not isinstance(error, UserError) and error.errno in _ADVICE:
+            told += f". {_ADVICE[error.errno]}"
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
             then = "continues from here" if goes_on else "can be given again"

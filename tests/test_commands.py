@@ -240,6 +240,34 @@ def test_execute_distinguishes_refusals_from_faults(capsys):
     assert capsys.readouterr().err == "python x: interrupted. The same command continues from what is saved.\n"
 
 
+def test_what_the_system_refuses_about_a_path_comes_with_advice(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    refused = [tmp_path / "file", tmp_path / "link", tmp_path / "file" / "x", tmp_path / ("x" * 300)]
+    for path, advice in zip(refused, ["where a folder is needed"] * 3 + ["Name a shorter path"], strict=True):
+        assert command.execute("python x", path.mkdir) == 2
+        told = capsys.readouterr().err
+        assert str(path) in told and advice in told
+
+
+@pytest.mark.parametrize(
+    ("prints", "code", "told"),
+    [
+        ("print('much ' * 9999)", 141, "the program behind | has ended, so this one ended, too: give it again."),
+        ("print('little')", 0, "the program behind | has ended, so the rest of the output was not printed."),
+    ],
+)
+def test_a_reader_that_has_ended_is_told_without_a_traceback(prints, code, told):
+    program = f"import sys; from console import command; sys.exit(command.execute('python x', lambda: {prints}))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    settings = {"stdout": writing, "stderr": subprocess.PIPE, "cwd": ROOT, "env": environment, "text": True}
+    done = subprocess.run([sys.executable, "-c", program], check=False, **settings)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (code, f"python x: {told}\n")
+
+
 def test_the_parsers_are_light():
     """Every worker process imports run.py again, so that it must import neither JAX nor NumPy."""
     code = "import sys, run; run.make_parser(); sys.exit(bool({'jax', 'numpy', 'tensorboardX'} & set(sys.modules)))"
