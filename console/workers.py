@@ -16,6 +16,8 @@ from console.errors import UserError
 def pool(num_workers: int) -> Iterator[concurrent.futures.Executor]:
     """Processes for functions that are submitted. An error or Ctrl-C drops those that have not begun.
 
+    A second Ctrl-C drops all of them.
+
     Raises:
       ValueError: a process was killed.
     """
@@ -26,7 +28,12 @@ def pool(num_workers: int) -> Iterator[concurrent.futures.Executor]:
     except BrokenProcessPool as error:
         raise UserError("a worker process was killed, perhaps for memory: give fewer --workers") from error
     finally:
-        executor.shutdown(cancel_futures=True)
+        try:
+            executor.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:  # else Python waits for the processes when it ends, and they for their next work
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _start() -> None:

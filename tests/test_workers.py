@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from console import workers
+from console import command, workers
 from tests import faults
 
 
@@ -32,3 +32,23 @@ if __name__ == "__main__":
             return
         time.sleep(0.1)
     pytest.fail("a process outlives its command")
+
+
+def test_a_second_ctrl_c_ends_a_command_at_once():
+    code = """
+import os, signal, sys, threading, time
+from console import command, workers
+
+def work():
+    with workers.pool(2) as pool:
+        pool.submit(os.getpid).result()
+        threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT]).start()
+        threading.Timer(2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        pool.submit(time.sleep, 10**6).result()
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background
+    sys.exit(command.execute("python x", work))
+"""
+    ended = faults.finish(faults.start("-c", code), timeout=60)
+    assert ended.returncode == command.ExitCode.INTERRUPTED and "python x: interrupted." in ended.stderr, ended.stderr
