@@ -220,6 +220,7 @@ class TrainingRun:
             self._clock.restart()
         if told_to_stop or evaluates:
             self._checkpointer.wait()
+            told_to_stop = told_to_stop or self._watch.reached()  # the signal may have come while the state was saved
         if told_to_stop:
             raise preemption.Preempted(
                 f"Stopped by {self._watch.noticed} after step {step}, which is saved in {self._workdir}."

@@ -35,11 +35,11 @@ def test_killed_and_told_to_stop_at_every_kind_of_moment(undisturbed, synthetic_
     killed, stopped_at_once = -signal.SIGKILL, -signal.SIGTERM
     for name, moment, step, code, saved in (
         ("SIGKILL", "save", 2, killed, []),  # before the digests are written
-        ("SIGTERM", "step", 3, ExitCode.PREEMPTED, [2, 3]),  # in the middle of a log interval
+        ("SIGHUP", "step", 3, ExitCode.PREEMPTED, [2, 3]),  # in the middle of a log interval
         ("SIGKILL", "eval", 4, killed, [2, 3, 4]),
         ("SIGTERM", "eval", 4, stopped_at_once, [2, 3, 4]),  # the next start repeats the evaluation
         ("SIGKILL", "step", 5, killed, [2, 3, 4]),
-        ("SIGHUP", "step", 6, ExitCode.PREEMPTED, [3, 4, 6]),  # the newest three are kept
+        ("SIGTERM", "save", 6, ExitCode.PREEMPTED, [3, 4, 6]),  # no evaluation begins; the newest three are kept
     ):
         struck = faults.finish(faults.start_struck(name, moment, step, tmp_path, synthetic_set, *OPTIONS))
         assert struck.returncode == code, (name, moment, step, struck.stderr)
