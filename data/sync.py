@@ -277,7 +277,7 @@ def _take(videos: Sequence[Video], options: argparse.Namespace) -> tuple[list[li
         if video.view in found.problems:
             said.append(f"{video.path}: {found.problems[video.view]}")
         elif not used:
-            said.append(f"{video.path}: confidence {confidence:.2f}, below {options.min_confidence:g}: not guessed")
+            said.append(f"{video.path}: confidence {confidence:.3f}, below {options.min_confidence:g}: not guessed")
     return rows, said
 
 
