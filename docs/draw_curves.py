@@ -2,7 +2,7 @@
 
     python docs/draw_curves.py        # writes docs/figures/{demo,learning_rate}_curves.svg
 
-Needs matplotlib (requirements-dev.txt). The histories, and the commands that made them: benchmarks/results/reference/.
+The histories, and the commands that made them: benchmarks/results/reference/.
 """
 
 import json
