@@ -1,6 +1,7 @@
 """The paper's ablations: configs/benchmark.py with one thing changed, on a generated data set.
 
-Command: python run.py --config=configs/ablations.py:temperature=60 --workdir=runs/t60
+Command: python -m benchmarks.method --data_only     # once: the data of configs/benchmark.py
+    python run.py --config=configs/ablations.py:temperature=60 --workdir=runs/t60
 All of them, with their read-outs: python -m benchmarks.ablations
 Result: in benchmarks/results/ablations/, as far as measured; all of an earlier setting in
 benchmarks/results/first_setting/.
