@@ -360,7 +360,8 @@ def _run(options: argparse.Namespace) -> int:
             rows += of_take
             said += remarks
     write_whole(options.output, offsets.text(rows, ("confidence", "method")), durable=True)
-    print(f"{len(takes)} takes of {len(rows)} views: {options.output}, plots to look at: {plots_of(options.output)}")
+    of_takes = f"{len(takes)} take{'s' * (len(takes) > 1)} of {len(rows)} views"
+    print(f"{of_takes}: {options.output}, plots to look at: {plots_of(options.output)}")
     for line in said:
         print(f"  {line}")
     return ExitCode.PARTLY if said else ExitCode.DONE

@@ -81,7 +81,7 @@ def test_an_offset_that_the_videos_do_not_show_is_not_guessed(tmp_path, capsys):
     assert [(row["take"], row["view"], row["seconds"]) for row in rows] == [("t", view, "") for view in "ABC"]
     assert (output.parent / "offsets_plots" / "t.png").stat().st_size > 1000
     said = capsys.readouterr().out
-    assert "t_camC.mp4: not a readable video" in said
+    assert "1 take of 3 views: " in said and "t_camC.mp4: not a readable video" in said
     assert f"t_camB.mp4: confidence {rows[1]['confidence']}, below 0.7: not guessed" in said, "with the table's digits"
     again = [f"--input={tmp_path}", f"--output={output}", "--workers=1", "--min_confidence=0"]
     by_hand = "take,view,seconds\nt,A,0\nt,B,1.5\n"
