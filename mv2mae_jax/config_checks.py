@@ -175,6 +175,13 @@ def _combinations(config: config_dict.ConfigDict) -> Iterator[str]:
         yield "mesh.data and mesh.fsdp are both -1: only one can take the devices that are left."
 
 
+# What generates the sets that configs name, by their first folder.
+_GENERATED = {
+    "demo_output": ", or generate it: `make demo`",
+    "benchmark_output": ", or generate it: `python -m benchmarks.method --data_only`",
+}
+
+
 def _folders(config: config_dict.ConfigDict) -> Iterator[str]:
     if not config.data.dir:
         yield (
@@ -189,7 +196,8 @@ def _folders(config: config_dict.ConfigDict) -> Iterator[str]:
             several = f" (one of the {len(folders)} that data.dir names)" if len(folders) > 1 else ""
             yield (
                 f"data.dir = {directory}{several} {state} (no prepared.json in it). Make it with "
-                f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={directory}`."
+                f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={directory}`"
+                f"{_GENERATED.get(directory.split(os.sep)[0], '')}."
             )
 
 

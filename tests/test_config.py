@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from configs import demo
 from console import command
 from mv2mae_jax import config as configs
 from mv2mae_jax import config_checks
@@ -142,7 +143,7 @@ def test_wrong_overrides_are_refused_by_name(override, message):
 @pytest.mark.parametrize(
     ("config", "override", "winner"),
     [
-        ("configs/demo.py", "num_epochs=10", "total_steps = 600"),
+        ("configs/demo.py", "num_epochs=10", f"total_steps = {demo.get_config().total_steps}"),
         ("configs/ablations.py:temperature=60", "loss.ess_fraction=0.3", "loss.temperature = 60.0"),
     ],
 )
@@ -180,6 +181,7 @@ def test_an_override_that_another_key_wins_over_is_refused(config, override, win
         (["optimizer.ema_decay=1.0"], r"must lie in \(0, 1\)"),
         (["mesh.data=-1", "mesh.fsdp=-1"], "only one can take the devices that are left"),
         (["data.dir=/nowhere/at/all"], "python -m data.prepare .*--output=/nowhere/at/all"),
+        (["data.dir=demo_output/not_there"], "or generate it: `make demo`"),
         (["data.dir="], "data.dir is not set"),
         (["data.num_source_views=0"], "model.cross_view=False"),
         (["total_steps=0"], "total_steps = 0 must be greater than 0"),

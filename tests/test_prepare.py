@@ -377,6 +377,8 @@ def test_other_settings_or_other_takes_in_the_same_output_are_refused(raw, unint
     before = files_of(uninterrupted)
     assert prepare.main([*arguments(raw, uninterrupted), "--quality=80"]) == ExitCode.REFUSED
     assert "other settings: quality was 90, now 80" in capsys.readouterr().err
+    assert prepare.main([*arguments(raw, uninterrupted), "--sync=start"]) == ExitCode.REFUSED
+    assert re.search(r"clock \(--sync, --fps\) was .*'alike'.*, now .*'start'", capsys.readouterr().err)
     other = write_takes(tmp_path / "other", num_takes=1)
     assert prepare.main(arguments(other, uninterrupted)) == ExitCode.REFUSED
     assert "other takes: 0 are new, 17 gone (t01" in capsys.readouterr().err

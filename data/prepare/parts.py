@@ -85,6 +85,9 @@ def is_finished(output_dir: Path, split: str) -> bool:
     return _path(output_dir, "inputs", split).exists()
 
 
+_NAMED_BY = {"clock": "clock (--sync, --fps)"}  # settings that are not called as their options
+
+
 def check_same(before: Part, now: Part, output_dir: Path, *, same_takes: bool) -> None:
     """Raises PreparationError where a part was, or another one is, to be made in another way.
 
@@ -93,7 +96,7 @@ def check_same(before: Part, now: Part, output_dir: Path, *, same_takes: bool) -
     other_takes = set(now.takes) != set(before.takes)
     named_by_files = catalog.get(now.settings["dataset"]).classes_from_files and other_takes
     differences = [
-        f"{key} was {before.settings.get(key)!r}, now {now.settings.get(key)!r}"
+        f"{_NAMED_BY.get(key, key)} was {before.settings.get(key)!r}, now {now.settings.get(key)!r}"
         for key in {**now.settings, **before.settings}
         if before.settings.get(key) != now.settings.get(key) and not (key == "class_names" and named_by_files)
     ]
