@@ -6,6 +6,7 @@ measures rates, takes traces and writes the history. It changes nothing that a s
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ Evaluate = Callable[[TrainState, int, metrics.Reporter], tuple[dict[str, float],
 def open_checkpoints(config: config_dict.ConfigDict, workdir: str) -> checkpoint.Checkpointer:
     """Opens the checkpoints of a workdir. Damaged ones are first renamed, each with a line in the log.
 
-    Raises ValueError if none is left, but the workdir tells of one.
+    Raises ValueError if none is left, but the workdir tells of one; OSError if nothing can be written there, which is
+    told now and not at the first save.
     """
     folder = Path(workdir, "checkpoints")
     for line in step_folders.set_aside(folder):
@@ -40,7 +42,10 @@ def open_checkpoints(config: config_dict.ConfigDict, workdir: str) -> checkpoint
             f"{folder} holds no checkpoint, but {evidence}. The run does not start over on top of that: bring the "
             "checkpoints back, or choose another --workdir."
         )
-    return checkpoint.Checkpointer(workdir, **config.checkpoint)
+    checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
+    for needed in (workdir, checkpointer.directory):
+        tempfile.TemporaryFile(dir=needed).close()
+    return checkpointer
 
 
 def _was_saved(workdir: str) -> str:

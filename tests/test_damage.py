@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from mv2mae_jax.distributed import sharding
 from mv2mae_jax.runs import checkpoint, metrics_file, run_record, starts_file, step_folders
 from mv2mae_jax.state import TrainState
 from tests import faults, tiny
+from tests.test_log_files import small_disk
 
 RUN = {"config": json.dumps({"task": "pretrain"})}
 
@@ -213,6 +215,17 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path, file):
         (tmp_path / file).write_text('{"step": 6, "eval/loss_self": 1.0}\n')
     with pytest.raises(ValueError, match=rf"holds no checkpoint, but {file} tells of step 6. .* another --workdir"):
         training_run.open_checkpoints(config, workdir)
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoints"])
+def test_a_folder_that_cannot_be_written_to_is_told_at_the_start(tmp_path, name):
+    workdir = tmp_path / "run"
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    with small_disk(tmp_path / name, 100) as disk:
+        (workdir / "checkpoints").mkdir(exist_ok=True)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(OSError, match=f"Read-only file system: '{disk}"):
+            training_run.open_checkpoints(tiny.make_config(), str(workdir))
 
 
 def test_results_of_a_later_step_than_the_one_that_is_left_are_kept_apart(tmp_path, capsys):
