@@ -259,11 +259,12 @@ def test_interrupted_extractions_leave_nothing_to_be_read(tmp_path):
         Extraction()(folder)
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        features.cached(str(tmp_path), {}, broken)
+    for facts in ({}, {"step": 1}):
+        with pytest.raises(KeyboardInterrupt):
+            features.cached(str(tmp_path), facts, broken)
     make = Extraction()
     features.cached(str(tmp_path), {}, make)
-    assert make.count == 1
+    assert make.count == 1 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_facts_identify_parameters_rows_and_settings(model, params, dataset):

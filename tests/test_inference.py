@@ -556,6 +556,14 @@ def test_an_output_is_written_by_one_process_at_a_time(pretrained, synthetic_set
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_extraction_left_of_its_output_is_removed(tmp_path):
+    """Half an output may be gigabytes."""
+    for name in (".f[1].npz.host-1.tmp", ".f1.npz.host-1.tmp"):
+        (tmp_path / name).touch()
+    store.Store(output=tmp_path / "f[1].npz", facts={}).begin()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".f1.npz.host-1.tmp", "f[1].npz.parts"]
+
+
 def test_what_does_not_fit_is_refused_before_any_work(pretrained, synthetic_set, tmp_path, capsys):
     for source, output, more, said in (
         (tmp_path, "f.npz", (), "no video is below it"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import os
 import platform
 from collections.abc import Iterator
@@ -65,9 +66,12 @@ def reserve(file: IO, num_bytes: int) -> None:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of processes that were killed. None that writes to the folder may be at work."""
-    for leftover in folder.glob(".*.tmp"):
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Removes the temporary files of processes that were killed, if their names begin with `name`.
+
+    No process that writes such files to the folder may be at work.
+    """
+    for leftover in folder.glob(f".{glob.escape(name)}*.tmp"):
         leftover.unlink()
 
 

@@ -145,7 +145,7 @@ def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features
     """Features from `directory`; computed first if they are missing, or not as they were written.
 
     Args:
-      directory: holds one folder per digest of `facts`.
+      directory: holds one folder per digest of `facts`; one process at a time may use it.
       facts: everything that the features depend on, as JSON; see `facts_of`.
       make: `make(folder) -> Features`. It may map tokens from `folder` (see `map_tokens`); the rest is written here.
 
@@ -162,7 +162,8 @@ def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features
         logging.warning("Features in %s are not as they were written (%s): extracted anew.", folder, found)
         shutil.rmtree(folder)
     unfinished = f"{folder}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for left in Path(directory).glob("*.unfinished"):  # by a process that was killed, perhaps for other facts
+        shutil.rmtree(left)
     os.makedirs(unfinished)
     features = make(unfinished)
     for name, array in vars(features).items():

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from console import progress
 from console.errors import UserError
-from data.store.whole_files import refuse_existing, whole_file, write_whole
+from data.store.whole_files import refuse_existing, remove_leftovers, whole_file, write_whole
 from mv2mae_jax.runs import resume, side_files, step_folders
 
 Columns = dict[str, np.ndarray]  # the same number of rows in each
@@ -54,6 +54,7 @@ class Store:
         """
         if self.output.suffix not in FORMATS:
             raise UserError(f"--output={self.output} must end in {' or '.join(FORMATS)}.")
+        remove_leftovers(self.output.parent, f"{self.output.name}.")
         if self.folder.exists() and (left_out := self._left_out_of_output()) is not None:
             shutil.rmtree(self.folder)
             return left_out
