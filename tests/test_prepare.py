@@ -112,6 +112,25 @@ def test_killed_and_started_again_it_writes_the_same_bytes(raw, uninterrupted, t
     assert all(path.stat().st_mtime_ns == before for path, before in finished.items())  # not done again
 
 
+def test_ctrl_c_while_workers_start_is_told_in_one_line(raw, uninterrupted, tmp_path):
+    """A terminal sends the signal to the workers, too."""
+    process = start(
+        raw,
+        tmp_path,
+        "--workers=2",
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # the tests may ignore it
+    )
+    wait_for(lambda: [pid for pid in children(process.pid) if "spawn_main" in command_of(pid)])
+    time.sleep(0.2)  # until they import
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert errors == "python -m data.prepare: interrupted. The same command continues from what is saved.\n"
+    assert prepare.main(arguments(raw, tmp_path)) == 0
+    assert files_of(tmp_path) == files_of(uninterrupted)
+
+
 def test_a_killed_worker_is_told_with_the_video_it_read(tmp_path):
     raw_dir = write_takes(tmp_path / "raw", num_takes=2, num_frames=400)
     output = tmp_path / "prepared"

@@ -105,7 +105,8 @@ def _run(
     )
     try:
         in_order = sorted(jobs, key=lambda job: job.shard)
-        job_of = {executor.submit(_write_shard, job, output_dir, *arguments): job for job in in_order}
+        with _without_ctrl_c():
+            job_of = {executor.submit(_write_shard, job, output_dir, *arguments): job for job in in_order}
         processes |= set(multiprocessing.active_children()) - others
         pending = set(job_of)
         while pending:
@@ -123,6 +124,20 @@ def _run(
             process.terminate()
             process.join()
         raise
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """A context in which to start processes that Ctrl-C never reaches: it is the main process's to handle.
+
+    If they ignored it themselves, one that is still importing would print a traceback. In the main process the signal
+    is obeyed when the context ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _blame(
@@ -154,7 +169,6 @@ def _start_worker(num_started: multiprocessing.Value, output_dir: Path) -> None:
     global _num_started, _at_work
     _num_started = num_started
     _at_work = output_dir / f".video.{os.getpid()}.tmp"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     cv2.setNumThreads(1)
     threading.Thread(target=_watch, daemon=True).start()
 
