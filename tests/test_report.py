@@ -86,6 +86,12 @@ def test_few_points_are_drawn_as_they_are():
         np.testing.assert_array_equal(chosen, (steps, values))
 
 
+def test_the_page_of_the_present_folder_has_the_name_of_that_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_run(tmp_path / "run", rows=[{"step": 1, "train/loss": 1.0}]))
+    assert command.main(["--workdir=.", "--samples=0", "--max_clips=0"]) == 0
+    assert "<title>run</title>" in Path("report.html").read_text()
+
+
 def test_values_that_are_not_finite_are_left_out_of_a_curve(tmp_path):
     rows = [{"step": step, "train/loss": value} for step, value in ((1, 2.0), (2, float("nan")), (3, 1.0))]
     run = collect.read(write_run(tmp_path / "run", rows=rows))

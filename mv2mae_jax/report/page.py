@@ -26,8 +26,9 @@ def render(runs: Sequence[ReportedRun], seen: Sequence[Examined], command: str) 
     """
     several = len(runs) > 1
     context = [_of_run(run, seen[index], index if several else None) for index, run in enumerate(runs)]
+    alone = runs[0].workdir if Path(runs[0].workdir).name else runs[0].name  # --workdir=. tells nothing
     values = {
-        "title": "Comparison of " + ", ".join(run.name for run in runs) if several else runs[0].workdir,
+        "title": "Comparison of " + ", ".join(run.name for run in runs) if several else alone,
         "lead": _lead(runs),
         "several": several,
         "runs": context,
