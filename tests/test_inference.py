@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -356,7 +357,8 @@ def test_times_are_those_of_the_frames(pretrained, tmp_path):
 
 def test_the_five_lines_to_scikit_learn(pretrained, synthetic_set, tmp_path, monkeypatch, capsys):
     (lines,) = [text for language, text, _ in fences("docs/after_pretraining.md") if "sklearn" in text]
-    assert run_command(pretrained[0], synthetic_set, tmp_path / "features.npz", "--protocol=xsub") == 0
+    name = re.search(r'np\.load\("(.+)"\)', lines)[1]
+    assert run_command(pretrained[0], synthetic_set, tmp_path / name, "--protocol=xsub") == 0
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(compile(lines, "docs/after_pretraining.md", "exec"), {})
