@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 
 from console.errors import UserError
 
@@ -34,6 +35,21 @@ def pool(num_workers: int) -> Iterator[concurrent.futures.Executor]:
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """A context in which to start processes, or threads that do, which Ctrl-C never reaches: the main one handles it.
+
+    If the processes ignored it themselves, one that is still importing would end. Where the context is in the main
+    thread, the signal is obeyed when the context ends.
+    """
+    resource_tracker.ensure_running()  # by which Python unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start() -> None:

@@ -7,8 +7,10 @@ the global element index, before the stream is split by process.
 
 import functools
 import os
+import queue
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -233,7 +235,7 @@ def _read(stream: grain.IterDataset) -> Iterator[Batch]:
     """
     batches = iter(stream)
     try:
-        yield from progress.patient(batches, _LATE)
+        yield from progress.patient(_started(batches), _LATE)
     except (RuntimeError, OSError) as error:
         if not isinstance(error, buffers.Unreachable) and "terminated unexpectedly" not in str(error):  # of grain
             raise
@@ -244,6 +246,30 @@ def _read(stream: grain.IterDataset) -> Iterator[Batch]:
         ) from error
     finally:
         batches.close()
+
+
+def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches. With the first, grain starts its processes, from a thread of which they inherit the signals.
+
+    Ctrl-C would end a process that is still importing, and this one would wait for ever: it hands the data set over
+    by a pipe that nobody reads any more. The main thread only waits, so it still obeys Ctrl-C.
+    """
+    found = queue.SimpleQueue()
+
+    def read_first() -> None:
+        with workers.without_ctrl_c():
+            try:
+                found.put(next(batches, None))
+            except BaseException as error:
+                found.put(error)
+
+    threading.Thread(target=read_first, daemon=True).start()
+    first = found.get()
+    if isinstance(first, BaseException):
+        raise first
+    if first is not None:
+        yield first
+        yield from batches
 
 
 def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: int) -> grain.IterDataset:

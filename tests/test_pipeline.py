@@ -3,6 +3,10 @@
 import dataclasses
 import hashlib
 import itertools
+import multiprocessing
+import pathlib
+import re
+import signal
 import time
 
 import grain
@@ -61,6 +65,20 @@ def test_shapes_and_types(dataset):
 def test_workers_change_nothing(dataset):
     for alone, by_workers in zip(batches(dataset), batches(dataset, num_workers=2), strict=True):
         assert_equal(alone, by_workers)
+
+
+def test_ctrl_c_never_reaches_the_reading_processes(dataset, monkeypatch):
+    """One that is still importing would end, and this process would wait for it for ever."""
+    as_in_a_run = multiprocessing.context._default_context.get_context  # other tests fork processes that have imported
+    monkeypatch.setattr(multiprocessing, "get_context", as_in_a_run)
+    stream = pipeline.train_batches(dataset, seed=0, start_step=0, global_batch_size=4, num_workers=2)
+    next(stream)
+    readers = [child for child in multiprocessing.active_children() if child.name.startswith("grain")]
+    status = [pathlib.Path(f"/proc/{reader.pid}/status").read_text() for reader in readers]
+    blocked = [int(re.search(r"SigBlk:\s*(\w+)", text)[1], 16) for text in status]
+    assert len(readers) == 2 and all(mask >> signal.SIGINT - 1 & 1 for mask in blocked)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "this process still obeys it"
+    stream.close()
 
 
 def test_two_processes_read_the_halves_of_one_batch(dataset):

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 
 from console import progress
+from console.workers import without_ctrl_c
 from data.prepare import raw_video, shards
 from data.prepare.listing import PreparationError
 from data.store.whole_files import remove_leftovers
@@ -105,7 +106,7 @@ def _run(
     )
     try:
         in_order = sorted(jobs, key=lambda job: job.shard)
-        with _without_ctrl_c():
+        with without_ctrl_c():
             job_of = {executor.submit(_write_shard, job, output_dir, *arguments): job for job in in_order}
         processes |= set(multiprocessing.active_children()) - others
         pending = set(job_of)
@@ -124,20 +125,6 @@ def _run(
             process.terminate()
             process.join()
         raise
-
-
-@contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """A context in which to start processes that Ctrl-C never reaches: it is the main process's to handle.
-
-    If they ignored it themselves, one that is still importing would print a traceback. In the main process the signal
-    is obeyed when the context ends.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _blame(
