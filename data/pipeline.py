@@ -222,10 +222,10 @@ def _stream(
     rows = per_step // process_count
     own = _ProcessRows(elements, start_step, per_step, process_index * rows, rows)
     batches = own.batch(rows, batch_fn=functools.partial(make_batch, empty=memory.empty))
-    return _read(_prefetch(batches, memory, num_workers))
+    return _read(_prefetch(batches, memory, num_workers), starts_processes=num_workers > 0)
 
 
-def _read(stream: grain.IterDataset) -> Iterator[Batch]:
+def _read(stream: grain.IterDataset, starts_processes: bool) -> Iterator[Batch]:
     """Yields the batches of a stream. The reading processes end when this generator is closed or collected.
 
     A line says so if a batch does not come for a minute.
@@ -235,7 +235,7 @@ def _read(stream: grain.IterDataset) -> Iterator[Batch]:
     """
     batches = iter(stream)
     try:
-        yield from progress.patient(_started(batches), _LATE)
+        yield from progress.patient(_started(batches) if starts_processes else batches, _LATE)
     except (RuntimeError, OSError) as error:
         if not isinstance(error, buffers.Unreachable) and "terminated unexpectedly" not in str(error):  # of grain
             raise
@@ -296,7 +296,6 @@ def _start_worker(index: int, count: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # closing a terminal sends SIGHUP to all processes in it
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
 
 
 class _ProcessRows(grain.MapDataset):

@@ -91,9 +91,10 @@ def _missing(
 ) -> list[shards.Job]:
     """The shards that are not there, or of files that have changed; tells of these."""
     accounts = {job: shards.account_of(job, settings, output_dir) for job in jobs}
+    skeletons = {job: job.skeletons for job in jobs}
     kept, newer, num_bytes = {}, [], dict(listing.num_bytes)
-    for job in jobs:
-        num_bytes |= job.skeletons
+    for of_job in skeletons.values():
+        num_bytes |= of_job
     for job, account in accounts.items():
         if account is None:
             continue
@@ -109,7 +110,7 @@ def _missing(
     return [
         job
         for job, account in accounts.items()
-        if account is None or not (job.sizes.keys() | job.skeletons.keys()).isdisjoint(changed)
+        if account is None or not (job.sizes.keys() | skeletons[job].keys()).isdisjoint(changed)
     ]
 
 

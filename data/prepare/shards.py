@@ -191,11 +191,11 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
     file_name = job.file_name(settings.dataset)
     rows, quarantined, static, static_views = [], [], [], []
     sources = {path: {"bytes": size} for path, size in job.sizes.items()}
-    with archives.Reader(input_dir, list(job.skeletons)) as reader:
-        for path, size in job.skeletons.items():
-            if size >= 0:
-                modified, digest = archives.modified(input_dir, path), raw_files.digest_of(reader, path)
-                sources[path] = {"bytes": size, "modified": modified, "digest": digest}
+    skeletons = {path: size for path, size in job.skeletons.items() if size >= 0}
+    with archives.Reader(input_dir, list(skeletons)) as reader:
+        for path, size in skeletons.items():
+            modified, digest = archives.modified(input_dir, path), raw_files.digest_of(reader, path)
+            sources[path] = {"bytes": size, "modified": modified, "digest": digest}
     decode = codec.get(settings.codec).decode
     with whole_file(output_dir / file_name, durable=True) as temporary:
         try:
