@@ -255,7 +255,8 @@ def test_a_body_part_appears_where_the_published_calibration_puts_it(part):
         still = renderer.still_picture(SEED, setup, 1, number, style)
         still = dataclasses.replace(still, image=np.zeros_like(still.image))
         camera = rooms.make_camera(room, number, width, height).scaled(renderer.SUPERSAMPLING)
-        image = renderer.render_view(room, still, camera, subject, alone, nobody)[0].max(axis=-1) > 20
+        (video,) = renderer.render_views(room, [still], [camera], subject, alone, nobody)
+        image = video[0].max(axis=-1) > 20
         seen = np.argwhere(image).mean(axis=0)[::-1]  # (x, y)
         K, R, t = (np.array(published[f"C{number:03}"][key]) for key in ("K", "R", "t"))
         x, y, z = K @ (R @ middle + t)
@@ -279,7 +280,7 @@ def test_nearer_parts_hide_farther_ones():
         radii=body.radii[order],
         flatness=body.flatness[order],
     )
-    pictures = [renderer.render_view(room, still, camera, subject, b, shadows) for b in (body, shuffled)]
+    pictures = [renderer.render_views(room, [still], [camera], subject, b, shadows)[0] for b in (body, shuffled)]
     np.testing.assert_array_equal(*pictures)
 
 

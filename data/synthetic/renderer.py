@@ -1,10 +1,13 @@
 """Draws actors into the picture of a room: exact ray intersections, a depth buffer, Lambert shading and a soft shadow.
 
 Everything is drawn at SUPERSAMPLING times the resolution each way and averaged down. One body part is drawn in all
-frames of a chunk at once, so that NumPy's overhead is paid per part and not per frame.
+frames of a chunk and for all V cameras at once, so that NumPy's overhead is paid per part and not per frame. A picture
+of camera v at frame t lies at v * T + t.
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -19,33 +22,44 @@ CHUNK_PIXELS = 4_000_000  # frames x pixels drawn at once: 28 MB of depth and co
 SHADOW_METRES, SHADOW_PIXELS = 6.0, 160  # the square floor map of the shadow, centred on the actor's place
 
 
-def render_view(
-    room: rooms.Room, still: rooms.StillPicture, camera: Camera, subject: Subject, body: Body, shadows: np.ndarray
-) -> np.ndarray:
-    """One camera's video, uint8[T, H, W, 3] RGB.
+def render_views(
+    room: rooms.Room,
+    stills: Sequence[rooms.StillPicture],
+    cameras: Sequence[Camera],
+    subject: Subject,
+    body: Body,
+    shadows: np.ndarray,
+) -> list[np.ndarray]:
+    """Each camera's video, uint8[T, H, W, 3] RGB.
 
-    `still` shows the empty room in this camera. Both have SUPERSAMPLING times the resolution. `shadows` are those of
+    `stills` show the empty room in these cameras. All have SUPERSAMPLING times the resolution. `shadows` are those of
     `floor_shadows`.
     """
-    height, width = still.depth.shape
+    height, width = stills[0].depth.shape
     num_frames = len(body.start)
-    video = np.empty((num_frames, height // SUPERSAMPLING, width // SUPERSAMPLING, 3), np.uint8)
-    step = max(1, CHUNK_PIXELS // (height * width))
-    floor_map = (still.floor + SHADOW_METRES / 2) * (SHADOW_PIXELS / SHADOW_METRES) - 0.5
+    size = (num_frames, height // SUPERSAMPLING, width // SUPERSAMPLING, 3)
+    videos = [np.empty(size, np.uint8) for _ in stills]
+    step = max(1, CHUNK_PIXELS // (len(stills) * height * width))
     for first in range(0, num_frames, step):
         frames = slice(first, min(first + step, num_frames))
-        image = np.stack([_shaded_floor(still.image, shadow, floor_map) for shadow in shadows[frames]])
-        depth = np.repeat(still.depth[None], len(image), axis=0)
+        image = np.concatenate([_shaded_floors(still, shadows[frames]) for still in stills])  # (V * T, H, W, 3)
+        depth = np.repeat([still.depth for still in stills], frames.stop - first, axis=0)  # (V * T, H, W)
         for part in range(len(body.names)):
-            _draw_part(room, camera, subject, body, part, frames, depth, image)
-        for row, frame in zip(video[frames], image, strict=True):
+            _draw_part(room, cameras, subject, body, part, frames, depth, image)
+        rows = itertools.chain.from_iterable(video[frames] for video in videos)
+        for row, frame in zip(rows, image, strict=True):
             cv2.resize(frame, (row.shape[1], row.shape[0]), dst=row, interpolation=cv2.INTER_AREA)
-    return video
+    return videos
 
 
-def _shaded_floor(image: np.ndarray, shadow: np.ndarray, floor_map: np.ndarray) -> np.ndarray:
-    light = cv2.remap(shadow, floor_map, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=255)
-    return cv2.multiply(image, cv2.merge([light, light, light]), scale=1 / 255)
+def _shaded_floors(still: rooms.StillPicture, shadows: np.ndarray) -> np.ndarray:
+    """The empty room under the shadows of T frames, uint8[T, H, W, 3]."""
+    floor_map = (still.floor + SHADOW_METRES / 2) * (SHADOW_PIXELS / SHADOW_METRES) - 0.5
+    shaded = np.empty((len(shadows), *still.image.shape), np.uint8)
+    for picture, shadow in zip(shaded, shadows, strict=True):
+        light = cv2.remap(shadow, floor_map, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=255)
+        cv2.multiply(still.image, cv2.merge([light, light, light]), dst=picture, scale=1 / 255)
+    return shaded
 
 
 def floor_shadows(room: rooms.Room, body: Body) -> np.ndarray:
@@ -68,7 +82,7 @@ def floor_shadows(room: rooms.Room, body: Body) -> np.ndarray:
 
 def _draw_part(
     room: rooms.Room,
-    camera: Camera,
+    cameras: Sequence[Camera],
     subject: Subject,
     body: Body,
     part: int,
@@ -76,19 +90,20 @@ def _draw_part(
     depth: np.ndarray,
     image: np.ndarray,
 ) -> None:
-    """Draws one body part into depth float32[T, H, W] and image uint8[T, H, W, 3] where it is nearest."""
+    """Draws one body part into depth float32[V * T, H, W] and image uint8[V * T, H, W, 3] where it is nearest."""
     _, height, width = depth.shape
     axes, start = body.axes[frames, part], body.start[frames, part]
     length, (r0, r1) = body.length[part], body.radii[part]
     stretch = 1 / np.array([*body.flatness[part], 1.0])
-    boxes = _bounding_boxes(camera, start, axes[:, 2], length, max(r0, r1) / stretch.min(), width, height)
+    boxes = _bounding_boxes(cameras, start, axes[:, 2], length, max(r0, r1) / stretch.min(), width, height)
     if boxes is None:
         return
-    x, y = boxes  # (T, bw), (T, bh) pixels
+    x, y = boxes  # (V * T, bw), (V * T, bh) pixels
     to_part = stretch[:, None] * axes  # (T, 3, 3): the part becomes a round cone along z
-    origin = np.einsum("tij,tj->ti", to_part, camera.centre - start).astype(np.float32)
-    ray = _rays(camera, to_part, x, y)
-    t = _intersect_round_cone(origin, ray, np.float32(length), np.float32(r0), np.float32(r1))  # (T, bh, bw)
+    origins = [np.einsum("tij,tj->ti", to_part, camera.centre - start) for camera in cameras]
+    origin = np.concatenate(origins, dtype=np.float32)  # (V * T, 3)
+    ray = _rays(cameras, to_part, x, y)
+    t = _intersect_round_cone(origin, ray, np.float32(length), np.float32(r0), np.float32(r1))  # (V * T, bh, bw)
 
     frame, row, column = np.nonzero(t < np.inf)
     where = (frame * height + y[frame, row]) * width + x[frame, column]
@@ -103,20 +118,21 @@ def _draw_part(
     to_lamp = room.light - (start + 0.5 * length * axes[:, 2])  # (T, 3)
     colours = part_colours(subject, body.names[part], local / stretch.astype(np.float32))
     depth.reshape(-1)[where] = t
-    light = _light(room, normal, axes, to_lamp, frame)
+    light = _light(room, normal, axes, to_lamp, frame % len(axes))
     image.reshape(-1, 3)[where] = np.minimum(255 * colours * light, 255).astype(np.uint8)
 
 
-def _rays(camera: Camera, to_part: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-    """Directions through pixel columns x int[T, bw] and rows y int[T, bh] in the part's frame, one step in depth long.
+def _rays(cameras: Sequence[Camera], to_part: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Directions through pixel columns x int[V * T, bw] and rows y int[V * T, bh], one step in depth long.
 
     Returns:
-      The three coordinates, each float32[T, bh, bw].
+      The three coordinates in the part's frame, each float32[V * T, bh, bw].
     """
-    focal, cx, cy = camera.intrinsics[0, 0], camera.intrinsics[0, 2], camera.intrinsics[1, 2]
+    intrinsics = np.repeat([camera.intrinsics for camera in cameras], len(to_part), axis=0)  # (V * T, 3, 3)
+    focal, cx, cy = intrinsics[:, 0, :1], intrinsics[:, 0, 2:], intrinsics[:, 1, 2:]
     right = ((x - cx) / focal).astype(np.float32)[:, None, :]
     down = ((y - cy) / focal).astype(np.float32)[:, :, None]
-    basis = (to_part @ camera.rotation.T).astype(np.float32)[..., None, None]  # (T, 3, 3, 1, 1)
+    basis = np.concatenate([to_part @ camera.rotation.T for camera in cameras], dtype=np.float32)[..., None, None]
     return [basis[:, k, 0] * right + (basis[:, k, 1] * down + basis[:, k, 2]) for k in range(3)]
 
 
@@ -144,14 +160,18 @@ def _light(
 
 
 def _bounding_boxes(
-    camera: Camera, start: np.ndarray, bone: np.ndarray, length: float, radius: float, width: int, height: int
+    cameras: Sequence[Camera], start: np.ndarray, bone: np.ndarray, length: float, radius: float, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Columns int[T, bw] and rows int[T, bh] of equal-sized boxes around a part; None if it is outside all pictures."""
+    """Columns int[V * T, bw] and rows int[V * T, bh] of equal-sized boxes around a part; None if all pictures lack it."""
     ends = np.stack([start, start + length * bone], axis=1)  # (T, 2, 3)
-    pixels, depth = camera.project(ends)
-    margin = camera.intrinsics[0, 0] * radius / (depth - radius)[..., None] + 1
-    low = np.floor((pixels - margin).min(axis=1)).astype(int)  # (T, 2)
-    high = np.ceil((pixels + margin).max(axis=1)).astype(int)
+    lowest, highest = [], []
+    for camera in cameras:
+        pixels, depth = camera.project(ends)
+        margin = camera.intrinsics[0, 0] * radius / (depth - radius)[..., None] + 1
+        lowest.append((pixels - margin).min(axis=1))
+        highest.append((pixels + margin).max(axis=1))
+    low = np.floor(np.concatenate(lowest)).astype(int)  # (V * T, 2)
+    high = np.ceil(np.concatenate(highest)).astype(int)
     if (high < 0).any(axis=1).all() or (low >= (width, height)).any(axis=1).all():
         return None
     size = np.minimum((high - low).max(axis=0) + 1, (width, height))

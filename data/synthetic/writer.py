@@ -33,15 +33,15 @@ def render_take(
     seed: int, take: Take, cameras: tuple[int, ...], style: rooms.Style = rooms.STANDARD
 ) -> dict[int, np.ndarray]:
     """The wanted cameras' videos of a take: camera number -> uint8[T, H, W, 3] RGB."""
+    if not cameras:
+        return {}
     room, subject = rooms.make_room(seed, take.setup, style), actors.make_subject(seed, take.subject)
     body = take_body(seed, take, style)
+    stills = [renderer.still_picture(seed, take.setup, take.performance, number, style) for number in cameras]
+    views = [rooms.make_camera(room, number, style.width, style.height) for number in cameras]
+    views = [camera.scaled(renderer.SUPERSAMPLING) for camera in views]
     shadows = renderer.floor_shadows(room, body)
-    videos = {}
-    for number in cameras:
-        still = renderer.still_picture(seed, take.setup, take.performance, number, style)
-        camera = rooms.make_camera(room, number, style.width, style.height).scaled(renderer.SUPERSAMPLING)
-        videos[number] = renderer.render_view(room, still, camera, subject, body, shadows)
-    return videos
+    return dict(zip(cameras, renderer.render_views(room, stills, views, subject, body, shadows), strict=True))
 
 
 def missing(directory: pathlib.Path, take: Take) -> tuple[int, ...]:
