@@ -154,7 +154,7 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
     Raises:
       ValueError: there is no such run or step, it is damaged, or its parameters are not finite.
     """
-    mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    mesh = sharding.one_device() if mesh is None else mesh
     if importer.is_torch_checkpoint(workdir):
         if step is not None:
             raise UserError(f"{workdir} is an exported folder and has no steps: leave the step ({step}) out.")
@@ -188,7 +188,7 @@ def restore(
     """
     model = model.clone(final_norm=task == "pretrain")  # a classifier norms the mean instead
     shapes = jax.eval_shape(functools.partial(frozen_encoder.init_encoder, model), jax.random.key(0))
-    params = checkpoint.load_encoder(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
+    params = checkpoint.load_encoder(workdir, sharding.abstract(mesh, shapes), step)
     return model, params
 
 

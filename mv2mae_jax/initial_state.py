@@ -32,15 +32,13 @@ def init_state(
     def create(key: jax.Array) -> TrainState:
         return TrainState.create(objective.init(key), optimizer, with_ema=config.optimizer.ema_decay is not None)
 
-    shapes = jax.eval_shape(create, key)
-    placement = sharding.state_sharding(mesh, shapes)
-    abstract = sharding.abstract(shapes, placement)
+    abstract = sharding.abstract(mesh, jax.eval_shape(create, key))
     if checkpointer.latest_step() is not None:
         for line in resume.check_same_run(config, objective, checkpointer, allow_changes):
             metrics.say(line)
         state, saved = checkpointer.restore(abstract)
         return state, saved["progress"]
-    state = jax.jit(create, out_shardings=placement)(key)
+    state = sharding.create(mesh, create, key)
     if not config.init_from:
         importer.refuse_step(config)
     else:

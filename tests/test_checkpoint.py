@@ -40,7 +40,7 @@ def make_state(optimizer=None, with_ema: bool = False, **sizes) -> TrainState:
 
 
 def abstract(tree):
-    return sharding.abstract(tree, sharding.state_sharding(sharding.make_mesh(), tree))
+    return sharding.abstract(sharding.make_mesh(), tree)
 
 
 def save(workdir, state, **options) -> None:

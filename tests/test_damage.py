@@ -31,7 +31,7 @@ def make_state(step: int) -> TrainState:
 
 
 def abstract(state):
-    return sharding.abstract(state, sharding.state_sharding(sharding.make_mesh(), state))
+    return sharding.abstract(sharding.make_mesh(), state)
 
 
 @pytest.fixture(scope="module")

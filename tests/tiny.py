@@ -126,8 +126,7 @@ def run_steps(config, num_steps: int):
     def create(key):
         return TrainState.create(task.init(key), optimizer, with_ema)
 
-    shapes = jax.eval_shape(create, jax.random.key(0))
-    state = jax.jit(create, out_shardings=sharding.state_sharding(mesh, shapes))(jax.random.key(0))
+    state = sharding.create(mesh, create, jax.random.key(0))
     train_step = jit_train_step(task, optimizer, schedule, config, mesh, state, jax.random.key(1))
     history = []
     for step in range(num_steps):

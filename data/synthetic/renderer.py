@@ -160,9 +160,15 @@ def _light(
 
 
 def _bounding_boxes(
-    cameras: Sequence[Camera], start: np.ndarray, bone: np.ndarray, length: float, radius: float, width: int, height: int
+    cameras: Sequence[Camera],
+    start: np.ndarray,
+    bone: np.ndarray,
+    length: float,
+    radius: float,
+    width: int,
+    height: int,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Columns int[V * T, bw] and rows int[V * T, bh] of equal-sized boxes around a part; None if all pictures lack it."""
+    """Columns int[V * T, bw] and rows int[V * T, bh] of boxes of one size around a part; None if no picture has it."""
     ends = np.stack([start, start + length * bone], axis=1)  # (T, 2, 3)
     lowest, highest = [], []
     for camera in cameras:

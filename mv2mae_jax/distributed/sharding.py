@@ -36,6 +36,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
     return jax.make_mesh(tuple(shape), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def one_device() -> Mesh:
+    """A mesh of the first device."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -86,9 +91,15 @@ def with_mesh(mesh: Mesh, function: Callable) -> Callable:
     return traced
 
 
-def abstract(tree: Any, placement: Any) -> Any:
-    """Shapes and dtypes of `tree` with the shardings of `placement`: what a checkpoint is restored as."""
-    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), tree, placement)
+def abstract(mesh: Mesh, state: Any) -> Any:
+    """Shapes, dtypes and places of a state's arrays: what a checkpoint is restored as."""
+    placement = state_sharding(mesh, state)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), state, placement)
+
+
+def create(mesh: Mesh, make: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    """`make(key)`, compiled, so that every array of the state it returns is computed where it lies."""
+    return jax.jit(make, out_shardings=state_sharding(mesh, jax.eval_shape(make, key)))(key)
 
 
 def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int = 1) -> None:

@@ -141,8 +141,7 @@ def load_encoder(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> tup
     if config.init_from == "pixels":
         return frozen_encoder.RawPixels(clip_size=model.clip_size, tubelet_size=model.tubelet_size), {}, 0
     create = functools.partial(frozen_encoder.init_encoder, model)
-    placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
-    params = jax.jit(create, out_shardings=placement)(jax.random.key(config.seed))
+    params = sharding.create(mesh, create, jax.random.key(config.seed))
     if config.init_from != "random":
         fresh = {"encoder": params}
         loaded = importer.load_videomae(config.init_from, fresh, model)

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
 from data import clips, pipeline
@@ -73,7 +72,7 @@ class Opened:
         """Features of one central clip of each view; raises ValueError, naming `encoder`, if some are not finite."""
         tokens = np.empty((len(rows), self.model.num_tokens, self.model.width), np.float16) if with_tokens else None
         batches = pipeline.clip_batches(self.prepared, self.spec, rows, global_batch_size=BATCH_SIZE)
-        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        mesh = sharding.one_device()
         found = features.extract(self.model, params, batches, mesh, tokens=tokens)
         features.check_finite(found, encoder)
         return found
@@ -150,7 +149,7 @@ def open_run(run: ReportedRun) -> Opened:
         dataset = LabelledDataset.from_config(run.config)
         train, rows, which = dataset.train, dataset.test, "takes of the test split"
     if run.config.task == "probe":
-        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        mesh = sharding.one_device()
         model, params, _ = probe.load_encoder(run.config, mesh)
     else:
         encoder = inference.load_encoder(run.workdir)

@@ -1,6 +1,7 @@
 """The 3D pose that ridge regression predicts from an encoder's tokens, over the video, beside a random encoder's."""
 
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from console.errors import UnusableFile
 from data import clips
 from data.store import takes
+from mv2mae_jax.distributed import sharding
 from mv2mae_jax.evaluation import geometry
 from mv2mae_jax.models import frozen_encoder
 from mv2mae_jax.report import neighbours, pictures
@@ -63,7 +65,8 @@ def examine(run: ReportedRun, opened: neighbours.Opened, *, max_clips: int, blur
     true = [geometry.targets(prepared, spec, rows) for rows in (train, test)]
     encoders: dict[str, Any] = {"this run": opened.params}
     if not isinstance(model, frozen_encoder.RawPixels):
-        encoders["a random encoder"] = frozen_encoder.init_encoder(model, jax.random.key(seed))
+        create = functools.partial(frozen_encoder.init_encoder, model)
+        encoders["a random encoder"] = sharding.create(sharding.one_device(), create, jax.random.key(seed))
     rows, told = [], None
     for name, params in encoders.items():
         found = [opened.encode(part, params, "the encoder", with_tokens=True) for part in (train, test)]

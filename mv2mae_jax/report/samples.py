@@ -93,9 +93,9 @@ def examine(run: ReportedRun, *, count: int) -> tuple[int, list[Sample]]:
 
 def load_params(workdir: str, step: int, objective: Pretrain) -> Any:
     """The parameters of a checkpoint (their average, where the run kept one) on one device."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = sharding.one_device()
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
-    return checkpoint.load_params(workdir, sharding.abstract(shapes, sharding.state_sharding(mesh, shapes)), step)
+    return checkpoint.load_params(workdir, sharding.abstract(mesh, shapes), step)
 
 
 def temperature_of(motion: np.ndarray, weights: np.ndarray) -> float:

@@ -231,8 +231,7 @@ def _load(workdir: str, step: int | None, wanted: Any, select: Callable[[Any], A
         if problems:
             raise UserError(f"init_from = {workdir}, step {step}, does not fit this model:\n  " + "\n  ".join(problems))
         placement = jax.tree.map(lambda leaf: leaf.sharding, wanted)
-        restored_to = sharding.state_sharding(jax.tree.leaves(placement)[0].mesh, shapes)
-        target = {source: sharding.abstract(shapes, restored_to)}
+        target = {source: sharding.abstract(jax.tree.leaves(placement)[0].mesh, shapes)}
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         items = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
         restored = manager.restore(step, args=ocp.args.Composite(state=items))["state"]

@@ -145,8 +145,9 @@ def lower_train_step(
     state = jax.eval_shape(lambda key: TrainState.create(objective.init(key), optimizer, with_ema), jax.random.key(0))
     batch = batch_shapes(config, frame_size)
     step = jit_train_step(objective, optimizer, schedule, config, mesh, state, jax.random.key(1))
-    rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
-    return step.lower(sharding.abstract(state, sharding.state_sharding(mesh, state)), sharding.abstract(batch, rows))
+    rows = sharding.batch_sharding(mesh)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), batch)
+    return step.lower(sharding.abstract(mesh, state), batch)
 
 
 def model_flops(config: config_dict.ConfigDict) -> float:

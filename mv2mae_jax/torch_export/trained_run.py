@@ -109,9 +109,8 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
         objective = Pretrain.from_config(config)
         model, shapes = objective.model, jax.eval_shape(objective.init, jax.random.key(0))
     _check_backbone(workdir, model)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    abstract = sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
-    params = jax.device_get(checkpoint.load_params(workdir, abstract, step))
+    mesh = sharding.one_device()
+    params = jax.device_get(checkpoint.load_params(workdir, sharding.abstract(mesh, shapes), step))
     if model.compute.scan_layers:
         params = layers.unstack_blocks(params)
     run = TrainedRun(

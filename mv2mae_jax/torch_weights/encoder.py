@@ -39,8 +39,7 @@ def load(folder: str, mesh: jax.sharding.Mesh) -> tuple[mv2mae.MV2MAE, Any, dict
     final_norm = sizes.pop("final_norm")
     model = variants.build("S", compute=Compute(dtype=dtype), **sizes).clone(final_norm=final_norm)
     create = functools.partial(frozen_encoder.init_encoder, model)
-    placement = sharding.state_sharding(mesh, jax.eval_shape(create, jax.random.key(0)))
-    params = jax.jit(create, out_shardings=placement)(jax.random.key(0))
+    params = sharding.create(mesh, create, jax.random.key(0))
     params = importer.load_videomae(folder, {"encoder": params}, model)["encoder"]
     return model, params, {name: config.get(name) for name in ("frame_stride", "frame_rates")}
 
