@@ -83,12 +83,14 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 @functools.cache
-def row_of(name: str, variant: str) -> str | None:
-    """The row of benchmarks/method.py with the config of a variant, if there is one: it is not measured twice."""
+def row_of(name: str, variant: str) -> tuple[Preset, str] | None:
+    """(preset, row) of benchmarks/method.py with the config of a variant, if there is one: it is not measured twice."""
     config = variants.get_config(f"{name}={variant}")
-    return next(
-        (row for row, changes in ROWS.items() if changes is not None and variants.change(changes) == config), None
-    )
+    for preset in PRESETS.values():
+        for row in preset.rows if (preset.data, preset.clips) == (PRESET.data, PRESET.clips) else ():
+            if ROWS[row] is not None and variants.change(preset.pretraining | ROWS[row]) == config:
+                return preset, row
+    return None
 
 
 def result_file(results: Path, name: str, variant: str, seed: int) -> Path:
@@ -103,8 +105,8 @@ def read(results: Path, name: str, variant: str, seed: int) -> dict[str, Any] | 
     """
     path = result_file(results, name, variant, seed)
     if not path.exists():
-        row = row_of(name, variant)
-        return row and method_results.read_one(results.parent / f"method_{PRESET.name}", PRESET, row, seed)
+        found = row_of(name, variant)
+        return found and method_results.read_one(results.parent / f"method_{found[0].name}", *found, seed)
     record, now = experiment.read_record(path), json.loads(json.dumps(ABLATIONS[name].variants[variant]))
     if record.get("overrides") != now:
         raise UserError(f"{path} was measured with {record.get('overrides')}; the variant is {now} now. Remove it.")
@@ -133,8 +135,9 @@ def write_table(results: Path, seeds: int) -> None:
         "# ablations",
         "",
         f"Written by `python -m benchmarks.ablations`. The data and the setting of method_cpu: {PRESET.clips:,} clips "
-        "of pre-training, frozen features read out on other people. The value after ± is the half width of the 95 % "
-        "interval (Student's t); that of two seeds is very wide.",
+        "of pre-training, frozen features read out on other people. The steps are as many for all, of 64 samples each, "
+        "so two source views make it 300,000 clips. The value after ± is the half width of the 95 % interval (Student's "
+        "t); that of two seeds is very wide.",
     ]
     for name in NAMES:
         lines += ["", f"## {name}", "", f"The paper: {ABLATIONS[name].paper}", ""]

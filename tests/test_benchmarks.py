@@ -132,12 +132,14 @@ def test_ablations_are_read_only_with_the_settings_of_today(tmp_path):
 
 def test_an_ablation_that_is_a_row_of_the_comparison_is_read_from_there(tmp_path):
     rows = {
-        f"{name}={variant}": ablations.row_of(name, variant)
+        f"{name}={variant}": (found := ablations.row_of(name, variant)) and (found[0].name, found[1])
         for name, variant, _ in ablations.planned(ablations.NAMES, 1)
     }
-    assert rows["ess_fraction=0.3"] == "cross_view_ess30" and rows["temperature=60"] == "cross_view_t60"
-    assert rows["ess_fraction=0.5"] == rows["decoder_depth=2"] == "cross_view_ess50", "the benchmark's own config"
-    assert rows["mask_ratio=0.7"] is None
+    assert rows["ess_fraction=0.3"] == ("cpu", "cross_view_ess30") and rows["temperature=60"][1] == "cross_view_t60"
+    own = "cpu", "cross_view_ess50"
+    assert rows["ess_fraction=0.5"] == rows["decoder_depth=2"] == own, "the benchmark's own config"
+    assert rows["mask_ratio=0.7"] == ("masks_70", "cross_view_ess50"), "another preset on the same data"
+    assert rows["mask_ratio=0.5"] is None
     preset, folder = method_rows.PRESETS["cpu"], tmp_path / "method_cpu"
     folder.mkdir()
     assert ablations.read(tmp_path / "ablations", "ess_fraction", "0.3", 1) is None
