@@ -136,8 +136,8 @@ def write_table(results: Path, seeds: int) -> None:
         "",
         f"Written by `python -m benchmarks.ablations`. The data and the setting of method_cpu: {PRESET.clips:,} clips "
         "of pre-training, frozen features read out on other people. The steps are as many for all, of 64 samples each, "
-        "so two source views make it 300,000 clips. The value after ± is the half width of the 95 % interval (Student's "
-        "t); that of two seeds is very wide.",
+        "so two source views make it 300,000 clips. The value after ± is the half width of the 95 % interval "
+        "(Student's t); that of two seeds is very wide.",
     ]
     for name in NAMES:
         lines += ["", f"## {name}", "", f"The paper: {ABLATIONS[name].paper}", ""]

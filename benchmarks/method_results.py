@@ -154,10 +154,10 @@ def check(results: Path, preset: Preset) -> int:
     for (lower, upper), by_verdict in verdicts(records).items():
         if lower not in preset.rows or upper not in preset.rows:
             continue
-        said = ", ".join(f"{name} {len(cells)}" for name, cells in by_verdict.items() if cells)
-        parts.append(f"{lower} < {upper}: {said or 'not measured'}")
+        said = [f"{verdict} in {', '.join(by_verdict[verdict])}" for verdict in by_verdict if by_verdict[verdict]]
+        parts.append(f"{lower} < {upper} {'; '.join(said) or 'not measured'}")
     listed = ", ".join(f"{row} seed {seed}" for row, seeds in missing.items() for seed in seeds)
-    print("; ".join(parts) + (f"; MISSING: {listed}" if missing else ""))
+    print(" | ".join(parts) + (f" | MISSING: {listed}" if missing else ""))
     return 1 if missing else 0
 
 

@@ -51,7 +51,7 @@ def test_check_says_what_is_missing(tmp_path, capsys):
     write_results(tmp_path, preset)
     assert method_results.check(tmp_path, preset) == 0
     line = capsys.readouterr().out
-    assert line.count("\n") == 1 and f"random < two_views: holds {len(method_results.COLUMNS)}" in line
+    assert line.count("\n") == 1 and f"random < two_views holds in {', '.join(method_results.COLUMNS)} |" in line
     assert "MISSING" not in line
 
     with pytest.raises(
