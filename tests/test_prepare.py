@@ -1,5 +1,6 @@
 """Preparation writes the same bytes after any interruption, and sets bad videos aside with a reason."""
 
+import collections
 import csv
 import fcntl
 import io
@@ -22,7 +23,7 @@ import tensorflow_datasets as tfds
 from console.command import ExitCode
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import metadata, raw_video, tables
+from data.prepare import estimate, metadata, raw_video, tables
 from data.prepare.listing import PreparationError, list_videos
 from data.store import frame_index, takes
 from tests import video_files
@@ -450,6 +451,24 @@ def test_size_and_time_are_told_beforehand(raw, tmp_path, capsys, monkeypatch):
     assert float(told[1]) == pytest.approx(stored, abs=0.05)  # an estimate from a sample, reported to 0.1 MB
     assert prepare.main(wanted) == 0
     assert "expected" not in capsys.readouterr().out  # nothing is left to do
+
+
+def test_the_expected_size_is_not_that_of_one_camera(tmp_path, monkeypatch):
+    video = collections.namedtuple("video", "path megabytes")
+    videos = [video(f"{take:02}_{camera}", camera) for take in range(64) for camera in (1, 2, 3)]  # 192: every 24th
+    for each in videos:
+        (tmp_path / each.path).touch()
+    job = types.SimpleNamespace(videos=videos, num_bytes=[10**6] * len(videos), boxes_given={})
+    settings = types.SimpleNamespace(short_side=32, encode=None, crop=None, frames_fps=None)
+
+    def encode_file(of_file, *_):
+        frame = range(of_file[0].megabytes * 10**6)  # of which only the length is asked
+        return None, {each: types.SimpleNamespace(frames=[frame]) for each in of_file}
+
+    monkeypatch.setattr(estimate.encoding, "encode_file", encode_file)
+    (told,) = estimate.expected([job], settings, tmp_path, tmp_path, 1)
+    size, low, high = map(float, re.search(r"([\d.]+) MB \(([\d.]+) to ([\d.]+) if all", told).groups())
+    assert (low, high) == (192, 576) and 0.75 * 384 < size < 1.25 * 384
 
 
 # --- what is written

@@ -1,6 +1,7 @@
 """What a preparation would do, and the size and time to expect, from a few of the videos."""
 
 import math
+import random
 import shutil
 import time
 from collections import Counter
@@ -57,11 +58,13 @@ def expected(
     """Size and time, from a few files; grows with their bytes."""
     cv2.setNumThreads(1)  # as in a worker
     sizes = {v.path: size for job in jobs for v, size in zip(job.videos, job.num_bytes, strict=True)}
-    sample = list(sizes)[:: max(SAMPLED_FILES, math.ceil(len(sizes) / SAMPLED_FILES))]
+    wanted = math.ceil(len(sizes) / max(SAMPLED_FILES, math.ceil(len(sizes) / SAMPLED_FILES)))
+    # Drawn: files at equal distances can all be of one camera.
+    sample = [list(sizes)[i] for i in sorted(random.Random(0).sample(range(len(sizes)), wanted))]
     given = {video: box for job in jobs for video, box in job.boxes_given.items()}
     videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
     how = (settings.short_side, settings.encode, settings.crop, given)
-    bytes_in, bytes_out, seconds, bad = 0, 0, 0.0, []
+    bytes_in, bytes_out, seconds, bad, ratios = 0, 0, 0.0, [], []
     with archives.Reader(input_dir, sample, frames_fps=settings.frames_fps) as files:
         for path in sample:
             began = time.monotonic()
@@ -73,7 +76,9 @@ def expected(
                 if len(without) == len(shown):
                     continue
                 stored = {id(frames): frames for frames in shown.values() if not isinstance(frames, str)}
-                bytes_out += sum(sum(map(len, frames.frames)) for frames in stored.values())
+                num_bytes = sum(sum(map(len, frames.frames)) for frames in stored.values())
+                ratios.append(num_bytes / sizes[path])
+                bytes_out += num_bytes
                 bytes_in += sizes[path]
                 seconds += time.monotonic() - began
             except (raw_video.BadVideo, archives.BadArchive) as error:
@@ -81,9 +86,11 @@ def expected(
     if not bytes_in:
         return ["none of the videos tried can be read:", *bad]
     ratio = sum(sizes.values()) / bytes_in
+    low, high = (extreme(ratios) * sum(sizes.values()) / 1e6 for extreme in (min, max))
     free = shutil.disk_usage(next(path for path in [output_dir, *output_dir.absolute().parents] if path.exists())).free
     return [
-        f"expected, from {count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.1f} MB, "
+        f"expected, from {count(len(sample) - len(bad), 'file')} of {len(sizes)}: {ratio * bytes_out / 1e6:.1f} MB "
+        f"({low:.1f} to {high:.1f} if all were like one of these), "
         f"{tqdm.tqdm.format_interval(ratio * seconds / num_workers)} with {count(num_workers, 'worker')}",
         *bad,
         *[f"warning: only {free / 1e6:.0f} MB are free where {output_dir} lies"] * (ratio * bytes_out > free),
