@@ -45,6 +45,7 @@ _ADVICE = {
     errno.EROFS: "Nothing can be written on that file system: name another path.",
     errno.EEXIST: _NO_FOLDER,
     errno.ENOTDIR: _NO_FOLDER,
+    errno.EISDIR: "A folder is where a file is to be written: name a file, for instance one in that folder.",
     errno.ENAMETOOLONG: "Name a shorter path.",
 }
 

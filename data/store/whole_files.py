@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, whatever ends the process that writes them."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -21,7 +22,12 @@ def whole_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pa
     Args:
       path: of the file, in a folder that exists.
       durable: whether it is there for certain afterwards, also when the power fails; costs a wait for the disk.
+
+    Raises:
+      IsADirectoryError: `path` ends as a folder's does.
     """
+    if os.fspath(path).endswith(os.sep):  # which Path leaves out
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
