@@ -240,12 +240,12 @@ def plot(found: Estimate, title: str, min_confidence: float, path: Path) -> None
     rate = RATE[found.method]
     figure = matplotlib.figure.Figure((10, 1 + 1.2 * len(found.curves)), layout="constrained")
     axes = figure.subplots(len(found.curves), sharex=True)
-    figure.suptitle(f"{title}, from {found.method}: do the curves rise and fall together?")
+    figure.suptitle(f"{title}, from {found.method}: do the curves rise and fall together?", parse_math=False)
     for axis, (view, curve) in zip(axes, found.curves.items(), strict=True):
         times = (curve.first + np.arange(len(curve.values))) / rate + found.seconds[view]
         refused = found.confidence[view] < min_confidence
         axis.plot(times, curve.values, color="tab:red" if refused else "tab:blue", linewidth=1)
-        axis.set_ylabel(view)
+        axis.set_ylabel(view, parse_math=False)  # names may hold $
         said = f"{found.seconds[view]:+.3f} s, confidence {found.confidence[view]:.2f}"
         axis.set_title(said + ", not used" * refused, fontsize=9, loc="right")
         axis.grid(axis="x")
@@ -337,8 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if not 0 <= options.min_confidence <= 1 or not options.max_offset > 0 or options.workers < 1:
-        parser.error("--min_confidence is 0 to 1, --max_offset above 0, --workers 1 or more")
+    if not 0 <= options.min_confidence <= 1 or not 0 < options.max_offset < np.inf or options.workers < 1:
+        parser.error("--min_confidence is 0 to 1, --max_offset above 0 and finite, --workers 1 or more")
     progress.configure(options.progress)
     return execute(PROG, lambda: _run(options))
 
@@ -351,6 +351,7 @@ def _run(options: argparse.Namespace) -> int:
         )
     names = catalog.get("folder", pattern=options.pattern, num_classes=None)
     _, listing = list_videos(names, options.input, options.frames_fps)
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # else it is missed only after all is estimated
     takes = [list(videos) for _, videos in itertools.groupby(listing.videos, key=lambda video: video.take)]
     rows, said = [], []
     one_take = functools.partial(_take, options=options)

@@ -93,6 +93,27 @@ def test_an_offset_that_the_videos_do_not_show_is_not_guessed(tmp_path, capsys):
         assert [bool(row["seconds"]) for row in csv.DictReader(file)] == [True, True, False], "nothing to be sure of"
 
 
+def test_a_table_gets_its_folder_though_nothing_can_be_read(tmp_path):
+    (tmp_path / "t_camA.mp4").write_bytes(b"no video")
+    output = tmp_path / "new" / "offsets.csv"
+    assert sync.main([f"--input={tmp_path}", f"--output={output}", "--workers=1"]) == ExitCode.PARTLY
+    assert output.exists()
+
+
+def test_an_offset_without_bounds_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match=str(int(ExitCode.REFUSED))):
+        sync.main([f"--input={tmp_path}", f"--output={tmp_path / 'offsets.csv'}", "--max_offset=inf"])
+    assert "--max_offset above 0 and finite" in capsys.readouterr().err
+
+
+def test_names_are_no_formulas_in_the_plot(tmp_path):
+    curves = {view: sync.Curve(first=0, values=np.arange(9.0)) for view in ("A", "$1_$")}
+    numbers = dict.fromkeys(curves, 0.0)
+    found = sync.Estimate(method="motion", seconds=numbers, confidence=numbers, curves=curves, problems={})
+    sync.plot(found, "cost $5_$", 0.5, tmp_path / "t.png")
+    assert (tmp_path / "t.png").stat().st_size > 1000
+
+
 def test_a_repeated_movement_is_not_sure():
     steps = np.arange(600)
     curve = sync.Curve(first=0, values=np.sqrt(2) * np.sin(2 * np.pi * steps / 60))
