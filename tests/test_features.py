@@ -1,6 +1,7 @@
 """Features of a frozen encoder: their values, their cache, and the probe task from end to end."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -365,6 +366,16 @@ def test_a_second_run_reads_the_features_and_finds_the_same(probed, config, data
     workdir, results = probed
     monkeypatch.setattr(features, "extract", lambda *args, **kwargs: pytest.fail("extracted again"))
     assert probe.run(config, dataset, mesh, workdir) == results
+
+
+def test_results_are_written_though_nobody_reads_them(synthetic_set, dataset, mesh, tmp_path, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    results = probe.run(make_config(synthetic_set, "probe.kinds=('knn',)"), dataset, mesh, str(tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == results
 
 
 def test_another_encoder_is_extracted_anew(probed, synthetic_set, dataset, mesh, capsys):

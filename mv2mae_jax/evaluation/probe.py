@@ -81,7 +81,7 @@ def run(
         found = retrieval.measure(pooled, *(dataset.prepared.views[name][rows] for name in ("take", "view", "label")))
         results |= {f"retrieval/{name}": value for name, value in found.items()}
     for name, value in results.items():
-        print(f"{name:<32} {value:.4g}", flush=True)
+        progress.say(f"{name:<32} {value:.4g}")
     metrics_file.keep_others(workdir, config, step)
     metrics_file.write(workdir, config, step, results, tables)
     with log_files.optional(folder := os.path.join(workdir, "tensorboard")):
