@@ -242,6 +242,17 @@ def test_a_full_disk_is_told_before_the_weights_are_written(workdir, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interrupted_export_leaves_nothing_behind(workdir, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        assert (tmp_path / "out.rejected" / "model.safetensors").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "verify", interrupted)
+    assert run_command(workdir, "port", tmp_path / "out") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_backbone_is_refused(workdir, tmp_path, capsys, monkeypatch):
     class Windowed(mv2mae.Encoder):
         pass

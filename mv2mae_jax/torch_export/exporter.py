@@ -14,7 +14,7 @@ from console.errors import UserError
 from data.store.whole_files import refuse_existing, reserve
 from mv2mae_jax.models import tubelets
 from mv2mae_jax.torch_export import model_card
-from mv2mae_jax.torch_export.trained_run import TrainedRun
+from mv2mae_jax.torch_export.trained_run import Mismatch, TrainedRun
 from mv2mae_jax.torch_weights import heads, names
 
 FORMATS = ("videomae", "hf", "port")
@@ -29,8 +29,8 @@ _BESIDE_WEIGHTS = 2**18  # [ours] bytes that the other files of a folder, and th
 def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
     """Writes the folder `output` in one of FORMATS, checks it, and returns a line about what was compared.
 
-    The folder gets its name only after it has passed. A folder that did not pass stays in `output`.rejected.
-    `bar` advances by 2.
+    The folder gets its name only after it has passed. A folder that did not pass stays in `output`.rejected; half a
+    folder, of an export that was interrupted, does not. `bar` advances by 2.
 
     Raises:
       ValueError: the run cannot be written in this layout, or `output` exists.
@@ -54,17 +54,23 @@ def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
     rejected = output.with_name(f"{output.name}.rejected")
     shutil.rmtree(rejected, ignore_errors=True)
     rejected.mkdir(parents=True)
-    state = names.to_videomae(run.params, run.model.tubelet_size)
-    with tempfile.TemporaryFile(dir=rejected) as file:  # on a full disk torch and safetensors raise others than OSError
-        reserve(file, sum(array.nbytes for array in state.values()) + _BESIDE_WEIGHTS)
-    bar.describe("writing")
-    {"videomae": write_videomae, "hf": write_hugging_face, "port": write_port}[layout](run, state, rejected)
-    bar.advance()
-    bar.describe("comparing with JAX")
-    verdict = verify(run, layout, rejected)
-    bar.advance()
-    (rejected / "README.md").write_text(model_card.text(run, layout, verdict), encoding="utf-8")
-    (rejected / "LICENSE").write_text(model_card.LICENCE)
+    try:
+        state = names.to_videomae(run.params, run.model.tubelet_size)
+        with tempfile.TemporaryFile(dir=rejected) as file:  # a full disk: torch and safetensors raise no OSError
+            reserve(file, sum(array.nbytes for array in state.values()) + _BESIDE_WEIGHTS)
+        bar.describe("writing")
+        {"videomae": write_videomae, "hf": write_hugging_face, "port": write_port}[layout](run, state, rejected)
+        bar.advance()
+        bar.describe("comparing with JAX")
+        verdict = verify(run, layout, rejected)
+        bar.advance()
+        (rejected / "README.md").write_text(model_card.text(run, layout, verdict), encoding="utf-8")
+        (rejected / "LICENSE").write_text(model_card.LICENCE)
+    except Mismatch:
+        raise
+    except BaseException:  # Ctrl-C, or a full disk
+        shutil.rmtree(rejected, ignore_errors=True)
+        raise
     rejected.rename(output)
     return verdict
 
