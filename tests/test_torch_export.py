@@ -253,6 +253,15 @@ def test_an_interrupted_export_leaves_nothing_behind(workdir, tmp_path, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("layout", exporter.FORMATS)
+def test_others_may_read_all_files_of_an_export(workdir, tmp_path, layout, monkeypatch):
+    monkeypatch.setattr(exporter, "verify", lambda *_: "")
+    assert run_command(workdir, layout, tmp_path / "out") == 0
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {
+        (tmp_path / "out" / "README.md").stat().st_mode
+    }
+
+
 def test_another_backbone_is_refused(workdir, tmp_path, capsys, monkeypatch):
     class Windowed(mv2mae.Encoder):
         pass

@@ -96,7 +96,7 @@ def with_their_target(run: TrainedRun, state: names.Arrays) -> names.Arrays:
 def write_hugging_face(run: TrainedRun, state: names.Arrays, folder: pathlib.Path) -> None:
     """A folder for transformers' `from_pretrained`."""
     state = names.to_hugging_face(with_their_target(run, state))
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_weights(folder / "model.safetensors", state)
     _write_json(folder / "config.json", hugging_face_config(run))
     for name, content in processor_configs(run).items():
         _write_json(folder / name, content)
@@ -192,7 +192,7 @@ def clip_times(run: TrainedRun) -> dict[str, Any]:
 def write_port(run: TrainedRun, state: names.Arrays, folder: pathlib.Path) -> None:
     """The weights, the PyTorch module that runs them, and its configuration."""
     state = names.without_encoder_prefix(state) if run.fine_tuned else state
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_weights(folder / "model.safetensors", state)
     shutil.copy(PORT_FILE, folder / PORT_FILE.name)
     config = {"architecture": run.architecture, "model": run.model_config, **clip_times(run)}
     if run.fine_tuned:
@@ -264,6 +264,13 @@ def verify(run: TrainedRun, layout: str, folder: pathlib.Path) -> str:
 
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def _write_weights(path: pathlib.Path, state: names.Arrays) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(state, path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors lets nobody but the user read it
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
