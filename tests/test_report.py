@@ -366,9 +366,17 @@ def test_the_page_at_the_end_of_a_run_is_the_one_that_the_command_writes(tmp_pat
 
 
 def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
-    report.write_at_end(str(tmp_path))
+    (workdir := tmp_path / "no run").mkdir()
+    report.write_at_end(str(workdir))
     said = capsys.readouterr().out
-    assert said.startswith("No report was written: ") and said.count("\n") == 1 and "To try again" in said
+    assert said.startswith("No report was written: ") and said.count("\n") == 1
+    assert said.endswith(f"To try again: python -m mv2mae_jax.report --workdir='{workdir}'\n")
+
+
+def test_numbers_below_0_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main([f"--workdir={tmp_path}", "--max_clips=-1"])
+    assert "--samples and --max_clips are 0 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGHUP"])

@@ -25,6 +25,7 @@ Used by: run.py.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -61,7 +62,7 @@ def write_at_end(workdir: str) -> None:
         os.close(stdin)
         os.close(held)
     if not line.startswith("Report"):
-        line += f" To try again: python -m mv2mae_jax.report --workdir={workdir}"
+        line += f" To try again: python -m mv2mae_jax.report --workdir={shlex.quote(workdir)}"
     progress.say(line)
 
 

@@ -60,6 +60,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.output is None and len(arguments.workdir) > 1:
         parser.error("with several --workdir, say where the page goes: --output=comparison.html")
+    if min(arguments.samples, arguments.max_clips) < 0:
+        parser.error("--samples and --max_clips are 0 or more")
     progress.configure(arguments.progress)
     return execute(PROG, lambda: write(arguments, argv))
 
