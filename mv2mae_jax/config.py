@@ -132,7 +132,7 @@ def _set(config: config_dict.ConfigDict, key: str, text: str) -> None:
     if isinstance(value, list):
         value = tuple(value)
     if key in LISTS_OF_NAMES and not isinstance(value, tuple):  # `walk,run` is no literal, and 3 is no tuple
-        value = tuple(name.strip() for name in text.split(",")) if isinstance(value, str) else (value,)
+        value = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else (value,)
     default = dict(flatten(base_of(config))).get(key, 0) if value is None else 0  # only None asks for it
     if not accepts(key, value, expected, default):
         raise UserError(
@@ -171,7 +171,7 @@ def flatten(config: config_dict.ConfigDict | dict, prefix: str = "") -> Iterator
 
 
 # Keys that hold names, which may be written with commas between.
-LISTS_OF_NAMES = frozenset({"data.classes", "data.train_views"})
+LISTS_OF_NAMES = frozenset({"data.classes", "data.train_views", "probe.kinds"})
 
 # Keys that may be None ("not set") although the base sets them. Those that are None in the base may always be so.
 OPTIONAL_KEYS = frozenset({"loss.ess_fraction", "eval.max_takes"})

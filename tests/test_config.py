@@ -120,6 +120,12 @@ def test_overrides_take_literals_and_plain_text(data_dir):
     assert config.data.dir == "1234" and config.optimizer.clip_norm == 0.5
 
 
+@pytest.mark.parametrize("text", ["C002", "('C002')", "('C002',)", '"C002"'])
+def test_a_single_name_is_a_list_of_names(text):
+    config = configs.load(str(ROOT / "configs/probe_base.py"), [f"data.train_views={text}", "probe.kinds=knn, motion"])
+    assert config.data.train_views == ("C002",) and config.probe.kinds == ("knn", "motion")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
