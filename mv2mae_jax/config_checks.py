@@ -192,12 +192,14 @@ def _folders(config: config_dict.ConfigDict) -> Iterator[str]:
     folders = directories(config.data.dir)
     for directory in folders:
         if not os.path.isfile(os.path.join(directory, "prepared.json")):
-            state = "is not a finished prepared data set" if os.path.isdir(directory) else "does not exist"
+            exists = os.path.isdir(directory)
+            state = "is not a finished prepared data set" if exists else "does not exist"
+            raw = " If it holds the raw videos, it is the --input, and --output is a new folder." if exists else ""
             several = f" (one of the {len(folders)} that data.dir names)" if len(folders) > 1 else ""
             yield (
                 f"data.dir = {directory}{several} {state} (no prepared.json in it). Make it with "
                 f"`python -m data.prepare --dataset=NAME --input=RAW_VIDEOS --output={directory}`"
-                f"{_GENERATED.get(directory.split(os.sep)[0], '')}."
+                f"{_GENERATED.get(directory.split(os.sep)[0], '')}.{raw}"
             )
 
 

@@ -188,6 +188,7 @@ def test_an_override_that_another_key_wins_over_is_refused(config, override, win
         (["mesh.data=-1", "mesh.fsdp=-1"], "only one can take the devices that are left"),
         (["data.dir=/nowhere/at/all"], "python -m data.prepare .*--output=/nowhere/at/all"),
         (["data.dir=demo_output/not_there"], "or generate it: `make demo`"),
+        (["data.dir=configs"], r"not a finished prepared data set .* it is the --input, and --output is a new folder"),
         (["data.dir="], "data.dir is not set"),
         (["data.num_source_views=0"], "model.cross_view=False"),
         (["total_steps=0"], "total_steps = 0 must be greater than 0"),
