@@ -91,9 +91,17 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
     decay^(depth + 1 - id), where id is 0 for the patch embedding, i + 1 for block i of the encoder, and depth + 1 for
     everything after the blocks (norms, head). Factors are scalars, or float32[depth, 1, ...] for the stacked parameters
     of scanned blocks. A decay of 1 scales nothing, so it suits encoders that have no blocks, too.
+
+    Raises:
+      ValueError: another decay than 1 for an encoder without blocks.
     """
     if layer_decay == 1:
         return jax.tree.map(lambda _: np.float32(1), params)
+    if "blocks" not in params["encoder"]:
+        raise UserError(
+            f"optimizer.layer_decay = {layer_decay} needs an encoder with parameters under 'blocks'; this one has "
+            f"{', '.join(sorted(params['encoder']))}. Set --config.optimizer.layer_decay=1."
+        )
     blocks = params["encoder"]["blocks"]
     scanned = "0" not in blocks
     depth = jax.tree.leaves(blocks)[0].shape[0] if scanned else len(blocks)

@@ -174,3 +174,5 @@ def test_updates_of_muon_are_scaled_by_the_same_table():
 def test_no_layer_decay_asks_for_no_blocks():
     mixer = {"encoder": {"mixing": {"kernel": jnp.ones((2, 2))}}, "head": {"kernel": jnp.ones((2, 2))}}
     assert jax.tree.leaves(optim.layer_scales(mixer, 1.0)) == [1, 1]
+    with pytest.raises(ValueError, match=r"this one has mixing\. Set --config\.optimizer\.layer_decay=1\."):
+        optim.layer_scales(mixer, 0.75)
