@@ -333,6 +333,12 @@ numpy.savez(sys.argv[1] + "/result.npz", **outputs)
         assert float(found[f"loss_{name}"]) == pytest.approx(float(loss), rel=1e-4), name
 
 
+def test_the_port_refuses_an_export_in_another_format(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
+    with pytest.raises(ValueError, match="another format; this function reads that of --format=port"):
+        mv2mae_torch.load(str(tmp_path))
+
+
 def test_of_a_run_with_a_joint_decoder_the_encoder_is_exported(tmp_path, capsys):
     config = tiny.make_config()
     config.model.update(decoder="joint", cross_view=False)

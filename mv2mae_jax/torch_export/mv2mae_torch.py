@@ -35,8 +35,13 @@ def load(folder: str) -> "MV2MAE | PretrainedEncoder | Classifier":
 
     Args:
       folder: of the export, with config.json and model.safetensors.
+
+    Raises:
+      ValueError: an export in another format.
     """
     config = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    if "architecture" not in config:
+        raise ValueError(f"{folder} holds an export in another format; this function reads that of --format=port.")
     architectures = {"MV2MAE": MV2MAE, "PretrainedEncoder": PretrainedEncoder, "Classifier": Classifier}
     model = architectures[config["architecture"]](**config["model"])
     model.load_state_dict(read_safetensors(pathlib.Path(folder) / "model.safetensors"), strict=True)
