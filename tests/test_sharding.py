@@ -97,3 +97,5 @@ def test_a_batch_that_cannot_be_cut_is_refused():
 def test_a_mesh_of_other_size_than_the_devices_is_refused():
     with pytest.raises(ValueError, match=r"mesh.data = 3 and mesh.fsdp = 1 do not multiply to the 1 device"):
         sharding.make_mesh(3, 1)
+    with pytest.raises(ValueError, match="takes what is left if the other divides their number"):
+        sharding.make_mesh(-1, 8)

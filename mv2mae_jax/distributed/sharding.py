@@ -30,7 +30,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
     if math.prod(shape) != len(devices):
         raise UserError(
             f"mesh.data = {data} and mesh.fsdp = {fsdp} do not multiply to the {len(devices)} devices at hand; "
-            f"-1 in one of them takes what is left."
+            f"-1 in one of them takes what is left if the other divides their number."
         )
     # Auto axes: the compiler propagates shardings. make_mesh's default (explicit) rejects Linen with FSDP parameters.
     return jax.make_mesh(tuple(shape), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
