@@ -417,6 +417,7 @@ def test_a_second_preparation_of_the_same_output_is_refused(raw, uninterrupted, 
     [
         (["--dataset=ntu6", "--input=a", "--output=b"], "Did you mean ntu60"),
         (["--dataset=ntu60", "--output=b"], "needs --input"),
+        (["--dataset=ntu60", "--input=a", "--input=b", "--output=./b"], "--output is the folder of the videos"),
         (["--dataset=ntu60", "--input=a", "--output=b", "--quality=101"], "101 is not 1 to 100"),
         (["--dataset=ntu60", "--input=a", "--output=b", "--short_side=0"], "0 is not 1 or more"),
         (["--dataset=ntu60", "--input=a", "--output=b", "--pattern={take}{view}"], "--pattern is for folder"),

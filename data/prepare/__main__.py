@@ -275,6 +275,8 @@ def _check_combination(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(f"needs {', '.join(missing)}")
     if options.verify:
         return
+    if options.output is not None and options.output.resolve() in [path.resolve() for path in options.input]:
+        parser.error("--output is the folder of the videos; name a new one")
     if (options.crop == "skeletons") != (options.skeletons is not None):
         parser.error("--crop=skeletons and --skeletons=DIR go together")
     if options.crop == "skeletons" and options.dataset not in boxes.WITH_SKELETONS:
