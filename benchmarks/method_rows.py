@@ -162,7 +162,11 @@ PRESETS = {
     "strong_decay": harder("weight decay 1 in pre-training", pretraining={DECAY: 1.0}, seeds=(0,)),
     "weak_decay": dataclasses.replace(CPU, what=WEAK_DECAY, pretraining=WEAK, finetune_rate=(0.08, 0.16)),
     "weak_decay_long": harder(
-        f"{WEAK_DECAY}, four times the clips", clips=800_000, pretraining=WEAK, finetune_rate=(0.16, 0.32)
+        f"{WEAK_DECAY}, four times the clips",
+        clips=800_000,
+        pretraining=WEAK,
+        finetune_rate=(0.16, 0.32),
+        seeds=(0, 1, 2),
     ),
     # Learning rates beside the 0.08 of the others, chosen by `pose_validation`.
     **{
