@@ -86,11 +86,9 @@ def measure(job: Job) -> dict[str, Any]:
 def row_of(name: str, variant: str) -> tuple[Preset, str] | None:
     """(preset, row) of benchmarks/method.py with the config of a variant, if there is one: it is not measured twice."""
     config = variants.get_config(f"{name}={variant}")
-    for preset in PRESETS.values():
-        for row in preset.rows if (preset.data, preset.clips) == (PRESET.data, PRESET.clips) else ():
-            if ROWS[row] is not None and variants.change(preset.pretraining | ROWS[row]) == config:
-                return preset, row
-    return None
+    alike = [other for other in PRESETS.values() if (other.data, other.clips) == (PRESET.data, PRESET.clips)]
+    rows = ((preset, row) for preset in alike for row in preset.rows if ROWS[row] is not None)
+    return next((found for found in rows if variants.change(found[0].pretraining | ROWS[found[1]]) == config), None)
 
 
 def result_file(results: Path, name: str, variant: str, seed: int) -> Path:

@@ -154,7 +154,7 @@ def check(results: Path, preset: Preset) -> int:
     for (lower, upper), by_verdict in verdicts(records).items():
         if lower not in preset.rows or upper not in preset.rows:
             continue
-        said = [f"{verdict} in {', '.join(by_verdict[verdict])}" for verdict in by_verdict if by_verdict[verdict]]
+        said = [f"{verdict} in {', '.join(columns)}" for verdict, columns in by_verdict.items() if columns]
         parts.append(f"{lower} < {upper} {'; '.join(said) or 'not measured'}")
     listed = ", ".join(f"{row} seed {seed}" for row, seeds in missing.items() for seed in seeds)
     print(" | ".join(parts) + (f" | MISSING: {listed}" if missing else ""))

@@ -58,9 +58,9 @@ def expected(
     """Size and time, from a few files; grows with their bytes."""
     cv2.setNumThreads(1)  # as in a worker
     sizes = {v.path: size for job in jobs for v, size in zip(job.videos, job.num_bytes, strict=True)}
-    wanted = math.ceil(len(sizes) / max(SAMPLED_FILES, math.ceil(len(sizes) / SAMPLED_FILES)))
-    # Drawn: files at equal distances can all be of one camera.
-    sample = [list(sizes)[i] for i in sorted(random.Random(0).sample(range(len(sizes)), wanted))]
+    wanted = min(SAMPLED_FILES, math.ceil(len(sizes) / SAMPLED_FILES))
+    drawn = random.Random(0).sample(range(len(sizes)), wanted)  # at equal distances all can be of one camera
+    sample = [path for place, path in enumerate(sizes) if place in drawn]
     given = {video: box for job in jobs for video, box in job.boxes_given.items()}
     videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
     how = (settings.short_side, settings.encode, settings.crop, given)

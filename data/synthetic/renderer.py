@@ -39,10 +39,16 @@ def render_views(
     num_frames = len(body.start)
     size = (num_frames, height // SUPERSAMPLING, width // SUPERSAMPLING, 3)
     videos = [np.empty(size, np.uint8) for _ in stills]
+    floor_maps = [(still.floor + SHADOW_METRES / 2) * (SHADOW_PIXELS / SHADOW_METRES) - 0.5 for still in stills]
     step = max(1, CHUNK_PIXELS // (len(stills) * height * width))
     for first in range(0, num_frames, step):
         frames = slice(first, min(first + step, num_frames))
-        image = np.concatenate([_shaded_floors(still, shadows[frames]) for still in stills])  # (V * T, H, W, 3)
+        shaded = [
+            _shaded_floor(still.image, shadow, floor_map)
+            for still, floor_map in zip(stills, floor_maps, strict=True)
+            for shadow in shadows[frames]
+        ]
+        image = np.stack(shaded)  # (V * T, H, W, 3)
         depth = np.repeat([still.depth for still in stills], frames.stop - first, axis=0)  # (V * T, H, W)
         for part in range(len(body.names)):
             _draw_part(room, cameras, subject, body, part, frames, depth, image)
@@ -52,14 +58,9 @@ def render_views(
     return videos
 
 
-def _shaded_floors(still: rooms.StillPicture, shadows: np.ndarray) -> np.ndarray:
-    """The empty room under the shadows of T frames, uint8[T, H, W, 3]."""
-    floor_map = (still.floor + SHADOW_METRES / 2) * (SHADOW_PIXELS / SHADOW_METRES) - 0.5
-    shaded = np.empty((len(shadows), *still.image.shape), np.uint8)
-    for picture, shadow in zip(shaded, shadows, strict=True):
-        light = cv2.remap(shadow, floor_map, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=255)
-        cv2.multiply(still.image, cv2.merge([light, light, light]), dst=picture, scale=1 / 255)
-    return shaded
+def _shaded_floor(image: np.ndarray, shadow: np.ndarray, floor_map: np.ndarray) -> np.ndarray:
+    light = cv2.remap(shadow, floor_map, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=255)
+    return cv2.multiply(image, cv2.merge([light, light, light]), scale=1 / 255)
 
 
 def floor_shadows(room: rooms.Room, body: Body) -> np.ndarray:
