@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -35,17 +36,11 @@ OUTPUT = Path("benchmark_output")  # written otherwise, in the current folder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
-    """A generated data set.
+    """A generated data set."""
 
-    Attributes:
-      name: of its folder. Another data set has another name, so that none is taken for another.
-      options: arguments of data.synthetic beside --output and --seed.
-      short_side: of the prepared frames, pixels.
-    """
-
-    name: str
-    options: Sequence[str]
-    short_side: int
+    name: str  # of its folder. Another data set has another name, so that none is taken for another.
+    options: Sequence[str]  # arguments of data.synthetic beside --output and --seed
+    short_side: int  # of the prepared frames, pixels
 
     @property
     def num_takes(self) -> int:
@@ -125,6 +120,14 @@ def read_record(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(), parse_constant=_not_finite)
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}. Remove it, and it is measured again.") from error
+
+
+def about_this_run() -> dict[str, str]:
+    """What a record of results says of the code and the machine."""
+    from mv2mae_jax.runs import metrics_file
+
+    machine = f"{os.cpu_count()} x {platform.processor() or platform.machine()}"
+    return {"git_revision": metrics_file.git_revision(), "machine": machine}
 
 
 def _not_finite(name: str) -> None:

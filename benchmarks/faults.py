@@ -14,7 +14,6 @@ committed ones are in benchmarks/results/faults/.
 import datetime
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -25,10 +24,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.experiment import OUTPUT, run_python
+from benchmarks.experiment import OUTPUT, about_this_run, run_python
 from console.command import ExitCode, Parser, execute
 from data.store import takes
-from mv2mae_jax.runs import metrics_file
 from tests import faults, fuzz
 
 # Enough steps for strikes in all phases; checkpoints, evaluations and log rows at steps of their own.
@@ -135,16 +133,17 @@ def kill_preparation(folder: Path, raw: Path, kills: int, draw: random.Random) -
     return strikes
 
 
-def fuzz_all(folder: Path, run: Path, prepared: Path, cases: int) -> dict[str, object]:
-    """Thousands of mutated inputs; an AssertionError or any other exception is a failure.
+def fuzz_all(folder: Path, raw: Path, output: Path, cases: int) -> None:
+    """Thousands of mutated inputs, counted in fuzz.json; an AssertionError or any other exception is a failure.
 
     Args:
       folder: for what is mutated.
-      run: a finished run, whose newest checkpoint is mutated and mended again.
-      prepared: the set that random configs name.
+      raw: videos; a prepared set and a finished run are made of them first.
       cases: of each kind, and for each base config; a tenth as many of prepared sets, each of which is read as a whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    began, prepared = time.monotonic(), folder / "set"
+    run_python("-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", "--short_side=40", f"--output={prepared}")
+    run = train_undisturbed(folder, prepared)
     seeds = fuzz.video_seeds(folder)
     used, aside = 0, 0
     for seed in range(cases // 200):
@@ -158,12 +157,19 @@ def fuzz_all(folder: Path, run: Path, prepared: Path, cases: int) -> dict[str, o
     bases = [str(path) for path in sorted((faults.ROOT / "configs").glob("*_base.py"))]
     accepted = sum(fuzz.validate_random_config(base, seed, str(prepared)) for base in bases for seed in range(cases))
     num_configs = cases * len(bases)
-    return {
+    counts = {
         "videos": {"mutated": cases // 200 * 200, "views_used": used, "views_in_quarantine": aside},
         "prepared_sets": {"mutated": cases // 10, "clips_read_unchanged": read, "clips_refused": refused},
         "checkpoints": {"mutated": cases, "detected": cases},
         "configs": {"random": num_configs, "accepted": accepted, "refused": num_configs - accepted},
     }
+    write_record(output / "fuzz.json", {"minutes": round((time.monotonic() - began) / 60, 1), **counts})
+    print(f"{counts}: {output / 'fuzz.json'}")
+
+
+def write_record(path: Path, found: dict[str, object]) -> None:
+    record = {"date": datetime.date.today().isoformat(), **about_this_run(), **found}
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def make_parser() -> Parser:
@@ -185,15 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.kills:
         strike_all(options.workdir, raw, options.output, options.kills, options.seed)
     if options.fuzz:
-        fuzz_and_record(options.workdir, raw, options.output, options.fuzz)
-
-
-def about_this_run() -> dict[str, str]:
-    return {
-        "date": datetime.date.today().isoformat(),
-        "git_revision": metrics_file.git_revision(),
-        "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
-    }
+        fuzz_all(options.workdir / "fuzz", raw, options.output, options.fuzz)
 
 
 def strike_all(workdir: Path, raw: Path, output: Path, kills: int, seed: int) -> None:
@@ -201,25 +199,14 @@ def strike_all(workdir: Path, raw: Path, output: Path, kills: int, seed: int) ->
     draw, began = random.Random(seed), time.monotonic()
     (workdir / "preparations").mkdir()
     preparation = kill_preparation(workdir / "preparations", raw, kills // 5, draw)
-    record = {**about_this_run(), "seed": seed, "options": OPTIONS, "preparation": preparation}
+    record = {"seed": seed, "options": OPTIONS, "preparation": preparation}
     prepared = workdir / "preparations" / "whole"
     # An end that differs is an AssertionError: what is in the file was equal bit for bit.
     for ends, strikes in enumerate(kill_run(workdir / "runs", prepared, kills, draw), start=1):
         minutes = round((time.monotonic() - began) / 60, 1)
         record |= {"equal_ends": ends, "run": strikes, "minutes": minutes}
-        (output / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_record(output / "faults.json", record)
     print(f"{len(record['run'])} strikes at the run, {len(preparation)} at the preparation: {output / 'faults.json'}")
-
-
-def fuzz_and_record(workdir: Path, raw: Path, output: Path, cases: int) -> None:
-    """What became of mutated inputs, into fuzz.json."""
-    began, prepared = time.monotonic(), workdir / "fuzz" / "set"
-    run_python("-m", "data.prepare", "--dataset=synthetic", f"--input={raw}", "--short_side=40", f"--output={prepared}")
-    run = train_undisturbed(workdir / "fuzz", prepared)
-    counts = fuzz_all(workdir / "fuzz", run, prepared, cases)
-    record = {**about_this_run(), "minutes": round((time.monotonic() - began) / 60, 1), **counts}
-    (output / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{counts}: {output / 'fuzz.json'}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import platform
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.experiment import run_python
 from configs import pretrain_base
 from console.command import Parser, execute
 from data import catalog, pipeline, samples
@@ -44,7 +44,6 @@ from data.dataset import Dataset
 from data.motion import motion_energy
 from data.store import dct, digests, frame_index, jpeg, takes
 
-ROOT = Path(__file__).parent.parent
 BATCH = 16  # samples of two view-clips
 ELEMENTS = 1000
 MILLION = 10**6
@@ -58,19 +57,13 @@ def prepare(folder: Path, videos: Path | None, pattern: str | None, codec: str, 
     if videos is None:
         videos, names = folder / "raw", ["--dataset=synthetic"]
         if not videos.exists():
-            size = ["--takes=8", "--resolution=384x216"]
-            run_module("data.synthetic", f"--output={videos}", *size)
+            made = ("--takes=8", "--resolution=384x216", f"--output={videos}")
+            run_python("-m", "data.synthetic", *made, quiet=True)
     else:
         names = ["--dataset=folder", *([f"--pattern={pattern}"] if pattern else [])]
-    run_module(
-        *("data.prepare", *names, f"--input={videos}", f"--output={output}", f"--codec={codec}"),
-        *(f"--short_side={short_side}", "--workers=2"),
-    )
+    paths, form = (f"--input={videos}", f"--output={output}"), (f"--codec={codec}", f"--short_side={short_side}")
+    run_python("-m", "data.prepare", *names, *paths, *form, "--workers=2", quiet=True)
     return output
-
-
-def run_module(*command: str) -> None:
-    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def open_dataset(directory: Path, repeats: int = 1, motion_on: str = "host") -> Dataset:

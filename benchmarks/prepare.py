@@ -13,7 +13,6 @@ a machine with other work it is the most reliable figure. Results: docs/preparat
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,11 +24,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from benchmarks.experiment import run_python
 from console.command import Parser, execute
 from data import catalog
 from data.prepare.listing import list_videos
 
-ROOT = Path(__file__).parent.parent
 HEIGHT, WIDTH, NUM_FRAMES = 1080, 1920, 76
 SMALL, FACTOR = 16, 4  # takes of the smaller set; how many times more the larger one has
 
@@ -69,9 +68,8 @@ def prepare(arguments: list[str], num_workers: int) -> tuple[float, float, float
     """Seconds, seconds of processor time, megabytes of the largest process so far, and prepared.json."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as output:
-        command = [sys.executable, "-m", "data.prepare", *arguments, f"--output={output}", f"--workers={num_workers}"]
         began = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        run_python("-m", "data.prepare", *arguments, f"--output={output}", f"--workers={num_workers}", quiet=True)
         seconds = time.perf_counter() - began
         prepared = json.loads((Path(output) / "prepared.json").read_text())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

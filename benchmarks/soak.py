@@ -9,7 +9,6 @@ second third by more than ALLOWED. Writes soak.json. The committed one is in ben
 
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -18,10 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.experiment import OUTPUT, ROOT
+from benchmarks.experiment import OUTPUT, ROOT, about_this_run
 from console.command import ExitCode, Parser, execute
 from console.errors import UserError
-from mv2mae_jax.runs import metrics_file
 
 EVERY_SECONDS = 10
 OVERRIDES = (
@@ -105,8 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = process.wait(timeout=300)
     steps = [json.loads(line)["step"] for line in (options.workdir / "run" / "history.jsonl").read_text().splitlines()]
     record = {
-        "git_revision": metrics_file.git_revision(),
-        "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        **about_this_run(),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "steps": steps[-1],
         "exit_code": code,
