@@ -71,26 +71,17 @@ class Case:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """What runs in a process of its own.
+    """What runs in a process of its own."""
 
-    Attributes:
-      name: in the tables.
-      compared_with: the name of the implementation whose time its own is divided by; None for none.
-      peer: 'eager' or 'compiled' (by torch.compile) for a step of transformers' VideoMAE; None for one of this project,
-        to which the rest belongs.
-      whole: the paper's objective; False is VideoMAE's.
-      frame_size: (height, width) of frames that are stored as coefficients and decoded in the step; None for pixels.
-      overrides: `key=value` of the config.
-      xla_flags: added to the environment's.
-    """
-
-    name: str
-    compared_with: str | None = None
+    name: str  # in the tables
+    compared_with: str | None = None  # the name of the implementation whose time its own is divided by; None for none
+    # 'eager' or 'compiled' (by torch.compile) for a step of transformers' VideoMAE; None for one of this project, to
+    # which the rest belongs.
     peer: str | None = None
-    whole: bool = False
-    frame_size: tuple[int, int] | None = None
-    overrides: tuple[str, ...] = ()
-    xla_flags: tuple[str, ...] = ()
+    whole: bool = False  # the paper's objective; False is VideoMAE's
+    frame_size: tuple[int, int] | None = None  # (height, width) of frames decoded in the step; None for pixels
+    overrides: tuple[str, ...] = ()  # `key=value` of the config
+    xla_flags: tuple[str, ...] = ()  # added to the environment's
 
 
 def our_config(case: Case, *, whole: bool, overrides: Sequence[str] = ()):
@@ -173,8 +164,8 @@ def make_objective(config: Any) -> Any:
     return Finetune(
         model=classifier.from_config(config, NUM_CLASSES),
         dataset=types.SimpleNamespace(num_classes=NUM_CLASSES),
+        mixing=dict(config.mix),
         label_smoothing=config.loss.label_smoothing,
-        **config.mix,
     )
 
 

@@ -1,7 +1,7 @@
 """Fine-tuning by VideoMAE's recipe: mixing of samples, the classification loss."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -20,24 +20,12 @@ Arrays = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """The classification objective. All methods are pure functions of their arguments; attributes are the config's.
-
-    Attributes:
-      model: the classifier.
-      dataset: the labelled views.
-      mixup_alpha, cutmix_alpha: of the Beta distributions that the mixing share is drawn from; 0 switches one off.
-      mix_probability: share of the steps that mix at all.
-      cutmix_probability: share of the mixing steps that cut a box instead of blending, where both are on.
-      label_smoothing: share of the target spread over all classes.
-    """
+    """The classification objective. All methods are pure functions of their arguments; attributes are the config's."""
 
     model: classifier.Classifier
     dataset: LabelledDataset
-    mixup_alpha: float
-    cutmix_alpha: float
-    mix_probability: float
-    cutmix_probability: float
-    label_smoothing: float
+    mixing: Mapping[str, float]  # the options of `mix`
+    label_smoothing: float  # share of the target spread over all classes
 
     views_per_sample: ClassVar[int] = 1
 
@@ -52,8 +40,8 @@ class Finetune:
         return cls(
             model=classifier.from_config(config, dataset.num_classes),
             dataset=dataset,
+            mixing=dict(config.mix),
             label_smoothing=config.loss.label_smoothing,
-            **config.mix,
         )
 
     def init(self, key: jax.Array) -> Any:
@@ -80,15 +68,7 @@ class Finetune:
         """
         mix_key, drop_path_key = jax.random.split(key)
         target = smoothed_one_hot(batch["label"], self.dataset.num_classes, self.label_smoothing)
-        video, target = mix(
-            mix_key,
-            batch["video"],
-            target,
-            mixup_alpha=self.mixup_alpha,
-            cutmix_alpha=self.cutmix_alpha,
-            mix_probability=self.mix_probability,
-            cutmix_probability=self.cutmix_probability,
-        )
+        video, target = mix(mix_key, batch["video"], target, **self.mixing)
         return {"video": video, "target": target, "drop_path_key": jax.random.split(drop_path_key, video.shape[0])}
 
     def loss(self, params: Any, inputs: Arrays) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -139,7 +119,9 @@ def mix(
     Args:
       video: uint8[B, T, H, W, 3]; B even, else the middle sample is mixed with itself.
       target: float32[B, K].
-      mixup_alpha, cutmix_alpha, mix_probability, cutmix_probability: see `Finetune`.
+      mixup_alpha, cutmix_alpha: of the Beta distributions that the mixing share is drawn from; 0 switches one off.
+      mix_probability: share of the steps that mix at all.
+      cutmix_probability: share of the mixing steps that cut a box instead of blending, where both are on.
 
     Returns:
       (video uint8, blended pixels rounded; target).
