@@ -44,39 +44,24 @@ MAIN = ("random", "two_views", "cross_view", "cross_view_ess50")  # measured fir
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """How large the comparison is.
+    """How large the comparison is."""
 
-    Attributes:
-      name: its key in PRESETS. A result tells it, so that none is taken for another preset's.
-      what: what makes it differ from `cpu`, in a few words.
-      data: what is trained and tested on.
-      clips: of pre-training, 128 a step.
-      curve_from: clips at the first point of the curve; each further one is at twice as many.
-      seeds: of initialisation, order, masks, and of the choice of few labels. AdamW fine-tunes the first one alone: in
-        as many steps it stays far below Muon.
-      side_seeds: how many of them the rows beside the main ones have.
-      finetune_steps: of 64 clips; 0: no fine-tuning.
-      finetune_rate: Muon's base learning rates for pre-trained encoders, with all labels and with a fifth.
-      labels_per_class: takes with labels in the few-label columns: a fifth of those of the training people.
-      pretraining, downstream: further overrides.
-      rows: keys of ROWS.
-      workers: processes that share the machine.
-    """
-
-    name: str = ""
-    what: str
-    data: Generated
-    clips: int
-    curve_from: int = 12_500
+    name: str = ""  # its key in PRESETS. A result tells it, so that none is taken for another preset's.
+    what: str  # what makes it differ from `cpu`, in a few words
+    data: Generated  # what is trained and tested on
+    clips: int  # of pre-training, 128 a step
+    curve_from: int = 12_500  # clips at the first point of the curve; each further one is at twice as many
+    # Of initialisation, order, masks, and of the choice of few labels. AdamW fine-tunes the first one alone: in as many
+    # steps it stays far below Muon.
     seeds: tuple[int, ...]
-    side_seeds: int = 2
-    finetune_steps: int
-    finetune_rate: tuple[float, float] = (0.04, 0.08)
-    labels_per_class: int
-    pretraining: dict[str, Any] = dataclasses.field(default_factory=dict)
+    side_seeds: int = 2  # how many of them the rows beside the main ones have
+    finetune_steps: int  # of 64 clips; 0: no fine-tuning
+    finetune_rate: tuple[float, float] = (0.04, 0.08)  # Muon's base rates, for all labels and for a fifth
+    labels_per_class: int  # takes with labels in the few-label columns: a fifth of those of the training people
+    pretraining: dict[str, Any] = dataclasses.field(default_factory=dict)  # further overrides, as the next
     downstream: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: Sequence[str] = tuple(ROWS)
-    workers: int = 1
+    workers: int = 1  # processes that share the machine
 
     def seeds_of(self, row: str) -> tuple[int, ...]:
         """What is measured of a row: one seed of `pixels`, where nothing is drawn."""

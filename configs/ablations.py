@@ -17,15 +17,10 @@ from console.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """One thing that is varied.
+    """One thing that is varied."""
 
-    Attributes:
-      paper: what the paper found.
-      variants: {name: {config key: value}}.
-    """
-
-    paper: str
-    variants: dict[str, dict[str, Any]]
+    paper: str  # what the paper found
+    variants: dict[str, dict[str, Any]]  # {name: {config key: value}}
 
 
 UNKNOWN = "the direction was not found in what we could read."

@@ -9,60 +9,50 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip.
+    """One chip."""
 
-    Attributes:
-      flops_per_second: peak of dense bfloat16 products.
-      hbm_bytes: capacity of the main memory.
-      hbm_bytes_per_second: its bandwidth.
-      ici_bytes_per_second: what a chip can send to its neighbours over all its links, one way.
-      clock_hz: of the matrix units; None if sources contradict each other.
-      source: where these numbers are published.
-    """
-
-    flops_per_second: float
-    hbm_bytes: int
-    hbm_bytes_per_second: float
-    ici_bytes_per_second: float
-    clock_hz: float | None
-    source: str
+    flops_per_second: float  # peak of dense bfloat16 products
+    hbm_bytes: int  # capacity of the main memory
+    hbm_bytes_per_second: float  # its bandwidth
+    ici_bytes_per_second: float  # what a chip can send to its neighbours over all its links, one way
+    clock_hz: float | None  # of the matrix units; None if sources contradict each other
 
 
 # Google states a chip's interconnect as the sum of both directions; a chip can send half of it.
 # If a page has stated two bandwidths of the main memory (v5e: 819 GB/s, later 800 GiB/s), the lower one is used.
 # Clocks of v5e and v5p follow from the peak: 2 flops * 128 * 128 multiply-adds * MXUs per chip (4, 8) * clock.
 CHIPS: Final[dict[str, Chip]] = {
+    # https://docs.cloud.google.com/tpu/docs/v4; links and clock: Jouppi et al. 2023, arXiv 2304.01433
     "v4": Chip(
         flops_per_second=275e12,
         hbm_bytes=32 * GIB,
         hbm_bytes_per_second=1200e9,
         ici_bytes_per_second=6 * 50e9,
         clock_hz=1.05e9,
-        source="https://docs.cloud.google.com/tpu/docs/v4; links and clock: Jouppi et al. 2023, arXiv 2304.01433",
     ),
+    # https://docs.cloud.google.com/tpu/docs/v5e
     "v5e": Chip(
         flops_per_second=197e12,
         hbm_bytes=16 * GIB,
         hbm_bytes_per_second=819e9,
         ici_bytes_per_second=400e9 / 2,
         clock_hz=197e12 / (2 * 128 * 128 * 4),
-        source="https://docs.cloud.google.com/tpu/docs/v5e",
     ),
+    # https://docs.cloud.google.com/tpu/docs/v5p
     "v5p": Chip(
         flops_per_second=459e12,
         hbm_bytes=95 * GIB,
         hbm_bytes_per_second=2765e9,
         ici_bytes_per_second=1200e9 / 2,
         clock_hz=459e12 / (2 * 128 * 128 * 8),
-        source="https://docs.cloud.google.com/tpu/docs/v5p",
     ),
+    # https://docs.cloud.google.com/tpu/docs/v6e
     "v6e": Chip(
         flops_per_second=918e12,
         hbm_bytes=32 * GIB,
         hbm_bytes_per_second=1638e9,
         ici_bytes_per_second=800e9 / 2,
         clock_hz=None,  # Google's pages name two MXUs of 256x256 or four, so the clock may be twice as high
-        source="https://docs.cloud.google.com/tpu/docs/v6e",
     ),
 }
 

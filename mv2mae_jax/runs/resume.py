@@ -26,35 +26,19 @@ _HELD: dict[str, str] = {}  # the texts of the locks that this process holds, by
 # Keys that a resumed run may change: where and how it is computed, not what. Changes of other keys change the
 # experiment and are refused, unless --allow_changes names them. So is a change of eval.batch_size, because the masks of
 # an evaluation are drawn batch by batch.
-MAY_CHANGE = frozenset(
-    {
-        "checkpoint.every_steps",
-        "checkpoint.keep",
-        "data.cache",
-        "data.cache_gb",
-        "data.dir",  # the same data set in another place; its manifest is compared
-        "data.motion_on",  # changes rounding only, as do the mesh and the model's keys below
-        "data.num_workers",
-        "eval.at_steps",
-        "eval.every_steps",
-        "eval.num_pictures",
-        "eval.picture_blur_sigma",
-        "limits.damaged_samples",
-        "limits.heartbeat_timeout_seconds",
-        "limits.skipped_updates",
-        "log.every_steps",
-        "log.report",
-        "log.tensorboard",
-        "mesh.data",
-        "mesh.fsdp",
-        "model.attention",
-        "model.layer_loop",
-        "model.norm_affine",
-        "model.remat",
-        "optimizer.accumulation_steps",
-        "profile_steps",
-    }
-)
+# fmt: off
+MAY_CHANGE = frozenset({
+    "checkpoint.every_steps", "checkpoint.keep",
+    "data.cache", "data.cache_gb", "data.num_workers",
+    "data.dir",  # the same data set in another place; its manifest is compared
+    "data.motion_on",  # changes rounding only, as do the mesh and the model's keys below
+    "eval.at_steps", "eval.every_steps", "eval.num_pictures", "eval.picture_blur_sigma",
+    "limits.damaged_samples", "limits.heartbeat_timeout_seconds", "limits.skipped_updates",
+    "log.every_steps", "log.report", "log.tensorboard", "profile_steps",
+    "mesh.data", "mesh.fsdp", "optimizer.accumulation_steps",
+    "model.attention", "model.layer_loop", "model.norm_affine", "model.remat",
+})
+# fmt: on
 
 # Keys in which the processes of a run may differ: each reads the data as its machine can.
 OF_A_PROCESS = frozenset({"data.cache", "data.cache_gb", "data.dir", "data.num_workers"})
