@@ -139,9 +139,9 @@ def test_load_encoder_ignores_extra_parameters_and_names_missing_ones(tmp_path):
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no run with checkpoints there"):
+    with pytest.raises(ValueError, match=r"nowhere holds no checkpoint: .* is missing or empty\. A run is"):
         checkpoint.load_encoder(str(tmp_path / "nowhere"), abstract(make_params()["encoder"]))
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds no finished checkpoint"):
+    with pytest.raises(ValueError, match="begun holds no checkpoint"):
         checkpoint.load_params(str(tmp_path / "begun"), abstract(make_params()))

@@ -128,7 +128,7 @@ def test_the_newest_intact_step_is_used_and_the_damaged_one_kept(checkpoints):
 
 
 def test_a_step_that_is_not_there_is_not_called_damaged(checkpoints):
-    with pytest.raises(ValueError, match=r"no checkpoint of step 5: it has steps 2, 4, 6\. Choose init_from_step"):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5: it has steps 2, 4, 6\. Choose one of them"):
         checkpoint.load_params(str(checkpoints.parent), None, 5)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: one directory per step in WORKDIR/checkpoints, written by Orbax, with digests (see step_folders.py)."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -197,29 +198,10 @@ def taken(path: str, before: Any, after: Any) -> str:
     return f"{num_all - num_fresh} of {num_all} parameters taken from {path}.{rest}"
 
 
-def _find(workdir: str, step: int | None) -> tuple[str, int]:
-    directory = os.path.join(os.path.abspath(workdir), "checkpoints")
-    if not os.path.isdir(directory):
-        raise UserError(f"init_from = {workdir}: there is no run with checkpoints there ({directory} is missing).")
-    steps = step_folders.steps_in(Path(directory))
-    if not steps:
-        raise UserError(f"init_from = {workdir}: {directory} holds no finished checkpoint.")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        there = f"it has steps {', '.join(map(str, steps))}"
-        raise UserError(f"init_from = {workdir} holds no checkpoint of step {step}: {there}. Choose init_from_step.")
-    problem = step_folders.describe(Path(directory, str(step)), but="run")
-    if problem:  # another step would be another experiment, so the user must choose it
-        raise UserError(
-            f"init_from = {workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move "
-            f"{os.path.join(directory, str(step))} away to take an older step."
-        )
-    return directory, step
-
-
 def _load(workdir: str, step: int | None, wanted: Any, select: Callable[[Any], Any]) -> Any:
     """Restores `select(saved parameters)` and gives it the structure and the shardings of `wanted`."""
-    directory, step = _find(workdir, step)
+    step = step_folders.choose(workdir, step, functools.partial(step_folders.describe, but="run"))
+    directory = os.path.join(os.path.abspath(workdir), "checkpoints")
     # A manager knows the metadata of an item only if it was given the item's handler.
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:

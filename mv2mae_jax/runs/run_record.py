@@ -28,19 +28,8 @@ def read_record(workdir: str, step: int | None = None) -> tuple[int, dict[str, A
     Raises:
       ValueError: there is no such run or step, the directory holds another step, or no record is intact.
     """
-    folder = Path(workdir, "checkpoints")
-    steps = step_folders.steps_in(folder)
-    if not steps or step not in (None, *steps):
-        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        there = f"it has steps {', '.join(map(str, steps))}" if steps else f"{folder} is missing or empty"
-        raise UserError(f"{workdir} holds {wanted}: {there}. A run is the --workdir of run.py.")
-    step = steps[-1] if step is None else step
-    if problem := step_folders.misnamed(folder / str(step)):
-        raise UserError(
-            f"{workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move {folder / str(step)} "
-            "away to take an older step."
-        )
-    record = _read(folder / str(step)) or _stand_in(workdir, step, steps)
+    step = step_folders.choose(workdir, step, step_folders.misnamed)
+    record = _read(Path(workdir, "checkpoints", str(step))) or _stand_in(workdir, step)
     return step, record, config_dict.ConfigDict(json.loads(record["config"]))
 
 
@@ -94,11 +83,11 @@ def _read(step: Path) -> dict[str, Any] | None:
     return side_files.read(path, lambda record: isinstance(record, dict) and isinstance(record.get("config"), str))
 
 
-def _stand_in(workdir: str, step: int, steps: list[int]) -> dict[str, Any]:
+def _stand_in(workdir: str, step: int) -> dict[str, Any]:
     """The newest intact record of the same run; if there is none, what the files beside the checkpoints tell."""
     folder = Path(workdir, "checkpoints")
     told = f"{folder / str(step) / 'run'} is damaged: "
-    for other in reversed(steps):
+    for other in reversed(step_folders.steps_in(folder)):
         if other != step and not step_folders.misnamed(folder / str(other)) and (record := _read(folder / str(other))):
             progress.say(f"{told}the record of step {other} stands in.")
             return record

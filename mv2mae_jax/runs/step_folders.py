@@ -5,6 +5,7 @@ Orbax has no checksum of its own: a flipped bit of a checkpoint is restored as a
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -76,6 +77,30 @@ def steps_in(directory: Path) -> list[int]:
     names = os.listdir(directory) if directory.is_dir() else []
     steps = [int(name) for name in names if name.isdecimal() and (directory / name).is_dir()]
     return sorted(step for step in steps if str(step) in names)  # 016 is not a step
+
+
+def choose(workdir: str, step: int | None, problem_of: Callable[[Path], str]) -> int:
+    """The step of a run that is to be read: the given one, or the newest.
+
+    Raises ValueError: there is no such run or step, or `problem_of` its directory is not ''. Another step than the one
+    that is damaged would be another experiment, so the user must choose it.
+    """
+    folder = Path(workdir, "checkpoints")
+    steps = steps_in(folder)
+    if not steps:
+        raise UserError(
+            f"{workdir} holds no checkpoint: {folder} is missing or empty. A run is the --workdir of run.py."
+        )
+    if step not in (None, *steps):
+        there = ", ".join(map(str, steps))
+        raise UserError(f"{workdir} holds no checkpoint of step {step}: it has steps {there}. Choose one of them.")
+    step = steps[-1] if step is None else step
+    if problem := problem_of(folder / str(step)):
+        raise UserError(
+            f"{workdir}: its step {step} is damaged ({problem}). Bring back a copy of it, or move {folder / str(step)} "
+            "away to take an older step."
+        )
+    return step
 
 
 def set_aside(directory: Path) -> list[str]:
