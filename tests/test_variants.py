@@ -11,7 +11,7 @@ from tests import tiny
     ("variant", "overrides", "message"),
     [
         ("XL", {}, "'XL'.*Ti, S, B, L, H"),
-        ("S", {"decoder_dept": 4}, "'decoder_dept'.*'decoder_depth'"),
+        ("S", {"decoder_dept": 4}, "'decoder_dept'.*decoder_depth"),
         ("S", {"clip_size": (15, 128, 128)}, "frames 15 is not a multiple of 2"),
         ("S", {"clip_size": (16, 128, 120)}, "width 120 is not a multiple of 16"),
         ("S", {"num_heads": 5}, "width=384 and num_heads=5"),

@@ -209,20 +209,9 @@ class MV2MAE(Computed, nn.Module):
     def _shared_fields(self) -> dict[str, Any]:
         return {"num_tokens": self.num_tokens, "mlp_ratio": self.mlp_ratio, "compute": self.compute}
 
-    def __call__(
-        self,
-        video: jax.Array,
-        target_mask: Mask,
-        source_mask: Mask | None = None,
-        decoded_target: jax.Array | None = None,
-        decoded_source: jax.Array | None = None,
-    ) -> Reconstruction:
-        """`reconstruct` of clips: uint8[B, V, T, H, W, 3] RGB; view 0 is the target, the S = V - 1 others are sources.
-
-        Raises:
-          ValueError: shapes that do not fit, or cross_view without a source view.
-        """
-        return self.reconstruct(self.patchify(video), target_mask, source_mask, decoded_target, decoded_source)
+    def __call__(self, video: jax.Array, *masks_and_decoded: Any) -> Reconstruction:
+        """`reconstruct` of clips: uint8[B, V, T, H, W, 3] RGB, view 0 the target, the S = V - 1 others sources."""
+        return self.reconstruct(self.patchify(video), *masks_and_decoded)
 
     def reconstruct(
         self,
@@ -341,9 +330,7 @@ class MV2MAE(Computed, nn.Module):
     def _per_view(self, function: Any, target: tuple[jax.Array, ...], source: tuple[jax.Array, ...]):
         """Applies `function` to target [B, ...] and sources [B, S, ...], in one call where their shapes agree."""
         if all(t.shape[1:] == s.shape[2:] for t, s in zip(target, source, strict=True)):
-            views = [
-                jnp.concatenate([t[:, None], s], axis=1) for t, s in zip(target, source, strict=True)
-            ]  # (B, V, ...)
+            views = [jnp.concatenate([t[:, None], s], axis=1) for t, s in zip(target, source, strict=True)]
             y = self._each_view(function, views)  # (B, V, ...)
             return y[:, 0], y[:, 1:]
         of_sources = self._each_view(function, source)

@@ -1,12 +1,12 @@
 """Builds models by name or from a config, and checks that their sizes go together."""
 
 import dataclasses
-import difflib
 from typing import Any, Final
 
 import flax.linen as nn
 from ml_collections import config_dict
 
+from console.command import did_you_mean, nearest
 from console.errors import UserError
 from mv2mae_jax.models import compute, tubelets
 from mv2mae_jax.models.joint import JointMAE
@@ -69,9 +69,8 @@ def build(
     fields = [field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name")]
     for name in overrides:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Choose among {', '.join(fields)}."
-            raise UserError(f"{kind.__name__} has no field {name!r}. {hint}")
+            hint = did_you_mean(nearest(name, fields, 1)) or f" Choose among {', '.join(fields)}."
+            raise UserError(f"{kind.__name__} has no field {name!r}.{hint}")
     sizes = vars(VARIANTS[variant]) | overrides
     model = kind(clip_size=tuple(clip_size), tubelet_size=tuple(tubelet_size), **sizes)
     _check_sizes(model)
