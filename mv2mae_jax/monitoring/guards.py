@@ -27,11 +27,7 @@ Batch = dict[str, np.ndarray]
 
 
 class SkippedUpdates:
-    """Stops a run when too many updates in a row are skipped because loss or gradients are not finite.
-
-    Attributes:
-      in_a_row: updates skipped up to the step that was observed last.
-    """
+    """Stops a run when too many updates in a row are skipped because loss or gradients are not finite."""
 
     def __init__(self, most_in_a_row: int, checkpoints: str, names: Callable[[Batch], list[str]], in_a_row: int = 0):
         """
@@ -41,7 +37,7 @@ class SkippedUpdates:
           names: of the takes of a batch.
           in_a_row: the checkpoint's value if the run was resumed.
         """
-        self.in_a_row = in_a_row
+        self.in_a_row = in_a_row  # updates skipped up to the step that was observed last
         self._most, self._checkpoints, self._names = most_in_a_row, Path(checkpoints), names
         self._batches: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=most_in_a_row + IN_FLIGHT)
 
@@ -105,9 +101,6 @@ class DamagedSamples:
 
     Only the process that reads a sample knows of its damage. Of several processes, each watches its own share and
     writes its own log.
-
-    Attributes:
-      count: damaged samples since the first step.
     """
 
     def __init__(self, workdir: str, prepared: Prepared, most: float, *, first_step: int, count: int = 0):
@@ -119,7 +112,7 @@ class DamagedSamples:
           first_step: the log's rows after it belong to steps that are repeated.
           count: the checkpoint's value if the run was resumed.
         """
-        self.count = count
+        self.count = count  # damaged samples since the first step
         self._prepared, self._most = prepared, most
         process = f"-{jax.process_index()}" if jax.process_index() else ""
         self._path = os.path.join(workdir, f"damaged_records{process}.jsonl")
