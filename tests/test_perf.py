@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mv2mae_jax import config, config_checks
+from mv2mae_jax import config, config_checks, training_run
 from mv2mae_jax.distributed import chips
-from mv2mae_jax.monitoring import facts, flops, perf
+from mv2mae_jax.monitoring import flops, perf
 from mv2mae_jax.objectives.pretrain import Pretrain
 from tests import tiny
 
@@ -139,9 +139,9 @@ def test_the_steps_asked_for_are_traced(tmp_path):
 
 def test_steps_that_the_run_does_not_reach_are_told():
     config_ = tiny.make_config(eval=dict(at_steps=(3, 100, 600)), profile_steps="95:101")
-    assert facts.never_reached(config_, 600) == {}
-    assert facts.never_reached(config_, 100) == {"beyond the end": "eval.at_steps 600"}
-    assert facts.never_reached(config_, 99) == {
+    assert training_run.never_reached(config_, 600) == {}
+    assert training_run.never_reached(config_, 100) == {"beyond the end": "eval.at_steps 600"}
+    assert training_run.never_reached(config_, 99) == {
         "beyond the end": "eval.at_steps 100, eval.at_steps 600, profile_steps 95:101"
     }
 
