@@ -43,12 +43,10 @@ class JointMAE(mv2mae.MV2MAE):
         source_latents: jax.Array,
         target_mask: Mask,
         source_mask: Mask,
-        decoded_target: jax.Array | None = None,
-        decoded_source: jax.Array | None = None,
+        decoded_target: jax.Array,
+        decoded_source: jax.Array,
     ) -> mv2mae.Reconstruction:
         """As `MV2MAE.decode_views`; the predictions are `cross` and `joint_source`."""
-        decoded_target = target_mask.masked if decoded_target is None else decoded_target
-        decoded_source = source_mask.masked if decoded_source is None else decoded_source
         prediction = self.decode_joint(
             _side_by_side(target_latents, source_latents),
             _side_by_side(target_mask.visible, self._numbered(source_mask.visible)),
@@ -63,14 +61,9 @@ class JointMAE(mv2mae.MV2MAE):
         return self.decode_views(*latents_and_masks).cross
 
     def decode_joint(self, latents: jax.Array, visible: jax.Array, decoded: jax.Array) -> jax.Array:
-        """Tokens of all views side by side, in any order: positions are rows v * N + i of the table.
+        """Latents [B, K, width] at `visible` int32[B, K] -> float32[B, M, P] at `decoded` int32[B, M].
 
-        Args:
-          latents: [B, K, width] of the visible tokens, at `visible` int32[B, K].
-          decoded: int32[B, M].
-
-        Returns:
-          float32[B, M, P], at `decoded`.
+        Tokens of all views stand side by side, in any order: positions are rows v * N + i of the table.
         """
         return self.joint_decoder(latents, visible, decoded)
 

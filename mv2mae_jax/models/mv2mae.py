@@ -231,6 +231,9 @@ class MV2MAE(Computed, nn.Module):
         Raises:
           ValueError: shapes that do not fit, or cross_view without a source view.
         """
+        decoded_target = target_mask.masked if decoded_target is None else decoded_target
+        if source_mask is not None and decoded_source is None:
+            decoded_source = source_mask.masked
         latents = self.encode_views(patches, target_mask, source_mask)
         return self.decode_views(*latents, target_mask, source_mask, decoded_target, decoded_source)
 
@@ -271,14 +274,12 @@ class MV2MAE(Computed, nn.Module):
         source_latents: jax.Array | None,
         target_mask: Mask,
         source_mask: Mask | None,
-        decoded_target: jax.Array | None = None,
-        decoded_source: jax.Array | None = None,
+        decoded_target: jax.Array,
+        decoded_source: jax.Array | None,
     ) -> Reconstruction:
         """What `encode_views` gives -> predictions; arguments as of `reconstruct`."""
-        decoded_target = target_mask.masked if decoded_target is None else decoded_target
         if source_mask is None:
             return Reconstruction(self_target=self.decode_self(target_latents, target_mask.visible, decoded_target))
-        decoded_source = source_mask.masked if decoded_source is None else decoded_source
         self_target, self_source = self._per_view(
             self.decode_self,
             (target_latents, target_mask.visible, decoded_target),
