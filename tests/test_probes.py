@@ -67,7 +67,7 @@ def test_equal_scores_give_the_accuracy_of_chance():
     ("scores", "label", "reason"),
     [
         (np.zeros((2, 3)), [0, 3], "classes"),
-        (np.zeros((2, 3)), [0, -1], "unlabelled"),
+        (np.zeros((2, 3)), [0, -1], "no label"),
         (np.full((2, 3), np.nan), [0, 1], "diverged"),
         (np.zeros((2, 3)), [0], "one label per row"),
     ],
@@ -330,8 +330,8 @@ def test_channels_that_do_not_vary_do_no_harm():
     ("label", "group", "sweep", "reason"),
     [
         ([0, 1, -1, 2], [0, 1, 2, 3], {}, "no label"),
-        ([0, 1, 4, 2], [0, 1, 2, 3], {}, "num_classes=4"),
-        ([0, 1, 2], [0, 1, 2, 3], {}, "one label per training row"),
+        ([0, 1, 4, 2], [0, 1, 2, 3], {}, "does not fit 4 classes"),
+        ([0, 1, 2], [0, 1, 2, 3], {}, "one label per row"),
         ([0, 1, 2, 3], [5, 5, 5, 5], {}, "1 group"),
         ([0, 1, 2, 3], [0, 1, 2, 3], {"learning_rates": ()}, "sweep is empty"),
     ],

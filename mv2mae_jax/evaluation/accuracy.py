@@ -22,7 +22,10 @@ def summarize(scores: np.ndarray, label: np.ndarray, view: np.ndarray | None = N
       ValueError: no rows, scores that are not finite, or labels that are not among the classes.
     """
     scores, label = np.asarray(scores), np.asarray(label)
-    _check(scores, label)
+    check_labels(label, scores.shape[1], len(scores))
+    if not np.isfinite(scores).all():
+        bad = int((~np.isfinite(scores)).any(axis=1).sum())
+        raise UserError(f"Scores of {bad} of {len(scores)} rows are not finite: the classifier has diverged.")
     order = np.argsort(-scores, axis=1, kind="stable")  # (M, K)
     hit = order[:, 0] == label  # (M,)
     results = {"top_1": float(hit.mean())}
@@ -60,15 +63,18 @@ def average_clips(scores: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.n
     return total / count[:, None], rows
 
 
-def _check(scores: np.ndarray, label: np.ndarray) -> None:
-    if len(scores) == 0 or len(scores) != len(label):
-        raise UserError(f"Accuracies need one label per row of scores, got {len(scores)} and {len(label)}.")
-    if not np.isfinite(scores).all():
-        bad = int((~np.isfinite(scores)).any(axis=1).sum())
-        raise UserError(f"Scores of {bad} of {len(scores)} rows are not finite: the classifier has diverged.")
-    num_classes = scores.shape[1]
-    if label.min() < 0 or label.max() >= num_classes:
+def check_labels(label: np.ndarray, num_classes: int, num_rows: int) -> None:
+    """Raises ValueError unless `label` int[M] has one of 0 to num_classes - 1 for every row, of which there is one."""
+    label = np.asarray(label)
+    if len(label) == 0 or len(label) != num_rows:
+        raise UserError(f"Classes need at least one row and one label per row, got {num_rows} and {len(label)}.")
+    if label.min() < 0:
         raise UserError(
-            f"Labels from {label.min()} to {label.max()} do not fit scores of {num_classes} classes (0 to "
-            f"{num_classes - 1}). Leave out unlabelled rows (-1); a head needs one output per class."
+            f"{int((label < 0).sum())} of {len(label)} rows have no label (-1). Leave them out; on a set without "
+            "labels only retrieval can be measured."
+        )
+    if label.max() >= num_classes:
+        raise UserError(
+            f"Label {label.max()} does not fit {num_classes} classes (0 to {num_classes - 1}). Training and test rows, "
+            "class_names and a head's outputs must be of the same data set."
         )

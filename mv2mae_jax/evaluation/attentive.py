@@ -13,7 +13,7 @@ import optax
 
 from console import progress
 from console.errors import UserError
-from mv2mae_jax.evaluation import probes, regression
+from mv2mae_jax.evaluation import accuracy, probes, regression
 
 
 def attentive_probe(
@@ -41,7 +41,7 @@ def attentive_probe(
     Raises:
       ValueError: as `probes.linear_probe`, or D is not divisible by num_heads.
     """
-    probes.check_labels(train_y, num_classes, len(train_tokens))
+    accuracy.check_labels(train_y, num_classes, len(train_tokens))
     return _attentive(
         probes.CLASSES, train_tokens, train_y, test_tokens, num_outputs=num_classes, batch_size=batch_size, **settings
     )

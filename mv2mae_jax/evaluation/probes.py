@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from console.errors import UserError
+from mv2mae_jax.evaluation import accuracy
 
 # No channel is amplified by more than 1000 times the average channel when features are standardised [ours].
 _MIN_RELATIVE_STD = 1e-3
@@ -56,7 +57,7 @@ def knn_scores(
     Raises:
       ValueError: training rows without label, or labels beyond num_classes.
     """
-    check_labels(train_y, num_classes, len(train_x))
+    accuracy.check_labels(train_y, num_classes, len(train_x))
     train_x, test_x = (np.asarray(x, np.float32) for x in (train_x, test_x))
     return np.asarray(_knn_votes(train_x, train_y, test_x, num_classes=num_classes, k=min(k, len(train_x))))
 
@@ -105,7 +106,7 @@ def linear_probe(
     Raises:
       ValueError: training rows without label, labels beyond num_classes, fewer than two groups, or an empty sweep.
     """
-    check_labels(train_y, num_classes, len(train_x))
+    accuracy.check_labels(train_y, num_classes, len(train_x))
 
     def fit(rows: np.ndarray, settings: np.ndarray, scored: np.ndarray) -> np.ndarray:
         mean, std = statistics(train_x[rows])
@@ -231,19 +232,3 @@ class Kind:
 
 
 CLASSES = Kind(loss=cross_entropy, score=lambda logits, label: (logits.argmax(axis=-1) == label).mean())
-
-
-def check_labels(label: np.ndarray, num_classes: int, num_rows: int) -> None:
-    label = np.asarray(label)
-    if len(label) == 0 or len(label) != num_rows:
-        raise UserError(f"A probe needs one label per training row, got {num_rows} rows and {len(label)} labels.")
-    if label.min() < 0:
-        raise UserError(
-            f"{int((label < 0).sum())} of {len(label)} training rows have no label (-1). Leave them out; on a set "
-            "without labels only retrieval can be measured."
-        )
-    if label.max() >= num_classes:
-        raise UserError(
-            f"Label {label.max()} does not fit num_classes={num_classes} (labels run from 0 to {num_classes - 1}). "
-            "Training and test rows, and class_names, must be of the same data set."
-        )
