@@ -87,8 +87,7 @@ class Parser(argparse.ArgumentParser):
     def add_config(self, keys: Callable[[], Iterable[str]]) -> None:
         """Adds --config=FILE and --config.KEY=VALUE; the latter come as `options.overrides`, without '--config.'.
 
-        Args:
-          keys: called if an unknown option is given, as it may be the name of a key.
+        `keys` is called if an unknown option is given, as it may be the name of a key.
         """
         self.add_argument(
             "--config", required=True, metavar="FILE", help="of configs/; --config.KEY=VALUE sets one of its keys"

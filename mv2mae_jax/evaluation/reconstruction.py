@@ -126,13 +126,9 @@ def summarize(objective: Pretrain, samples: dict[str, np.ndarray]) -> tuple[dict
 
 
 def relative_increase(before: np.ndarray, after: np.ndarray, take: np.ndarray) -> tuple[float, float]:
-    """mean(after) / mean(before) - 1 and its standard error, samples of a take averaged first.
+    """mean(after) / mean(before) - 1 of float[samples], paired, and its standard error; int[samples] are their takes.
 
-    The error is that of a ratio estimator (delta method) over takes.
-
-    Args:
-      before, after: float[samples], paired.
-      take: int[samples].
+    Samples of a take are averaged first. The error is that of a ratio estimator (delta method) over takes.
     """
     index = np.unique(take, return_inverse=True)[1]
     count = np.bincount(index)
