@@ -167,22 +167,22 @@ def without_warnings(output: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("variables", "launcher"),
+    ("variables", "together"),
     [
-        ({}, None),
-        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
-        ({"SLURM_STEP_NUM_TASKS": "16"}, "Slurm"),
-        ({"OMPI_COMM_WORLD_SIZE": "8"}, "Open MPI"),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "t1v-0,t1v-1"}, "TPU pod"),
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "8"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "t1v-0,t1v-1"}, True),
     ],
 )
-def test_launchers_are_known_by_their_variables(monkeypatch, variables, launcher):
+def test_launchers_are_known_by_their_variables(monkeypatch, variables, together):
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert processes.cluster() == launcher
+    assert processes.launched_together() == together
 
 
 def test_flags_that_do_not_fit_are_refused():

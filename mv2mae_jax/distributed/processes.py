@@ -35,7 +35,7 @@ def start(
     flags = {"--coordinator_address": coordinator_address, "--num_processes": num_processes, "--process_id": process_id}
     missing = [name for name, value in flags.items() if value is None]
     if len(missing) == len(flags):
-        if distributed or cluster():
+        if distributed or launched_together():
             try:
                 jax.distributed.initialize(heartbeat_timeout_seconds=2 * heartbeat_timeout_seconds)
             except ValueError as error:
@@ -54,15 +54,10 @@ def start(
     )
 
 
-def cluster() -> str | None:
-    """The launcher that started several processes, recognised by the variables that it sets; None without one."""
-    variables = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
-    for name, variable in variables.items():
-        if int(os.environ.get(variable, 1)) > 1:
-            return name
-    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        return "TPU pod"
-    return None
+def launched_together() -> bool:
+    """Whether Slurm, Open MPI or a TPU pod has started several processes, by the variables that these set."""
+    counts = (int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    return max(counts) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def check() -> None:
