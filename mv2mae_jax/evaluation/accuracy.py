@@ -1,6 +1,7 @@
 """Classification metrics, on the host in NumPy: for fine-tuning and for probes alike."""
 
 import numpy as np
+import scipy.special
 
 from console.errors import UserError
 
@@ -54,11 +55,9 @@ def average_clips(scores: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.n
     Returns:
       (float64[M, K], probabilities that sum to one; int[M], the rows, ascending).
     """
-    scores = np.asarray(scores, np.float64)
-    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))  # (R, K)
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    probabilities = scipy.special.softmax(np.asarray(scores, np.float64), axis=1)  # (R, K)
     rows, clip_row, count = np.unique(row, return_inverse=True, return_counts=True)
-    total = np.zeros((len(rows), scores.shape[1]))
+    total = np.zeros((len(rows), probabilities.shape[1]))
     np.add.at(total, clip_row, probabilities)
     return total / count[:, None], rows
 
