@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from benchmarks import attention
 from console.command import Parser, execute
+from mv2mae_jax.models.kernels.dense import product_2d
 
 BATCH = 8
 # name: (tokens, width in, width out). 154 of 512 tokens are visible at mask ratio 0.7.
@@ -28,20 +29,11 @@ LAYERS = {
 }
 
 
-def dense_3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return x @ kernel
-
-
-def dense_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    flat = x.reshape(-1, x.shape[-1])  # (B * N, D_in)
-    return (flat @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])  # (B, N, D_out)
-
-
 def cases(dtype: jnp.dtype) -> Iterator[attention.Case]:
     for layer, (num_tokens, width_in, width_out) in LAYERS.items():
         x_key, kernel_key = jax.random.split(jax.random.key(0))
         x = jax.random.normal(x_key, (BATCH, num_tokens, width_in), dtype)
-        yield layer, dense_3d, dense_2d, (x, jax.random.normal(kernel_key, (width_in, width_out), dtype))
+        yield layer, jnp.matmul, product_2d, (x, jax.random.normal(kernel_key, (width_in, width_out), dtype))
 
 
 def make_parser() -> Parser:
