@@ -2,6 +2,7 @@
 
 import argparse
 import concurrent.futures
+import functools
 import itertools
 import os
 import sys
@@ -23,6 +24,7 @@ from mv2mae_jax.features import sources
 from mv2mae_jax.features.store import Store
 from mv2mae_jax.runs import run_record
 
+Source = sources.PreparedSource | sources.VideoSource
 BATCHES_PER_PART = 8  # [ours] an interruption loses at most this much work
 POOLINGS = (*features.POOLINGS, "tokens")
 # Columns that say where in its video a clip lies; see `times`.
@@ -94,80 +96,67 @@ def extract_to_file(arguments: argparse.Namespace) -> int:
     batch_size = -(-arguments.batch_size // mesh.size) * mesh.size  # as many clips on every device
     encoder = inference.load_encoder(arguments.workdir, arguments.step, mesh=mesh)
     source = open_source(arguments, encoder)
-    spec = source.spec
     about = {
         "workdir": os.path.abspath(arguments.workdir),
         "step": encoder.step,
         "pooling": arguments.pooling,
         "clip_size": encoder.model.clip_size,
-        "frame_stride": spec.frame_stride,
+        "frame_stride": source.spec.frame_stride,
         "clips_per_video": arguments.clips_per_video,
         "class_names": source.class_names,
         "protocol": arguments.protocol or (encoder.config.data.protocol if encoder.config is not None else None),
+        **source.facts(),
+        "batch_size": batch_size,
+        "parameters": features.digest_of(encoder.params),
+        "columns": [*source.columns, *TIMES],  # parts written by another version of this program have other columns
+        "dtype": encoder.model.compute.dtype.name,  # `auto` depends on the devices
+        "code": features.code_digest(),
     }
-    about |= source.facts() | {"batch_size": batch_size, "parameters": features.digest_of(encoder.params)}
-    about["columns"] = [*source.columns, *TIMES]  # parts written by another version of this program have other columns
-    about["dtype"] = encoder.model.compute.dtype.name  # `auto` depends on the devices
-    about["code"] = features.code_digest()
     store = Store(output=Path(arguments.output), facts=about)
     with store.locked():
-        return extract_parts(arguments, encoder, source, mesh, batch_size, store)
-
-
-def extract_parts(
-    arguments: argparse.Namespace,
-    encoder: inference.Encoder,
-    source: sources.PreparedSource | sources.VideoSource,
-    mesh: jax.sharding.Mesh,
-    batch_size: int,
-    store: Store,
-) -> int:
-    """As `extract_to_file`, after everything was opened and OUTPUT was locked."""
-    spec = source.spec
-    if (left_out := store.begin()) is not None:
-        print(f"{arguments.output} is whole: an earlier start wrote it.")
-        return told(left_out)
-
-    num_videos = len(next(iter(source.columns.values())))
-    per_part = max(1, BATCHES_PER_PART * batch_size // arguments.clips_per_video)
-    parts = np.split(np.arange(num_videos), np.arange(per_part, num_videos, per_part))
-    missing = [part for part in range(len(parts)) if not store.has(part)]
-    if len(missing) < len(parts):
-        print(f"Continuing: {len(parts) - len(missing)} of {len(parts)} parts are there.", file=sys.stderr)
-    num_before = sum(len(rows) for part, rows in enumerate(parts) if part not in missing)
-    with (
-        progress.Bar(num_videos, "extracting", "videos", initial=num_before) as bar,
-        concurrent.futures.ThreadPoolExecutor(1) as reader,  # reads the next part while this one is computed
-    ):
-        coming, told_span = None, ""
-        for part, following in itertools.pairwise([*missing, None]):
-            coming = coming or reader.submit(source.read, parts[part], batch_size)
-            num_clips, batches, left_out, seconds = coming.result()
-            coming = None if following is None else reader.submit(source.read, parts[following], batch_size)
-            if not told_span:
-                told_span = other_span(encoder, spec, source, {row: fps for row, (_, fps) in seconds.items()})
-                if told_span:
+        if (left_out := store.begin()) is not None:
+            print(f"{arguments.output} is whole: an earlier start wrote it.")
+            return told(left_out)
+        num_videos = len(next(iter(source.columns.values())))
+        per_part = max(1, BATCHES_PER_PART * batch_size // arguments.clips_per_video)
+        parts = np.split(np.arange(num_videos), np.arange(per_part, num_videos, per_part))
+        missing = [part for part in range(len(parts)) if not store.has(part)]
+        if len(missing) < len(parts):
+            print(f"Continuing: {len(parts) - len(missing)} of {len(parts)} parts are there.", file=sys.stderr)
+        num_before = sum(len(rows) for part, rows in enumerate(parts) if part not in missing)
+        with (
+            progress.Bar(num_videos, "extracting", "videos", initial=num_before) as bar,
+            concurrent.futures.ThreadPoolExecutor(1) as reader,  # reads the next part while this one is computed
+        ):
+            coming, told_span = None, ""
+            for part, following in itertools.pairwise([*missing, None]):
+                coming = coming or reader.submit(source.read, parts[part], batch_size)
+                num_clips, batches, left_out, seconds = coming.result()
+                coming = None if following is None else reader.submit(source.read, parts[following], batch_size)
+                if not told_span and (told_span := other_span(encoder, source, seconds)):
                     progress.say(told_span)
-            row, columns = compute(encoder, batches, num_clips, mesh, arguments.pooling)
-            columns |= times(spec, row, columns["clip"], seconds, arguments.clips_per_video)
-            store.add(part, {name: column[row] for name, column in source.columns.items()} | columns, left_out)
-            bar.advance(len(parts[part]))
-    if any(store.facts[name] != fact for name, fact in source.facts().items()):
-        raise UserError(
-            f"--input={arguments.input} has changed while features were extracted, so they are not all of the same "
-            f"videos: delete {store.folder} and give the command again."
-        )
-    repeating = store.count(len(parts), "repeated_frames", lambda repeated: repeated > 0)
-    slowed = store.count(len(parts), "frame_stride", lambda stride: stride < spec.frame_stride)
-    num_rows, left_out = store.finish(len(parts))
+                row, columns = compute(encoder, batches, num_clips, mesh, arguments.pooling)
+                columns |= times(source, row, columns["clip"], seconds)
+                store.add(part, {name: column[row] for name, column in source.columns.items()} | columns, left_out)
+                bar.advance(len(parts[part]))
+        if any(store.facts[name] != fact for name, fact in source.facts().items()):
+            raise UserError(
+                f"--input={arguments.input} has changed while features were extracted, so they are not all of the same "
+                f"videos: delete {store.folder} and give the command again."
+            )
+        spec, count = source.spec, functools.partial(store.count, len(parts))
+        short = {
+            "have a smaller stride (`frame_stride`)": count("frame_stride", lambda x: x < spec.frame_stride),
+            f"repeat the last frame of a video with fewer than {spec.num_frames} (`repeated_frames`)": count(
+                "repeated_frames", lambda x: x > 0
+            ),
+        }
+        num_rows, left_out = store.finish(len(parts))
     print(f"{num_rows} clips of {num_videos - len(left_out)} videos -> {arguments.output}")
     exit_code = told(left_out)
-    for count, what in (
-        (slowed, "have a smaller stride (`frame_stride`)"),
-        (repeating, f"repeat the last frame of a video with fewer than {spec.num_frames} (`repeated_frames`)"),
-    ):
-        if count:
-            print(f"short videos: {count} of {num_rows} clips {what}.", file=sys.stderr)
+    for what, num_short in short.items():
+        if num_short:
+            print(f"short videos: {num_short} of {num_rows} clips {what}.", file=sys.stderr)
     return exit_code
 
 
@@ -178,9 +167,7 @@ def told(left_out: dict[str, str]) -> ExitCode:
     return ExitCode.PARTLY if left_out else ExitCode.DONE
 
 
-def open_source(
-    arguments: argparse.Namespace, encoder: inference.Encoder
-) -> sources.PreparedSource | sources.VideoSource:
+def open_source(arguments: argparse.Namespace, encoder: inference.Encoder) -> Source:
     """Opens --input. Raises ValueError if features cannot be extracted from it."""
     model, frame_stride = encoder.model, arguments.frame_stride or encoder.frame_stride
     if frame_stride is None:
@@ -212,34 +199,24 @@ def split_of(prepared: takes.Prepared, arguments: argparse.Namespace, encoder: i
     """
     if arguments.protocol:
         return prepared.split_of(arguments.protocol)
-    none = np.zeros(len(prepared.views["take"]), "U8")
-    if encoder.config is None:
-        return none
-    data = encoder.config.data
-    if data.protocol not in ("all", *catalog.get(prepared.name).protocols):
-        print(f"`split` is empty: {prepared.name} has no protocol {data.protocol!r}; see --protocol.", file=sys.stderr)
-        return none
-    try:
-        return split_of_run(prepared, data)
-    except UserError as error:
-        print(f"`split` is empty: {error}", file=sys.stderr)
-        return none
+    if encoder.config is not None:
+        data = encoder.config.data
+        try:
+            if data.protocol not in ("all", *catalog.get(prepared.name).protocols):
+                raise UserError(f"{prepared.name} has no protocol {data.protocol!r}; see --protocol.")
+            return split_of_run(prepared, data)
+        except UserError as error:
+            print(f"`split` is empty: {error}", file=sys.stderr)
+    return np.zeros(len(prepared.views["take"]), "U8")
 
 
-def other_span(
-    encoder: inference.Encoder,
-    spec: clips.ClipSpec,
-    source: sources.PreparedSource | sources.VideoSource,
-    rates: dict[int, float],
-) -> str:
-    """A line on the first video whose clips span another time than in training; '' if none does, or none can tell.
-
-    `rates` are row -> frames per second.
-    """
+def other_span(encoder: inference.Encoder, source: Source, seconds: sources.Seconds) -> str:
+    """A line on the first video whose clips span another time than in training; '' if none does, or none can tell."""
+    spec = source.spec
     if encoder.frame_rates is None or encoder.frame_stride is None or spec.num_frames == 1:
         return ""
     low, high = encoder.frame_rates
-    for row, fps in rates.items():
+    for row, (_, fps) in seconds.items():
         of_run = min(max(low, fps * encoder.frame_stride / spec.frame_stride), high)  # the rate that is most alike
         here, trained = spec.frame_stride / fps, encoder.frame_stride / of_run
         if max(here, trained) <= run_record.ALIKE * min(here, trained):
@@ -254,20 +231,14 @@ def other_span(
     return ""
 
 
-def times(
-    spec: clips.ClipSpec,
-    row: np.ndarray,
-    clip: np.ndarray,
-    seconds: dict[int, tuple[np.ndarray, float]],
-    clips_per_video: int,
-) -> dict[str, np.ndarray]:
+def times(source: Source, row: np.ndarray, clip: np.ndarray, seconds: sources.Seconds) -> dict[str, np.ndarray]:
     """The columns TIMES of clips: where in its video each one lies.
 
     Args:
       row, clip: int[M], the video of each clip, and its number among that video's.
-      seconds: row -> (the frames' times, float[frames]; frames per second).
+      seconds: the times of the videos' frames.
     """
-    positions, found = clips.spread_positions(clips_per_video), []
+    spec, positions, found = source.spec, clips.spread_positions(source.clips_per_video), []
     for video, number in zip(row.tolist(), clip.tolist(), strict=True):
         of_frame, _ = seconds[video]
         num_frames = len(of_frame)

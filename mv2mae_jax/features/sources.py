@@ -19,7 +19,9 @@ from data.prepare import archives, clocks, listing, raw_video
 from data.store import jpeg, takes
 
 Batch = dict[str, np.ndarray]
-Part = tuple[int, Iterator[Batch], dict[str, str], dict[int, tuple[np.ndarray, float]]]  # see PreparedSource.read
+# Row -> (seconds from the video's first frame to each, float[frames]; frames per second).
+Seconds = dict[int, tuple[np.ndarray, float]]
+Part = tuple[int, Iterator[Batch], dict[str, str], Seconds]  # see PreparedSource.read
 JPEG_QUALITY = 90  # of the frames held in memory; data.prepare's default, so that both ways give the same clips [ours]
 
 
@@ -52,8 +54,7 @@ class PreparedSource:
         """Reads the videos of these rows.
 
         Returns:
-          The number of clips; batches for `features.extract`; video -> why it cannot be read; row -> (seconds from
-          the video's first frame to each, float[frames]; frames per second).
+          The number of clips; batches for `features.extract`; video -> why it cannot be read; the times of frames.
         """
         batches = pipeline.clip_batches(
             self.prepared, self.spec, rows, global_batch_size=batch_size, clips_per_view=self.clips_per_video
