@@ -27,7 +27,6 @@ from mv2mae_jax.report import (
     collect,
     curves,
     examine,
-    looks,
     neighbours,
     page,
     pictures,
@@ -270,7 +269,7 @@ def test_chosen_tokens_are_hidden_lie_apart_and_move_most():
 def test_the_picture_is_warm_where_the_attention_is_and_pale_where_hidden():
     grid, video = (2, 2, 2), np.full((4, 16, 16, 3), 60, np.uint8)
     video[..., 2] = 200  # blue
-    picture = looks.attended(video, grid, np.array([1.0, 0.0]), np.array([4, 7]), at=1).astype(int)
+    picture = attention.attended(video, grid, np.array([1.0, 0.0]), np.array([4, 7]), at=1).astype(int)
     red, blue = picture[..., 0], picture[..., 2]
     half = len(picture) // 2
     assert (red[:half, :half] > 200).all() and (blue[:half, :half] < 60).all(), "all attention"

@@ -6,19 +6,7 @@ Interactive libraries were considered. Their scripts are large: 4.8 MB for Plotl
 draw in the browser, so nothing shows where scripts are forbidden (mails, viewers of build artifacts), and their themes
 do not follow the page's colours. Here a reader chooses (a token, to pause) by radio buttons and check boxes.
 
-    collect.py      the files of a run
-    curves.py       history.jsonl -> charts
-    charts.py       Matplotlib -> SVG that belongs to the page
-    tables.py       configurations, results and confusion matrices as tables
-    examine.py      what needs a checkpoint and the data, from:
-    samples.py      reconstructions, motion weights, attention
-    attention.py    where the cross-view decoder looks; looks.py draws it
-    neighbours.py   features of clips: nearest clips of other cameras, and a map of all
-    pictures.py     arrays -> images inside the page
-    page.py         puts everything into template.html
-
-Light to import; __main__.py imports the rest.
-
+This file is light to import; __main__.py imports the rest, of which page.py puts everything into template.html.
 Imports: evaluation, features, inference.py, objectives, models, runs, monitoring, distributed, data, data/store,
 config.py, console.
 Used by: run.py.

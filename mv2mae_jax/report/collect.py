@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from console import progress
 from console.errors import UserError
-from mv2mae_jax.runs import metrics_file, side_files, starts_file
+from mv2mae_jax.runs import metrics_file, run_record, side_files, starts_file
 
 MOST_RUNS = 8  # [ours] the colours of charts.SERIES
 
@@ -84,7 +84,10 @@ def read(workdir: str, name: str | None = None) -> ReportedRun:
         )
         history.sort(key=lambda row: row["step"])
     starts = starts_file.read_starts(workdir)
-    config = _config(workdir, starts, results)
+    if starts:
+        config = config_dict.ConfigDict(starts[-1]["config"])
+    else:
+        config = config_dict.ConfigDict(results["config"]) if results else run_record.read_record(workdir)[2]
     if results is not None and history and history[-1]["step"] > results["step"]:
         results = None  # these are from an earlier end; the run has continued since
     return ReportedRun(
@@ -112,13 +115,3 @@ def read_all(workdirs: Sequence[str]) -> list[ReportedRun]:
     while len({parts[-length:] for parts in paths}) < len(paths):
         length += 1
     return [read(workdir, os.path.join(*parts[-length:])) for workdir, parts in zip(workdirs, paths, strict=True)]
-
-
-def _config(workdir: str, starts: list[dict], results: dict | None) -> config_dict.ConfigDict:
-    if starts:
-        return config_dict.ConfigDict(starts[-1]["config"])
-    if results is not None:
-        return config_dict.ConfigDict(results["config"])
-    from mv2mae_jax.runs import run_record
-
-    return run_record.read_record(workdir)[2]

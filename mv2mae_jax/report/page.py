@@ -36,7 +36,6 @@ def render(runs: Sequence[ReportedRun], seen: Sequence[Examined], command: str) 
         "differences": tables.config_differences(runs) if several else [],
         "curves": curves.draw(runs),
         "command": command,
-        "workdirs": [run.workdir for run in runs],
         "style": (FOLDER / "style.css").read_text(),
     }
     environment = jinja2.Environment(
@@ -47,29 +46,21 @@ def render(runs: Sequence[ReportedRun], seen: Sequence[Examined], command: str) 
 
 
 def _of_run(run: ReportedRun, seen: Examined, index: int | None) -> dict[str, Any]:
-    """The template's values for a run. `index` makes the anchors of several runs differ."""
+    """The template's values for a run, with the fields of `run` and `seen`. `index` makes anchors of runs differ."""
     suffix = "" if index is None else f"-{index}"
-    settings = tables.settings(run)
     return {
-        "name": run.name,
-        "task": run.config.task,
+        **vars(run),
+        **vars(seen),
         "suffix": suffix,
         "colour": None if index is None else f"--series-{index}",
         "tiles": tiles(run),
-        "seen": seen,
-        "samples": seen.samples,
         "attention": any(sample.looks for sample in seen.samples),
         "queries": seen.neighbours.queries if seen.neighbours else [],
         "maps": seen.neighbours.maps if seen.neighbours else [],
-        "poses": seen.poses,
         "accuracies": tables.accuracies(run),
         "confusions": tables.confusions(run, f"confusion{suffix}"),
         "num_classes": len(run.class_names),
-        "settings": settings,
-        "changed": [setting for setting in settings if setting.origin == "this run"],
-        "unchanged": [setting for setting in settings if setting.origin != "this run"],
-        "starts": run.starts,
-        "revision": (run.results or {}).get("git_revision"),
+        "settings": tables.settings(run),
     }
 
 

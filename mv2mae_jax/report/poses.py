@@ -44,12 +44,6 @@ class Poses:
     films: list[Image]
     sheet: np.ndarray
 
-    @property
-    def line(self) -> str:
-        """The result in a sentence."""
-        told = [f"{name} R² {r2:.2f}, {error:.1f} cm" for name, r2, error in self.rows]
-        return f"3D pose read from frozen tokens: {'; '.join(told)}; the mean pose {self.mean_error_cm:.1f} cm."
-
 
 def examine(run: ReportedRun, opened: neighbours.Opened, *, max_clips: int, blur_sigma: float = 0.0) -> Poses | None:
     """Predicts the pose in some tested clips (held-out takes of pre-training), from one central clip of each view.
@@ -103,7 +97,8 @@ def write(found: Poses, workdir: str) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not cv2.imwrite(path, found.sheet[..., ::-1]):
         raise UnusableFile(f"the picture {path} cannot be written")
-    return f"{found.line} Skeletons: {path}."
+    told = "; ".join(f"{name} R² {r2:.2f}, {error:.1f} cm" for name, r2, error in found.rows)
+    return f"3D pose read from frozen tokens: {told}; the mean pose {found.mean_error_cm:.1f} cm. Skeletons: {path}."
 
 
 def draw(

@@ -16,9 +16,9 @@ from mv2mae_jax.evaluation import reconstruction, visualize
 from mv2mae_jax.models import tubelets
 from mv2mae_jax.objectives import losses
 from mv2mae_jax.objectives.pretrain import Pretrain
-from mv2mae_jax.report import attention, charts, looks, pictures
+from mv2mae_jax.report import attention, charts, pictures
+from mv2mae_jax.report.attention import Look
 from mv2mae_jax.report.collect import ReportedRun
-from mv2mae_jax.report.looks import Look
 from mv2mae_jax.report.pictures import Image
 from mv2mae_jax.runs import checkpoint, run_record
 
@@ -62,7 +62,8 @@ def examine(run: ReportedRun, *, count: int) -> tuple[int, list[Sample]]:
     config.model.attention = "xla"  # whichever form the run used
     dataset = Dataset.from_config(config)
     objective = Pretrain.from_config(config, dataset)
-    params = load_params(run.workdir, step, objective)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    params = checkpoint.load_params(run.workdir, sharding.abstract(sharding.one_device(), shapes), step)
     batches = pipeline.eval_batches(dataset, seed=config.seed, global_batch_size=count, max_takes=config.eval.max_takes)
     batch = next(batches)
     key = jax.random.fold_in(jax.random.key(config.seed), step)
@@ -80,7 +81,7 @@ def examine(run: ReportedRun, *, count: int) -> tuple[int, list[Sample]]:
             sources = np.round(sources).astype(np.uint8)  # (S, T, H, W, 3)
             frames = {name: visualize.sample_row(shown, name, index) for name in ("target", "masked")}
             masks = jax.tree.map(lambda x, index=index: x[index], (inputs["target_mask"], inputs["source_mask"]))
-            seen = looks.draw(objective.model.grid, motion, frames, sources, masks, looked[index])
+            seen = attention.draw(objective.model.grid, motion, frames, sources, masks, looked[index])
         films = [
             pictures.film(visualize.sample_row(shown, name, index), dict(visualize.ROWS)[name], f"Animation: {alt}")
             for name, alt in ALTS.items()
@@ -89,13 +90,6 @@ def examine(run: ReportedRun, *, count: int) -> tuple[int, list[Sample]]:
         name = _name(dataset, batch, index)
         samples.append(Sample(name=name, films=films, weights=weights, weights_note=note, looks=seen))
     return step, samples
-
-
-def load_params(workdir: str, step: int, objective: Pretrain) -> Any:
-    """The parameters of a checkpoint (their average, where the run kept one) on one device."""
-    mesh = sharding.one_device()
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
-    return checkpoint.load_params(workdir, sharding.abstract(mesh, shapes), step)
 
 
 def temperature_of(motion: np.ndarray, weights: np.ndarray) -> float:
@@ -138,11 +132,8 @@ def _compute(objective: Pretrain, params: Any, batch: dict[str, Any], key: jax.A
     inputs = objective.make_inputs(batch, key)
     looked = None
     if objective.model.cross_view:
-        model, mask, source_mask = (
-            objective.model.bind({"params": params}),
-            inputs["target_mask"],
-            inputs["source_mask"],
-        )
+        mask, source_mask = inputs["target_mask"], inputs["source_mask"]
+        model = objective.model.bind({"params": params})
         latents, sources = model.encode_views(inputs["patches"], mask, source_mask)
         seen = (latents, mask.visible, mask.masked, sources, source_mask.visible)
         looked = attention.cross_attention(objective.model, params, *seen).mean(axis=(1, 2))  # over blocks and heads
