@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ LAYER_NORM_EPS = 1e-6
 TO_HEADS = (".qkv", ".projq", ".projk", ".projv")  # ends of the names of layers.ToHeads
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@flax.struct.dataclass
 class FixedInput:
     """The input of every check: clips of noise, with half of the tokens visible. The second view is the source.
 
@@ -38,24 +39,19 @@ class FixedInput:
     """
 
     video: np.ndarray  # uint8[1, 2, T, H, W, 3]
-    target_visible: np.ndarray  # int32[1, Nv]
-    source_visible: np.ndarray  # int32[1, 1, Nv]
-    hidden: np.ndarray  # int32[1, N - Nv], of the target
-    source_hidden: np.ndarray  # int32[1, 1, N - Nv]
+    target: Mask  # int32[1, Nv] and int32[1, N - Nv]
+    source: Mask  # int32[1, 1, Nv] and int32[1, 1, N - Nv]
 
     @classmethod
     def of(cls, model: mv2mae.MV2MAE | Classifier) -> "FixedInput":
         rng = np.random.default_rng(0)
         video = rng.integers(0, 256, (1, 2, *model.clip_size, 3), dtype=np.uint8)
-        target, source = (rng.permutation(model.num_tokens).astype(np.int32) for _ in range(2))
         num_visible = model.num_tokens if isinstance(model, Classifier) else model.num_tokens // 2
-        return cls(
-            video=video,
-            target_visible=np.sort(target[:num_visible])[None],
-            source_visible=np.sort(source[:num_visible])[None, None],
-            hidden=np.sort(target[num_visible:])[None],
-            source_hidden=np.sort(source[num_visible:])[None, None],
+        target, source = (
+            Mask(visible=np.sort(order[:num_visible])[None], masked=np.sort(order[num_visible:])[None])
+            for order in (rng.permutation(model.num_tokens).astype(np.int32) for _ in range(2))
         )
+        return cls(video=video, target=target, source=jax.tree.map(lambda indices: indices[None], source))
 
 
 Outputs = dict[str, np.ndarray]  # VideoMAE's name of a module -> its (first) output
@@ -64,17 +60,17 @@ Outputs = dict[str, np.ndarray]  # VideoMAE's name of a module -> its (first) ou
 def jax_outputs(model: mv2mae.MV2MAE | Classifier, params: Any, inputs: FixedInput) -> Outputs:
     """What every module of the model puts out for the target view; blocks unrolled, computed in full float32."""
     with jax.default_matmul_precision("highest"):
-        outputs = jax.device_get(_intermediates(params, dataclasses.asdict(inputs), model=model))
+        outputs = jax.device_get(_intermediates(params, inputs, model=model))
     named = {names.videomae_name(name.removesuffix("/__call__")): out for name, out in names.flatten(outputs).items()}
     return {name: _heads_last(out) if name.endswith(TO_HEADS) else out for name, out in named.items()}
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _intermediates(params: Any, inputs: dict[str, jax.Array], *, model: mv2mae.MV2MAE | Classifier) -> Any:
-    """Outputs by the modules' names in JAX; `inputs` are the fields of a `FixedInput`."""
+def _intermediates(params: Any, inputs: FixedInput, *, model: mv2mae.MV2MAE | Classifier) -> Any:
+    """Outputs by the modules' names in JAX."""
 
     def run(module: mv2mae.MV2MAE | Classifier) -> None:
-        video, visible, hidden = inputs["video"], inputs["target_visible"], inputs["hidden"]
+        video, visible, hidden = inputs.video, inputs.target.visible, inputs.target.masked
         if isinstance(module, Classifier):
             module(video[:, 0])
             return
@@ -83,8 +79,8 @@ def _intermediates(params: Any, inputs: dict[str, jax.Array], *, model: mv2mae.M
             return
         module.decode_self(target, visible, hidden)
         if module.cross_view:
-            source = module.encode(video[:, 1], inputs["source_visible"][:, 0])[:, None]
-            module.decode_cross(target, visible, hidden, source, inputs["source_visible"])
+            source = module.encode(video[:, 1], inputs.source.visible[:, 0])[:, None]
+            module.decode_cross(target, visible, hidden, source, inputs.source.visible)
 
     _, state = model.apply({"params": params}, method=run, capture_intermediates=True, mutable=["intermediates"])
     # A module that runs for both views keeps a tuple of outputs, the target view's first.
@@ -100,14 +96,12 @@ def record(module: nn.Module, rename: Callable[[str], str], run: Callable[[], An
     """Runs a PyTorch model without gradients; outputs of its modules in the order in which they were computed."""
     outputs: Outputs = {}
 
-    def hook(name: str) -> Callable:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and name not in outputs:
-                outputs[name] = output.numpy()
+    def keep(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            outputs.setdefault(name, output.numpy())
 
-        return keep
-
-    handles = [child.register_forward_hook(hook(rename(name))) for name, child in module.named_modules() if name]
+    named = [(rename(name), child) for name, child in module.named_modules() if name]
+    handles = [child.register_forward_hook(functools.partial(keep, name)) for name, child in named]
     with torch.no_grad():
         run()
     for handle in handles:
@@ -157,7 +151,7 @@ def in_their_target(run: TrainedRun, expected: Outputs) -> Outputs:
 def their_loss(run: TrainedRun, predicted: np.ndarray, inputs: FixedInput) -> float:
     """The unweighted loss of the self-view decoder's [1, N - Nv, P] by VideoMAE's definition, as JAX has it."""
     patches = tubelets.patchify(inputs.video[:, 0], run.model.tubelet_size)
-    hidden = tubelets.gather_tokens(patches, inputs.hidden)  # (1, N - Nv, P)
+    hidden = tubelets.gather_tokens(patches, inputs.target.masked)  # (1, N - Nv, P)
     target = losses.targets(hidden, "normalized_pixels") if run.normalizes_patches else hidden / 255
     return float(np.square(predicted - np.asarray(target)).mean())
 
@@ -166,12 +160,11 @@ def own_loss(run: TrainedRun, inputs: FixedInput) -> float:
     """The loss of pre-training of the two views: motion-weighted, of every decoder, by the run's config."""
     objective = dataclasses.replace(Pretrain.from_config(run.config), model=run.model, num_source_views=1)
     masks = {
-        "target_mask": Mask(visible=inputs.target_visible, masked=inputs.hidden),
-        "source_mask": Mask(visible=inputs.source_visible, masked=inputs.source_hidden),
-        "decoded_target": inputs.hidden,
-        "decoded_source": inputs.source_hidden,
+        "target_mask": inputs.target,
+        "source_mask": inputs.source,
+        "decoded_target": inputs.target.masked,
+        "decoded_source": inputs.source.masked,
     }
-
     with jax.default_matmul_precision("highest"):
         return float(_loss(run.params, inputs.video, masks, objective=objective))
 
@@ -212,14 +205,14 @@ def check_port(port: nn.Module, expected: Outputs, inputs: FixedInput) -> float:
     rename = names.with_encoder_prefix if isinstance(port, mv2mae_torch.Classifier) else str
     check_eps(port, rename)
     video = torch.from_numpy(inputs.video)
-    target, source = (torch.from_numpy(x).long() for x in (inputs.target_visible, inputs.source_visible))
+    target, source = (torch.from_numpy(mask.visible).long() for mask in (inputs.target, inputs.source))
     if isinstance(port, mv2mae_torch.Classifier):
         found = record(port, rename, lambda: port(video[:, 0]))
     elif isinstance(port, mv2mae_torch.MV2MAE):
         found = record(port, rename, lambda: port(video, target, source))
     else:
         found = record(port, rename, lambda: port.encode(video[:, 0], target))
-    return compare(expected, found, inputs.target_visible)
+    return compare(expected, found, inputs.target.visible)
 
 
 def check_written_port(folder: pathlib.Path, run: TrainedRun, expected: Outputs, inputs: FixedInput) -> float:
@@ -228,7 +221,7 @@ def check_written_port(folder: pathlib.Path, run: TrainedRun, expected: Outputs,
     worst = check_port(port, expected, inputs)
     if not run.has_decoders:
         return worst
-    video, target, source = map(torch.from_numpy, (inputs.video, inputs.target_visible, inputs.source_visible))
+    video, target, source = map(torch.from_numpy, (inputs.video, inputs.target.visible, inputs.source.visible))
     settings = json.loads((folder / "config.json").read_text())["loss"]
     with torch.no_grad():
         found = port.loss(video, target.long(), source.long(), **settings).item()
@@ -269,12 +262,12 @@ def check_written_hugging_face(folder: pathlib.Path, run: TrainedRun, expected: 
             f"transformers {transformers.__version__} did not find {sorted(report['missing_keys'])}, had no place for "
             f"{sorted(unexpected)}, and read other shapes of {sorted(report['mismatched_keys'])}."
         )
-    prefix = "videomae." if run.encoder_alone else ""  # which transformers leaves out where there is nothing else
+    prefix = "videomae." if run.left_out else ""  # which transformers leaves out where there is nothing else
 
     def rename(name: str) -> str:
         return names.videomae_name_from_hugging_face(prefix + name)
 
-    if not run.encoder_alone:
+    if not run.left_out:
         last_norm = model.fc_norm if run.fine_tuned else model.decoder.norm
         last_norm.eps = LAYER_NORM_EPS  # 1e-5 in transformers' code, whatever config.json says
     check_eps(model, rename)
@@ -283,7 +276,7 @@ def check_written_hugging_face(folder: pathlib.Path, run: TrainedRun, expected: 
     pixels = torch.from_numpy(video).permute(0, 1, 2, 5, 3, 4)  # (1, 2, T, 3, H, W)
     target_masked, source_masked = (
         torch.zeros(1, run.model.num_tokens, dtype=torch.bool).scatter_(1, torch.from_numpy(hidden).long(), True)
-        for hidden in (inputs.hidden, inputs.source_hidden[:, 0])
+        for hidden in (inputs.target.masked, inputs.source.masked[:, 0])
     )
     outputs = []
 
@@ -295,7 +288,7 @@ def check_written_hugging_face(folder: pathlib.Path, run: TrainedRun, expected: 
 
     found = record(model, rename, compute)
     expected = in_their_target(run, expected)
-    worst = compare(expected, found, inputs.target_visible)
+    worst = compare(expected, found, inputs.target.visible)
     if not run.has_decoders:
         return worst
     loss = their_loss(run, expected["decoder.head"], inputs)

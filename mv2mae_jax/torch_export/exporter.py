@@ -21,8 +21,6 @@ FORMATS = ("videomae", "hf", "port")
 PORT_FILE, PROCESSOR_FILE, CROSS_VIEW_FILE = (
     pathlib.Path(__file__).with_name(f"mv2mae_{name}.py") for name in ("torch", "processor", "cross_view")
 )
-_NEEDED_FOR_CHECK = {"videomae": ("torch",), "hf": ("torch", "transformers"), "port": ("torch",)}
-
 _BESIDE_WEIGHTS = 2**18  # [ours] bytes that the other files of a folder, and the names of the weights, take at most
 
 
@@ -49,8 +47,13 @@ def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
             "--format=videomae writes a .pth file, which takes PyTorch: pip install -r requirements-torch.txt. "
             "--format=hf and --format=port can be written without."
         )
-    if run.has_decoders:
-        check_loss(run, layout)
+    error = run.config.loss.get("error", "squared") if run.has_decoders else "squared"
+    if layout == "port" and error != "squared":
+        raise UserError(
+            f"The run was trained with loss.error={error!r}, and the PyTorch port has the squared error alone. Use "
+            "--format=hf or --format=videomae, or add the error to `reconstruction_loss` in "
+            "mv2mae_jax/torch_export/mv2mae_torch.py."
+        )
     rejected = output.with_name(f"{output.name}.rejected")
     shutil.rmtree(rejected, ignore_errors=True)
     rejected.mkdir(parents=True)
@@ -168,7 +171,7 @@ def hugging_face_config(run: TrainedRun) -> dict[str, Any]:
             "id2label": {str(label): name for label, name in enumerate(run.class_names)},
             "label2id": {name: label for label, name in enumerate(run.class_names)},
         }
-    if run.encoder_alone:
+    if run.left_out:
         return config | {"architectures": ["VideoMAEModel"], "use_mean_pooling": False}
     if run.has_cross_view:
         config["auto_map"] = {"AutoModelForPreTraining": f"{CROSS_VIEW_FILE.stem}.MV2MAEForPreTraining"}
@@ -197,20 +200,9 @@ def write_port(run: TrainedRun, state: names.Arrays, folder: pathlib.Path) -> No
     config = {"architecture": run.architecture, "model": run.model_config, **clip_times(run)}
     if run.fine_tuned:
         config["class_names"] = run.class_names
-    elif not run.encoder_alone:
+    elif not run.left_out:
         config["loss"] = loss_settings(run)
     _write_json(folder / "config.json", config)
-
-
-def check_loss(run: TrainedRun, layout: str) -> None:
-    """Raises UserError where the port has no such loss."""
-    error = run.config.loss.get("error", "squared")
-    if layout == "port" and error != "squared":
-        raise UserError(
-            f"The run was trained with loss.error={error!r}, and the PyTorch port has the squared error alone. Use "
-            "--format=hf or --format=videomae, or add the error to `reconstruction_loss` in "
-            "mv2mae_jax/torch_export/mv2mae_torch.py."
-        )
 
 
 def loss_settings(run: TrainedRun) -> dict[str, Any]:
@@ -232,7 +224,8 @@ def verify(run: TrainedRun, layout: str, folder: pathlib.Path) -> str:
     Raises:
       Mismatch: the outputs differ.
     """
-    absent = [package for package in _NEEDED_FOR_CHECK[layout] if not _installed(package)]
+    needed = ("torch", "transformers") if layout == "hf" else ("torch",)
+    absent = [package for package in needed if not _installed(package)]
     if absent:
         return (
             f"NOT compared with JAX: {' and '.join(absent)} is not installed here. Run the export again after "
@@ -251,7 +244,7 @@ def verify(run: TrainedRun, layout: str, folder: pathlib.Path) -> str:
     }[layout](folder, run, expected, inputs)
     if run.fine_tuned:
         parts = "encoder and head"
-    elif run.encoder_alone:
+    elif run.left_out:
         parts = f"encoder ({run.left_out})"
     else:
         parts = "encoder and every decoder"

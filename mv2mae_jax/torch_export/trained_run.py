@@ -44,7 +44,7 @@ class TrainedRun:
 
     @property
     def left_out(self) -> str:
-        """Why the decoders of a pre-trained run are not exported; empty if they are."""
+        """Why only the encoder of a pre-trained run is exported; empty if its decoders are."""
         if self.fine_tuned:
             return ""
         if type(self.model) is not mv2mae.MV2MAE:
@@ -54,23 +54,17 @@ class TrainedRun:
         return ""
 
     @property
-    def encoder_alone(self) -> bool:
-        """Whether only the encoder is exported."""
-        return bool(self.left_out)
-
-    @property
     def architecture(self) -> str:
         """The class of the port."""
-        return "Classifier" if self.fine_tuned else "PretrainedEncoder" if self.encoder_alone else "MV2MAE"
+        return "Classifier" if self.fine_tuned else "PretrainedEncoder" if self.left_out else "MV2MAE"
 
     @property
     def has_decoders(self) -> bool:
-        """Whether there are decoders to export, the self-view decoder at least."""
-        return not self.fine_tuned and not self.encoder_alone
+        """The self-view decoder at least."""
+        return not self.fine_tuned and not self.left_out
 
     @property
     def has_cross_view(self) -> bool:
-        """Whether there is a cross-view decoder to export."""
         return self.has_decoders and self.model.cross_view
 
     @property
@@ -108,43 +102,33 @@ def read_run(workdir: str, step: int | None = None) -> TrainedRun:
     else:
         objective = Pretrain.from_config(config)
         model, shapes = objective.model, jax.eval_shape(objective.init, jax.random.key(0))
-    _check_backbone(workdir, model)
-    mesh = sharding.one_device()
-    params = jax.device_get(checkpoint.load_params(workdir, sharding.abstract(mesh, shapes), step))
-    if model.compute.scan_layers:
-        params = layers.unstack_blocks(params)
-    run = TrainedRun(
-        workdir=workdir,
-        step=step,
-        config=config,
-        git_revision=record["git_revision"],
-        metrics=_metrics_at(workdir, step),
-        model=for_comparison(model),
-        params=params,
-        class_names=class_names,
-        frame_rates=record.get("frame_rates"),
-    )
-    return dataclasses.replace(run, params={"encoder": params["encoder"]}) if run.encoder_alone else run
-
-
-def _check_backbone(workdir: str, model: mv2mae.MV2MAE | Classifier) -> None:
-    """Raises UserError where the layouts have no names for the model's parts, e.g. another backbone."""
     backbone = type(model.encoder) if isinstance(model, Classifier) else model.backbone
     if backbone is not mv2mae.Encoder:
         raise UserError(
             f"{workdir}: its backbone is a {backbone.__name__}, and the layouts of PyTorch have names for the parts of "
             f"{mv2mae.Encoder.__name__} alone. `python -m mv2mae_jax.inference` exports any encoder, to a file for JAX."
         )
+    shapes = sharding.abstract(sharding.one_device(), shapes)
+    params = jax.device_get(checkpoint.load_params(workdir, shapes, step))
+    if model.compute.scan_layers:
+        params = layers.unstack_blocks(params)
+    rows = side_files.read_rows(pathlib.Path(workdir) / side_files.HISTORY_FILE, side_files.is_numbers)
+    reported = {name: value for row in rows if row["step"] == step for name, value in row.items()}
+    quality = ("train/", "eval", "test/", "held_out/")
+    run = TrainedRun(
+        workdir=workdir,
+        step=step,
+        config=config,
+        git_revision=record["git_revision"],
+        metrics={name: value for name, value in reported.items() if name.startswith(quality)},
+        model=for_comparison(model),
+        params=params,
+        class_names=class_names,
+        frame_rates=record.get("frame_rates"),
+    )
+    return dataclasses.replace(run, params={"encoder": params["encoder"]}) if run.left_out else run
 
 
 def for_comparison(model: mv2mae.MV2MAE | Classifier) -> mv2mae.MV2MAE | Classifier:
     """The same model in float32, with unrolled blocks, so that each has a name."""
     return model.with_compute(**dataclasses.asdict(Compute(scan_layers=False)))
-
-
-def _metrics_at(workdir: str, step: int) -> dict[str, float]:
-    rows = side_files.read_rows(pathlib.Path(workdir) / side_files.HISTORY_FILE, side_files.is_numbers)
-    reported = {name: value for row in rows if row["step"] == step for name, value in row.items()}
-    return {
-        name: value for name, value in reported.items() if name.startswith(("train/", "eval", "test/", "held_out/"))
-    }
