@@ -236,7 +236,7 @@ def test_main_memory_traffic_of_slices_loops_and_fast_memory():
     module = hlo.parse(TRAFFIC)
     layer = 8 * 128 * 4  # each of 12 rounds reads and writes one layer, not the whole stacks
     padded = 104 * 128 * 2  # rows are padded to a multiple of 8, columns to 128; copy and sum lie in VMEM
-    moved = hlo_cost.bytes_moved(module, hlo_cost.hbm_bytes)
+    moved = hlo_cost.bytes_moved(module, lambda array: array.hbm_bytes)
     assert moved["copy"] == padded
     counters = moved["fusion"] - 12 * 2 * layer
     assert 0 <= counters <= 12 * 128 * 4  # the loop's counter, a padded scalar
@@ -337,7 +337,7 @@ kind=kOutput, calls=%beside
 
 
 def test_traffic_of_a_collective_counts_where_it_starts():
-    moved = hlo_cost.bytes_moved(hlo.parse(IN_FLIGHT), hlo_cost.hbm_bytes)
+    moved = hlo_cost.bytes_moved(hlo.parse(IN_FLIGHT), lambda array: array.hbm_bytes)
     gather, work, permute = 2 * 8 * 4 + 8 * 8 * 4, 2 * 100 * 4, 2 * 8 * 8 * 4
     assert moved == {"fusion": gather + work, "collective-permute-start": permute}
 

@@ -38,9 +38,9 @@ class Array:
         return math.prod(self.dims) * self.item_bytes
 
     @property
-    def in_hbm(self) -> bool:
-        """S(1), S(2), ... in a layout are memories on the chip (VMEM, SMEM, flags)."""
-        return not re.search(r"S\([1-9]", self.layout)
+    def hbm_bytes(self) -> float:
+        """Bytes occupied in the main memory; 0 in S(1), S(2), ..., the memories on the chip (VMEM, SMEM, flags)."""
+        return 0.0 if re.search(r"S\([1-9]", self.layout) else self.padded_bytes
 
     @property
     def padded_bytes(self) -> float:
@@ -91,7 +91,7 @@ class Instruction:
 
 _CALLERS = ("fusion", "call", "async-start", "conditional")
 
-Computation = dict[str, Instruction]  # by name, in the order of the text; its last one marked ROOT
+Computation = dict[str, Instruction]  # by name, in the order of the text
 
 
 class LoopOfUnknownLength(ValueError):
@@ -148,32 +148,27 @@ class Module:
         if known:
             return int(known[1])
         condition = self.computations[loop.attribute("condition")]
-        root = next(i for i in condition.values() if i.is_root)
-        inner = condition
-        if root.opcode == "fusion":  # the comparison alone; its operands are those of the fusion
-            inner = self.computations[root.called[0]]
-            root = next(i for i in inner.values() if i.is_root)
-        sides = [_argument_of(inner[name], inner, condition) for name in root.operands]
-        bounds = [int(side.argument) for side in sides if side.opcode == "constant" and _is_integer(side)]
-        if "direction=LT" not in root.attributes or sides[0].opcode != "get-tuple-element" or len(bounds) != 1:
+        compared = root(condition)
+        sides = [condition[name] for name in compared.operands]
+        if compared.opcode == "fusion":  # of the comparison alone, whose operands are those of the fusion
+            fused, passed = self.computations[compared.called[0]], sides
+            compared = root(fused)
+            sides = [fused[name] for name in compared.operands]
+            sides = [passed[int(side.argument)] if side.opcode == "parameter" else side for side in sides]
+        numbers = [side for side in sides if side.opcode == "constant" and not side.arrays[0].dims]
+        bounds = [int(side.argument) for side in numbers if side.arrays[0].dtype[0] in "su"]
+        if "direction=LT" not in compared.attributes or sides[0].opcode != "get-tuple-element" or len(bounds) != 1:
             raise LoopOfUnknownLength(
-                f"How often the loop {loop.name} runs cannot be read from its condition ({root.opcode}, "
-                f"{root.attributes[:40]!r}). A while_loop of the step can be written as a scan or a fori_loop of fixed "
-                "length; one that the compiler made may be absent at another batch."
+                f"How often the loop {loop.name} runs cannot be read from its condition ({compared.opcode}, "
+                f"{compared.attributes[:40]!r}). A while_loop of the step can be written as a scan or a fori_loop of "
+                "fixed length; one that the compiler made may be absent at another batch."
             )
         return bounds[0]
 
 
-def _argument_of(value: Instruction, inner: Computation, outer: Computation) -> Instruction:
-    """A parameter of a condition's fusion -> what the condition passes for it; anything else is itself."""
-    if value.opcode != "parameter" or inner is outer:
-        return value
-    fusion = next(i for i in outer.values() if i.is_root)
-    return outer[fusion.operands[int(value.argument)]]
-
-
-def _is_integer(value: Instruction) -> bool:
-    return value.arrays[0].dtype[0] in "su" and not value.arrays[0].dims
+def root(computation: Computation) -> Instruction:
+    """The instruction whose result is the computation's."""
+    return next(instruction for instruction in computation.values() if instruction.is_root)
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")

@@ -1,7 +1,9 @@
 """Counts what a parsed XLA program computes, moves and communicates, with loops counted as often as they run.
 
-XLA's own `cost_analysis` counts the body of a loop once, so a scanned stack of layers looks as cheap as one layer.
-Products and traffic are otherwise counted as there (openxla/xla `xla/service/hlo_cost_analysis.cc`).
+XLA's own `cost_analysis` counts the body of a loop once, so a scanned stack of layers looks as cheap as one layer. Of
+unrolled layers it counts fast memory as traffic: 5 times the bytes of `Array.hbm_bytes` for ViT-S on v5e, 16 samples a
+chip. It adds elementwise work to the products (3 to 9 %), and says nothing of collectives. Products and traffic are
+otherwise counted as there (openxla/xla `xla/service/hlo_cost_analysis.cc`).
 """
 
 import collections
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from mv2mae_jax.topology.hlo import Array, Computation, Instruction, Module
+from mv2mae_jax.topology.hlo import Array, Computation, Instruction, Module, root
 
 # To be raised whenever the way of counting changes, so that older reports are made again.
 COUNTED_AS = 2
@@ -68,7 +70,7 @@ def bytes_moved(module: Module, size: Callable[[Array], float]) -> collections.C
     operand and its result; the later fusions that continue it only pass its buffers along.
 
     Args:
-      size: bytes that an array counts, e.g. `lambda array: array.bytes`, or `hbm_bytes`.
+      size: bytes that an array counts, e.g. `lambda array: array.bytes`, or its `hbm_bytes`.
     """
     traffic, moved = _Traffic(module, size), collections.Counter()
     for instruction, computation, runs in module.executed():
@@ -151,8 +153,8 @@ class _Traffic:
 
     def written(self, fused: Computation) -> float:
         """What a fusion writes."""
-        root = next(i for i in fused.values() if i.is_root)
-        outputs = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        result = root(fused)
+        outputs = [fused[name] for name in result.operands] if result.opcode == "tuple" else [result]
         total = 0.0
         for output in outputs:
             source = output
@@ -227,11 +229,6 @@ def estimated_cycles(module: Module) -> collections.Counter:
         if estimate and not instruction.opcode.endswith("-done"):
             cycles[instruction.source] += runs * int(estimate[1])
     return cycles
-
-
-def hbm_bytes(array: Array) -> float:
-    """Bytes with their padding where the array lies in the chip's main memory, else 0."""
-    return array.padded_bytes if array.in_hbm else 0.0
 
 
 def _placed_as(array: Array, layout: str) -> Array:

@@ -20,7 +20,7 @@ def read_program(text: str) -> dict[str, Any]:
             bytes=one.runs * one.bytes,
             wire_bytes=one.runs * one.wire_bytes,
         )
-    cycles, traffic = hlo_cost.estimated_cycles(module), hlo_cost.bytes_moved(module, hlo_cost.hbm_bytes)
+    cycles, traffic = hlo_cost.estimated_cycles(module), hlo_cost.bytes_moved(module, lambda array: array.hbm_bytes)
     return {
         "matmul_flops": hlo_cost.matmul_flops(module),
         "bytes_accessed": hlo_cost.bytes_moved(module, lambda array: array.bytes).total(),
