@@ -158,18 +158,14 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
     if importer.is_torch_checkpoint(workdir):
         if step is not None:
             raise UserError(f"{workdir} is an exported folder and has no steps: leave the step ({step}) out.")
-        model, params, told = exported.load(workdir, mesh)
-        return _checked(Encoder(workdir=workdir, step=None, model=model, params=params, **told))
-    step, record, config = run_record.read_record(workdir, step)
-    model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
-    told = {"frame_stride": config.data.frame_stride, "frame_rates": record.get("frame_rates")}
-    return _checked(Encoder(workdir=workdir, step=step, model=model, params=params, config=config, **told))
-
-
-def _checked(encoder: Encoder) -> Encoder:
-    """The encoder; raises ValueError if parameters of it are NaN or infinite, because all that it gives would be."""
-    finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), jax.device_get(encoder.params))
-    if bad := checkpoint.not_finite(finite):
+        config, (model, params, told) = None, exported.load(workdir, mesh)
+    else:
+        step, record, config = run_record.read_record(workdir, step)
+        model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
+        told = {"frame_stride": config.data.frame_stride, "frame_rates": record.get("frame_rates")}
+    encoder = Encoder(workdir=workdir, step=step, model=model, params=params, config=config, **told)
+    finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), jax.device_get(params))
+    if bad := checkpoint.not_finite(finite):  # all that the encoder gives would be NaN or infinite
         raise UserError(
             f"{encoder.origin}: {len(bad)} of the encoder's {len(jax.tree.leaves(finite))} parameters are not finite, "
             f"e.g. {bad[0]}. The training has diverged, or the weights are damaged. Take another step of the run, or "

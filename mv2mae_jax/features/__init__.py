@@ -153,27 +153,27 @@ def cached(directory: str, facts: dict[str, Any], make: Callable[[str], Features
       The features; tokens are mapped from their file, not read.
     """
     text = json.dumps(facts, sort_keys=True)
-    folder = os.path.join(directory, hashlib.sha256(text.encode()).hexdigest()[:16])
-    if os.path.isdir(folder):
-        wrong = digests.check(Path(folder))
+    folder = Path(directory, hashlib.sha256(text.encode()).hexdigest()[:16])
+    if folder.is_dir():
+        wrong = digests.check(folder)
         if not wrong:
             return _load(folder)
         found = ", ".join(f"{name} {problem}" for name, problem in wrong.items())
         logging.warning("Features in %s are not as they were written (%s): extracted anew.", folder, found)
         shutil.rmtree(folder)
-    unfinished = f"{folder}.unfinished"
-    for left in Path(directory).glob("*.unfinished"):  # by a process that was killed, perhaps for other facts
+    for left in folder.parent.glob("*.unfinished"):  # by a process that was killed, perhaps for other facts
         shutil.rmtree(left)
-    os.makedirs(unfinished)
-    features = make(unfinished)
+    unfinished = folder.with_suffix(".unfinished")
+    unfinished.mkdir(parents=True)
+    features = make(str(unfinished))
     for name, array in vars(features).items():
         if isinstance(array, np.memmap):
             array.flush()
         elif array is not None:
-            np.save(os.path.join(unfinished, f"{name}.npy"), array)
-    Path(unfinished, "features.json").write_text(json.dumps({"facts": facts}, indent=2))
-    Path(unfinished, digests.NAME).write_text(digests.table(Path(unfinished)))
-    os.rename(unfinished, folder)
+            np.save(unfinished / name, array)
+    (unfinished / "features.json").write_text(json.dumps({"facts": facts}, indent=2))
+    (unfinished / digests.NAME).write_text(digests.table(unfinished))
+    unfinished.rename(folder)
     return _load(folder)
 
 
@@ -192,9 +192,9 @@ def check_finite(found: Features, encoder: str) -> None:
         )
 
 
-def _load(folder: str) -> Features:
-    paths = Path(folder).glob("*.npy")
-    return Features(**{path.stem: np.load(path, mmap_mode="r" if path.stem == "tokens" else None) for path in paths})
+def _load(folder: Path) -> Features:
+    modes = {"tokens": "r"}  # mapped
+    return Features(**{path.stem: np.load(path, modes.get(path.stem)) for path in folder.glob("*.npy")})
 
 
 def map_tokens(folder: str, num_clips: int, model: mv2mae.MV2MAE) -> np.ndarray:
