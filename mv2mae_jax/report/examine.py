@@ -88,9 +88,8 @@ def _said(error: Exception, run: ReportedRun) -> str:
             f"the data set {missing[0]} is not there. Start the command where the run was started, or name the folder "
             "that holds the set now: --data_dir=DIR."
         )
-    if isinstance(error, ValueError):
-        return textwrap.shorten(str(error), MOST_CHARACTERS)
-    return textwrap.shorten(f"{type(error).__name__}: {error}", MOST_CHARACTERS)
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return textwrap.shorten(text, MOST_CHARACTERS)
 
 
 def blur_sigma(config: config_dict.ConfigDict) -> float:

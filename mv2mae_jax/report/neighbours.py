@@ -72,10 +72,18 @@ class Opened:
         """Features of one central clip of each view; raises ValueError, naming `encoder`, if some are not finite."""
         tokens = np.empty((len(rows), self.model.num_tokens, self.model.width), np.float16) if with_tokens else None
         batches = pipeline.clip_batches(self.prepared, self.spec, rows, global_batch_size=BATCH_SIZE)
-        mesh = sharding.one_device()
-        found = features.extract(self.model, params, batches, mesh, tokens=tokens)
+        found = features.extract(self.model, params, batches, sharding.one_device(), tokens=tokens)
         features.check_finite(found, encoder)
         return found
+
+    def videos(self, rows: np.ndarray, blur_sigma: float) -> np.ndarray:
+        """uint8[M, T, H, W, 3] of the clips that `encode` takes."""
+        found, batch_size = [], min(BATCH_SIZE, len(rows))
+        for batch in pipeline.clip_batches(self.prepared, self.spec, rows, global_batch_size=batch_size):
+            video = np.asarray(stored_frames.pixels(batch, self.model.clip_size[1:])["video"])
+            found.append(video[np.asarray(batch["valid"])])
+        videos = np.concatenate(found).astype(np.float32)
+        return np.round(visualize.blurred(videos, blur_sigma)).astype(np.uint8)
 
 
 def examine(run: ReportedRun, opened: Opened, *, max_clips: int, key: str, blur_sigma: float = 0.0) -> Neighbours:
@@ -92,8 +100,7 @@ def examine(run: ReportedRun, opened: Opened, *, max_clips: int, key: str, blur_
         chosen = _choose_queries(take, view, seed=run.config.seed)
         order = {query: nearest(pooled, view, query, NEAREST) for query in chosen}
         shown = np.unique(np.concatenate([[query, *index] for query, index in order.items()]))
-        videos = videos_of(opened.model, prepared, opened.spec, rows[shown], blur_sigma)
-        videos = dict(zip(shown.tolist(), videos, strict=True))
+        videos = dict(zip(shown.tolist(), opened.videos(rows[shown], blur_sigma), strict=True))
         queries = [_query(query, index, videos, pooled, take, view, label, prepared) for query, index in order.items()]
         if not prepared.not_synchronised and retrieval.camera_pairs(take, view):
             measured = retrieval.measure(pooled, take, view, label)
@@ -149,8 +156,7 @@ def open_run(run: ReportedRun) -> Opened:
         dataset = LabelledDataset.from_config(run.config)
         train, rows, which = dataset.train, dataset.test, "takes of the test split"
     if run.config.task == "probe":
-        mesh = sharding.one_device()
-        model, params, _ = probe.load_encoder(run.config, mesh)
+        model, params, _ = probe.load_encoder(run.config, sharding.one_device())
     else:
         encoder = inference.load_encoder(run.workdir)
         model, params = encoder.model, encoder.params
@@ -169,18 +175,6 @@ def _choose_queries(take: np.ndarray, view: np.ndarray, *, seed: int) -> list[in
         left = [i for i in order if view[i] == views[number % len(views)] and take[i] not in take[chosen]]
         chosen += [int(i) for i in left[:1]]
     return chosen
-
-
-def videos_of(
-    model: Any, prepared: takes.Prepared, spec: clips.ClipSpec, rows: np.ndarray, blur_sigma: float
-) -> np.ndarray:
-    """uint8[M, T, H, W, 3] of the clips that were encoded."""
-    found = []
-    for batch in pipeline.clip_batches(prepared, spec, rows, global_batch_size=min(BATCH_SIZE, len(rows))):
-        video = np.asarray(stored_frames.pixels(batch, model.clip_size[1:])["video"])
-        found.append(video[np.asarray(batch["valid"])])
-    videos = np.concatenate(found)
-    return np.round(visualize.blurred(videos.astype(np.float32), blur_sigma)).astype(np.uint8)
 
 
 def _query(query, index, videos, pooled, take, view, label, prepared) -> Query:
@@ -238,13 +232,12 @@ def _maps(pooled, take, view, label, class_names, key: str) -> list[Chart]:
             axes.set_ylabel(f"second axis ({100 * shares[1]:.0f} %)")
             axes.tick_params(labelbottom=False, labelleft=False)
             if len(names) <= MOST_MARKS:
-                columns = 3 if len(names) > 3 else len(names)
                 axes.legend(  # names are passed here, because Matplotlib leaves out labels of points that begin with _
                     points,
                     [tables.shortened(name, 20) for name in names],
                     loc="upper center",
                     bbox_to_anchor=(0.45, -0.12),
-                    ncols=columns,
+                    ncols=min(3, len(names)),
                     fontsize=8.5,
                     columnspacing=1,
                     handletextpad=0.1,

@@ -69,10 +69,8 @@ def examine(run: ReportedRun, opened: neighbours.Opened, *, max_clips: int, blur
         rows.append((name, measured["r2"], measured["error_cm"]))
         told = pose if told is None else told
     shown = _spread(prepared, test)
-    videos = neighbours.videos_of(model, prepared, spec, test[shown], blur_sigma)
-    drawn = [
-        draw(prepared, spec, test[i], video, told[i], model.grid[0]) for i, video in zip(shown, videos, strict=True)
-    ]
+    videos = zip(shown, opened.videos(test[shown], blur_sigma), strict=True)
+    drawn = [draw(prepared, spec, test[i], video, told[i], model.grid[0]) for i, video in videos]
     names = [f"{prepared.views['take'][test[i]]}, {prepared.views['view'][test[i]]}" for i in shown]
     return Poses(
         about=f"{len(test)} clips of {len(np.unique(prepared.views['take'][test]))} {opened.which}, read out by ridge "

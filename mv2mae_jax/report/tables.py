@@ -37,16 +37,9 @@ def settings(run: ReportedRun) -> list[Setting]:
     rows = []
     for key, value in configs.flatten(run.config):
         tag, reason = reasons.get(key, ("ours", "not in the base config of this revision"))
-        differs = plain(value) != plain(base.get(key))
-        rows.append(
-            Setting(
-                key=key,
-                value=show(value),
-                base=show(base.get(key)) if differs else "",
-                origin="this run" if differs else tag,
-                reason=reason,
-            )
-        )
+        there = base.get(key)
+        origin, there = (tag, "") if plain(value) == plain(there) else ("this run", show(there))
+        rows.append(Setting(key=key, value=show(value), base=there, origin=origin, reason=reason))
     return sorted(rows, key=lambda row: row.origin != "this run")
 
 
