@@ -57,9 +57,13 @@ def columns_of(path: Path, sha256: str | None = None) -> Columns:
 
 
 def _read_column(path: Path, unchanged: digests.Unchanged, name: str) -> np.ndarray:
+    """Reads in parts and makes no Python object for a text, because a manifest may have millions of rows."""
     unchanged.check()
     with pq.ParquetFile(path) as manifest:
-        return _column(manifest, name)
+        batches = manifest.iter_batches(2**16, columns=[name], use_threads=False)
+        column = np.concatenate([_values(batch[0]) for batch in batches])
+    pa.default_memory_pool().release_unused()
+    return column.astype(np.str_) if column.dtype.kind == "S" else column
 
 
 def relabelled(whole: Mapping[str, np.ndarray], labels: tuple[int, ...]) -> Columns:
@@ -73,14 +77,6 @@ def _relabelled_column(whole: Mapping[str, np.ndarray], labels: np.ndarray, name
         return old
     place = np.searchsorted(labels, old).clip(max=len(labels) - 1)
     return np.where(labels[place] == old, place, -1).astype(old.dtype)
-
-
-def _column(manifest: pq.ParquetFile, name: str) -> np.ndarray:
-    """Reads in parts and makes no Python object for a text, because a manifest may have millions of rows."""
-    parts = [_values(batch[0]) for batch in manifest.iter_batches(2**16, columns=[name], use_threads=False)]
-    column = np.concatenate(parts)
-    pa.default_memory_pool().release_unused()
-    return column.astype(np.str_) if column.dtype.kind == "S" else column
 
 
 def _values(part: pa.Array) -> np.ndarray:

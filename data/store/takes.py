@@ -141,9 +141,6 @@ class Prepared:
           ValueError: no such record or frame.
           DamagedRecord: the record is damaged, even when it is read again; the message names take and view.
         """
-        kept = self._kept_pixels(record, frames)
-        if kept is not None:
-            return kept[frames]  # (T, h, w, 3)
         numbers, place = np.unique(frames, return_inverse=True)
         decoded = list(self.read_frames(record, numbers))
         return np.stack([decoded[i] for i in place])  # (T, h, w, 3)
@@ -244,7 +241,6 @@ class Prepared:
             raise UserError(f"{self._called(record)} has frames 0 to {num_frames - 1}, not {np.asarray(frames)}")
 
     def _stored(self, record: int, frames: np.ndarray) -> dict[int, bytes]:
-        self._check(record, frames)
         wanted = np.unique(frames).tolist()
         with self._naming_damage(record):
             return dict(zip(wanted, self._read_stored(record, wanted), strict=True))
@@ -252,22 +248,18 @@ class Prepared:
     def _read_stored(self, record: int, wanted: list[int]) -> list[bytes]:
         folder = self.place_of(record)[0]
         waits = RETRY_AFTER_SECONDS if self.failed_in_a_row[folder] < MOST_WAITED_FOR else (0.0,)
-        try:
-            found = self._read_again_after(waits, record, wanted)
-        except (ValueError, OSError):
-            self.failed_in_a_row[folder] += 1
-            raise
-        self.failed_in_a_row[folder] = 0
-        return found
-
-    def _read_again_after(self, waits: Sequence[float], record: int, wanted: list[int]) -> list[bytes]:
-        for seconds in waits:
+        for seconds in (*waits, None):
             try:
-                return self.stored.read(record, wanted)
+                found = self.stored.read(record, wanted)
             except (ValueError, OSError):
+                if seconds is None:
+                    self.failed_in_a_row[folder] += 1
+                    raise
                 time.sleep(seconds)
                 self.stored.reopen()
-        return self.stored.read(record, wanted)
+            else:
+                self.failed_in_a_row[folder] = 0
+                return found
 
     @contextlib.contextmanager
     def _naming_damage(self, record: int) -> Iterator[None]:
