@@ -56,9 +56,10 @@ class Count:
     videos: int
 
 
-def train_and_test(protocol: str, train: int, test: int) -> tuple[Count, Count]:
+def train_and_test(protocol: str, train: int, test: int, camera: int | None = None) -> tuple[Count, Count]:
     """The raw videos in the two splits of a protocol."""
-    return tuple(Count(protocol=protocol, split=split, videos=n) for split, n in (("train", train), ("test", test)))
+    splits = {"train": train, "test": test}
+    return tuple(Count(protocol=protocol, split=split, camera=camera, videos=n) for split, n in splits.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

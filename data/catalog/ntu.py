@@ -108,36 +108,6 @@ EXEMPLAR_SETUPS, EXEMPLAR_CAMERA, EXEMPLAR_SUBJECT, EXEMPLAR_PERFORMANCE = (1, 1
 _NAME = re.compile(rf"S(\d{{3}})C(\d{{3}})P(\d{{3}})R(\d{{3}})A(\d{{3}})(?:_rgb)?{CONTAINER}", re.ASCII | re.IGNORECASE)
 
 
-def parse_name(path: str) -> Video:
-    """The video of a path that ends in a name of this form, with any numbers. Raises ValueError for another name."""
-    matched = _NAME.fullmatch(path.rpartition("/")[2])
-    if not matched:
-        raise UserError(f"{path!r} is not of the form SsssCcccPpppRrrrAaaa_rgb.avi, as S001C002P003R001A013_rgb.avi is")
-    setup, camera, subject, performance, action = map(int, matched.groups())
-    return Video(
-        path=path,
-        take=f"S{setup:03}P{subject:03}R{performance:03}A{action:03}",
-        view=f"C{camera:03}",
-        label=action - 1,
-        subject=subject,
-        setup=setup,
-        camera=camera,
-        performance=performance,
-    )
-
-
-def format_name(video: Video) -> str:
-    """The file name of a video: `SsssCcccPpppRrrrAaaa_rgb.avi`."""
-    who_and_where = f"S{video.setup:03}C{video.camera:03}P{video.subject:03}"
-    return f"{who_and_where}R{video.performance:03}A{video.label + 1:03}_rgb.avi"
-
-
-def check_numbers(video: Video) -> None:
-    """Raises ValueError unless the camera and the performance are ones that NTU has."""
-    check_range(video.path, "cameras", video.camera, NUM_CAMERAS)
-    check_range(video.path, "performances", video.performance, NUM_PERFORMANCES)
-
-
 # Cross-subject: of NTU-60, 20 performers train and the other 20 test; of NTU-120, 53 train and the other 53 test.
 _xsub60 = by("subject", lambda subject: subject not in NTU60_TRAIN_SUBJECTS)
 _xsub120 = by("subject", lambda subject: subject not in NTU120_TRAIN_SUBJECTS)
@@ -173,7 +143,35 @@ def one_shot_auxiliary(row: Row) -> Split | None:
     return None if row.label in NOVEL_CLASSES else "train"
 
 
-class NTU(Catalog):
+class NamedAsNTU(Catalog):
+    """Files that are called as NTU's are, of any setups, performers and actions."""
+
+    def parse(self, path: str) -> Video:
+        matched = _NAME.fullmatch(path.rpartition("/")[2])
+        if not matched:
+            raise UserError(
+                f"{path!r} is not of the form SsssCcccPpppRrrrAaaa_rgb.avi, as S001C002P003R001A013_rgb.avi is"
+            )
+        setup, camera, subject, performance, action = map(int, matched.groups())
+        check_range(path, "cameras", camera, NUM_CAMERAS)
+        check_range(path, "performances", performance, NUM_PERFORMANCES)
+        return Video(
+            path=path,
+            take=f"S{setup:03}P{subject:03}R{performance:03}A{action:03}",
+            view=f"C{camera:03}",
+            label=action - 1,
+            subject=subject,
+            setup=setup,
+            camera=camera,
+            performance=performance,
+        )
+
+    def format(self, video: Video) -> str:
+        who_and_where = f"S{video.setup:03}C{video.camera:03}P{video.subject:03}"
+        return f"{who_and_where}R{video.performance:03}A{video.label + 1:03}_rgb.avi"
+
+
+class NTU(NamedAsNTU):
     """What both editions share."""
 
     setups: range
@@ -185,8 +183,7 @@ class NTU(Catalog):
 
     def parse(self, path: str) -> Video:
         """See `Catalog.parse`. The numbers must be ones that exist: this setup's performers and actions."""
-        video = parse_name(path)
-        check_numbers(video)
+        video = super().parse(path)
         if video.setup not in self.setups:
             raise UserError(f"{path!r}: {self.name} has setups 1 to {self.setups[-1]}, not {video.setup}")
         actions = self.actions(video.setup)
@@ -198,9 +195,6 @@ class NTU(Catalog):
             performers = ", ".join(map(str, SUBJECTS_OF_SETUP[video.setup]))
             raise UserError(f"{path!r}: setup {video.setup} has performers {performers}, not {video.subject}")
         return video
-
-    def format(self, video: Video) -> str:
-        return format_name(video)
 
     def names(self) -> Iterator[str]:
         """Every file name of the complete data set, in order of setup, performer, performance, action, camera."""

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from console.errors import UserError
 from data.catalog import ntu
-from data.catalog.base import Catalog, Row, Split, Video, by, check_range, random_takes
+from data.catalog.base import Row, Split, Video, by, check_range, random_takes
 
 CLASS_NAMES = (  # label order: A001 is index 0
     "wave with the left hand",
@@ -36,7 +36,7 @@ def xsub_xview(row: Row) -> Split:
     return split if split == ntu.xview(row) else None
 
 
-class Synthetic(Catalog):
+class Synthetic(ntu.NamedAsNTU):
     """Generated takes; any number of setups and subjects, three cameras, two performances."""
 
     name = "synthetic"
@@ -44,12 +44,8 @@ class Synthetic(Catalog):
     protocols: ClassVar = {"xsub": _xsub, "xview": ntu.xview, "xsub_xview": xsub_xview, "random": random_takes}
 
     def parse(self, path: str) -> Video:
-        video = ntu.parse_name(path)
-        ntu.check_numbers(video)
+        video = super().parse(path)
         check_range(path, "actions", video.label + 1, len(CLASS_NAMES))
         if video.subject < 1 or video.setup < 1:
             raise UserError(f"{path!r}: setups and subjects count from 1")
         return video
-
-    def format(self, video: Video) -> str:
-        return ntu.format_name(video)

@@ -282,7 +282,7 @@ def skeleton_files(folder: Path) -> dict[str, Path]:
 
 def skeleton_name(video: Video) -> str:
     """Of the .skeleton file that belongs to a video named as NTU's are."""
-    return f"{ntu.format_name(video).removesuffix('_rgb.avi')}.skeleton"
+    return f"{ntu.NamedAsNTU().format(video).removesuffix('_rgb.avi')}.skeleton"
 
 
 def read_skeleton(path: Path) -> Box:
