@@ -395,6 +395,5 @@ def test_the_counts_as_a_table_for_scripts(capsys):
     assert len(by_class) == 120 and sum(by_class) == 54_720
     (total,) = [row for row in rows if row["split"] == "test" and not row["class"] and not row["camera"]]
     assert (total["protocol"], total["expected"], total["found"]) == ("xset", "59760", "")
-    with pytest.raises(SystemExit):
-        catalog_command.main(["ntu60", "--protocol=xset"])
+    assert catalog_command.main(["ntu60", "--protocol=xset"]) == ExitCode.REFUSED
     assert "ntu60 has no protocol 'xset'" in capsys.readouterr().err

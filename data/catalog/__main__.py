@@ -103,14 +103,11 @@ def compare(names: catalog.Catalog, inputs: Path | Sequence[Path]) -> tuple[cata
 
 def _by_setup(complete: Iterable[catalog.Video], missing: Iterable[catalog.Video]) -> dict[str, str]:
     """'setup 3' -> '12 of 3240'; by subject where the data set has no setups."""
-
-    def counts(videos: Iterable[catalog.Video]) -> Counter:
-        return Counter(("setup", v.setup) if v.setup >= 0 else ("subject", v.subject) for v in videos)
-
-    every = counts(complete)
-    return {
-        f"{kind} {number}": f"{n} of {every[kind, number]}" for (kind, number), n in sorted(counts(missing).items())
-    }
+    every, absent = (
+        Counter(("setup", v.setup) if v.setup >= 0 else ("subject", v.subject) for v in videos)
+        for videos in (complete, missing)
+    )
+    return {f"{kind} {number}": f"{n} of {every[kind, number]}" for (kind, number), n in sorted(absent.items())}
 
 
 def table(names: catalog.Catalog, expected: Counts, found: Counts | None) -> list[dict]:
@@ -134,7 +131,9 @@ def as_text(names: catalog.Catalog, expected: Counts, found: Counts | None) -> s
     keys = expected.keys() | (found or {}).keys()
     if not keys:
         return f"of {names.name} nothing is known beforehand: give --input"
-    columns = sorted({key[:2] for key in keys}, key=_in_order)
+    columns = sorted(
+        {key[:2] for key in keys}, key=lambda column: (column[0] != "all", column[0], column[1] != "train")
+    )
     rows = sorted({key[2:] for key in keys}, key=lambda row: tuple(-1 if n is None else n for n in reversed(row)))
     lines = [("", *(protocol for protocol, _ in columns)), ("", *(split for _, split in columns))]
     for camera, label in rows:
@@ -151,11 +150,6 @@ def _cell(key: tuple[str, str, int | None, int | None], expected: Counts, found:
         return ""
     wanted = str(expected.get(key, "?"))
     return wanted if found is None else f"{found.get(key, 0)}/{wanted}"
-
-
-def _in_order(column: tuple[str, str]) -> tuple[bool, str, bool]:
-    protocol, split = column
-    return protocol != "all", protocol, split != "train"
 
 
 def report(comparison: Comparison, known: bool) -> str:
@@ -193,49 +187,51 @@ def _section(title: str, items: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    _complete(parser, options)
+    options = make_parser().parse_args(arguments)
     return execute(PROG, lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
-    names, comparison, found = options.names, None, None
+    names = catalog.get(options.dataset, pattern=options.pattern, num_classes=options.num_classes)
+    protocols, comparison, found = _protocols(names, options.protocol), None, None
     if options.input is not None:
         names, comparison = compare(names, options.input)
-        found = count(names, comparison.videos, options.protocols)
-    expected = expected_counts(names, options.protocols)
-    _print(options.format, names, expected, found, comparison)
+        found = count(names, comparison.videos, protocols)
+    expected = expected_counts(names, protocols)
+    if options.format == "text":
+        if comparison is not None:
+            print(report(comparison, known=any(True for _ in names.names())))
+        print(as_text(names, expected, found))
+        for remark in filter(None, [*names.remarks, names.not_synchronised]):
+            print(f"- {remark}")
+    elif options.format == "csv":
+        rows = table(names, expected, found)
+        tables.write(sys.stdout, ["protocol", "split", "camera", "class", "expected", "found"], rows)
+    else:
+        facts = {
+            "dataset": names.name,
+            "classes": names.class_names,
+            "not_synchronised": names.not_synchronised,
+            "remarks": names.remarks,
+            "counts": table(names, expected, found),
+        }
+        if comparison is not None:
+            facts["comparison"] = dataclasses.asdict(comparison) | {"videos": len(comparison.videos)}
+        print(json.dumps(facts, indent=1))
     if comparison is None:
         return ExitCode.DONE
     wrong = comparison.missing or comparison.unexpected or comparison.unreadable or comparison.labels_refused
     return ExitCode.PARTLY if wrong else ExitCode.DONE
 
 
-def _print(
-    form: str, names: catalog.Catalog, expected: Counts, found: Counts | None, comparison: Comparison | None
-) -> None:
-    rows = table(names, expected, found)
-    if form == "csv":
-        tables.write(sys.stdout, ["protocol", "split", "camera", "class", "expected", "found"], rows)
-    elif form == "json":
-        facts = {
-            "dataset": names.name,
-            "classes": names.class_names,
-            "not_synchronised": names.not_synchronised,
-            "remarks": names.remarks,
-            "counts": rows,
-        }
-        if comparison is not None:
-            facts["comparison"] = dataclasses.asdict(comparison) | {"videos": len(comparison.videos)}
-        print(json.dumps(facts, indent=1))
-    else:
-        known = any(True for _ in names.names())
-        if comparison is not None:
-            print(report(comparison, known))
-        print(as_text(names, expected, found))
-        for remark in (*names.remarks, *filter(None, [names.not_synchronised])):
-            print(f"- {remark}")
+def _protocols(names: catalog.Catalog, wanted: str | None) -> list[str]:
+    """The wanted protocol, or all official ones, each once, even under two names. Raises ValueError if unknown."""
+    known = names.protocols
+    if wanted is not None and wanted not in known:
+        hint = did_you_mean(nearest(wanted, known))
+        raise UserError(f"{names.name} has no protocol {wanted!r}; it has {', '.join(sorted(known))}.{hint}")
+    official = {known[name]: name for name in reversed(known) if name not in UNOFFICIAL}
+    return [wanted] if wanted else list(official.values())[::-1]
 
 
 def make_parser() -> Parser:
@@ -261,22 +257,6 @@ def make_parser() -> Parser:
     parser.add_argument("--num_classes", type=int, help="for pkummd: as for `python -m data.prepare`")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text", help="of the counts (text)")
     return parser
-
-
-def _complete(parser: Parser, options: argparse.Namespace) -> None:
-    """Puts the catalogue and its protocols into `options`; ends the program if there are none of these names."""
-    try:
-        options.names = catalog.get(options.dataset, pattern=options.pattern, num_classes=options.num_classes)
-    except UserError as error:
-        parser.error(str(error))
-    known = options.names.protocols
-    if options.protocol is not None and options.protocol not in known:
-        hint = did_you_mean(nearest(options.protocol, known))
-        listed = ", ".join(sorted(known))
-        parser.error(f"{options.dataset} has no protocol {options.protocol!r}; it has {listed}.{hint}")
-    # Each once, even under two names.
-    official = {known[name]: name for name in reversed(known) if name not in UNOFFICIAL}
-    options.protocols = [options.protocol] if options.protocol else list(official.values())[::-1]
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ NTU60_CLASSES = range(60)  # labels of NTU-60, the first of NTU-120
 # One-shot recognition of NTU-120, by the authors' README (github.com/shahroudy/NTURGB-D, ac2ebc8): the novel classes
 # are A1, A7, ..., A115, with one video of each as the exemplar; the other 100 classes are the auxiliary set.
 NOVEL_CLASSES = range(0, 120, 6)
-EXEMPLAR_SETUPS, EXEMPLAR_CAMERA, EXEMPLAR_SUBJECT, EXEMPLAR_PERFORMANCE = (1, 18), 3, 8, 1
+EXEMPLAR_SETUPS, EXEMPLAR = (1, 18), (3, 8, 1)  # camera, performer, performance
 
 _NAME = re.compile(rf"S(\d{{3}})C(\d{{3}})P(\d{{3}})R(\d{{3}})A(\d{{3}})(?:_rgb)?{CONTAINER}", re.ASCII | re.IGNORECASE)
 
@@ -129,13 +129,8 @@ def one_shot(row: Row) -> Split | None:
     """
     if row.label not in NOVEL_CLASSES:
         return None
-    exemplar = (
-        row.setup in EXEMPLAR_SETUPS
-        and row.camera == EXEMPLAR_CAMERA
-        and row.subject == EXEMPLAR_SUBJECT
-        and row.performance == EXEMPLAR_PERFORMANCE
-    )
-    return "train" if exemplar else "test"
+    is_exemplar = row.setup in EXEMPLAR_SETUPS and (row.camera, row.subject, row.performance) == EXEMPLAR
+    return "train" if is_exemplar else "test"
 
 
 def one_shot_auxiliary(row: Row) -> Split | None:

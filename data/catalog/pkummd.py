@@ -5,6 +5,7 @@ action, `label,start,end,confidence`, and each row becomes one record with the f
 code for phase 2 opens `A01N01-L_color.avi`, takes rows without the last column, and swaps a start after its end.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -171,15 +172,5 @@ class PKUMMD(Catalog):
         if start > end:
             start, end = end, start
             changes.append(f"start and end swapped, to [{start}, {end})")
-        take = Video(
-            path=video.path,
-            take=f"{video.recording}/{number:03}-{label:02}",
-            view=video.view,
-            label=self.labels_in_use.index(label),
-            subject=video.subject,
-            camera=video.camera,
-            performance=video.performance,
-            recording=video.recording,
-            interval=(start, end),
-        )
-        return take, changes
+        name, index = f"{video.recording}/{number:03}-{label:02}", self.labels_in_use.index(label)
+        return dataclasses.replace(video, take=name, label=index, interval=(start, end)), changes
