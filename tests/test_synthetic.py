@@ -16,7 +16,7 @@ from console.command import ExitCode
 from data.catalog.synthetic import CLASS_NAMES
 from data.store.whole_files import only_one
 from data.synthetic import actors, renderer, rooms, writer
-from data.synthetic.__main__ import main, parse_resolution
+from data.synthetic.__main__ import main
 from data.synthetic.actions import ACTIONS, JOINT_ANGLES, phases, pose
 from data.synthetic.design import Take, plan_takes, subjects_by_setup
 from data.synthetic.generate import DESCRIPTION, description, generate
@@ -462,9 +462,13 @@ def test_the_sheet_shows_every_camera(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["321x180", "320x181", "16x16", "320", "axb", "-320x180"])
-def test_nonsense_resolutions_are_refused(text):
-    with pytest.raises(ValueError, match="--resolution"):
-        parse_resolution(text)
+def test_nonsense_resolutions_are_refused(tmp_path, capsys, text):
+    try:
+        code = main([f"--output={tmp_path / 'raw'}", "--takes=1", f"--resolution={text}"])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2 and "--resolution" in capsys.readouterr().err
+    assert not (tmp_path / "raw").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from console import progress
-from console.command import Parser, execute
+from console.command import Parser, execute, sizes
 from console.errors import UserError
 from data.synthetic import rooms, sheet
 from data.synthetic.design import plan_takes
@@ -62,7 +62,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--fps", type=int, default=rooms.STANDARD.fps, metavar="F", help="frames per second (%(default)s)"
     )
-    parser.add_argument("--resolution", default="320x180", metavar="WxH", help="pixels, both even (%(default)s)")
+    size = sizes("WIDTHxHEIGHT in pixels", "320x180")
+    parser.add_argument("--resolution", type=size, default="320x180", metavar="WxH", help="pixels, even (%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="K", help="processes (%(default)s)")
     parser.add_argument("--sheet", action="store_true", help="also write DIR/contact_sheet.png")
     parser.add_progress()
@@ -86,7 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_style(options: argparse.Namespace) -> rooms.Style:
     """What the videos look like. Raises ValueError where a value makes no sense."""
-    width, height = parse_resolution(options.resolution)
+    width, height = options.resolution
+    if width % 2 or height % 2 or min(width, height) < MIN_SIDE:
+        raise UserError(
+            f"--resolution={width}x{height}: both sides must be even (yuv420p) and at least {MIN_SIDE}, e.g. 320x180"
+        )
     if options.actor_share is not None and not 0.2 <= options.actor_share <= 0.95:
         raise UserError(f"--actor_share={options.actor_share}: a share of the frame's height from 0.2 to 0.95")
     if not 0 <= options.facing_spread <= 180:
@@ -100,17 +105,6 @@ def parse_style(options: argparse.Namespace) -> rooms.Style:
         raise UserError(f"--fps={options.fps}: frames per second from 5 to 60")
     looks = {name: getattr(options, name) for name in ("rooms", "actor_share", "facing_spread", "fps")}
     return rooms.Style(width=width, height=height, **looks)
-
-
-def parse_resolution(text: str) -> tuple[int, int]:
-    """'320x180' -> (320, 180). Raises ValueError unless both are even and at least MIN_SIDE."""
-    try:
-        width, height = (int(side) for side in text.lower().split("x"))
-    except ValueError:
-        raise UserError(f"--resolution is WIDTHxHEIGHT in pixels, e.g. 320x180, not {text!r}") from None
-    if width % 2 or height % 2 or min(width, height) < MIN_SIDE:
-        raise UserError(f"--resolution={text}: both sides must be even (yuv420p) and at least {MIN_SIDE}, e.g. 320x180")
-    return width, height
 
 
 if __name__ == "__main__":

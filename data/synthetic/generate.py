@@ -105,22 +105,15 @@ def description(
     style: rooms.Style = rooms.STANDARD,
 ) -> dict:
     """The content of synthetic.json: the arguments and the ground truth of rooms and cameras."""
-    size = style.width, style.height
     setups = {}
     for setup, subjects in subjects_by_setup(num_takes, num_setups, num_subjects).items():
         room = rooms.make_room(seed, setup, style)
-        cameras = {number: rooms.make_camera(room, number, *size) for number in rooms.CAMERA_DEGREES}
-        setups[f"S{setup:03}"] = {
-            "subjects": subjects,
-            "cameras": {
-                f"C{number:03}": {
-                    "K": camera.intrinsics.tolist(),
-                    "R": camera.rotation.tolist(),
-                    "t": camera.translation.tolist(),
-                }
-                for number, camera in cameras.items()
-            },
-        }
+        cameras = {}
+        for number in rooms.CAMERA_DEGREES:
+            camera = rooms.make_camera(room, number, style.width, style.height)
+            matrices = {"K": camera.intrinsics, "R": camera.rotation, "t": camera.translation}
+            cameras[f"C{number:03}"] = {name: matrix.tolist() for name, matrix in matrices.items()}
+        setups[f"S{setup:03}"] = {"subjects": subjects, "cameras": cameras}
     return {
         "seed": seed,
         "takes": num_takes,

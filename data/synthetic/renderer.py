@@ -140,17 +140,10 @@ def _rays(cameras: Sequence[Camera], to_part: np.ndarray, x: np.ndarray, y: np.n
 def _light(
     room: rooms.Room, normal: np.ndarray, axes: np.ndarray, to_lamp: np.ndarray, frame: np.ndarray
 ) -> np.ndarray:
-    """Lambert's law for the lamp, and ambient light that comes more from above.
+    """Lambert's law for the lamp, and ambient light that comes more from above: float32[N, 3], light by colour.
 
-    Args:
-      room: the setup.
-      normal: float32[N, 3], in the part's frame.
-      axes: float64[T, 3, 3], the part's axes in the world.
-      to_lamp: float64[T, 3], from the part to the lamp.
-      frame: int[N], in 0..T-1, which frame each normal belongs to.
-
-    Returns:
-      float32[N, 3], light by colour.
+    `normal` float32[N, 3] are in the part's frame, each at frame `frame` int[N] of the T frames. `axes` float64[T, 3,
+    3] are the part's axes in the world, and `to_lamp` float64[T, 3] points from it to the lamp.
     """
     to_lamp = to_lamp / np.linalg.norm(to_lamp, axis=1, keepdims=True)
     lamp = np.einsum("tij,tj->ti", axes, to_lamp).astype(np.float32)[frame]
@@ -197,18 +190,11 @@ def _along(local: np.ndarray, length: float, r0: float, r1: float) -> np.ndarray
 def _intersect_round_cone(
     origin: np.ndarray, ray: list[np.ndarray], length: np.float32, r0: np.float32, r1: np.float32
 ) -> np.ndarray:
-    """Ray parameter at the first hit of a round cone along z, infinite without hit.
+    """Ray parameter at the first hit of a round cone along z, float32[T, bh, bw]; infinite without hit.
 
     The surface is that of a cone between two tangent circles and of the two spheres beyond them, each a quadratic in
-    the ray parameter.
-
-    Args:
-      origin: float32[T, 3], ray origin in the part's frame; the first sphere is at 0.
-      ray: three float32[T, bh, bw], ray direction, of any length.
-      length, r0, r1: distance of the sphere centres along z, and their radii; length > |r0 - r1|.
-
-    Returns:
-      float32[T, bh, bw].
+    the ray parameter. Rays are `origin` float32[T, 3] and three coordinates float32[T, bh, bw] of directions of any
+    length. The spheres' centres are 0 and `length` along z, and their radii `r0` and `r1`, with length > |r0 - r1|.
     """
     ox, oy, oz = (origin[:, k, None, None] for k in range(3))
     dx, dy, dz = ray

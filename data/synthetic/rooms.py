@@ -184,7 +184,7 @@ def take_picture(room: Room, performance: int, camera: Camera, width: int, heigh
         (1, room.low[1], 1, (0, 2), room.surfaces[2]),
         (1, room.high[1], -1, (0, 2), room.surfaces[3]),
         (0, room.high[0], -1, (1, 2), room.surfaces[1]),
-        (2, room.high[2], -1, (0, 1), textures.ceiling),
+        (2, room.high[2], -1, (0, 1), textures.plain(0.85)),  # a white ceiling
     )
     for axis, position, direction, along, texture in planes:
         t = (position - origin[axis]) / rays[..., axis]

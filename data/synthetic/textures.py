@@ -8,13 +8,8 @@ import numpy as np
 Texture = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (N,), (N,) metres -> (N, 3) RGB in 0..1
 
 
-def ceiling(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Plain white."""
-    return np.full((*np.broadcast(x, y).shape, 3), 0.85)
-
-
-def plain(colour: np.ndarray) -> Texture:
-    """One colour, float[3] in 0..1."""
+def plain(colour: np.ndarray | float) -> Texture:
+    """One colour, float[3] in 0..1, or a grey."""
     return lambda x, y: np.broadcast_to(colour, (*np.broadcast(x, y).shape, 3))
 
 
