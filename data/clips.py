@@ -109,11 +109,7 @@ def frame_rates(fps: np.ndarray, spec: ClipSpec) -> dict[str, str]:
 
 
 def spread_positions(clips_per_view: int) -> list[float]:
-    """Positions for `frame_indices`: evenly from the first to the last possible start, a single one in the middle.
-
-    Raises:
-      ValueError: less than one clip.
-    """
+    """Positions for `frame_indices`: evenly from the first to the last start, one in the middle. ValueError if none."""
     if clips_per_view < 1:
         raise UserError(f"clips_per_view={clips_per_view}: at least 1.")
     if clips_per_view == 1:
@@ -141,11 +137,7 @@ def draw_crop(rng: np.random.Generator, crop_scales: tuple[float, ...]) -> CropD
 
 
 def spread_crops(crops_per_clip: int) -> list[CropDraw]:
-    """The largest crops at test: 1 is the centre; 3 are the start, the middle and the end of the longer side.
-
-    Raises:
-      ValueError: another number.
-    """
+    """The largest crops at test: 1 is the centre, 3 are start, middle and end of the longer side; else ValueError."""
     if crops_per_clip not in (1, 3):
         raise UserError(f"crops_per_clip={crops_per_clip}: 1 (centre) or 3 (start, middle, end of the longer side).")
     offsets = (0.5,) if crops_per_clip == 1 else (0.0, 0.5, 1.0)

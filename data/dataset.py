@@ -94,10 +94,8 @@ def hold_out(prepared: takes.Prepared, rows: np.ndarray, fraction: float) -> tup
     """Cuts whole takes off `rows`: (kept, held out), both bool[rows].
 
     Takes are ranked by a digest of their names, so the choice is the same in every run and barely moves when the set
-    grows. At least one take is held out where there are two or more, and none for a fraction of 0.
-
-    Raises:
-      ValueError: none is kept.
+    grows. At least one take is held out where there are two or more, and none for a fraction of 0. Raises ValueError if
+    none is kept.
     """
     kept_rows = np.flatnonzero(rows)
     names, take_of_row = clips.group(prepared.views["take"], kept_rows)

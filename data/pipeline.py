@@ -228,10 +228,7 @@ def _stream(
 def _read(stream: grain.IterDataset, starts_processes: bool) -> Iterator[Batch]:
     """Yields the batches of a stream. The reading processes end when this generator is closed or collected.
 
-    A line says so if a batch does not come for a minute.
-
-    Raises:
-      OSError: a reading process was killed.
+    A line says so if a batch does not come for a minute. Raises OSError if a reading process was killed.
     """
     batches = iter(stream)
     try:

@@ -33,35 +33,31 @@ class Views:
     rows: np.ndarray  # int[V], manifest rows
     position: float  # of the clip; see `clips.frame_indices`
     crops: list[list[clips.CropDraw]]  # R lists of V crops
+    replacement: int = 0  # seed of the next draw if this one cannot be read
 
 
 def draw_sample(dataset: Dataset, element: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Of an element of `dataset.train`: `repeats` crops of one clip of its target view and of source views.
-
-    For `read_training_batch`; `replacement` is the seed of the next draw if this one cannot be read.
-    """
+    """Of an element of `dataset.train`: `repeats` crops of one clip of its target view and of source views."""
     spec, take_views = dataset.spec, dataset.train
-    take, target = (int(i) for i in take_views.elements[element])
-    view = _draw_views(rng, take_views, take, target, spec)
+    take, view, facts = _draw_views(dataset, take_views, take_views.elements[element], rng)
     position, crops = rng.random(), []
     for _ in range(spec.repeats):
         draws = [clips.draw_crop(rng, spec.crop_scales) for _ in view]
         crops.append(draws[:1] * len(view) if spec.same_crop_in_views else draws)
-    video = Views(rows=take_views.rows[take, view], position=position, crops=crops)
-    return {"video": video, **_facts(dataset, take_views, take, view), "replacement": int(rng.integers(2**63))}
+    replacement = int(rng.integers(2**63))
+    video = Views(rows=take_views.rows[take, view], position=position, crops=crops, replacement=replacement)
+    return {"video": video, **facts}
 
 
 def _draw_views(
-    rng: np.random.Generator, take_views: clips.TakeViews, take: int, target: int, spec: clips.ClipSpec
-) -> np.ndarray:
-    """int[V]: the target view, then the source views drawn among those allowed."""
-    sources = rng.permutation(take_views.sources(take, target))[: spec.num_source_views]
-    return np.array([target, *sources])
-
-
-def _facts(dataset: Dataset, take_views: clips.TakeViews, take: int, view: np.ndarray) -> Sample:
-    label = dataset.prepared.views["label"][take_views.rows[take, view[0]]]
-    return {"take": np.int32(take), "view": view.astype(np.int32), "label": np.int32(label)}
+    dataset: Dataset, take_views: clips.TakeViews, element: np.ndarray, rng: np.random.Generator
+) -> tuple[int, np.ndarray, Sample]:
+    """The take of an element; int[V], its target view, then source views drawn among those allowed; facts of these."""
+    take, target = element.tolist()
+    sources = rng.permutation(take_views.sources(take, target))[: dataset.spec.num_source_views]
+    view = np.array([target, *sources])
+    label = dataset.prepared.views["label"][take_views.rows[take, target]]
+    return take, view, {"take": np.int32(take), "view": view.astype(np.int32), "label": np.int32(label)}
 
 
 def read_training_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
@@ -79,8 +75,7 @@ def read_training_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty
     records = dataset.prepared.views["record"]
     while True:
         try:
-            plain = [{key: value for key, value in sample.items() if key != "replacement"} for sample in drawn]
-            batch = read_batch(dataset, plain, empty)
+            batch = read_batch(dataset, drawn, empty)
             break
         except takes.DamagedRecord as error:
             hit = next(i for i, sample in enumerate(drawn) if error.record in records[sample["video"].rows])
@@ -88,7 +83,7 @@ def read_training_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty
                 raise
             tried[hit] += 1
             damaged[hit] = error.record if damaged[hit] == -1 else damaged[hit]
-            rng = np.random.default_rng(drawn[hit]["replacement"])
+            rng = np.random.default_rng(drawn[hit]["video"].replacement)
             drawn[hit] = draw_sample(dataset, int(rng.integers(len(dataset.train.elements))), rng)
     return batch | {"damaged": damaged.repeat(dataset.spec.repeats)}
 
@@ -207,10 +202,6 @@ def crop_frames(frames: Iterable[np.ndarray], boxes: Sequence[tuple[int, int, in
       into: uint8[R, T, H, W, 3], receives the crops.
     """
     crop_height, crop_width = into.shape[2:4]
-    if isinstance(frames, np.ndarray) and all(tuple(box[2:]) == into.shape[2:4] for box in boxes):
-        for (top, left, height, width), video in zip(boxes, into, strict=True):
-            video[:] = frames[:, top : top + height, left : left + width]
-        return
     crops = []
     for (top, left, height, width), video in zip(boxes, into, strict=True):
         by_area = max(height / crop_height, width / crop_width) > clips.MOST_LINEAR
@@ -347,21 +338,17 @@ def draw_eval_sample(
 ) -> dict[str, Any]:
     """Centre crops of a target view, its source views, and sources from other takes, for `read_batch`.
 
-    Args:
-      elements: int[num_elements, 2], (take, target view) of `take_views` in order of evaluation.
-      others: as of `other_takes`.
-      row: number of the element; numbers after the end start over and are not valid.
+    `row` is a number in `elements` int[num_elements, 2], (take, target view) of `take_views` in order of evaluation;
+    numbers after the end start over and are not valid. `others` is as of `other_takes`.
     """
     spec = dataset.spec
-    take, target = (int(i) for i in elements[row % len(elements)])
-    view = _draw_views(rng, take_views, take, target, spec)
+    take, view, facts = _draw_views(dataset, take_views, elements[row % len(elements)], rng)
 
     def central(take: int, view: np.ndarray) -> Views:
         crops = [[clips.CropDraw()] * len(view)]
         return Views(rows=take_views.rows[take, view], position=rng.random(), crops=crops)
 
-    sample = {"video": central(take, view), **_facts(dataset, take_views, take, view)}
-    sample["valid"] = np.bool_(row < len(elements))
+    sample = {"video": central(take, view), **facts, "valid": np.bool_(row < len(elements))}
     for name, partners in others.items() if spec.num_source_views else ():
         usable = [other for other in partners[take].tolist() if (take_views.rows[other, view[1:]] >= 0).all()]
         sample[name] = central(int(rng.choice(usable)) if usable else take, view[1:])

@@ -60,9 +60,7 @@ def _synthetic_to_real(perspective: str, tested: str) -> Callable[[Row], Split |
 def _target_only(perspective: str, tested: str) -> Callable[[Row], Split | None]:
     """Trained on the authors' list real_PERSPECTIVE_train_tsonly.
 
-    Args:
-      perspective: 'ground' or 'air'.
-      tested: on the list real_PERSPECTIVE_val_tsonly ('val'), or on real_ground_test or real_air_test.
+    `tested` on the list real_PERSPECTIVE_val_tsonly ('val'), or on real_ground_test or real_air_test.
     """
     trained = _real(perspective)
 
@@ -226,8 +224,7 @@ def _is_uncropped(path: str) -> bool:
 def _real_name(path: str, stem: str, perspective: str | None, label: int) -> tuple[int, int, str, str]:
     """The subject, the distance in metres as the setup, the perspective and the name as the authors write it.
 
-    Raises:
-      ValueError: it is not of a real video, or contradicts its folders.
+    Raises ValueError if it is not of a real video, or contradicts its folders.
     """
     matched = _REAL.fullmatch(stem)
     if not matched:

@@ -111,11 +111,7 @@ class Opener:
         self._opened: dict[tuple[str, int], mmap.mmap] = {}
 
     def __call__(self, batch: Any) -> Any:
-        """Addresses of a batch -> arrays.
-
-        Raises:
-          Unreachable: for the first array in a buffer, if the other process has ended.
-        """
+        """Addresses of a batch -> arrays. Raises Unreachable for the first one in a buffer whose process has ended."""
         return _map_arrays(self._array, batch)
 
     def _array(self, found: np.ndarray | Address) -> np.ndarray:

@@ -75,11 +75,7 @@ def decode_window(stored: Sequence[bytes], window: tuple[int, int, int, int]) ->
 
 
 def unpack(data: bytes) -> tuple[np.ndarray, tuple[int, int], int]:
-    """Stored form -> (coefficients int8[3 * H / 2, W], (height, width) of the frame, quality).
-
-    Raises:
-      ValueError: the bytes are damaged.
-    """
+    """Stored form -> (coefficients int8[3 * H / 2, W], the frame's (height, width), quality); ValueError if damaged."""
     try:
         height, width, quality = _HEADER.unpack_from(data)
         full_height, full_width = padded_size(height, width)

@@ -41,11 +41,7 @@ def offer(owner: Any) -> str:
 
 
 def fetch(process: int, name: str, number: int) -> int:
-    """A descriptor of file `number`, which process `process` offers under `name`. The caller closes it.
-
-    Raises:
-      Unreachable: that process has ended.
-    """
+    """A descriptor, for the caller to close, of a process's file; as of `offer`. Raises Unreachable if it has ended."""
     try:
         with connection.Client(f"\0{name}", "AF_UNIX", authkey=multiprocessing.current_process().authkey) as owner:
             owner.send_bytes(b"%d" % number)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from console.command import did_you_mean, nearest
 from console.errors import UserError
 from data import catalog
-from data.store import classes, codec, dct, digests, frame_index, truth
+from data.store import codec, dct, digests, frame_index, truth
 from data.store.frame_cache import FrameCache
 from data.store.manifest import COLUMNS, MANIFEST, columns_of, relabelled
 from data.store.truth import Truth
@@ -280,14 +281,11 @@ class Prepared:
     def of_classes(self, wanted: Sequence[str | int]) -> "Prepared":
         """As this, with some classes alone: numbered from 0 in the set's order, and label -1 for all other records.
 
-        `wanted` are names or numbers; none for all classes.
-
-        Raises:
-          ValueError: there is no such class (names near ones).
+        `wanted` are names or numbers; none for all classes. Raises ValueError if there is no such class.
         """
         if not wanted:
             return self
-        labels = {classes.number_of(name, self.class_names, self.directory) for name in wanted}
+        labels = {_class_number(name, self.class_names, self.directory) for name in wanted}
         return dataclasses.replace(self._of_labels(tuple(sorted(labels))), some_classes=True)
 
     def _of_labels(self, labels: tuple[int, ...]) -> "Prepared":
@@ -331,6 +329,29 @@ class Prepared:
         take, view = self.views["take"][record], self.views["view"][record]
         folder, number = self.place_of(record)
         return f"record {number} of {folder} (take {take}, view {view})"
+
+
+def _class_number(wanted: str | int, class_names: Sequence[str], directory: str) -> int:
+    """The number of the class that `data.classes` names. Raises ValueError where there is none (names near ones)."""
+    called = [catalog.composed(name) for name in class_names]
+    text = catalog.composed(str(wanted).strip())
+    number = int(text) if text.isascii() and text.isdecimal() else None
+    if text in called:
+        if isinstance(wanted, int) and called.index(text) != wanted < len(called):
+            raise UserError(
+                f"data.classes = {wanted}: class {text!r} of {directory} has another number, {called.index(text)}. "
+                f"Write the name in quotes if it is meant, else the name of class {wanted}, {called[wanted]!r}."
+            )
+        return called.index(text)
+    if number is not None and number < len(called):
+        return number
+    if not called:
+        raise UserError(f"data.classes = {wanted!r}: {directory} has no classes.")
+    near = did_you_mean([repr(name) for name in nearest(text, called)])
+    raise UserError(
+        f"data.classes: there is no class {wanted!r} in {directory}; it has {len(called)}, numbered from 0 to "
+        f"{len(called) - 1} ({', '.join(called[:5])}, ...).{near}"
+    )
 
 
 def open_prepared(directory: str | Path) -> Prepared:

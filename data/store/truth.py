@@ -157,11 +157,7 @@ class Truth:
 
 
 def read_skeleton(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...], int]:
-    """(joint names, edges, number of the root) of skeleton.json.
-
-    Raises:
-      ValueError: it is no such file.
-    """
+    """(joint names, edges, number of the root) of skeleton.json. Raises ValueError if it is no such file."""
     try:
         skeleton = json.loads(path.read_bytes())
         if not isinstance(skeleton["joint_names"], list):
