@@ -104,7 +104,8 @@ def stages(dataset: Dataset) -> dict[str, float]:
         spent[stage] = 1e3 * (time.process_time() - began) / len(wanted)
         return result
 
-    stored = timed("read", lambda: [prepared.stored.read(record, frames) for record, frames in wanted])
+    (shards,) = prepared.stored.values()
+    stored = timed("read", lambda: [shards.read(record, frames) for record, frames in wanted])
     if prepared.codec == "dct":
         batch = np.zeros((len(wanted), spec.num_frames, *prepared.coefficients_shape), np.int8)
 

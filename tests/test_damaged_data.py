@@ -244,7 +244,8 @@ def test_when_nothing_can_be_read_the_reader_gives_up(synthetic_set, monkeypatch
         raise OSError(5, "Input/output error")
 
     dataset = open_dataset(synthetic_set)
-    monkeypatch.setattr(dataset.prepared.stored, "read", read)
+    (frames,) = dataset.prepared.stored.values()
+    monkeypatch.setattr(frames, "read", read)
     drawn = samples.draw_sample(dataset, 5, np.random.default_rng(0))
     with pytest.raises(takes.DamagedRecord, match=r"take .*, view .* is damaged \(.*Input/output error"):
         samples.read_training_batch(dataset, [drawn])

@@ -39,7 +39,7 @@ def test_every_frame_is_found(shard):
 
 def test_the_prepared_set_gives_what_tfds_reads(synthetic_set):
     source = tfds.builder_from_directory(synthetic_set).as_data_source("takes")
-    stored = pickle.loads(pickle.dumps(takes.open_prepared(synthetic_set).stored))
+    (stored,) = pickle.loads(pickle.dumps(takes.open_prepared(synthetic_set).stored)).values()
     for record in range(len(source)):
         frames = source[record]["frames"]
         wanted = [len(frames) - 1, 0, 3]

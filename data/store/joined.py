@@ -46,7 +46,7 @@ def open_sets(named: str | os.PathLike | Sequence[str]) -> Prepared:
         parts=tuple(zip(folders, first, strict=True)),
         subject_names=subject_names,
         views=views,
-        stored=_Frames([one.stored for one in sets], first),
+        stored={folder: one.stored[one.directory] for folder, one in zip(folders, sets, strict=True)},
         truth=_joined_truth(truths, views) if all(truths) else None,
     )
 
@@ -107,21 +107,6 @@ def _column(
         found = zip(columns, subjects, strict=True)
         columns = [column if numbers is None else numbers[column] for column, numbers in found]
     return np.concatenate(columns)
-
-
-class _Frames:
-    """As `frame_index.Frames`, of several sets."""
-
-    def __init__(self, of_sets: Sequence, first: Sequence[int]):
-        self._of_sets, self._first = list(of_sets), np.array(first)
-
-    def read(self, record: int, frames: Sequence[int]) -> list[bytes]:
-        number = int(np.searchsorted(self._first, record, side="right")) - 1
-        return self._of_sets[number].read(record - int(self._first[number]), frames)
-
-    def reopen(self) -> None:
-        for frames in self._of_sets:
-            frames.reopen()
 
 
 def _joined_truth(truths: Sequence[Truth], views: Mapping[str, np.ndarray]) -> Truth:

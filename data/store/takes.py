@@ -56,7 +56,7 @@ class Prepared:
       views: the manifest's columns, one entry per record, in the records' order: take, view (str), record, num_frames,
         fps, height, width, label, subject, setup, camera, performance (-1 where unknown), listed_split (str), checksum.
       not_synchronised: why the views of a take must not be paired frame by frame; '' where they may.
-      stored: the shards.
+      stored: the frames in the shards, by the folder that these lie in.
       truth: 3D joints and cameras, or None where they are not known.
       pixels: decoded frames that are kept in memory, or None; see `in_memory`.
       coefficients: the same of frames stored as coefficients, unpacked; the mark of a frame is its quality.
@@ -73,7 +73,7 @@ class Prepared:
     class_names: tuple[str, ...]
     views: Mapping[str, np.ndarray]
     not_synchronised: str
-    stored: frame_index.Frames
+    stored: Mapping[str, frame_index.Frames]
     truth: Truth | None = None
     pixels: FrameCache | None = None
     coefficients: FrameCache | None = None
@@ -247,17 +247,18 @@ class Prepared:
             return dict(zip(wanted, self._read_stored(record, wanted), strict=True))
 
     def _read_stored(self, record: int, wanted: list[int]) -> list[bytes]:
-        folder = self.place_of(record)[0]
+        folder, number = self.place_of(record)
+        frames = self.stored[folder]
         waits = RETRY_AFTER_SECONDS if self.failed_in_a_row[folder] < MOST_WAITED_FOR else (0.0,)
         for seconds in (*waits, None):
             try:
-                found = self.stored.read(record, wanted)
+                found = frames.read(number, wanted)
             except (ValueError, OSError):
                 if seconds is None:
                     self.failed_in_a_row[folder] += 1
                     raise
                 time.sleep(seconds)
-                self.stored.reopen()
+                frames.reopen()
             else:
                 self.failed_in_a_row[folder] = 0
                 return found
@@ -406,6 +407,8 @@ def open_prepared(directory: str | Path) -> Prepared:
             f"{directory} holds no takes: all videos were left out when it was prepared. "
             f"{directory / 'quarantine.csv'} says why of each"
         )
+    shards = [(shard["file"], shard["records"]) for shard in prepared["shards"]]
+    frames = frame_index.Frames(directory, shards, views["num_frames"], listed.get(frame_index.NAME))
     return Prepared(
         directory=str(directory),
         name=prepared["dataset"],
@@ -413,12 +416,7 @@ def open_prepared(directory: str | Path) -> Prepared:
         class_names=tuple(prepared["class_names"]),
         views=views,
         not_synchronised=prepared["not_synchronised"],
-        stored=frame_index.Frames(
-            directory,
-            [(shard["file"], shard["records"]) for shard in prepared["shards"]],
-            views["num_frames"],
-            listed.get(frame_index.NAME),
-        ),
+        stored={str(directory): frames},
         truth=Truth.open(directory / truth.FOLDER, views, listed),
         subject_names=tuple(prepared.get("subject_names", ())),
     )
