@@ -250,12 +250,10 @@ def test_a_body_part_appears_where_the_published_calibration_puts_it(part):
         radii=body.radii[[index]],
         flatness=body.flatness[[index]],
     )
-    nobody = np.full((1, renderer.SHADOW_PIXELS, renderer.SHADOW_PIXELS), 255, np.uint8)
     for number in (1, 2, 3):
         still = renderer.still_picture(SEED, setup, 1, number, style)
         still = dataclasses.replace(still, image=np.zeros_like(still.image))
-        camera = rooms.make_camera(room, number, width, height).scaled(renderer.SUPERSAMPLING)
-        (video,) = renderer.render_views(room, [still], [camera], subject, alone, nobody)
+        (video,) = renderer.render_views(room, [still], subject, alone)
         image = video[0].max(axis=-1) > 20
         seen = np.argwhere(image).mean(axis=0)[::-1]  # (x, y)
         K, R, t = (np.array(published[f"C{number:03}"][key]) for key in ("K", "R", "t"))
@@ -267,9 +265,7 @@ def test_a_body_part_appears_where_the_published_calibration_puts_it(part):
 def test_nearer_parts_hide_farther_ones():
     room, subject = rooms.make_room(SEED, 1), actors.make_subject(SEED, 1)
     body = still_body(subject, ACTIONS[0])
-    camera = rooms.make_camera(room, 1, 96, 96).scaled(renderer.SUPERSAMPLING)
     still = renderer.still_picture(SEED, 1, 1, 1, rooms.Style(width=96, height=96))
-    shadows = renderer.floor_shadows(room, body)
     order = np.random.default_rng(0).permutation(len(body.names))
     shuffled = dataclasses.replace(
         body,
@@ -280,7 +276,7 @@ def test_nearer_parts_hide_farther_ones():
         radii=body.radii[order],
         flatness=body.flatness[order],
     )
-    pictures = [renderer.render_views(room, [still], [camera], subject, b, shadows)[0] for b in (body, shuffled)]
+    pictures = [renderer.render_views(room, [still], subject, b)[0] for b in (body, shuffled)]
     np.testing.assert_array_equal(*pictures)
 
 

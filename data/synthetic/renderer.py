@@ -23,18 +23,10 @@ SHADOW_METRES, SHADOW_PIXELS = 6.0, 160  # the square floor map of the shadow, c
 
 
 def render_views(
-    room: rooms.Room,
-    stills: Sequence[rooms.StillPicture],
-    cameras: Sequence[Camera],
-    subject: Subject,
-    body: Body,
-    shadows: np.ndarray,
+    room: rooms.Room, stills: Sequence[rooms.StillPicture], subject: Subject, body: Body
 ) -> list[np.ndarray]:
-    """Each camera's video, uint8[T, H, W, 3] RGB.
-
-    `stills` show the empty room in these cameras. All have SUPERSAMPLING times the resolution. `shadows` are those of
-    `floor_shadows`.
-    """
+    """The videos of the cameras of `stills`, which have SUPERSAMPLING times their size: each uint8[T, H, W, 3] RGB."""
+    cameras, shadows = [still.camera for still in stills], floor_shadows(room, body)
     height, width = stills[0].depth.shape
     num_frames = len(body.start)
     size = (num_frames, height // SUPERSAMPLING, width // SUPERSAMPLING, 3)

@@ -157,6 +157,7 @@ def seat_box(room: Room, performance: int) -> Box:
 class StillPicture:
     """The room without actor as one camera sees it."""
 
+    camera: Camera
     image: np.ndarray  # uint8[H, W, 3] RGB
     depth: np.ndarray  # float32[H, W], metres along the optical axis
     # float32[H, W, 2], the floor point (x, y) in metres that a pixel sees; NOT_FLOOR where it sees something else.
@@ -205,9 +206,8 @@ def take_picture(room: Room, performance: int, camera: Camera, width: int, heigh
         depth[seen] = t[seen]
     for box in boxes:
         _draw_box(room, box, origin, rays, depth, image, floor)
-    return StillPicture(
-        image=np.clip(255 * image, 0, 255).astype(np.uint8), depth=depth.astype(np.float32), floor=floor
-    )
+    image = np.clip(255 * image, 0, 255).astype(np.uint8)
+    return StillPicture(camera=camera, image=image, depth=depth.astype(np.float32), floor=floor)
 
 
 def _lighting(room: Room, points: np.ndarray, normals: np.ndarray) -> np.ndarray:

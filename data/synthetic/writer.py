@@ -38,10 +38,7 @@ def render_take(
     room, subject = rooms.make_room(seed, take.setup, style), actors.make_subject(seed, take.subject)
     body = take_body(seed, take, style)
     stills = [renderer.still_picture(seed, take.setup, take.performance, number, style) for number in cameras]
-    views = [rooms.make_camera(room, number, style.width, style.height) for number in cameras]
-    views = [camera.scaled(renderer.SUPERSAMPLING) for camera in views]
-    shadows = renderer.floor_shadows(room, body)
-    return dict(zip(cameras, renderer.render_views(room, stills, views, subject, body, shadows), strict=True))
+    return dict(zip(cameras, renderer.render_views(room, stills, subject, body), strict=True))
 
 
 def missing(directory: pathlib.Path, take: Take) -> tuple[int, ...]:
