@@ -264,9 +264,7 @@ def write_steps(folder: Path) -> None:
         cells = []
         for column in columns:
             for rows in ideas.values():
-                low, up = (values_of(records.get(row, {}), column) for row in rows)
-                digits = 1 if column in PERCENT else 3
-                cells.append(", ".join(f"{up[k] - low[k]:+.{digits}f}" for k in sorted(low.keys() & up.keys())))
+                cells.append(differences(*(records.get(row, {}) for row in rows), column))
         if any(cells):
             lines.append(f"| {preset.name}: {preset.what} | " + " | ".join(cells) + " |")
         chosen = [values_of(records.get(row, {}), "pose_validation").get(0) for row in MAIN[1:]]
@@ -284,6 +282,12 @@ def write_steps(folder: Path) -> None:
         *validation,
     ]
     (folder / "method_steps.md").write_text("\n".join(lines) + "\n")
+
+
+def differences(low: dict[int, dict[str, Any]], up: dict[int, dict[str, Any]], column: str) -> str:
+    """What `up` has more than `low` in a column, for every seed that both have."""
+    low, up, digits = values_of(low, column), values_of(up, column), 1 if column in PERCENT else 3
+    return ", ".join(f"{up[seed] - low[seed]:+.{digits}f}" for seed in sorted(low.keys() & up.keys()))
 
 
 def cell(records: dict[int, dict[str, Any]], column: str) -> str:

@@ -155,6 +155,8 @@ def test_an_ablation_that_is_a_row_of_the_comparison_is_read_from_there(tmp_path
     table = (tmp_path / "ablations/README.md").read_text().split("## ess_fraction")[1].split("## ")[0]
     number = list(method_rows.ROWS).index("cross_view_ess30")
     assert f"| 0.3 | {number + 0.05:.3f} ± " in table and "| 2 |" in table
+    more = number - list(method_rows.ROWS).index("cross_view_ess50")
+    assert f" | {more:+.3f}, {more:+.3f} | " in table, "each seed against the same seed of the benchmark's own config"
 
 
 def test_side_rows_have_fewer_seeds(monkeypatch, tmp_path):
