@@ -209,9 +209,20 @@ class MV2MAE(Computed, nn.Module):
     def _shared_fields(self) -> dict[str, Any]:
         return {"num_tokens": self.num_tokens, "mlp_ratio": self.mlp_ratio, "compute": self.compute}
 
-    def __call__(self, video: jax.Array, *masks_and_decoded: Any) -> Reconstruction:
-        """`reconstruct` of clips: uint8[B, V, T, H, W, 3] RGB, view 0 the target, the S = V - 1 others sources."""
-        return self.reconstruct(self.patchify(video), *masks_and_decoded)
+    def __call__(
+        self,
+        video: jax.Array,
+        target_mask: Mask,
+        source_mask: Mask | None = None,
+        decoded_target: jax.Array | None = None,
+        decoded_source: jax.Array | None = None,
+    ) -> Reconstruction:
+        """`reconstruct` of clips: uint8[B, V, T, H, W, 3] RGB; view 0 is the target, the S = V - 1 others are sources.
+
+        Raises:
+          ValueError: shapes that do not fit, or cross_view without a source view.
+        """
+        return self.reconstruct(self.patchify(video), target_mask, source_mask, decoded_target, decoded_source)
 
     def reconstruct(
         self,

@@ -6,7 +6,9 @@ Interactive libraries were considered. Their scripts are large: 4.8 MB for Plotl
 draw in the browser, so nothing shows where scripts are forbidden (mails, viewers of build artifacts), and their themes
 do not follow the page's colours. Here a reader chooses (a token, to pause) by radio buttons and check boxes.
 
-This file is light to import; __main__.py imports the rest, of which page.py puts everything into template.html.
+This file is light to import; __main__.py imports the rest. `collect` reads the files of a run, `curves` and `tables`
+show them; `examine` opens its checkpoint and data for `samples`, `poses` and `neighbours`; `page` puts all into
+template.html.
 Imports: evaluation, features, inference.py, objectives, models, runs, monitoring, distributed, data, data/store,
 config.py, console.
 Used by: run.py.

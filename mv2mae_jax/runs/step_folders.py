@@ -93,7 +93,10 @@ def choose(workdir: str, step: int | None, problem_of: Callable[[Path], str]) ->
         )
     if step not in (None, *steps):
         there = ", ".join(map(str, steps))
-        raise UserError(f"{workdir} holds no checkpoint of step {step}: it has steps {there}. Choose one of them.")
+        raise UserError(
+            f"{workdir} holds no checkpoint of step {step}: it has steps {there}. Choose one of them (--step, or "
+            "init_from_step in a config)."
+        )
     step = steps[-1] if step is None else step
     if problem := problem_of(folder / str(step)):
         raise UserError(
