@@ -153,6 +153,11 @@ def test_a_batch_holds_what_the_files_show(miniature):
     np.testing.assert_allclose(read.mean(axis=(1, 2)), raw.mean(axis=(1, 2)), atol=3)  # colours of every frame
 
 
+@pytest.mark.parametrize("name", ["folder", "etri", "nucla", "ntu60"])
+def test_a_folder_without_videos_is_no_copy(tmp_path, name):
+    assert catalog_command.main([name, f"--input={tmp_path}"]) == ExitCode.PARTLY
+
+
 def test_a_copy_is_compared_with_the_catalogue(miniature, capsys):
     name, folder, _, splits, _ = miniature
     code = catalog_command.main([name, f"--input={folder}", "--format=json"])

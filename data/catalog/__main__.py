@@ -221,7 +221,7 @@ def _run(options: argparse.Namespace) -> int:
     if comparison is None:
         return ExitCode.DONE
     wrong = comparison.missing or comparison.unexpected or comparison.unreadable or comparison.labels_refused
-    return ExitCode.PARTLY if wrong else ExitCode.DONE
+    return ExitCode.PARTLY if wrong or not comparison.videos else ExitCode.DONE
 
 
 def _protocols(names: catalog.Catalog, wanted: str | None) -> list[str]:
