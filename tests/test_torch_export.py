@@ -243,10 +243,15 @@ def test_a_full_disk_is_told_before_the_weights_are_written(workdir, tmp_path, c
 
 
 def test_an_interrupted_export_leaves_nothing_behind(workdir, tmp_path, capsys, monkeypatch):
+    of_a_killed_one = tmp_path / ".out.tmp" / "half.safetensors"
+
     def interrupted(*_):
-        assert (tmp_path / "out.rejected" / "model.safetensors").exists()
+        assert not of_a_killed_one.exists() and (tmp_path / ".out.tmp" / "model.safetensors").exists()
+        assert not list(tmp_path.glob("out*"))  # a process that is killed here leaves nothing under a name of its own
         raise KeyboardInterrupt
 
+    of_a_killed_one.parent.mkdir()
+    of_a_killed_one.touch()
     monkeypatch.setattr(exporter, "verify", interrupted)
     assert run_command(workdir, "port", tmp_path / "out") == 130
     assert "interrupted" in capsys.readouterr().err

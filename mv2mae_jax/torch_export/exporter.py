@@ -27,8 +27,8 @@ _BESIDE_WEIGHTS = 2**18  # [ours] bytes that the other files of a folder, and th
 def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
     """Writes the folder `output` in one of FORMATS, checks it, and returns a line about what was compared.
 
-    The folder gets its name only after it has passed. A folder that did not pass stays in `output`.rejected; half a
-    folder, of an export that was interrupted, does not. `bar` advances by 2.
+    The folder gets its name only after it has passed. A folder that did not pass becomes `output`.rejected. What an
+    export that was killed had written (.NAME.tmp beside `output`) is removed by the next one. `bar` advances by 2.
 
     Raises:
       ValueError: the run cannot be written in this layout, or `output` exists.
@@ -54,27 +54,29 @@ def export(run: TrainedRun, layout: str, output: str, bar: progress.Bar) -> str:
             "--format=hf or --format=videomae, or add the error to `reconstruction_loss` in "
             "mv2mae_jax/torch_export/mv2mae_torch.py."
         )
-    rejected = output.with_name(f"{output.name}.rejected")
-    shutil.rmtree(rejected, ignore_errors=True)
-    rejected.mkdir(parents=True)
+    unfinished, rejected = output.with_name(f".{output.name}.tmp"), output.with_name(f"{output.name}.rejected")
+    for former in (unfinished, rejected):
+        shutil.rmtree(former, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
         state = names.to_videomae(run.params, run.model.tubelet_size)
-        with tempfile.TemporaryFile(dir=rejected) as file:  # a full disk: torch and safetensors raise no OSError
+        with tempfile.TemporaryFile(dir=unfinished) as file:  # a full disk: torch and safetensors raise no OSError
             reserve(file, sum(array.nbytes for array in state.values()) + _BESIDE_WEIGHTS)
         bar.describe("writing")
-        {"videomae": write_videomae, "hf": write_hugging_face, "port": write_port}[layout](run, state, rejected)
+        {"videomae": write_videomae, "hf": write_hugging_face, "port": write_port}[layout](run, state, unfinished)
         bar.advance()
         bar.describe("comparing with JAX")
-        verdict = verify(run, layout, rejected)
+        verdict = verify(run, layout, unfinished)
         bar.advance()
-        (rejected / "README.md").write_text(model_card.text(run, layout, verdict), encoding="utf-8")
-        (rejected / "LICENSE").write_text(model_card.LICENCE)
+        (unfinished / "README.md").write_text(model_card.text(run, layout, verdict), encoding="utf-8")
+        (unfinished / "LICENSE").write_text(model_card.LICENCE)
     except Mismatch:
+        unfinished.rename(rejected)
         raise
     except BaseException:  # Ctrl-C, or a full disk
-        shutil.rmtree(rejected, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    rejected.rename(output)
+    unfinished.rename(output)
     return verdict
 
 
