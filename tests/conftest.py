@@ -22,6 +22,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 
+from console import progress
 from tests import tiny
 
 # JAX reads these flags when it first compiles.
@@ -65,6 +66,12 @@ def forked_workers():
             lambda method=None: get_context("forkserver" if method == "spawn" else method),
         )
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_progress_chosen(monkeypatch):
+    """A command that an earlier test called in this process has chosen how progress is shown."""
+    monkeypatch.setattr(progress, "_mode", None)
 
 
 @pytest.fixture(scope="session")

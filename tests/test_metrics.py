@@ -70,8 +70,7 @@ def test_waiting_for_data_is_distinguished_from_computing():
 
 
 @pytest.mark.parametrize(("mode", "printed"), [(None, True), ("auto", True), ("plain", True), ("none", False)])
-def test_a_runs_lines_are_printed_unless_progress_is_none(mode, printed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_mode", None)
+def test_a_runs_lines_are_printed_unless_progress_is_none(mode, printed, tmp_path, capsys):
     if mode:
         progress.configure(mode)
     values = {
