@@ -283,10 +283,11 @@ def test_what_survives_is_told_seed_by_seed(tmp_path):
     method_results.result_file(folder, "cross_view", 1).unlink()
     method_results.write_steps(tmp_path)
     page = (tmp_path / "method_steps.md").read_text()
-    (line,) = (line for line in page.splitlines() if line.startswith("| furnished"))
+    line, whole = (line for line in page.splitlines() if line.startswith("| furnished"))
     between = [list(method_rows.ROWS).index(row) for row in method_rows.MAIN]
     self_view, cross, motion = np.diff(between)
     assert line.split(" | ")[1:4] == [f"{self_view:+.3f}, {self_view:+.3f}", f"{cross:+.3f}", f"{motion:+.3f}"]
+    assert whole.split(" | ")[1] == f"{cross + motion:+.3f} ± 0.000 (2)"
     assert "cpu" in page and "turned" not in page
 
 
