@@ -1,4 +1,4 @@
-"""Runs a config: `python -m mv2mae_jax.run`, from a checkout. It stays as light to import."""
+"""`python run.py`: the command of `mv2mae_jax/run.py`, from a checkout. Like that module, it imports nothing heavy."""
 
 import functools
 import sys

@@ -1,8 +1,8 @@
-"""The input pipeline: a prepared data set -> batches. The only place where order and randomness are set.
+"""The input pipeline: a prepared data set -> batches. Only this module decides order and random generators.
 
-A training batch is a pure function of (seed, step): the pipeline is *positioned* by the step instead of restored from a
-saved iterator, so a run continues exactly with any number of workers, hosts or devices. Every random draw is made on
-the global element index, before the stream is split by process.
+A training batch is a pure function of (seed, step): the pipeline starts at any step without the state of a saved
+iterator. Every random draw depends on the global element index, before the stream is split by process. Therefore a run
+continues exactly, with any number of workers, hosts or devices.
 """
 
 import functools
@@ -27,7 +27,7 @@ from data.store import buffers, takes
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
-GRACE_SECONDS = 10  # [ours] that a reading process continues after SIGTERM or SIGHUP
+GRACE_SECONDS = 10  # [ours] how long a reading process continues after SIGTERM or SIGHUP
 _LATE = (
     "a batch of data. The file system may be slow or not answer, or a reading process (data.num_workers) may hang. It "
     "comes as soon as they go on."
@@ -43,15 +43,15 @@ def train_batches(dataset: Dataset, *, seed: int, start_step: int, **stream: Any
       seed: decides order, source views, start frames and crops.
       start_step: the step whose batch comes first.
       global_batch_size: samples per step over all processes; divisible by process_count * repeats.
-      process_index, process_count: which share of each batch, of how many (0, 1).
+      process_index, process_count: which of how many shares of each batch; 0 and 1 by default.
       num_workers: processes that read and decode; 0, the default, decodes in threads of this process.
 
     Yields:
       `video` uint8[B, V, T, H, W, 3], view 0 the target; `motion` float32[B, V, N], grey levels; `take` int32[B];
       `view` int32[B, V]; `label` int32[B], -1 where unknown; `damaged` int32[B], the record that could not be read and
       was replaced by another sample, else -1. If frames are stored as coefficients, a batch holds `stored` in place of
-      `video` and `motion`: the records from which mv2mae_jax/models/stored_frames.py makes the clips, by their names
-      (see `samples.read_batch`). This holds for all clips below.
+      `video` and `motion`: for each name of a clip, the record from which mv2mae_jax/models/stored_frames.py makes it
+      (see `samples.read_batch`). The same applies to all clips below.
     """
     elements = _shuffled(len(dataset.train.elements), seed).random_map(functools.partial(samples.draw_sample, dataset))
     make_batch = functools.partial(samples.read_training_batch, dataset)
@@ -88,12 +88,12 @@ def eval_batches(
     Every element comes `clips_per_element` times with different start frames; crops are central. If there are more
     takes than `max_takes`, that many are drawn at random, the same ones every time. `stream` is as in `train_batches`.
 
-    Besides the keys of `train_batches` a batch holds sources from other takes, seen by the same camera as the source:
+    Besides the keys of `train_batches`, a batch holds sources from other takes, seen by the same camera as the source:
       `other_subject` and `other_action` uint8[B, S, T, H, W, 3]: another subject in the same room, and the same subject
       in the same room doing something else;
       `has_other_subject`, `has_other_action` bool[B]: whether the set holds such a take (otherwise the take's own
       sources are passed);
-      `valid` bool[B]: False for rows that only fill the last batch.
+      `valid` bool[B]: False for rows that only fill up the last batch.
     """
     take_views = dataset.held_out or dataset.train
     elements = np.random.default_rng(seed).permutation(take_views.elements)
@@ -161,7 +161,7 @@ def clip_batches(
 ) -> Iterator[Batch]:
     """One pass over `rows` without augmentation: every clip of every view in every crop, the same each time.
 
-    The samples of a view are neighbours, and the crops of a clip are within them.
+    The samples of a view follow one another, and so do the crops of each of its clips.
 
     Args:
       spec: `num_frames`, `frame_stride` and `crop_size` are used.
@@ -187,7 +187,7 @@ def clip_batches(
 
 
 class Pass(Iterator[Batch]):
-    """The batches of one pass over something. `operator.length_hint` says how many are left."""
+    """The batches of one pass over the samples. `operator.length_hint` says how many batches are left."""
 
     def __init__(self, batches: Iterable[Batch], num_batches: int):
         self._batches, self._left = iter(batches), num_batches
@@ -212,7 +212,7 @@ def _stream(
     process_count: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Batches that `make_batch` makes of this process's elements, each of which becomes `repeats` samples."""
+    """Batches that `make_batch` makes from this process's elements. Each element becomes `repeats` samples."""
     if global_batch_size % (process_count * repeats):
         raise UserError(
             f"global_batch_size = {global_batch_size} is not divisible by {process_count} process(es)"
@@ -228,7 +228,7 @@ def _stream(
 def _read(stream: grain.IterDataset, starts_processes: bool) -> Iterator[Batch]:
     """Yields the batches of a stream. The reading processes end when this generator is closed or collected.
 
-    A line says so if a batch does not come for a minute. Raises OSError if a reading process was killed.
+    If a batch does not come for a minute, a line says so. Raises OSError if a reading process was killed.
     """
     batches = iter(stream)
     try:
@@ -246,10 +246,10 @@ def _read(stream: grain.IterDataset, starts_processes: bool) -> Iterator[Batch]:
 
 
 def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches. With the first, grain starts its processes, from a thread of which they inherit the signals.
+    """The same batches. The first is read in a thread that blocks Ctrl-C, as do the processes that grain starts there.
 
-    Ctrl-C would end a process that is still importing, and this one would wait for ever: it hands the data set over
-    by a pipe that nobody reads any more. The main thread only waits, so it still obeys Ctrl-C.
+    Otherwise Ctrl-C would end a process that is still importing, and this one would wait forever to hand over the data
+    set by a pipe that nobody reads any more. The main thread only waits, so it still obeys Ctrl-C.
     """
     found = queue.SimpleQueue()
 
@@ -274,10 +274,10 @@ def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: i
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if not flags.FLAGS.is_parsed():  # grain's worker processes read absl's flags, which we do not use
         flags.FLAGS.mark_as_parsed()
-    # Per process one batch is being read, one is ready and one is queued. More would cost memory: a batch may take
-    # gigabytes, and there may be many processes.
+    # In each process one batch is being read, one is ready and one is queued. More would take too much memory: a batch
+    # may have gigabytes, and there may be many processes.
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).map(memory.share)
-    if buffers.SHAREABLE:  # large arrays are addresses by now and small ones pickled, so grain has nothing to copy
+    if buffers.SHAREABLE:  # large arrays are passed by address and small ones are pickled, so grain need not copy any
         options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, options)
     stream = stream.mp_prefetch(
@@ -287,7 +287,7 @@ def _prefetch(batches: grain.MapDataset, memory: buffers.Buffers, num_workers: i
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Prepares a reading process: serves the last batches of a run that is told to stop, and ends with a killed run."""
+    """Prepares a reading process. If the run is told to stop, it still reads the last batches; if killed, it ends."""
     del index, count
     workers.end_with_parent()
     for number in (signal.SIGTERM, signal.SIGHUP):  # closing a terminal sends SIGHUP to all processes in it
@@ -296,7 +296,7 @@ def _start_worker(index: int, count: int) -> None:
 
 
 class _ProcessRows(grain.MapDataset):
-    """Takes one process's contiguous rows out of the stream of global batches, from a given step on."""
+    """One process's contiguous rows of the global batches, from a given step on."""
 
     def __init__(self, parent: grain.MapDataset, start_step: int, per_step: int, first_row: int, rows: int):
         super().__init__(parent)

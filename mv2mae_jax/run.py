@@ -1,4 +1,7 @@
-"""Runs a config: pre-training, fine-tuning or probes. Light to import: the processes that read data import it again."""
+"""Runs a config: pre-training, fine-tuning or probes.
+
+Importing this module imports nothing heavy, because each process that reads data imports it again.
+"""
 
 import argparse
 import os
@@ -60,8 +63,8 @@ def main(argv: list[str], prog: str = PROG) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # Mistakes are reported at once: checks that need no JAX come before its import, and the check that the batch fits
-    # the devices comes before the import of everything else.
+    # To report mistakes early, checks that need no JAX come before its import, and the check that the batch fits the
+    # devices comes before the other imports.
     from mv2mae_jax import config as configs
     from mv2mae_jax import config_checks
 

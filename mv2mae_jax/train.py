@@ -38,7 +38,7 @@ def train(
       dataset: the opened data set; labelled for fine-tuning.
       mesh: all devices; see distributed/sharding.py.
       workdir: where checkpoints, metrics and pictures go.
-      allow_changes: keys of the config that may differ from the checkpoint's, beside resume.MAY_CHANGE.
+      allow_changes: keys of the config that may differ from the checkpoint's, besides resume.MAY_CHANGE.
 
     Returns:
       The metrics of the last evaluation.
@@ -90,7 +90,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     ema_decay: float | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step(state, batch) -> (state, metrics)`: pure, its randomness a function of (seed, step)."""
+    """Returns the pure function `train_step(state, batch) -> (state, metrics)`. (seed, step) decides its randomness."""
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         inputs = objective.make_inputs(batch, jax.random.fold_in(step_key, state.step))
@@ -107,13 +107,13 @@ def make_train_step(
 def accumulate_gradients(
     loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]], params: Any, inputs: Any, parts: int
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradients and metrics of a batch, computed in equal parts one after the other; `inputs` hold all randomness."""
+    """Gradients and metrics of a batch: the mean over equal parts, computed in turn. `inputs` hold all randomness."""
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
         return gradient(params, inputs)
 
     def cut(array: jax.Array) -> jax.Array:
-        # Part j takes rows j, j + parts, ...: every device keeps its own rows, nothing moves.
+        # Part j takes rows j, j + parts, ..., so that every device keeps its own rows and nothing is sent.
         rows = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])  # (B / parts, parts, ...)
         return rows.swapaxes(0, 1)
 

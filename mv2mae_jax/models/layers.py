@@ -24,7 +24,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 # VideoMAE's initialisation: Xavier for the dense layers inside encoder and decoders; PyTorch's default, uniform within
-# +-1/sqrt(fan_in), for the patch embedding and the projection between encoder and decoder; the mask token cut at 1 std.
+# +-1/sqrt(fan_in), for the patch embedding and the projection to the decoder; a normal cut at 1 std for the mask token.
 xavier_uniform = nn.initializers.xavier_uniform()
 torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 mask_token_init = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
@@ -48,9 +48,9 @@ class Dense(nn.Module):
     def operands(
         self, x: jax.Array | Normed, bias: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """x [..., D_in], kernel [D_in, features] and bias [features] in the dtype of the computation.
+        """x [..., D_in], kernel [D_in, features] and bias [features] or None, in the dtype of the computation.
 
-        Without `use_bias`, the bias is the one given, float32[features]; None for none.
+        With `use_bias`, the bias is the layer's parameter. Otherwise it is the given one, float32[features] or None.
         """
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         if self.use_bias:
@@ -66,7 +66,7 @@ class Dense(nn.Module):
 class LayerNorm(nn.Module):
     """LayerNorm with eps 1e-6 over the last axis, [..., D] -> [..., D]; computed in float32.
 
-    `before_dense`: only dense layers read the output, so that they may take over scale and bias.
+    `before_dense`: only dense layers read the output, so scale and bias may be folded into their weights.
     """
 
     compute: Compute = Compute()
@@ -94,7 +94,7 @@ class ToHeads(Dense):
             y = product_to_heads(x, kernel, self.num_heads)
         else:
             y = product_2d(x, kernel)
-            if folded:  # right after the product, where cuBLAS adds it
+            if folded:  # added directly after the product, cuBLAS fuses the two
                 y, bias = y + bias, None
             y = y.reshape(*x.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
         return y if bias is None else y + bias.reshape(self.num_heads, 1, -1)
@@ -113,7 +113,7 @@ class FromHeads(Dense):
 
 
 class SelfAttention(nn.Module):
-    """One fused projection to q, k and v; biases on q and v only, because the softmax cancels a bias on k."""
+    """[B, N, D] -> [B, N, D]. One fused projection to q, k and v; no bias on k, because the softmax cancels it."""
 
     num_heads: int
     compute: Compute = Compute()
@@ -123,7 +123,7 @@ class SelfAttention(nn.Module):
         width, compute = x.shape[-1], self.compute
         q_bias, v_bias = (self.param(name, nn.initializers.zeros, (width,)) for name in ("q_bias", "v_bias"))
         to_qkv = ToHeads(3 * width, num_heads=3 * self.num_heads, use_bias=False, compute=compute, name="qkv")
-        if isinstance(x, Normed):  # folding the norm gives the product a bias in any case
+        if isinstance(x, Normed):  # folding the norm adds a bias to q, k and v anyway
             qkv = to_qkv(x, jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]))
             query, key, value = jnp.split(qkv, 3, axis=1)  # (B, heads, N, head_dim)
         else:
@@ -153,7 +153,7 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, exact (erf) GELU, dense."""
+    """[..., D] -> [..., D]: dense, exact (erf) GELU, dense."""
 
     hidden: int
     compute: Compute = Compute()
@@ -167,8 +167,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block, [B, N, D] -> [B, N, D].
 
-    With `cross`, cross-attention to `source` [B, Ns, D] stands between self-attention and MLP (CroCo's decoder block).
-    `drop_path_rate` (a scalar array, or None for no stochastic depth) drops each residual branch per sample.
+    With `cross`, cross-attention to `source` [B, Ns, D] follows self-attention (CroCo's decoder block).
+    `drop_path_rate`, float32[] or None for no stochastic depth, drops each residual branch per sample.
     """
 
     num_heads: int
@@ -227,9 +227,9 @@ def run_blocks(
       source: [B, Ns, D] for blocks with cross-attention, the same for every block.
       block: makes one block, called with `name` only.
       depth: number of blocks.
-      compute: `scan_layers`: the parameters are stacked along a leading layer axis; otherwise they lie under '0', '1',
-        ... (`stack_blocks` and `unstack_blocks` convert). Stacked blocks are compiled once. With `unrolled`, each layer
-        is compiled: this takes longer, but what the backward pass needs is not copied into a stack of all layers.
+      compute: With `scan_layers`, parameters are stacked along a leading layer axis; otherwise they lie under '0', '1',
+        ... (`stack_blocks` and `unstack_blocks` convert). A rolled loop compiles one block for all layers. An unrolled
+        one compiles each layer, which takes longer, but then what the backward pass needs is not copied into a stack.
       drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first; 0 for none.
     """
 

@@ -34,7 +34,7 @@ class Reconstruction:
 class Encoder(Computed, nn.Module):
     """ViT over the given tokens of a clip: pixels uint8[B, K, P] and flat positions int32[B, K] -> [B, K, width].
 
-    `final_norm=False` leaves the last norm to whoever pools the tokens, as in VideoMAE's classifier.
+    `final_norm=False` leaves out the last norm. As in VideoMAE's classifier, it is then applied to the pooled tokens.
     """
 
     num_tokens: int
@@ -80,10 +80,10 @@ class PatchEmbed(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Predicts tokens from the visible ones: self-view, or with `cross` also from the source views' visible tokens.
+    """Predicts tokens of a view from its visible ones and, with `cross`, from the visible tokens of the source views.
 
-    Its input is [visible, mask tokens] in this order, each with the embedding of its own position; only the mask
-    tokens' outputs are predicted (VideoMAE `modeling_pretrain.py`).
+    The input is [visible tokens, mask tokens], each with the embedding of its position. Only the outputs at the mask
+    tokens are predictions (VideoMAE `modeling_pretrain.py`).
     """
 
     num_tokens: int
@@ -104,7 +104,10 @@ class Decoder(nn.Module):
         source_latents: jax.Array | None = None,
         source_visible: jax.Array | None = None,
     ) -> jax.Array:
-        """Latents [B, Nv, D] at int32[B, Nv], the sources' [B, Ns, D] at int32[B, Ns] -> f32[B, Md, P] at `decoded`."""
+        """Latents [B, Nv, D] at `visible` int32[B, Nv] -> float32[B, Md, P] at `decoded` int32[B, Md].
+
+        With `cross`, also source_latents [B, Ns, D] at `source_visible` int32[B, Ns].
+        """
         project = layers.Dense(
             self.width,
             use_bias=False,
@@ -127,7 +130,7 @@ class Decoder(nn.Module):
         x = layers.LayerNorm(self.compute, before_dense=True, name="norm")(x[:, visible.shape[1] :])
         x = layers.Dense(self.patch_dim, compute=self.compute, name="head")(x)
         if not self.cross:
-            # Keeps XLA from fusing the split into views with this product: libtpu 0.0.52 aborts on that fusion for v6e
+            # Keeps XLA from fusing the split into views with this product. For v6e, libtpu 0.0.52 aborts on that fusion
             # (benchmarks/results/NOTES_tpu.md).
             x = jax.lax.optimization_barrier(x)
         return x.astype(jnp.float32)
@@ -137,17 +140,17 @@ class Decoder(nn.Module):
 
 
 class MV2MAE(Computed, nn.Module):
-    """The pre-training model. `variants.build` makes one from a variant's name and checks its sizes.
+    """The pre-training model. `variants.build` makes one by the name of a variant and checks its sizes.
 
     Attributes:
       clip_size: (frames, height, width) of a clip in pixels.
       tubelet_size: (frames, height, width) of one token in pixels.
       width, depth, num_heads: of the encoder; mlp_ratio: hidden over model width, everywhere.
       decoder_width, decoder_depth, decoder_heads: of each of the two decoders.
-      final_norm: False leaves the encoder's last norm out, as fine-tuning does.
-      cross_view: False leaves the cross-view decoder and its parameters out (the single-view baseline, VideoMAE).
+      final_norm: False leaves out the encoder's last norm, as fine-tuning does.
+      cross_view: False leaves out the cross-view decoder and its parameters (the single-view baseline, VideoMAE).
       backbone: class of the encoder, with the fields of `Encoder`.
-      compute: how all of it is computed.
+      compute: dtype, attention, recomputation; the same for encoder and decoders.
     """
 
     clip_size: tuple[int, int, int]
@@ -166,7 +169,7 @@ class MV2MAE(Computed, nn.Module):
 
     @classmethod
     def fields_from_config(cls, config: config_dict.ConfigDict) -> dict[str, Any]:
-        """The fields, besides the sizes, that a config sets. Fine-tuning and probes have no decoders."""
+        """The fields besides the sizes that a config sets. Configs of fine-tuning and probes have no decoders."""
         return {"cross_view": config.model.get("cross_view", False)}
 
     @property
@@ -190,18 +193,18 @@ class MV2MAE(Computed, nn.Module):
 
     @nn.nowrap
     def make_encoder(self, **fields: Any) -> nn.Module:
-        """An encoder of the model's sizes; `fields` are further ones of its class. Works outside the model, too."""
+        """An encoder of the model's sizes; `fields` sets further fields. Also works on a model that is not bound."""
         sizes = {"width": self.width, "depth": self.depth, "num_heads": self.num_heads}
         return self.backbone(**sizes, **self._shared_fields(), **fields)
 
     def set_up_decoders(self) -> None:
-        """The part of `setup` in which kinds of decoders differ."""
+        """The part of `setup` that a subclass with other decoders overrides."""
         self.decoder = self.make_decoder()
         if self.cross_view:
             self.cross_decoder = self.make_decoder(cross=True)
 
     def make_decoder(self, **fields: Any) -> Decoder:
-        """A decoder of the model's sizes; `fields` replaces some."""
+        """A decoder of the model's sizes; `fields` overrides fields of the decoder."""
         sizes = {"width": self.decoder_width, "depth": self.decoder_depth, "num_heads": self.decoder_heads}
         return Decoder(**{"patch_dim": self.patch_dim, **sizes, **self._shared_fields(), **fields})
 
@@ -217,7 +220,7 @@ class MV2MAE(Computed, nn.Module):
         decoded_target: jax.Array | None = None,
         decoded_source: jax.Array | None = None,
     ) -> Reconstruction:
-        """`reconstruct` of clips: uint8[B, V, T, H, W, 3] RGB; view 0 is the target, the S = V - 1 others are sources.
+        """`reconstruct` for clips uint8[B, V, T, H, W, 3], RGB; view 0 is the target, the S = V - 1 others are sources.
 
         Raises:
           ValueError: shapes that do not fit, or cross_view without a source view.
@@ -236,8 +239,8 @@ class MV2MAE(Computed, nn.Module):
 
         Args:
           patches: uint8[B, V, N, P], from `patchify`.
-          target_mask: int32[B, *]; source_mask: int32[B, S, *], None when there is no source view.
-          decoded_target: int32[B, Md], decoded_source: int32[B, S, Md']: masked tokens to predict (None: all masked).
+          target_mask: of int32[B, ...]; source_mask: of int32[B, S, ...], None without source views.
+          decoded_target: int32[B, Md], decoded_source: int32[B, S, Md']: masked tokens to predict; None for all.
 
         Raises:
           ValueError: shapes that do not fit, or cross_view without a source view.
@@ -249,7 +252,7 @@ class MV2MAE(Computed, nn.Module):
         return self.decode_views(*latents, target_mask, source_mask, decoded_target, decoded_source)
 
     def patchify(self, video: jax.Array) -> jax.Array:
-        """Clips uint8[..., T, H, W, 3] -> tokens uint8[..., N, P]. Raises ValueError for others."""
+        """Clips uint8[..., T, H, W, 3] -> tokens uint8[..., N, P]. Raises ValueError for another shape or dtype."""
         if video.shape[-4:] != (*self.clip_size, 3) or video.dtype != jnp.uint8:
             raise UserError(
                 f"The encoder takes uint8 clips of shape (B, {', '.join(map(str, self.clip_size))}, 3), got "
@@ -268,7 +271,7 @@ class MV2MAE(Computed, nn.Module):
     def encode_views(
         self, patches: jax.Array, target_mask: Mask, source_mask: Mask | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """uint8[B, V, N, P] -> latents of the visible tokens: the target's [B, Nv, width], the sources' as below."""
+        """uint8[B, V, N, P] -> latents of visible tokens: target [B, Nv, width], sources [B, S, Ns, width] or None."""
         self._check_views(patches, source_mask)
         if source_mask is None:
             return self.encode_patches(patches[:, 0], target_mask.visible), None
@@ -288,7 +291,7 @@ class MV2MAE(Computed, nn.Module):
         decoded_target: jax.Array,
         decoded_source: jax.Array | None,
     ) -> Reconstruction:
-        """What `encode_views` gives -> predictions; arguments as of `reconstruct`."""
+        """Decodes the latents that `encode_views` returns. Other arguments as in `reconstruct`."""
         if source_mask is None:
             return Reconstruction(self_target=self.decode_self(target_latents, target_mask.visible, decoded_target))
         self_target, self_source = self._per_view(
@@ -312,8 +315,8 @@ class MV2MAE(Computed, nn.Module):
         decoded_target: jax.Array,
         decoded_source: jax.Array,
     ) -> jax.Array:
-        """The target with the help of the sources alone: float32[B, Md, P]; arguments as of `decode_views`."""
-        del decoded_source  # which a joint decoder reads
+        """Predicts only the target, from its own tokens and the sources': float32[B, Md, P]. See `decode_views`."""
+        del decoded_source  # only a joint decoder reads it
         return self.decode_cross(
             target_latents, target_mask.visible, decoded_target, source_latents, source_mask.visible
         )
@@ -332,7 +335,7 @@ class MV2MAE(Computed, nn.Module):
     ) -> jax.Array:
         """Target [B, Nv, width] at int32[B, Nv], sources [B, S, Ns, width] at int32[B, S, Ns] -> float32[B, Md, P].
 
-        The tokens of several source views are set side by side; a token's view is known by its content alone.
+        The tokens of all source views form one sequence. Nothing but its content tells which view a token is from.
         """
         batch, num_sources, num_visible, width = source_latents.shape
         source_latents = source_latents.reshape(batch, num_sources * num_visible, width)  # (B, S * Ns, D)
@@ -340,7 +343,7 @@ class MV2MAE(Computed, nn.Module):
         return self.cross_decoder(target_latents, target_visible, decoded, source_latents, source_visible)
 
     def _per_view(self, function: Any, target: tuple[jax.Array, ...], source: tuple[jax.Array, ...]):
-        """Applies `function` to target [B, ...] and sources [B, S, ...], in one call where their shapes agree."""
+        """Applies `function` to target [B, ...] and sources [B, S, ...], in one call if their shapes agree."""
         if all(t.shape[1:] == s.shape[2:] for t, s in zip(target, source, strict=True)):
             views = [jnp.concatenate([t[:, None], s], axis=1) for t, s in zip(target, source, strict=True)]
             y = self._each_view(function, views)  # (B, V, ...)
@@ -349,7 +352,7 @@ class MV2MAE(Computed, nn.Module):
         return function(*target), of_sources
 
     def _each_view(self, function: Any, views: Sequence[jax.Array]) -> jax.Array:
-        """Applies `function`, which takes [B, ...], to arrays [B, V, ...]."""
+        """Applies `function`, which maps [B, ...], to arrays [B, V, ...] in one call."""
         batch, num_views = views[0].shape[:2]
         y = function(*(x.reshape(-1, *x.shape[2:]) for x in views))  # (B * V, ...)
         return y.reshape(batch, num_views, *y.shape[1:])  # (B, V, ...)

@@ -1,7 +1,7 @@
 """Reconstruction targets, motion weights and losses.
 
-Losses come as (sum, count), so that sums over microbatches, views and shards divide by the right count. No gradient
-flows into targets or weights.
+Losses are returned as (sum, count), so that parts of a batch, views and shards average correctly. No gradient flows
+into targets or weights.
 """
 
 import math
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from console.errors import UserError
 from mv2mae_jax.models import tubelets
 
-# The values of `loss.error`: the error of a difference, of any shape.
+# The values of `loss.error`: prediction minus target -> error of each value, float32[...] -> float32[...].
 ERRORS: Final[dict[str, Callable[[jax.Array], jax.Array]]] = {
     "squared": jnp.square,
 }
@@ -47,8 +47,8 @@ def targets(patches: jax.Array, kind: str) -> jax.Array:
 def to_pixels(prediction: jax.Array, kind: str, *, statistics_of: jax.Array | None = None) -> jax.Array:
     """Predictions f32[..., P] in target space -> pixels f32[..., P], nominally in [0, 1], not clipped.
 
-    A prediction of normalised pixels says nothing about a patch's mean and contrast: they are taken from the patches
-    `statistics_of`, uint8[..., P]. Where these are the true patches, the picture shows part of the answer: say so.
+    A prediction of normalised pixels does not tell a patch's mean and contrast. These are taken from the patches
+    `statistics_of`, uint8[..., P]. If these are the true patches, the picture reveals part of the answer: say so there.
 
     Raises:
       ValueError: unknown kind, or normalised pixels without `statistics_of`.
@@ -80,7 +80,7 @@ def reconstruction_loss(
 
 
 def mean_prediction_loss(target: jax.Array, weights: jax.Array, error: str = "squared") -> tuple[jax.Array, jax.Array]:
-    """The loss of predicting each patch's mean colour: what a model reaches that knows the colours but no structure.
+    """The loss of predicting each patch's mean colour, as a model would that knows the colours but no structure.
 
     Args and returns as `reconstruction_loss`.
     """
@@ -96,17 +96,18 @@ def motion_weights(
     pixel_range: float = 255.0,
     ess_fraction: float | None = None,
 ) -> jax.Array:
-    """Weight of each token: a softmax of its motion energy over all tokens of the clip, rescaled to mean 1 [ours].
+    """Weight of each token: a softmax of the motion energies of a clip's tokens, rescaled to mean 1 [ours].
 
-    The paper's softmax sums to 1; mean 1 makes the size of the loss independent of the temperature, and an infinite
-    temperature the plain loss to the last bit. Exactly one of `temperature` and `ess_fraction` is given.
+    The paper's softmax sums to 1. With mean 1, the size of the loss does not depend on the temperature, and an infinite
+    temperature gives exactly the plain loss. Exactly one of `temperature` and `ess_fraction` must be given.
 
     Args:
       motion: float32[..., N], norm of the frame difference over a token's pixels, which lie in [0, 255].
       temperature: t of softmax(motion / t), for a norm over pixels that span `pixel_range`. The paper's best t is 60
-        [paper]; its pixel scale is not stated: at 255 that picks out a few tokens, at 1 it does nothing.
-      ess_fraction: solve t for each clip so that the effective number of tokens, 1 / sum w_i^2 with sum w_i = 1, is
-        this fraction of N [ours]. `pixel_range` then has no effect. Where ties put it out of reach, the nearest.
+        [paper]. It does not state the pixel scale: with 255 a few tokens get all the weight, with 1 all get the same.
+      ess_fraction: t is solved for each clip so that the effective number of tokens, 1 / sum w_i^2 with sum w_i = 1, is
+        this fraction of N [ours]. `pixel_range` then has no effect. If equal energies put the fraction out of reach,
+        the nearest possible one is taken.
 
     Returns:
       float32[..., N], mean 1 over the last axis.
@@ -138,18 +139,21 @@ def psnr(prediction: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def _weights(logits: jax.Array) -> jax.Array:
-    energy = jnp.exp(logits - logits.max(-1, keepdims=True))
-    return energy / energy.mean(-1, keepdims=True)
+    unnormalized = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return unnormalized / unnormalized.mean(-1, keepdims=True)
 
 
 def _solve_logits(motion: jax.Array, fraction: float) -> jax.Array:
-    """beta * motion with beta = 1/t solved by bisection: the ESS falls as beta grows, from N to the number of ties."""
+    """motion / t, up to a constant per clip. A bisection over log(beta) solves for t; beta is 1/t at a spread of 1.
+
+    As beta grows, the ESS falls from N to the number of tokens that share the maximum.
+    """
     num_tokens = motion.shape[-1]
     if not 1 / num_tokens <= fraction <= 1:
         raise UserError(
             f"ess_fraction={fraction} must lie between 1/N = {1 / num_tokens:.3g} and 1 for N = {num_tokens}."
         )
-    # Energies on [-1, 0], so that one bracket of beta serves every clip; a clip without motion has all zeros.
+    # Energies are brought to [-1, 0], so that one bracket of beta serves every clip. Without motion, all become 0.
     below_max = motion - motion.max(-1, keepdims=True)
     spread = -below_max.min(-1, keepdims=True)
     below_max = below_max / jnp.maximum(spread, jnp.finfo(jnp.float32).tiny)
@@ -160,14 +164,14 @@ def _solve_logits(motion: jax.Array, fraction: float) -> jax.Array:
         flat = effective_share(_weights(jnp.exp(middle) * below_max)) > fraction
         return jnp.where(flat[..., None], middle, low), jnp.where(flat[..., None], high, middle)
 
-    low = jnp.full_like(spread, math.log(1e-3))  # ESS is N within 1e-6
-    high = jnp.full_like(spread, math.log(1e9))  # past the resolution of float32: only ties with the maximum remain
+    low = jnp.full_like(spread, math.log(1e-3))  # the ESS is N within 1e-6
+    high = jnp.full_like(spread, math.log(1e9))  # beyond float32's resolution: only tokens at the maximum have weight
     low, high = jax.lax.fori_loop(0, 40, halve, (low, high))
     return jnp.exp((low + high) / 2) * below_max
 
 
 def _unit_pixels(patches: jax.Array) -> jax.Array:
-    return _split_channels(patches.astype(jnp.float32)) / 255
+    return _split_channels(patches.astype(jnp.float32)) / 255  # (..., t * h * w, 3)
 
 
 def _split_channels(values: jax.Array) -> jax.Array:
@@ -177,7 +181,8 @@ def _split_channels(values: jax.Array) -> jax.Array:
 def _channel_means(values: jax.Array) -> jax.Array:
     """[..., n * 3] -> mean of each channel [..., 1, 3].
 
-    Groups of neighbouring pixels are summed first: over single pixels, three numbers apart, a GPU sums 15 times slower.
+    Neighbouring pixels are added in groups first. Adding pixels one by one, three values apart, is 15 times slower on a
+    GPU.
     """
     num_pixels = values.shape[-1] // 3
     group = math.gcd(num_pixels, 32)

@@ -1,6 +1,6 @@
-"""Kinds of masks, by the names that `masking.kind` takes. Imports no JAX, so that a config is checked at once.
+"""The kinds of masks that `masking.kind` names. Does not import JAX, which takes seconds: configs are checked before.
 
-A kind says which tokens are hidden together. `masking.py` draws which of these groups stay visible.
+A kind divides the tokens into groups that are hidden together. `masking.py` draws which groups stay visible.
 """
 
 import math
@@ -21,7 +21,7 @@ class MaskKind(NamedTuple):
       unit: what error messages call the groups.
       num_groups: grid -> G. It raises a UserError for a grid that the kind cannot divide.
       tokens: (groups int32[..., K], grid) -> the flat indices of their tokens, int32[..., K * N / G], in any order.
-        The groups may be traced by JAX: index and broadcast them, no more.
+        The groups may be JAX tracers, which NumPy functions refuse: only index, broadcast and reshape them.
     """
 
     unit: str

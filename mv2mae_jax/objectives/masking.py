@@ -1,4 +1,4 @@
-"""Which tokens the encoder sees and which tokens the decoders predict. Drawn on the device, from a key only."""
+"""Which tokens the encoder sees and which tokens the decoders predict, drawn on the device from a random key."""
 
 import math
 
@@ -13,10 +13,10 @@ from mv2mae_jax.objectives.mask_kinds import MASK_KINDS, num_visible_tokens
 def draw_mask(
     key: jax.Array, *, batch_shape: tuple[int, ...], grid: tuple[int, int, int], mask_ratio: float, kind: str = "random"
 ) -> Mask:
-    """Draws one mask for each element of `batch_shape`, all independent.
+    """Draws one mask for each element of `batch_shape`, independently.
 
-    A kind of MASK_KINDS says which tokens are hidden together. With JAX's partitionable random numbers (its default)
-    the values do not depend on how the result is sharded.
+    `kind`, a key of MASK_KINDS, says which tokens are hidden together. With JAX's partitionable random numbers (its
+    default), the values do not depend on how the result is sharded.
 
     Returns:
       Mask with visible int32[*batch_shape, num_visible_tokens(...)] and masked int32[*batch_shape, the rest].
@@ -25,21 +25,21 @@ def draw_mask(
       ValueError: as `num_visible_tokens`.
     """
     num_visible = num_visible_tokens(grid, mask_ratio, kind)
-    chosen = MASK_KINDS[kind]
-    num_groups = chosen.num_groups(grid)
+    mask_kind = MASK_KINDS[kind]
+    num_groups = mask_kind.num_groups(grid)
     order = jnp.argsort(jax.random.uniform(key, (*batch_shape, num_groups)), axis=-1).astype(jnp.int32)
-    first = num_visible * num_groups // math.prod(grid)  # groups that stay visible
-    parts = (chosen.tokens(groups, grid) for groups in (order[..., :first], order[..., first:]))
+    visible_groups = num_visible * num_groups // math.prod(grid)
+    parts = (mask_kind.tokens(groups, grid) for groups in (order[..., :visible_groups], order[..., visible_groups:]))
     return Mask(*map(_ascending, parts))
 
 
 def choose_decoded(key: jax.Array, masked: jax.Array, *, decode_ratio: float, grid: tuple[int, int, int]) -> jax.Array:
     """Chooses which masked tokens the decoders predict: int32[..., M] -> int32[..., int(decode_ratio * M)], ascending.
 
-    Follows VideoMAEv2's running cells (arXiv 2303.16727): in every cell of 2 x 2 places the decoded places move on by
-    one from time slice to time slice, so that each place is predicted at some time. Which of them the encoder saw is
-    chance, so the count of masked ones would vary from clip to clip. Here it is fixed [ours]: the masked tokens are
-    taken in the order of the cell, from a random phase per clip, ties broken at random, until there are enough.
+    Follows VideoMAEv2's running cells (arXiv 2303.16727): in every cell of 2 x 2 places, the decoded place moves on by
+    one from time slice to time slice, so that each place is predicted at some time. How many tokens at these places
+    are masked varies from clip to clip, but arrays need a fixed number. Therefore [ours] the masked tokens are taken in
+    the order of the cell, from a random phase per clip and with ties broken at random, until there are enough.
 
     Args:
       masked: int32[..., M] flat token indices.

@@ -24,7 +24,7 @@ OTHER_SOURCES = ("other_subject", "other_action")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """The pre-training objective. All methods are pure functions of their arguments; attributes are the config's."""
+    """The pre-training objective. Attributes are the config's values; methods are pure functions of their arguments."""
 
     model: mv2mae.MV2MAE
     num_source_views: int
@@ -84,7 +84,7 @@ class Pretrain:
         return pipeline.train_batches(self.dataset, **position)
 
     def make_inputs(self, batch: Arrays, key: jax.Array) -> Arrays:
-        """Makes what a step needs, once: tokens and motion weights by `tokenize`, and masks."""
+        """Makes once all that a step needs: tokens and motion weights (by `tokenize`), and masks (by `draw_masks`)."""
         batch = self.tokenize(batch)
         return {**batch, **self.draw_masks(batch["patches"].shape[0], key)}
 
@@ -93,26 +93,31 @@ class Pretrain:
 
         Args:
           batch: from data/pipeline.py. `video` uint8[B, V, T, H, W, 3], or its coefficients in `stored`; `motion`
-            float32[B, V, N] if the host has measured it; in an evaluation other takes' sources uint8[B, S, T, H, W, 3].
+            float32[B, V, N] if the host has measured it; in an evaluation also OTHER_SOURCES, uint8[B, S, T, H, W, 3].
 
         Returns:
-          `patches` uint8[B, V, N, P], `motion` and `weights` float32[B, V, N]; the sources of others as uint8[B, S, N,
-          P] under their names; all other entries of the batch as they are.
+          `patches` uint8[B, V, N, P], `motion` and `weights` float32[B, V, N]; OTHER_SOURCES as tokens uint8[B, S, N,
+          P]; all other entries of the batch as they are.
         """
         batch = stored_frames.pixels(batch, self.model.clip_size[1:])
         tokens = {name: self.model.patchify(batch[name]) for name in ("video", *OTHER_SOURCES) if name in batch}
         patches, motion = tokens.pop("video"), batch.get("motion")
         if motion is None:
             motion = stored_frames.motion_energy(patches, self.model.grid, self.model.tubelet_size)
-            # The barrier makes the rest of the step wait for tokens and energies together. If it may begin with the
-            # energies, a TPU's compiler orders the step differently and keeps less in fast memory: 2 ms of 50, by its
-            # estimate (benchmarks/results/NOTES_input.md).
+            # The barrier makes the rest of the step wait for both tokens and energies. Without it, a TPU's compiler
+            # begins with the energies and keeps less in fast memory. By its own estimate, that costs 2 ms of 50
+            # (benchmarks/results/NOTES_input.md).
             patches, motion = jax.lax.optimization_barrier((patches, motion))
         del batch["video"]
         return {**batch, **tokens, "patches": patches, "motion": motion, "weights": self.weights(motion)}
 
     def draw_masks(self, batch_size: int, key: jax.Array) -> Arrays:
-        """The masks of every view, independently, and which masked tokens to decode; None for sources without any."""
+        """Draws the mask of every view independently, and which of its masked tokens are decoded.
+
+        Returns:
+          `target_mask` of int32[B, ...] and `decoded_target` int32[B, Md]; `source_mask` of int32[B, S, ...] and
+          `decoded_source` int32[B, S, Md'], both None without source views.
+        """
         grid, sources = self.model.grid, self.num_source_views
 
         def draw(key: jax.Array, decode_key: jax.Array, shape: tuple[int, ...], ratio: float):
@@ -132,12 +137,11 @@ class Pretrain:
         """Self-view loss of every view + cross_weight * cross-view loss of the target; joint: the mean over the views.
 
         Returns:
-          (loss, metrics), float32 scalars. `loss_self` is the mean over the views, `loss` takes their sum. With a joint
-          decoder, `loss_joint` is the mean over the views and the loss, and `loss_cross` the target's part of it.
+          (loss, metrics), float32 scalars. `loss_self` is the mean over the views, although `loss` contains their sum.
+          With a joint decoder, `loss` is `loss_joint`, the mean over the views, and `loss_cross` the target's loss.
         """
         measured = self.measure(self.predict(params, inputs), self.targets(inputs))
         metrics = {name: total.sum() / count.sum() for name, (total, count) in measured.items()}
-        # Metrics average over the views. The loss of a self-view decoder is their sum, that of a joint one their mean.
         loss = metrics["loss_joint"] if self.is_joint else self.views_per_sample * metrics["loss_self"]
         if self.model.cross_view:
             loss += self.cross_weight * metrics["loss_cross"]
@@ -149,28 +153,28 @@ class Pretrain:
         return self.model.apply({"params": params}, *(inputs[name] for name in names), method="reconstruct")
 
     def targets(self, inputs: Arrays) -> tuple[Targets, Targets | None]:
-        """What the predictions of the target and of the sources are compared with; None without source views.
+        """What the predictions are compared with: a pair for the target view and a pair for the source views.
 
         Returns:
-          Each is (float32[..., M, P], weights float32[..., M]) at the decoded tokens, of the target [B, ...] and of the
-          sources [B, S, ...].
+          (targets float32[B, Md, P], weights float32[B, Md]) of the target at its decoded tokens, and the same of the
+          sources, [B, S, Md', P] and [B, S, Md']; None without source views.
         """
         patches, weights = inputs["patches"], inputs["weights"]
-        target = self._at(inputs["decoded_target"], patches[:, 0], weights[:, 0])
+        target = self._targets_at(inputs["decoded_target"], patches[:, 0], weights[:, 0])
         if not self.num_source_views:
             return target, None
-        tokens, weights = self._at(inputs["decoded_source"], patches[:, 1:], weights[:, 1:])
+        tokens, weights = self._targets_at(inputs["decoded_source"], patches[:, 1:], weights[:, 1:])
         return target, (tokens, weights if self.weighted_views == "all" else jnp.ones_like(weights))
 
-    def _at(self, positions: jax.Array, patches: jax.Array, weights: jax.Array) -> Targets:
-        """Targets float32[..., M, P] and weights float32[..., M] at int32[..., M], from all N patches and weights."""
+    def _targets_at(self, positions: jax.Array, patches: jax.Array, weights: jax.Array) -> Targets:
+        """All N patches and weights -> targets float32[..., M, P] and weights float32[..., M] at int32[..., M]."""
         weights = jnp.take_along_axis(weights, positions, axis=-1)  # (..., M)
         return losses.targets(tubelets.gather_tokens(patches, positions), self.target), weights
 
     def measure(
         self, reconstruction: mv2mae.Reconstruction, targets: tuple[Targets, Targets | None]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """(sum, count) float32[B] of each loss; those over several views are averages over the views.
+        """(sum, count) of each loss, float32[B]; losses of several views are averaged over the views.
 
         `loss_mean_prediction` is the loss of predicting every patch's mean colour, a baseline for the other losses.
         """
@@ -195,7 +199,7 @@ class Pretrain:
         return jax.vmap(functools.partial(losses.reconstruction_loss, error=self.error))(prediction, target, weights)
 
     def _mean_over_views(self, target: tuple[jax.Array, jax.Array], sources: tuple[jax.Array, jax.Array]):
-        """Views may hide different numbers of tokens. Each view counts by its mean, times the target's count."""
+        """The average of the views' mean losses, times the target's count. Views may hide unequal numbers of tokens."""
         (target_sum, count), (source_sum, source_count) = target, sources
         total = target_sum + self.num_source_views * source_sum * count / source_count
         return total / self.views_per_sample, count
@@ -210,7 +214,7 @@ class Pretrain:
         """What the start of a run says about the task."""
         data, views, model = self.dataset, self.views_per_sample, self.model
         rows = data.train.rows[data.train.rows >= 0]
-        held_out = "none" if data.held_out is None else len(np.unique(data.held_out.elements[:, 0]))
+        held_out = "no" if data.held_out is None else len(np.unique(data.held_out.elements[:, 0]))
         shapes = {"video": jax.ShapeDtypeStruct((1, views, *model.clip_size, 3), np.uint8)}
         inputs = jax.eval_shape(self.make_inputs, shapes, jax.random.key(0))
         visible = f"{inputs['target_mask'].visible.shape[-1]} in the target"
