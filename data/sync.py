@@ -246,7 +246,7 @@ def plot(found: Estimate, title: str, min_confidence: float, path: Path) -> None
         refused = found.confidence[view] < min_confidence
         axis.plot(times, curve.values, color="tab:red" if refused else "tab:blue", linewidth=1)
         axis.set_ylabel(view, parse_math=False)  # names may hold $
-        said = f"{found.seconds[view]:+.3f} s, confidence {found.confidence[view]:.2f}"
+        said = f"{found.seconds[view]:+z.3f} s, confidence {found.confidence[view]:.2f}"
         axis.set_title(said + ", not used" * refused, fontsize=9, loc="right")
         axis.grid(axis="x")
     axes[-1].set_xlabel("s, on the clock of the take")
@@ -272,7 +272,7 @@ def _take(videos: Sequence[Video], options: argparse.Namespace) -> tuple[list[li
     for video in videos:
         confidence = found.confidence.get(video.view, 0.0)
         used = video.view in found.seconds and confidence >= options.min_confidence
-        seconds = f"{found.seconds[video.view]:.4f}" if used else ""
+        seconds = f"{found.seconds[video.view]:z.4f}" if used else ""
         rows.append([take, video.view, seconds, f"{confidence:.3f}", found.method])
         if video.view in found.problems:
             said.append(f"{video.path}: {found.problems[video.view]}")

@@ -11,6 +11,7 @@ import pytest
 
 from console.command import ExitCode
 from data import sync
+from data.catalog.base import Video
 
 SOUND_RATE = 8000
 
@@ -104,6 +105,20 @@ def test_an_offset_without_bounds_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match=str(int(ExitCode.REFUSED))):
         sync.main([f"--input={tmp_path}", f"--output={tmp_path / 'offsets.csv'}", "--max_offset=inf"])
     assert "--max_offset above 0 and finite" in capsys.readouterr().err
+
+
+def test_an_offset_that_rounds_to_zero_has_no_sign(tmp_path, monkeypatch):
+    videos = [Video(path=f"t_cam{view}.mp4", take="t", view=view) for view in "AB"]
+    for video in videos:
+        (tmp_path / video.path).touch()
+    found = sync.Estimate(
+        method="", seconds={"A": 0.0, "B": -1e-9}, confidence={"A": 1.0, "B": 1.0}, curves={}, problems={}
+    )
+    monkeypatch.setattr(sync, "estimate", lambda *_: found)
+    rows, _ = sync._take(
+        videos, sync.make_parser().parse_args([f"--input={tmp_path}", f"--output={tmp_path / 'o.csv'}"])
+    )
+    assert [row[2] for row in rows] == ["0.0000", "0.0000"]
 
 
 def test_names_are_no_formulas_in_the_plot(tmp_path):
