@@ -191,6 +191,18 @@ def test_labels_that_cannot_be_read_are_told(video, tmp_path):
     assert takes.open_prepared(tmp_path / "out").views["view"].tolist() == ["L"]
 
 
+@pytest.mark.parametrize("crop", ["full", "motion"])
+def test_a_video_that_cannot_be_converted_to_rgb_is_set_aside(video, tmp_path, crop):
+    """Its header names a colour space for which FFmpeg has no conversion."""
+    for name in ("a_cam1", "a_cam2", "b_cam1", "b_cam2", "b_cam3"):
+        video_files.write_video(tmp_path / "raw" / f"{name}.mp4", FRAMES, colour_space=8 * (name == "b_cam2"))
+    assert prepare.main(command(tmp_path, f"--crop={crop}")) == ExitCode.PARTLY
+    assert quarantine(tmp_path) == {
+        "b_cam2.mp4": ("b", "its frames cannot be converted to RGB: Operation not supported")
+    }
+    assert takes_of(tmp_path) == {"a", "b"}
+
+
 def test_a_video_that_is_still_being_copied_is_set_aside_and_read_by_the_next_call(video, tmp_path):
     (tmp_path / "raw").mkdir()
     for name in ("one_cam1.avi", "one_cam2.avi", "two_cam1.avi", "two_cam2.avi"):

@@ -1,5 +1,6 @@
 """Folders of numbered images are read as videos: NUCLA's frame release, frames of NTU, and a user's own."""
 
+import io
 import tarfile
 import zipfile
 from pathlib import Path
@@ -7,15 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from console.command import ExitCode
 from data import catalog
 from data.catalog import __main__ as catalog_command
 from data.prepare import __main__ as prepare
-from data.prepare import series
+from data.prepare import raw_video, series
 from data.prepare.listing import list_videos
 from data.store import takes
-from tests.video_files import time_shown, timed_frame
+from tests.video_files import corners_shown, time_shown, timed_frame
 
 
 def images(folder: Path, numbers, name: str = "{:04}.jpg", also: str = "") -> Path:
@@ -102,6 +104,7 @@ def test_what_is_no_series_is_set_aside_with_its_reason(tmp_path):
     for reason, change in {
         "no whole JPEG": {"4.jpg": good["4.jpg"][:-9]},
         "0.jpg is not a readable image": {"0.jpg": b"x"},
+        "4.jpg is empty": {"4.jpg": b""},
         "two of its images have the same number": {"04.jpg": good["4.jpg"]},
         "missing, more than the part 0.25: after 38 comes 90": {"90.jpg": good["4.jpg"]},
         "above the limit of 18000": {"90000.jpg": good["4.jpg"]},
@@ -144,3 +147,27 @@ def test_cameras_numbered_in_different_steps_have_no_common_rate(tmp_path, capsy
     assert set(shown(tmp_path / "out0[]")) == {("both", "a"), ("both", "b")}
     by_number = ["--sync=frames", "--max_length_difference=12"]
     assert run("folder", tmp_path / "in", tmp_path / "frames", *how, *by_number) == 0
+
+
+def with_orientation(number: int, orientation: int) -> bytes:
+    """A JPEG file of a frame whose EXIF data say how it is to be turned, as cameras write it."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x112] = orientation
+    Image.fromarray(timed_frame(number)).save(file, "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+# By EXIF: 1 as it is, 2 mirrored across, 3 upside down, 6 to be turned to the right, 8 to the left.
+@pytest.mark.parametrize(
+    ("orientation", "corners"), [(1, "RGBW"), (2, "GRWB"), (3, "WBGR"), (5, "RBGW"), (6, "BRWG"), (8, "GWRB")]
+)
+def test_images_are_turned_as_their_exif_data_say(orientation, corners):
+    file = series.as_video("a/*.jpg", {f"{i}.jpg": with_orientation(i, orientation) for i in range(4)}, 30)
+    frames = list(raw_video.frames(raw_video.open_source(file), 96))
+    assert [corners_shown(frame) for frame in frames] == [corners] * 4
+
+
+def test_a_series_that_is_turned_on_the_way_is_refused():
+    images = {f"{i}.jpg": with_orientation(i, 1 if i < 3 else 6) for i in range(6)}
+    with pytest.raises(raw_video.BadVideo, match=r"turned by 0 degrees, and by -90 from frame 3 on"):
+        list(raw_video.frames(raw_video.open_source(series.as_video("a/*.jpg", images, 30)), 96))

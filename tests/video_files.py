@@ -31,8 +31,12 @@ def write_video(
     container: str | None = None,
     pixel_aspect: Fraction | None = None,
     title: str = "",
+    colour_space: int = 0,
 ) -> Path:
-    """Writes uint8[T, h, w, 3] RGB frames without visible loss of quality. Creates the folder."""
+    """Writes uint8[T, h, w, 3] RGB frames without visible loss of quality. Creates the folder.
+
+    `colour_space` is the number that the header of H.264 states (matrix_coefficients); 0 for none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without mbtree=0, x264's bytes differ from run to run, and so would the effect of damage.
     x264 = {"crf": "10", "g": "8", "x264-params": "mbtree=0"}
@@ -45,6 +49,8 @@ def write_video(
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.bit_rate = 4_000_000
         stream.codec_context.thread_count = 1
+        if colour_space:
+            stream.codec_context.colorspace = colour_space
         if pixel_aspect:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
         for frame in frames:

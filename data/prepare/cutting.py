@@ -60,15 +60,16 @@ class Cutter:
             self._graph.link_nodes(*steps).configure()
 
     def cut(self, frame: av.VideoFrame) -> np.ndarray:
-        """The box of a frame: uint8[*shape, 3], RGB."""
-        if self._graph:
-            self._graph.push(frame)
-            part = self._graph.pull()
-        else:
-            whole = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            cut = np.ascontiguousarray(whole[self._top : self._bottom, self._left : self._right])
-            part = av.VideoFrame.from_ndarray(cut, format="rgb24")
-        small = self._reformatter.reformat(
-            part, width=self._width, height=self._height, format="rgb24", interpolation="AREA", threads=1
-        )
+        """The box of a frame: uint8[*shape, 3], RGB. Raises BadVideo if it cannot be converted."""
+        with raw_video.converting():
+            if self._graph:
+                self._graph.push(frame)
+                part = self._graph.pull()
+            else:
+                whole = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                cut = np.ascontiguousarray(whole[self._top : self._bottom, self._left : self._right])
+                part = av.VideoFrame.from_ndarray(cut, format="rgb24")
+            small = self._reformatter.reformat(
+                part, width=self._width, height=self._height, format="rgb24", interpolation="AREA", threads=1
+            )
         return raw_video.upright(small.to_ndarray(), self._turned)

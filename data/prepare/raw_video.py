@@ -5,7 +5,9 @@ MJPEG decoders hardly any. FFV1 without checksums (FFmpeg adds them from FFV1's 
 bytes then become changed pictures.
 """
 
+import contextlib
 import dataclasses
+import enum
 import io
 import struct
 import time
@@ -14,6 +16,7 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
@@ -45,6 +48,16 @@ _NOTHING_ELSE = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist":
 # Titles and other metadata are not used; they may be damaged or in any encoding. Before version 19 PyAV decoded them on
 # opening, and raised an error unless told otherwise.
 _METADATA = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+
+def _unnamed(kind: type[enum.Enum], value: int) -> enum.Enum:
+    member = object.__new__(kind)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member
+
+
+# PyAV has no names for FFmpeg's newer kinds of side data, such as EXIF, and would refuse to read any of a frame's then.
+SideDataType._missing_ = classmethod(_unnamed)
 
 
 class BadVideo(Exception):
@@ -184,7 +197,7 @@ def decode(source: Source) -> Iterator[av.VideoFrame]:
     stream = source.stream
     stream.codec_context.thread_count = 1  # the processes are the parallelism
     stream.codec_context.options = _LIMITS
-    num_frames, shape = 0, None
+    num_frames, shape, rotation = 0, None, None
     began = time.process_time()
     with source.container:
         try:
@@ -200,6 +213,12 @@ def decode(source: Source) -> Iterator[av.VideoFrame]:
                 if shape != (frame.height, frame.width):
                     before, now = f"{shape[1]}x{shape[0]}", f"{frame.width}x{frame.height}"
                     raise BadVideo(f"its size changes from {before} to {now} at frame {num_frames - 1}")
+                rotation = frame.rotation if rotation is None else rotation
+                if rotation != frame.rotation:
+                    raise BadVideo(
+                        f"is to be shown turned by {rotation} degrees, and by {frame.rotation} from frame "
+                        f"{num_frames - 1} on: make it one video for each"
+                    )
                 source.seconds.append(seconds)
                 yield frame
         except av.FFmpegError as error:
@@ -291,23 +310,33 @@ def frames(source: Source, short_side: int) -> Iterator[np.ndarray]:
     Raises:
       BadVideo: as of `decode`.
     """
-    reformatter, rotation = VideoReformatter(), None
+    reformatter, turned = VideoReformatter(), None
     for frame in decode(source):
-        if frame.rotation != rotation:  # not read for each frame: PyAV keeps frames alive whose side data were read
-            rotation, turned = frame.rotation, turns(frame)
+        # Not read for each frame: PyAV keeps frames alive whose side data were read.
+        turned = turned or turns(frame)
         width = frame.width * float(source.stream.sample_aspect_ratio or 1)
         scale = min(1.0, short_side / min(frame.height, width))
         # Averaging over areas, straight from the decoder's planes: 0.9 ms per 1080p frame, against 9 ms for the
         # conversion to RGB and 7 ms for OpenCV's INTER_AREA. One thread, as the processes are the parallelism.
-        small = reformatter.reformat(
-            frame,
-            width=max(1, round(width * scale)),
-            height=max(1, round(frame.height * scale)),
-            format="rgb24",
-            interpolation="AREA",
-            threads=1,
-        )
+        with converting():
+            small = reformatter.reformat(
+                frame,
+                width=max(1, round(width * scale)),
+                height=max(1, round(frame.height * scale)),
+                format="rgb24",
+                interpolation="AREA",
+                threads=1,
+            )
         yield upright(small.to_ndarray(), turned)
+
+
+@contextlib.contextmanager
+def converting() -> Iterator[None]:
+    """A context that makes frames from frames: raises BadVideo if FFmpeg cannot, as of some colour spaces."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise BadVideo(f"its frames cannot be converted to RGB: {_reason(error)}") from error
 
 
 def turns(frame: av.VideoFrame) -> tuple[bool, bool, bool]:

@@ -72,6 +72,8 @@ def as_video(path: str, images: Mapping[str, bytes], fps: float) -> ImageSeries:
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "rgb24"
         for number, (_, name) in zip(numbers, numbered, strict=True):
             content = images[name]
+            if not content:  # an empty entry would stand for the frame before
+                raise UserError(f"{name} is empty")
             if codec == "mjpeg" and not (content[:2] == b"\xff\xd8" and b"\xff\xd9" in content[-64:]):
                 raise UserError(f"{name} is damaged: it is no whole JPEG file")  # which decoders show in part
             packet = av.Packet(content)
