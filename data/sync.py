@@ -39,6 +39,9 @@ python -m data.sync --input=videos --output=offsets.csv --method=motion --max_of
 """
 METHODS = ("auto", "sound", "motion")
 SOUND_RATE = 16_000  # [ours] samples per second
+# [ours] Stamps of sound that are off by more than this from the samples before begin anew. Matroska rounds them to
+# milliseconds.
+SOUND_GAP_SECONDS = 0.02
 RATE = {"sound": 200, "motion": 120}  # [ours] values per second of the curves that are compared
 SMOOTHING_SECONDS = {"sound": 0.01, "motion": 0.035}  # [ours]
 TREND_SECONDS = {"sound": 1.0, "motion": 0.2}  # [ours] slower changes come from light, compression and distance
@@ -90,24 +93,35 @@ def motion_curve(file: BinaryIO) -> Curve:
 
 def sound_curve(file: BinaryIO) -> Curve:
     """When sounds begin; `raw_video.BadVideo` if it cannot be read, or has no sound."""
-    resampler, samples, begin = av.AudioResampler(format="fltp", layout="mono", rate=SOUND_RATE), [], None
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=SOUND_RATE)
+    sections: list[tuple[float, list[np.ndarray]]] = []  # between gaps: time of the first sample, and samples
+    end = 0.0  # of the last of them, seconds
     with raw_video.open_source(file).container as container:
         if not container.streams.audio:
             raise raw_video.BadVideo("has no sound")
         try:
             for frame in container.decode(container.streams.audio[0]):
-                begin = begin if begin is not None else (frame.time or 0.0)
+                time = end if frame.time is None else frame.time
+                if not sections or time > end + SOUND_GAP_SECONDS:
+                    sections.append((time, []))
+                    end = time
+                elif time < end - SOUND_GAP_SECONDS:
+                    raise raw_video.BadVideo(f"the time of its sound goes back, from {end:.3f} s to {time:.3f} s")
+                end += frame.samples / frame.sample_rate
                 frame.pts = None  # otherwise the resampler would report a gap as an error
-                samples += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+                sections[-1][1].extend(part.to_ndarray()[0] for part in resampler.resample(frame))
         except av.FFmpegError as error:
             raise raw_video.BadVideo(f"its sound cannot be decoded: {error.strerror or error}") from error
-    hop = SOUND_RATE // RATE["sound"]
-    sound = np.concatenate([*samples, np.zeros(0, np.float32)])
-    power = np.square(sound[: len(sound) // hop * hop].reshape(-1, hop)).mean(axis=1)
-    if len(power) < 3 or power.max() < 1e-9:  # silence
+    hop, times, powers = SOUND_RATE // RATE["sound"], [], []
+    for begin, samples in sections:
+        sound = np.concatenate([*samples, np.zeros(0, np.float32)])
+        powers.append(np.square(sound[: len(sound) // hop * hop].reshape(-1, hop)).mean(axis=1))
+        times.append(begin + (1 + np.arange(max(0, len(powers[-1]) - 1))) / RATE["sound"])
+    loudest = max((power.max(initial=0.0) for power in powers), default=0.0)
+    if sum(map(len, powers)) < 3 or loudest < 1e-9:  # silence
         raise raw_video.BadVideo("has no sound")
-    onsets = np.maximum(np.diff(np.log(power + 1e-3 * power.max())), 0)
-    return _curve(begin + (1 + np.arange(len(onsets))) / RATE["sound"], onsets, "sound")
+    onsets = [np.maximum(np.diff(np.log(power + 1e-3 * loudest)), 0) for power in powers]
+    return _curve(np.concatenate(times), np.concatenate(onsets), "sound")
 
 
 def _curve(seconds: np.ndarray, values: np.ndarray, method: str) -> Curve:
@@ -339,6 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 0 <= options.min_confidence <= 1 or not 0 < options.max_offset < np.inf or options.workers < 1:
         parser.error("--min_confidence is 0 to 1, --max_offset above 0 and finite, --workers 1 or more")
+    if options.frames_fps is not None and not 0 < options.frames_fps <= 1000:
+        parser.error(f"--frames_fps={options.frames_fps:g} is not above 0, and 1000 at most")
     progress.configure(options.progress)
     return execute(PROG, lambda: _run(options))
 

@@ -302,12 +302,14 @@ def test_tables_of_offsets_are_refused_in_words(tmp_path):
         "take,view\nt,A\n": "lacks the column seconds",
         "take,view,seconds\nt,A,soon\n": "line 2: 'soon' is no number",
         "take,view,seconds\nt,A,1\nt,A,2\n": "line 3: view A of take t is there twice",
+        "take,view,seconds\nt,A,0,5\n": "line 2 has more cells .*'5' is left over. Numbers have a point",
+        "take,view,seconds,method,seconds\nt,A,1,,2\n": "has the column seconds more than once",
         'take,view,seconds\n"t,A,1\n' + "t,B,1\n" * 25_000: "offsets.csv cannot be read as CSV: field larger",
     }.items():
         path.write_text(content)
         with pytest.raises(UserError, match=reason):
             offsets.read(path)
-    path.write_text("\ufefftake,view,seconds\nt,A,-1.5\n\nt,B,\n")
+    path.write_text("\ufefftake,view,seconds\nt,A,-1.5,\n\nt,B,\n")
     assert offsets.read(path) == {("t", "A"): -1.5}
 
 

@@ -179,6 +179,10 @@ def test_views_without_a_box_are_set_aside_with_the_reason(folder, tmp_path, cap
     reasons = (tmp_path / "out" / "quarantine.csv").read_text()
     assert "box (10, 10, 180, 70) (left, top, right, bottom) lies outside of the picture, which has 96x72" in reasons
     assert "there is no box of it in the table of --crop" in reasons
+    twice = tmp_path / "twice.csv"
+    twice.write_text("take,view,left,top,right,bottom,left\nt1,1,10,10,80,70,20\n")
+    assert run(folder, tmp_path / "other", f"--crop={twice}") == 2
+    assert "has the column left more than once" in capsys.readouterr().err
     crop = table(tmp_path / "others.csv", ["x,1,1,1,2,2"])
     assert run(folder, tmp_path / "other", crop) == 2
     assert "has no box of any of the 4 views, e.g. view 1 of take t1" in capsys.readouterr().err

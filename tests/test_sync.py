@@ -16,8 +16,13 @@ from data.catalog.base import Video
 SOUND_RATE = 8000
 
 
-def write_take(path: Path, begin: float, seconds: float, path_of_light, clap: float | None, seed: int, size=32) -> Path:
-    """Writes a view that begins at `begin`. It shows a light, at `path_of_light(seconds)`, and may record a clap."""
+def write_take(
+    path: Path, begin: float, seconds: float, path_of_light, clap: float | None, seed: int, size=32, silent=(0.0, 0.0)
+) -> Path:
+    """Writes a view that begins at `begin`. It shows a light, at `path_of_light(seconds)`, and may record a clap.
+
+    Between the two times of its file in `silent` the sound is lost.
+    """
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=30)
@@ -37,6 +42,8 @@ def write_take(path: Path, begin: float, seconds: float, path_of_light, clap: fl
             at = round((clap - begin) * SOUND_RATE)
             heard[at : at + 400] += np.exp(-np.arange(400) / 80) * rng.standard_normal(400)
             for first in range(0, len(heard) - 1023, 1024):
+                if silent[0] <= first / SOUND_RATE < silent[1]:
+                    continue
                 frame = av.AudioFrame.from_ndarray(heard[None, first : first + 1024], format="fltp", layout="mono")
                 frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, first, Fraction(1, SOUND_RATE)
                 output.mux(sound.encode(frame))
@@ -70,6 +77,15 @@ def test_known_offsets_are_found(tmp_path, method, frames):
         assert abs(found.seconds[view] - (begin - begins["A"])) * 30 <= frames, view
 
 
+def test_sound_that_was_lost_before_the_clap_does_not_shift_it(tmp_path):
+    path_of_light, paths = wandering(seed=3), {}
+    for seed, (view, begin, silent) in enumerate([("A", 0.4, (0, 0)), ("B", 0.0, (0.5, 1.1))]):
+        path = tmp_path / f"t_cam{view}.mkv"
+        paths[view] = write_take(path, begin, 3.0, path_of_light, clap=1.9, seed=seed, silent=silent)
+    found = estimated(paths, "sound")
+    assert found.seconds["B"] - found.seconds["A"] == pytest.approx(-0.4, abs=0.3 / 30)
+
+
 def test_an_offset_that_the_videos_do_not_show_is_not_guessed(tmp_path, capsys):
     write_take(tmp_path / "t_camA.mp4", 0, 4, wandering(1), None, 0)
     write_take(tmp_path / "t_camB.mp4", 0, 4, wandering(2), None, 1)  # films another movement
@@ -101,10 +117,18 @@ def test_a_table_gets_its_folder_though_nothing_can_be_read(tmp_path):
     assert output.exists()
 
 
-def test_an_offset_without_bounds_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--max_offset=inf", "--max_offset above 0 and finite"),
+        ("--frames_fps=0", "--frames_fps=0 is not above 0"),
+        ("--frames_fps=nan", "--frames_fps=nan is not above 0"),
+    ],
+)
+def test_a_number_without_meaning_is_refused(tmp_path, capsys, option, message):
     with pytest.raises(SystemExit, match=str(int(ExitCode.REFUSED))):
-        sync.main([f"--input={tmp_path}", f"--output={tmp_path / 'offsets.csv'}", "--max_offset=inf"])
-    assert "--max_offset above 0 and finite" in capsys.readouterr().err
+        sync.main([f"--input={tmp_path}", f"--output={tmp_path / 'offsets.csv'}", option])
+    assert message in capsys.readouterr().err
 
 
 def test_an_offset_that_rounds_to_zero_has_no_sign(tmp_path, monkeypatch):

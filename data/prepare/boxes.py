@@ -225,6 +225,8 @@ def read_table(path: Path) -> dict[tuple[str, str], Box]:
             f"{called} lacks the columns {', '.join(missing)}: it is to have {', '.join(COLUMNS)} (pixels of the "
             f"upright raw video), and has {', '.join(table.column_names)}"
         )
+    if twice := [name for name in COLUMNS if table.column_names.count(name) > 1]:
+        raise UserError(f"{called} has the column {', '.join(twice)} more than once: keep one")
     boxes: dict[tuple[str, str], Box] = {}
     for number, (take, view, *edges) in enumerate(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)):
         take, view = composed(str(take)), composed(str(view))

@@ -23,10 +23,17 @@ def read(path: Path) -> dict[tuple[str, str], float]:
                 f"--sync={path} lacks the column {', '.join(missing)}: its first line is to be {','.join(COLUMNS)} "
                 f"(more columns may follow), not {','.join(table.fieldnames)!r}"
             )
+        if twice := [name for name in COLUMNS if table.fieldnames.count(name) > 1]:
+            raise UserError(f"--sync={path} has the column {', '.join(twice)} more than once: keep one")
         seconds: dict[tuple[str, str], float] = {}
         for row in table:
             take, view, text = (composed(row[name]) for name in COLUMNS)
             where = f"--sync={path}, line {table.line_num}"
+            if any(row.get(None, ())):  # so DictReader calls what is beyond the last column
+                raise UserError(
+                    f"{where} has more cells than the first line has columns: {','.join(row[None])!r} is left over. "
+                    "Numbers have a point (0.5), and a name with a comma stands in quotation marks"
+                )
             if not text.strip():
                 continue  # `data.sync` leaves the seconds empty if it is not sure
             try:
