@@ -1,6 +1,6 @@
-"""From the number of an element to arrays: which frames are read, what is drawn at random, and how a crop is cut.
+"""From the number of an element to arrays: which frames are read, what is drawn at random, and how crops are cut.
 
-All random draws come from the generator that is passed in; `data.pipeline` decides which element gets which generator.
+All random draws come from the generator that is passed in. `data.pipeline` decides which element gets which generator.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Views:
 
 
 def draw_sample(dataset: Dataset, element: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Of an element of `dataset.train`: `repeats` crops of one clip of its target view and of source views."""
+    """Draws for an element of `dataset.train`: one clip of its target view and of source views, in `repeats` crops."""
     spec, take_views = dataset.spec, dataset.train
     take, view, facts = _draw_views(dataset, take_views, take_views.elements[element], rng)
     position, crops = rng.random(), []
@@ -52,7 +52,7 @@ def draw_sample(dataset: Dataset, element: int, rng: np.random.Generator) -> dic
 def _draw_views(
     dataset: Dataset, take_views: clips.TakeViews, element: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, np.ndarray, Sample]:
-    """The take of an element; int[V], its target view, then source views drawn among those allowed; facts of these."""
+    """(take, int[V] the target view and the drawn source views, entries of the batch about them) for an element."""
     take, target = element.tolist()
     sources = rng.permutation(take_views.sources(take, target))[: dataset.spec.num_source_views]
     view = np.array([target, *sources])
@@ -66,7 +66,7 @@ def read_training_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty
     The result depends only on the draws and on which records are damaged, so a repeated step gets the same batch.
 
     Returns:
-      Also `damaged` int32[B]: the damaged record that the sample replaces, else -1.
+      The batch, with `damaged` int32[B]: the damaged record that the sample replaces, else -1.
 
     Raises:
       DamagedRecord: a sample and MOST_REPLACEMENTS others in its place cannot be read.
@@ -89,12 +89,12 @@ def read_training_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty
 
 
 def read_batch(dataset: Dataset, drawn: Sequence[dict[str, Any]], empty: Empty = np.empty) -> Sample:
-    """Samples -> a batch: reads the clips and stacks everything else. The crops of a clip are neighbours.
+    """Samples -> a batch: reads the clips and stacks everything else. The crops of a clip follow one another.
 
     Returns:
-      Clips under their names, as of `read_clips`; also `motion` float32[B, V, N] of `video` if `dataset.spec.motion_on`
-      is 'host'. If frames are stored as coefficients, neither, but `stored`: what `read_coefficients` gives, under the
-      names of the clips.
+      Clips under their names, as from `read_clips`; also `motion` float32[B, V, N] of `video` if
+      `dataset.spec.motion_on` is 'host'. If frames are stored as coefficients, `stored` takes the place of both: what
+      `read_coefficients` returns, under the names of the clips.
 
     Raises:
       ValueError: a view cannot be read; names the take and the view.
@@ -156,7 +156,7 @@ def read_clips(
 def read_coefficients(
     prepared: takes.Prepared, spec: clips.ClipSpec, samples: Sequence[Views], empty: Empty = np.empty
 ) -> dict[str, np.ndarray]:
-    """As `read_clips`, of frames that are stored as coefficients: what models/stored_frames.py makes the clips from.
+    """Like `read_clips`, for frames stored as coefficients, which models/stored_frames.py turns into clips.
 
     Returns:
       `coefficients` int8[E, V, T, *prepared.coefficients_shape], `steps` uint8[E, V, 2, 8, 8] and `box` int32[E, R, V,
@@ -204,7 +204,7 @@ def crop_frames(frames: Iterable[np.ndarray], boxes: Sequence[tuple[int, int, in
     crop_height, crop_width = into.shape[2:4]
     if isinstance(frames, np.ndarray) and all(tuple(box[2:]) == into.shape[2:4] for box in boxes):
         for (top, left, height, width), video in zip(boxes, into, strict=True):
-            video[:] = frames[:, top : top + height, left : left + width]  # 10 % more clips a second from memory
+            video[:] = frames[:, top : top + height, left : left + width]  # with the cache, 10 % more clips a second
         return
     crops = []
     for (top, left, height, width), video in zip(boxes, into, strict=True):
@@ -221,9 +221,9 @@ def crop_frames(frames: Iterable[np.ndarray], boxes: Sequence[tuple[int, int, in
 
 
 def read_labelled_sample(dataset: LabelledDataset, element: int, rng: np.random.Generator) -> Sample:
-    """Of an element of `dataset.train`: `repeats` augmented crops of one clip.
+    """Reads one clip of an element of `dataset.train`, in `repeats` augmented crops.
 
-    If the record is damaged, those of another element, drawn from `rng`; see `read_training_batch`.
+    If the record is damaged, another element, drawn from `rng`, takes its place; see `read_training_batch`.
     """
     damaged = -1
     for number in range(MOST_REPLACEMENTS + 1):
@@ -265,9 +265,9 @@ def read_plain_batch(
     numbers: Sequence[int],
     empty: Empty = np.empty,
 ) -> Sample:
-    """Samples by their numbers: (row, clip, crop), the last fastest. A clip is decoded once for all its crops.
+    """Reads samples by their numbers, which count (row, clip, crop), the last fastest.
 
-    Numbers after the end start over and are not valid.
+    A clip is decoded once for all its crops. Numbers after the end start over and are not valid.
     """
     shape = (len(rows), len(positions), len(crops))
     numbers, num_samples = np.asarray(numbers), math.prod(shape)
@@ -289,7 +289,7 @@ def read_plain_batch(
 def _single_views(
     prepared: takes.Prepared, spec: clips.ClipSpec, wanted: Sequence[Views], empty: Empty
 ) -> dict[str, np.ndarray]:
-    """As `read_coefficients` of one view each, without its axis."""
+    """As `read_coefficients`, for samples of one view, without the axis of views."""
     video = [read_coefficients(prepared, spec, [clip]) for clip in wanted]
     parts = {key: np.concatenate([clip[key][0] for clip in video]) for key in video[0]}
     clip_of = np.repeat(np.arange(len(wanted)), [len(clip.crops) for clip in wanted])
@@ -343,7 +343,7 @@ def draw_eval_sample(
     """Centre crops of a target view, its source views, and sources from other takes, for `read_batch`.
 
     `row` is a number in `elements` int[num_elements, 2], (take, target view) of `take_views` in order of evaluation;
-    numbers after the end start over and are not valid. `others` is as of `other_takes`.
+    numbers after the end start over and are not valid. `others` is what `other_takes` returns.
     """
     spec = dataset.spec
     take, view, facts = _draw_views(dataset, take_views, elements[row % len(elements)], rng)

@@ -44,8 +44,8 @@ def table(listing: Listing, input_dir: Path) -> list[str]:
     apart = [take for take, found in begins.items() if not clocks.begin_together(*zip(*found, strict=True))]
     if apart:
         lines.append(
-            f"  {len(apart)} of {len(begins)} takes do not begin at one time, e.g. {apart[0]}: which times belong "
-            "together is for --sync to say"
+            f"  {len(apart)} of {len(begins)} takes do not begin at one time, e.g. {apart[0]}: say with --sync "
+            "which times belong together"
         )
     return [f"times of {len(of_path)} files, as their headers say:", *lines]
 
