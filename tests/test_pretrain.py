@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.dataset import Dataset
 from mv2mae_jax import optim
 from mv2mae_jax.evaluation import reconstruction
 from mv2mae_jax.models import stored_frames, tubelets
@@ -280,3 +282,10 @@ def test_tubes_partial_decoding_and_several_sources_go_together():
     expected = 3 * metrics["loss_self"] + metrics["loss_cross"]  # the target and two sources
     assert float(total) == pytest.approx(float(expected), rel=1e-6)
     assert np.isfinite(float(total))
+
+
+@pytest.mark.parametrize(("fraction", "said"), [(0.0, "no takes held out"), (0.25, r"\d+ takes held out")])
+def test_a_run_says_how_many_takes_are_held_out(synthetic_set, fraction, said):
+    config = tiny.make_config(data=dict(dir=str(synthetic_set), holdout_fraction=fraction))
+    facts = pretrain.Pretrain.from_config(config, Dataset.from_config(config)).describe()
+    assert re.search(rf"elements; {said}$", facts["data"])
