@@ -1,6 +1,6 @@
-"""The sampling of a clip: which frames, which views, which pixels.
+"""How a clip is sampled: which frames, which views, which pixels.
 
-All views of a take are cut with the same frame indices, so they stay synchronised.
+All views of a take are sampled at the same frame indices, so they stay synchronised.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 def effective_stride(video_length: int, num_frames: int, frame_stride: int) -> int:
-    """The stride that fits: the wanted one, or for a short video the largest one that fits, at least 1."""
+    """`frame_stride`, or the largest stride that fits if the video is too short for it; at least 1."""
     if num_frames == 1:
         return 1
     return max(1, min(frame_stride, (video_length - 1) // (num_frames - 1)))
@@ -119,7 +119,7 @@ def spread_positions(clips_per_view: int) -> list[float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropDraw:
-    """A crop in relative terms, so that it means the same in views of different sizes."""
+    """A crop relative to the frame, so that it means the same in views of different sizes."""
 
     scale: tuple[float, float] = (1.0, 1.0)  # (height, width) as parts of the largest box of the target aspect ratio
     offset: tuple[float, float] = (0.5, 0.5)  # (vertical, horizontal) position in [0, 1]; 0.5 is the centre

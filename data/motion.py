@@ -7,8 +7,8 @@ import numpy as np
 def motion_energy(video: np.ndarray, tubelet_size: tuple[int, int, int]) -> np.ndarray:
     """||fdiff||_2 over each token's pixels, with fdiff = |I_tau - I_(tau-1)| between neighbouring sampled frames.
 
-    The first sampled frame has no predecessor: it takes the difference of the second, so that every token sums over
-    equally many differences [ours]. The scale of the pixels, the temperature and the normalisation belong to the loss.
+    The first sampled frame has no predecessor. It gets the difference of the second, so that every token sums over
+    equally many differences [ours]. The loss applies pixel scale, temperature and normalisation.
 
     Args:
       video: uint8[..., T, H, W, 3], as the model will see it (cropped and resized).

@@ -14,7 +14,7 @@ from console.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up to the peak, then a cosine to the final learning rate at the last step. Steps of the optimiser."""
+    """Linear warm-up to the peak, then a cosine to the final learning rate at the last optimiser step."""
 
     peak_learning_rate: float
     final_learning_rate: float
@@ -55,7 +55,7 @@ def scheduled_at(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
     """The optimiser's state with `step` (int32[]) as the count of its learning-rate schedule.
 
     optax counts updates itself, so after a skipped update its schedule would lag behind the run's steps. Adam's own
-    count stays: it corrects the moments and must be the number of gradients in them.
+    count is kept: it corrects the moments and must be the number of gradients in them.
     """
 
     def is_schedule(node: Any) -> bool:
@@ -75,7 +75,7 @@ def decayed(params: Any) -> Any:
 
 
 def _matrix_axes(params: Any) -> Any:
-    """For Muon: the (in, out) axes of kernels; a leading layer axis is a batch of matrices. None: Adam."""
+    """For Muon: the (in, out) axes of kernels, where a leading layer axis is a batch of matrices; None for Adam."""
 
     def axes(path, leaf):
         if path[-1].key != "kernel":
@@ -90,7 +90,7 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
 
     decay^(depth + 1 - id), where id is 0 for the patch embedding, i + 1 for block i of the encoder, and depth + 1 for
     everything after the blocks (norms, head). Factors are scalars, or float32[depth, 1, ...] for the stacked parameters
-    of scanned blocks. A decay of 1 scales nothing, so it suits encoders that have no blocks, too.
+    of scanned blocks. A decay of 1 scales nothing, so it also suits encoders without blocks.
 
     Raises:
       ValueError: another decay than 1 for an encoder without blocks.
@@ -129,7 +129,7 @@ def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
 
 
 def _adamw(config: config_dict.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
-    """VideoMAE's."""
+    """AdamW, as in VideoMAE."""
     return optax.adamw(
         schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
     )
@@ -149,12 +149,12 @@ def _muon(config: config_dict.ConfigDict, schedule: Schedule) -> optax.GradientT
     )
 
 
-# By `optimizer.name`.
+# The values of `optimizer.name`.
 OPTIMIZERS: Final[dict[str, Callable]] = {"adamw": _adamw, "muon": _muon}
 
 
 def make_optimizer(config: config_dict.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
-    """The optimizer of a config, between clipping of gradients and layer-wise decay where these are set."""
+    """The optimizer of a config, after gradient clipping and before layer-wise decay if these are set."""
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     layer_decay = config.get("layer_decay")
     scale = [] if layer_decay is None else [scale_by_layer(layer_decay)]

@@ -1,4 +1,4 @@
-"""How a model is computed, as one value. It changes nothing but rounding."""
+"""How a model is computed, in one dataclass. It changes nothing but rounding."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ class Compute:
 
     Attributes:
       dtype: of the computation; parameters are always float32.
-      attention: 'xla', written out; 'chunked', the same in parts that fit a CPU's cache; 'cudnn', NVIDIA's kernel for
-        16 bits; 'per_head', for which the projections of a TPU write the heads apart.
+      attention: 'xla', plain products and a softmax; 'chunked', the same in parts that fit a CPU's cache; 'cudnn',
+        NVIDIA's kernel for 16 bits; 'per_head', for TPUs, where the projections write each head separately.
       norm_affine: scale and bias of a norm are 'applied' to the tokens, or 'folded' into the dense layers that follow.
       scan_layers: the parameters of the blocks are stacked along a leading axis.
-      layer_loop: of stacked blocks one is compiled and 'rolled' into a loop, or each is, 'unrolled'.
+      layer_loop: for stacked blocks, 'rolled' compiles one and loops over it; 'unrolled' compiles each.
       remat: what is kept of a block for the backward pass: all ('none'), its input ('block'), or this and the outputs
         of its dense layers ('dots').
 

@@ -1,4 +1,4 @@
-"""Builds models by name or from a config, and checks that their sizes go together."""
+"""Builds models by name or from a config, and checks that their sizes fit together."""
 
 import dataclasses
 from typing import Any, Final
@@ -17,8 +17,8 @@ from mv2mae_jax.models.mv2mae import MV2MAE, Encoder
 class Variant:
     """Sizes of the encoder and of the decoders that go with it.
 
-    `backbone` is the encoder's class. It is built with the fields of `Encoder`, maps what `Encoder` maps, and its
-    parameters are called `encoder` in a checkpoint.
+    `backbone` is the encoder's class. It has the fields of `Encoder` and the same inputs and outputs. In a checkpoint,
+    its parameters are called `encoder`.
     """
 
     width: int
@@ -41,7 +41,7 @@ VARIANTS: Final[dict[str, Variant]] = {
     "H": Variant(width=1280, depth=32, num_heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
 }
 
-# The values of `model.decoder`: the pre-training model by the decoders that it has.
+# The values of `model.decoder`: pre-training models that differ in their decoders.
 DECODERS: Final[dict[str, type[MV2MAE]]] = {
     "mv2mae": MV2MAE,
     "joint": JointMAE,
@@ -79,7 +79,7 @@ def build(
 
 
 def from_config(config: config_dict.ConfigDict) -> MV2MAE:
-    """The model of a config's `model` and `data` sections, computed as suits the devices at hand."""
+    """The model of a config's `model` and `data` sections, with `compute` chosen for the devices at hand."""
     sizes = [field.name for field in dataclasses.fields(Variant)]
     overrides = {name: config.model[name] for name in sizes if config.model.get(name) is not None}
     decoder = config.model.get("decoder", "mv2mae")  # older runs, fine-tuning and probes have no such key

@@ -1,4 +1,4 @@
-"""Fine-tuning by VideoMAE's recipe: mixing of samples, the classification loss."""
+"""Fine-tuning by VideoMAE's recipe: mixing of samples and the classification loss."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ Arrays = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """The classification objective. All methods are pure functions of their arguments; attributes are the config's."""
+    """The classification objective. Attributes are the config's values; methods are pure functions of their inputs."""
 
     model: classifier.Classifier
     dataset: LabelledDataset
@@ -63,8 +63,8 @@ class Finetune:
           batch: `video` uint8[B, T, H, W, 3], `label` int32[B].
 
         Returns:
-          `video` uint8, mixed; `target` float32[B, K], rows sum to 1; `drop_path_key`, one per row, so that a batch
-          computed in parts draws anew in each.
+          `video` uint8, mixed; `target` float32[B, K], rows sum to 1; `drop_path_key`, one per row, so that each part
+          of an accumulated batch has a key of its own.
         """
         mix_key, drop_path_key = jax.random.split(key)
         target = smoothed_one_hot(batch["label"], self.dataset.num_classes, self.label_smoothing)
