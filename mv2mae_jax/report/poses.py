@@ -78,7 +78,7 @@ def examine(run: ReportedRun, opened: neighbours.Opened, *, max_clips: int, blur
         rows=rows,
         mean_error_cm=measured["mean_error_cm"],
         films=[
-            pictures.film(video, name, f"Animation: take {name} with its true skeleton and the one that is told")
+            pictures.film(video, name, f"Animation: take {name} with its true and its predicted skeleton")
             for video, name in zip(drawn, names, strict=True)
         ],
         sheet=np.concatenate([video[len(video) // 2] for video in drawn], axis=1),
