@@ -15,9 +15,9 @@ as much as the standard errors):
 What differs from the paper's setting, and why: the clips, the rooms, the model and the masks are chosen so that the
 effect of the second camera shows within minutes. Rooms are plain and people fill the frame, so that a model of 0.35
 million parameters can spend its capacity on the people. A clip of 32x32 pixels has 64 tokens. With 70 % hidden in both
-views, the visible neighbours of a token tell so much that the decoder does not learn to use the other camera in 300
-steps. Therefore 90 % of the target view and 50 % of the source view are hidden, and the cameras of a pair stand 45
-degrees apart. To save time, only half of the hidden tokens are decoded.
+views, the visible neighbours of a token tell so much that the decoder does not learn to use the other camera in so
+short a run. Therefore 90 % of the target view and 50 % of the source view are hidden, and the cameras of a pair stand
+45 degrees apart. To save time, only half of the hidden tokens are decoded.
 """
 
 from configs import pretrain_base
@@ -33,7 +33,7 @@ def get_config():
     config.data.frame_stride = 2  # of 10 frames per second: a clip spans 1.4 s
     config.data.crop_size = (32, 32)  # the stored frames, whole
     config.data.crop_scales = (1.0,)
-    # (target, source), 45 degrees apart; at 90 degrees the decoder does not learn to use the source in 300 steps
+    # (target, source), 45 degrees apart; at 90 degrees the decoder does not learn to use the source in so short a run
     config.data.view_pairs = (("C001", "C002"), ("C001", "C003"), ("C002", "C001"), ("C003", "C001"))
     config.data.holdout_fraction = 0.25  # 160 takes of 640, for small standard errors
     config.data.num_workers = 0  # threads suffice to decode frames this small
@@ -45,7 +45,7 @@ def get_config():
     config.model.decoder_depth = 2
     config.model.decoder_heads = 2
     config.model.tubelet_size = (2, 8, 8)
-    config.model.scan_layers = False  # faster, and with 3 layers no slower to compile
+    config.model.scan_layers = False  # faster, and with so few layers no slower to compile
 
     config.masking.target_mask_ratio = 0.9
     config.masking.source_mask_ratio = 0.5
