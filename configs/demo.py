@@ -1,9 +1,9 @@
 """MV2MAE in minutes on two CPU cores, on the generated data set: what `make demo` runs.
 
 Command: make demo
-Hardware and time: 2 cores of an AMD EPYC with AVX2, 3 min 34 s without the installation: 43 s for the videos of 640
-takes, 15 s to prepare them, 37 s until the first step, 60 s of training, 23 s for the evaluation, 32 s for the report.
-Result to expect on the 160 held-out takes, as measured there with seed 0
+Hardware and time, without the installation: 2 cores of an AMD EPYC with AVX2, 3 min 13 s; 2 cores of an Intel Xeon with
+AVX-512, 1 min 28 s: 15 s for the videos of 640 takes, 5 s to prepare them, 57 s for the run, 11 s for its report.
+Result to expect on the 160 held-out takes, as measured on both with seed 0
 (benchmarks/results/reference/demo_seed0.jsonl; other machines and versions round differently, and seeds differ by about
 as much as the standard errors):
 
