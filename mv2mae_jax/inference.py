@@ -50,6 +50,7 @@ class Encoder:
       frame_stride: distance of a clip's frames in the run's data, in stored frames; None if an export does not say.
       frame_rates: (lowest, highest) frames per second of that data; None if the run or an export does not say.
       config: the run's; None for an exported folder.
+      data_digest: `content_digest` of the set that it was trained on; None if the run or an export does not say.
     """
 
     workdir: str
@@ -59,6 +60,7 @@ class Encoder:
     frame_stride: int | None
     frame_rates: tuple[float, float] | None = None
     config: config_dict.ConfigDict | None = None
+    data_digest: str | None = None
 
     @property
     def origin(self) -> str:
@@ -163,6 +165,7 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
         step, record, config = run_record.read_record(workdir, step)
         model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
         told = {"frame_stride": config.data.frame_stride, "frame_rates": record.get("frame_rates")}
+        told["data_digest"] = record.get("manifest_sha256")
     encoder = Encoder(workdir=workdir, step=step, model=model, params=params, config=config, **told)
     finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), jax.device_get(params))
     if bad := checkpoint.not_finite(finite):  # all that the encoder gives would be NaN or infinite

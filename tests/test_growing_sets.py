@@ -210,6 +210,10 @@ def test_joints_and_cameras_grow_along(tmp_path):
     prepare(raw, "grown")
     for _ in range(2):
         prepare(half, "grown", add=True)
+        of_killed = tmp_path / "grown" / "parts" / "takes_2-truth" / ".joints.parquet.host-1.tmp"
+        of_killed.write_bytes(b"x")  # a second call finds what a killed one left
+    prepare(half, "grown", add=True)
+    assert not of_killed.exists()
     prepare(half, "second")
     prepare(raw, "first")
     assert metadata.verify(tmp_path / "grown") == []

@@ -291,6 +291,17 @@ def test_a_table_says_what_its_clips_are(pretrained, synthetic_set, tmp_path):
     assert run_command(pretrained[0], synthetic_set, tmp_path / "x.npz", "--protocol=xsubject") == 2
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_the_split_of_another_set_than_the_runs_is_told(pretrained, synthetic_set, tmp_path, capsys, same):
+    """A set that has grown since holds out other takes: some that the run was trained on."""
+    digest = takes.open_prepared(synthetic_set).content_digest() if same else "of the set before it grew"
+    run = save_run(tmp_path / "run", tiny.make_config(), pretrained[2], manifest_sha256=digest)
+    assert run_command(run, synthetic_set, tmp_path / "f.npz") == 0
+    assert ("what it calls held_out may have been trained on" in capsys.readouterr().err) == (not same)
+    assert run_command(run, synthetic_set, tmp_path / "g.npz", "--protocol=xsub") == 0
+    assert "held_out" not in capsys.readouterr().err
+
+
 def test_features_that_are_not_finite_are_not_written(pretrained, synthetic_set, tmp_path, monkeypatch, capsys):
     encoder = inference.load_encoder(pretrained[0])
     broken = dataclasses.replace(encoder, params=jax.tree.map(lambda leaf: leaf * np.nan, encoder.params))

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from mv2mae_jax import config as configs
 from mv2mae_jax import report
@@ -460,3 +461,19 @@ def test_another_data_set_is_not_shown_as_the_runs(monkeypatch, digest):
     assert seen.samples == (["sample"] if digest == "of the run" else [])
     assert seen.left_out == [] or "prepared/other holds another set than the one" in seen.left_out[0]
     assert bool(seen.left_out) == (digest == "of another")
+
+
+@pytest.mark.parametrize(("init_from", "told"), [("", 0.0), ("random", 0.0), ("gone", None)])
+def test_pictures_are_left_out_where_nothing_says_how_they_are_to_be_blurred(tmp_path, monkeypatch, init_from, told):
+    """A fine-tuned run follows the run that it began with, which may have been moved since."""
+    monkeypatch.chdir(tmp_path)
+    config = config_dict.ConfigDict({"task": "finetune", "eval": {}, "init_from": init_from})
+    if told is not None:
+        assert examine.blur_sigma(config) == told
+        return
+    monkeypatch.setattr(examine, "_other_data", lambda run: "")
+    monkeypatch.setattr(examine.neighbours, "open_run", lambda run: None)
+    config.data = {"dir": str(tmp_path)}
+    seen = examine.examine(types.SimpleNamespace(workdir="run", config=config), num_samples=1, max_clips=9, key="run")
+    assert seen.neighbours is None and seen.poses is None
+    assert len(seen.left_out) == 2 and all("began with, gone, is not there" in line for line in seen.left_out)

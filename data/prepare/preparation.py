@@ -156,5 +156,6 @@ def _begin(part: parts.Part, output_dir: Path) -> None:
         if plans:
             parts.check_same(plans[shards.SPLIT], part, output_dir, same_takes=False)
         part.write(output_dir)
-    for folder in (output_dir, output_dir / shards.PARTS):
+    of_parts = output_dir / shards.PARTS
+    for folder in (output_dir, of_parts, *of_parts.glob(f"*-{truth.FOLDER}")):
         remove_leftovers(folder)  # the lock excludes a process that is still at work

@@ -204,9 +204,17 @@ def split_of(prepared: takes.Prepared, arguments: argparse.Namespace, encoder: i
         try:
             if data.protocol not in ("all", *catalog.get(prepared.name).protocols):
                 raise UserError(f"{prepared.name} has no protocol {data.protocol!r}; see --protocol.")
-            return split_of_run(prepared, data)
+            split = split_of_run(prepared, data)
         except UserError as error:
             print(f"`split` is empty: {error}", file=sys.stderr)
+        else:
+            if encoder.data_digest not in (None, prepared.content_digest()):
+                print(
+                    f"{encoder.workdir} was trained on another set, or on this one before it was changed: `split` is "
+                    "how it would split this set, and what it calls held_out may have been trained on.",
+                    file=sys.stderr,
+                )
+            return split
     return np.zeros(len(prepared.views["take"]), "U8")
 
 

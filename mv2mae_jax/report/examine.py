@@ -7,8 +7,10 @@ import textwrap
 
 from ml_collections import config_dict
 
+from console.errors import UserError
 from data.store.directories import directories
 from data.store.joined import open_sets
+from mv2mae_jax.evaluation import probe
 from mv2mae_jax.report import neighbours, poses, samples
 from mv2mae_jax.report.collect import ReportedRun
 from mv2mae_jax.report.neighbours import Neighbours
@@ -93,9 +95,17 @@ def _said(error: Exception, run: ReportedRun) -> str:
 
 
 def blur_sigma(config: config_dict.ConfigDict) -> float:
-    """The blur that the run's pictures have; downstream runs follow the run that they started from."""
+    """The blur that the run's pictures have; downstream runs follow the run that they started from.
+
+    Raises ValueError if that run is not there: people who must not be recognised may be in the pictures.
+    """
     if "picture_blur_sigma" in config.eval:
         return config.eval.picture_blur_sigma
-    if config.init_from and os.path.isdir(os.path.join(config.init_from, "checkpoints")):
-        return blur_sigma(run_record.read_record(config.init_from)[2])
-    return 0.0
+    if not config.init_from or not probe.is_run(config.init_from):
+        return 0.0
+    if not os.path.isdir(os.path.join(config.init_from, "checkpoints")):
+        raise UserError(
+            f"the run that it began with, {config.init_from}, is not there, and only that one says how pictures are to "
+            "be blurred. Start the command where the run was started, or bring that run back."
+        )
+    return blur_sigma(run_record.read_record(config.init_from)[2])
