@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from console.command import ExitCode
 from data import catalog
 from data.prepare import __main__ as prepare
 from data.prepare import archives, boxes, offsets, preparation, preparation_report, raw_video
@@ -184,6 +185,19 @@ def test_short_and_still_takes_are_told(tmp_path, capsys):
     assert len(table(tmp_path / "eight" / "quarantine.csv")) == 4
     prepare.main([*arguments, f"--output={tmp_path / 'one'}", "--min_frames=1"])
     assert set(takes.open_prepared(tmp_path / "one").views["take"]) == {"a", "b", "c", "still"}
+
+
+def test_interlaced_and_hdr_views_are_told(tmp_path, capsys):
+    marks = {"1": {}, "2": {"interlaced": True}, "3": {"transfer": 16}, "4": {"transfer": 18, "interlaced": True}}
+    for view, mark in marks.items():
+        frames = video_files.moving_square(12, 48, 64, seed=0)
+        video_files.write_video(tmp_path / "raw" / f"a_cam{view}.mp4", frames, **mark)
+    arguments = ["--dataset=folder", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out'}", "--workers=1"]
+    for _ in range(2):  # the second call decodes nothing
+        assert prepare.main(arguments) == ExitCode.DONE
+        said = capsys.readouterr().out
+        assert "note:  HDR: 2 of 4 views. Stored without tone mapping" in said
+        assert "note:  interlaced: 2 of 4 views. A frame shows two moments at once" in said
 
 
 def test_a_camera_that_shows_nothing_is_told(tmp_path, capsys):

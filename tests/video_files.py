@@ -32,14 +32,17 @@ def write_video(
     pixel_aspect: Fraction | None = None,
     title: str = "",
     colour_space: int = 0,
+    transfer: int = 0,
+    interlaced: bool = False,
 ) -> Path:
     """Writes uint8[T, h, w, 3] RGB frames without visible loss of quality. Creates the folder.
 
-    `colour_space` is the number that the header of H.264 states (matrix_coefficients); 0 for none.
+    `colour_space` and `transfer` are numbers that the header of H.264 states (matrix_coefficients and
+    transfer_characteristics); 0 for none. With `interlaced` its frames are marked so.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without mbtree=0, x264's bytes differ from run to run, and so would the effect of damage.
-    x264 = {"crf": "10", "g": "8", "x264-params": "mbtree=0"}
+    x264 = {"crf": "10", "g": "8", "x264-params": "mbtree=0:tff=1" if interlaced else "mbtree=0"}
     options = {"libx264": x264, "libvpx-vp9": {"crf": "10", "b": "0", "cpu-used": "8"}}.get(codec, {})
     with av.open(str(path), "w", format=container) as output:
         if title:
@@ -51,6 +54,8 @@ def write_video(
         stream.codec_context.thread_count = 1
         if colour_space:
             stream.codec_context.colorspace = colour_space
+        if transfer:
+            stream.codec_context.color_trc = transfer
         if pixel_aspect:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
         for frame in frames:

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from data import catalog
-from data.prepare import boxes, carry_truth, clocks, parts, preparation_report, shards, tables
+from data.prepare import boxes, carry_truth, clocks, parts, preparation_report, raw_video, shards, tables
 from data.prepare.boxes import MANIFEST_COLUMNS, Box
 from data.prepare.listing import PreparationError
 from data.store import digests, frame_index, truth
@@ -129,20 +129,23 @@ def write(
         write_whole(new / "prepared.json", json.dumps(prepared, indent=1), durable=True)
     reasons = [(entry["path"], entry["reason"]) for entry in unmatched]
     found = {"quarantined": quarantined, "unmatched": reasons, "static": static, "static_views": static_views}
-    remarks = _remarks(settings, views)
+    marks = Counter(mark for account in every_account for row in account["records"] for mark in row.get("marks", ()))
+    remarks = _remarks(settings, views, marks)
     if len(every) > 1:  # of names in one part it was told before
         remarks += preparation_report.nearly_equal("class", names["class_names"])
     return prepared | found | {"remarks": remarks}
 
 
-def _remarks(settings: shards.Settings, views: pa.Table) -> list[str]:
-    """What a user should know of the views that were prepared."""
-    of_views = zip(*(views[name].to_pylist() for name in ("take", "fps", "source_fps")), strict=True)
-    remarks = clocks.remarks(list(of_views), settings.clock and settings.clock.fps, settings.synchronised)
+def _remarks(settings: shards.Settings, views: pa.Table, marks: Mapping[str, int]) -> list[str]:
+    """What a user should know of the views that were prepared; `marks`: how many have which of `raw_video.MARKS`."""
+    rates = zip(*(views[name].to_pylist() for name in ("take", "fps", "source_fps")), strict=True)
+    remarks = clocks.remarks(list(rates), settings.clock and settings.clock.fps, settings.synchronised)
     if settings.crop is not None and settings.crop.by == "table":
         *edges, widths, heights = (views[name].to_pylist() for name in MANIFEST_COLUMNS)
         placed = [Box(*box) for box in zip(*edges, strict=True)]
         remarks.append(boxes.in_one_corner(placed, list(zip(widths, heights, strict=True))))
+    of_views = f"of {preparation_report.count(len(views), 'view')}"
+    remarks += [f"{mark}: {number} {of_views}. {raw_video.MARKS[mark]}" for mark, number in sorted(marks.items())]
     return [remark for remark in remarks if remark]
 
 

@@ -30,6 +30,7 @@ class EncodedVideo(EncodedFrames):
     num_empty_at_end: int = 0  # as of `raw_video.Source`
     step: int = 0  # as of `raw_video.Source`
     num_tracks: int  # video tracks in the file
+    marks: tuple[str, ...] = ()  # sorted, of `raw_video.MARKS`
     offset: float = 0.0  # seconds that were added to the stamps
     num_gaps: int = 0  # frames repeated in place of frames that the file lacks
 

@@ -42,6 +42,16 @@ MISSING_FRAMES_TOLERANCE = 1  # [ours] frames of the claimed count; an entry may
 MISSING_SECONDS_TOLERANCE = 0.5  # [ours] of the claimed duration, which may be that of a longer audio track; but
 MISSING_FRACTION_TOLERANCE = 0.1  # [ours] at most this part of the duration
 
+# What a frame may be marked as, and what a user should know of views that are. They are used as they are decoded.
+INTERLACED, HDR = "interlaced", "HDR"
+MARKS = {
+    INTERLACED: "A frame shows two moments at once, each in every other line. Deinterlace the files for sharp "
+    "movements (ffmpeg's filter bwdif)",
+    HDR: "Stored without tone mapping, they are paler than a player shows them, and than SDR views of the same take. "
+    "Convert the files to SDR if that matters (ffmpeg's filters zscale and tonemap)",
+}
+_HDR_TRANSFERS = (16, 18)  # PQ (SMPTE ST 2084) and HLG (ARIB STD-B67), by ITU-T H.273
+
 _LIMITS = {"max_pixels": str(MAX_PIXELS)}  # FFmpeg refuses larger frames before it allocates them
 # No protocol is called "none", so nothing that a container refers to elsewhere is opened.
 _NOTHING_ELSE = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
@@ -84,6 +94,7 @@ class Source:
     begin: float = 0.0  # of a series of images, see ImageSeries; `decode` adds it to the seconds at its end
     step: int = 0  # the same; 0 of a file that is no series
     num_empty_at_end: int = 0  # entries without a picture after the last frame, known once that was read
+    marks: set[str] = dataclasses.field(default_factory=set)  # receives those of MARKS that a frame has
 
     @property
     def repeats(self) -> bool:
@@ -219,6 +230,10 @@ def decode(source: Source) -> Iterator[av.VideoFrame]:
                         f"is to be shown turned by {rotation} degrees, and by {frame.rotation} from frame "
                         f"{num_frames - 1} on: make it one video for each"
                     )
+                if frame.interlaced_frame:
+                    source.marks.add(INTERLACED)
+                if frame.color_trc in _HDR_TRANSFERS:
+                    source.marks.add(HDR)
                 source.seconds.append(seconds)
                 yield frame
         except av.FFmpegError as error:

@@ -349,6 +349,7 @@ def _encode_file(
             step=source.step,
             num_empty_at_end=0 if video.interval else source.num_empty_at_end,
             num_tracks=source.num_tracks,
+            marks=tuple(sorted(source.marks)),
         )
     return cut
 
@@ -380,5 +381,6 @@ def _row(view: EncodedVideo, record: bytes) -> dict:
         "resampled": view.resampled,
         "middle_frame": int(view.numbers[len(view.numbers) // 2]),  # for the contact sheet
         "video_tracks": view.num_tracks,
+        **({"marks": view.marks} if view.marks else {}),
         **(dict(zip(MANIFEST_COLUMNS, (*view.box, *view.raw_size), strict=True)) if view.box else {}),
     }
