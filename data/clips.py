@@ -97,6 +97,19 @@ def short_videos(lengths: np.ndarray, spec: ClipSpec) -> dict[str, str]:
     return {"short videos": text}
 
 
+def small_videos(height: np.ndarray, width: np.ndarray, spec: ClipSpec) -> dict[str, str]:
+    """{title: text} for the start of a run, of videos that are smaller than a crop, if any.
+
+    `height`, `width`: int[videos], in stored pixels.
+    """
+    times = np.maximum(spec.crop_size[0] / height, spec.crop_size[1] / width)  # that the largest crop is enlarged
+    if not (times > 1).any():
+        return {}
+    size = "x".join(map(str, spec.crop_size))
+    text = f"{(times > 1).sum()} of {len(times)} are smaller than a crop of {size} pixels, which is enlarged"
+    return {"small videos": f"{text}, up to {times.max():.3g} times; --short_side of data.prepare decides on their size"}
+
+
 def frame_rates(fps: np.ndarray, spec: ClipSpec) -> dict[str, str]:
     """{title: text} for the start of a run, of videos whose rates differ, as those of several sets may.
 

@@ -170,6 +170,13 @@ def test_videos_that_a_clip_does_not_fit_are_told():
     )
 
 
+def test_videos_that_are_smaller_than_a_crop_are_told():
+    height, width = np.array(SPEC.crop_size)[:, None] * [[1, 2, 1], [1, 1, 3]]
+    assert clips.small_videos(height, width, SPEC) == {}
+    told = clips.small_videos(height, width // [1, 4, 1], SPEC)["small videos"]
+    assert told.startswith("1 of 3 are smaller than a crop of 16x16 pixels, which is enlarged, up to 4 times")
+
+
 def test_videos_of_different_frame_rates_are_told():
     assert clips.frame_rates(np.array([29.97, 30, 30.01]), SPEC) == {}
     told = clips.frame_rates(np.array([30, 10, 25]), SPEC)["frame rates"]

@@ -92,6 +92,7 @@ class Finetune:
             f"views of {takes} takes to train on, {len(data.held_out)} views held out, {len(data.test)} to test on by "
             f"{data.clips_per_view} clips x {data.crops_per_clip} crops",
             **clips.short_videos(views["num_frames"][data.train], data.spec),
+            **clips.small_videos(views["height"][data.train], views["width"][data.train], data.spec),
             **clips.frame_rates(views["fps"][data.train], data.spec),
         }
 

@@ -213,7 +213,7 @@ class Pretrain:
     def describe(self) -> dict[str, str]:
         """What the start of a run says about the task."""
         data, views, model = self.dataset, self.views_per_sample, self.model
-        rows = data.train.rows[data.train.rows >= 0]
+        stored, rows = data.prepared.views, data.train.rows[data.train.rows >= 0]
         held_out = "no" if data.held_out is None else len(np.unique(data.held_out.elements[:, 0]))
         shapes = {"video": jax.ShapeDtypeStruct((1, views, *model.clip_size, 3), np.uint8)}
         inputs = jax.eval_shape(self.make_inputs, shapes, jax.random.key(0))
@@ -225,6 +225,7 @@ class Pretrain:
             "data": f"{data.prepared.name} in {data.prepared.directory}: {len(data.train.take_names)} takes, "
             f"{len(data.train.elements)} (take, target view) elements; {held_out} takes held out",
             **clips.takes_left_out(data.train, data.spec),
-            **clips.short_videos(data.prepared.views["num_frames"][rows], data.spec),
-            **clips.frame_rates(data.prepared.views["fps"][rows], data.spec),
+            **clips.short_videos(stored["num_frames"][rows], data.spec),
+            **clips.small_videos(stored["height"][rows], stored["width"][rows], data.spec),
+            **clips.frame_rates(stored["fps"][rows], data.spec),
         }
