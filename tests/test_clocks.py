@@ -7,7 +7,7 @@ import pytest
 
 from console.errors import UserError
 from data import catalog
-from data.prepare import carry_truth, clocks, contact_sheet, offsets, parts, preparation, raw_video, shards, times
+from data.prepare import carry_truth, clocks, contact_sheet, offsets, preparation, raw_video, shards, times
 from data.prepare.listing import list_videos
 from data.prepare.options import Options
 from data.store import takes
@@ -158,20 +158,6 @@ def test_the_contact_sheet_shows_one_moment_of_a_take(tmp_path):
     cells = [sheet[top + contact_sheet.LABEL_HEIGHT :][:96, :128] for top in range(0, 3 * height, height)]
     middle = shown["A"][len(shown["A"]) // 2]
     assert [time_shown(cell) for cell in cells] == [middle] * 3 and middle > 50
-
-
-def test_a_contact_sheet_can_be_made_of_an_older_preparation(tmp_path):
-    """The accounts of an older preparation lack the number of each record's middle frame in the file."""
-    raw, output = tmp_path / "raw", tmp_path / "raw-start"
-    raw.mkdir()
-    for view in "AB":
-        write_timed(raw / f"t_cam{view}.mp4", list(range(30)))
-    prepared(raw, "start", fps=90.0)  # three ticks for each frame
-    accounts = parts.accounts(output, shards.SPLIT)
-    for row in accounts[0]["records"]:
-        del row["middle_frame"]
-    _, listing = list_videos(catalog.get("folder", pattern="{take}_cam{view}"), raw)
-    assert cv2.imread(str(contact_sheet.write(accounts, listing.videos, raw, output))).shape[1] > 100
 
 
 def test_mixed_rates_show_the_same_instants(tmp_path):

@@ -1,5 +1,6 @@
 """Growing sets, and several sets used as one: only the order of the records differs from one preparation."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -182,13 +183,21 @@ def test_a_view_that_was_repaired_since_is_not_left_out_silently(tmp_path):
     assert run(raw, tmp_path / "set", add=True)["counts"]["takes"] == 1
 
 
-def test_a_set_of_an_older_version_grows(raw, tmp_path):
-    run(raw / "first", tmp_path / "set", pattern="{label}/{take}_cam{view}")
-    (tmp_path / "set" / "inputs.json").unlink()
-    before = json.loads((tmp_path / "set" / "prepared.json").read_text())["counts"]
-    run(raw / "second", tmp_path / "set", pattern="{label}/{take}_cam{view}", add=True)
-    counts = json.loads((tmp_path / "set" / "prepared.json").read_text())["counts"]
-    assert counts["videos_in"] == 2 * before["videos_in"] and counts["takes"] == 8
+@pytest.mark.parametrize("with_digest", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+def test_a_set_of_another_version_is_refused(raw, tmp_path, with_digest, add):
+    run(raw / "first", tmp_path / "set")
+    path = next((tmp_path / "set" / "parts").glob("*.json"))
+    account = json.loads(path.read_text())
+    del account["static_views"], account["account_sha256"]
+    if with_digest:
+        account["account_sha256"] = hashlib.sha256(json.dumps(account, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(account))
+    with pytest.raises(
+        PreparationError, match=rf"{path} was written by another version .* or delete {tmp_path / 'set'}"
+    ):
+        run(raw / ("second" if add else "first"), tmp_path / "set", add=add)
+    assert (tmp_path / "set" / "prepared.json").exists()
 
 
 def test_joints_and_cameras_grow_along(tmp_path):

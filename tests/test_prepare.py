@@ -280,20 +280,6 @@ def test_a_file_of_the_same_size_with_other_pictures_is_prepared_anew(tmp_path, 
     assert prepare.main(arguments(tmp_path / "raw", tmp_path / "other")) == 0
     assert takes_of(output) == takes_of(tmp_path / "other")
 
-    # A set of an older version does not say of what bytes it was made.
-    for path in output.glob("parts/*.json"):
-        account = json.loads(path.read_text())
-        del account["sources"], account["account_sha256"]
-        path.write_text(json.dumps(account))
-    assert prepare.main(again) == 0
-    assert "warning" not in capsys.readouterr().out
-    os.utime(replaced, (2**32, 2**32))
-    assert prepare.main(again) == 0
-    told = capsys.readouterr().out
-    assert re.search(
-        r"newer than what was made of them: 1 file\n  t1_cam1.avi: .*delete .*parts/00001-of-00003.json", told
-    )
-
 
 def takes_of(output: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(output.glob("*.array_record-*"))]

@@ -63,11 +63,9 @@ def _spread(takes: Sequence[str]) -> list[str]:
 
 def _cell(video: Video, row: dict, files: archives.Reader) -> np.ndarray:
     """The frame of the file that the middle of a record shows, with its box and names: uint8[h, w, 3]."""
-    # Accounts of older versions do not say it: the middle of the file stands in.
-    middle = row.get("middle_frame", (video.interval or (0,))[0] + row["num_frames"] // 2)
     with files.open(video.path) as file:
-        begin = itertools.islice(raw_video.frames(raw_video.open_source(file), SHORT_SIDE), middle + 1)
-        (cell,) = collections.deque(begin, maxlen=1)  # the last: an old account may count more than there are
+        frames = raw_video.frames(raw_video.open_source(file), SHORT_SIDE)
+        cell = next(itertools.islice(frames, row["middle_frame"], None))
     if MANIFEST_COLUMNS[0] in row:
         left, top, right, bottom, width, height = (row[name] for name in MANIFEST_COLUMNS)
         x, y = cell.shape[1] / width, cell.shape[0] / height

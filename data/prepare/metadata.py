@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
         ("performance", pa.int32()),
         ("listed_split", pa.string()),  # '' if the numbers above decide the official splits
         ("checksum", pa.uint32()),  # CRC-32 of the record's bytes
-        ("source_fps", pa.float32()),  # of the file, by its stamps; older sets lack the columns from here on
+        ("source_fps", pa.float32()),  # of the file, by its stamps
         ("offset_seconds", pa.float64()),  # added to the file's stamps; 0 if frames are paired by number
         ("gap_frames", pa.int32()),  # repeated in place of frames that the file lacks
         ("resampled", pa.bool_()),  # frame k of the record is not frame k of the file
@@ -85,8 +85,8 @@ def write(
     ]
     num_aside = len(quarantined)
     quarantined += [entry for account in every_account for entry in account["quarantined"]]
-    static_views = [tuple(view) for account in every_account for view in account.get("static_views", ())]
-    static = [take for account in every_account for take in account.get("static_takes", ())]
+    static_views = [tuple(view) for account in every_account for view in account["static_views"]]
+    static = [take for account in every_account for take in account["static_takes"]]
     unmatched = [{"path": path, "reason": reason} for facts in inputs for path, reason in facts["unmatched"]]
     shard_list = [
         {"file": account["file"], "records": len(account["records"]), "bytes": account["bytes"]}

@@ -6,10 +6,8 @@ The output folder holds, for each part,
 A part's shards are never touched when another is added, so its raw videos may be gone by then.
 """
 
-import csv
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
@@ -88,10 +86,10 @@ def is_finished(output_dir: Path, split: str) -> bool:
 _NAMED_BY = {"clock": "clock (--sync, --fps)"}  # settings that are not called as their options
 
 
-def check_same(before: Part, now: Part, output_dir: Path, *, same_takes: bool) -> None:
+def check_same(before: Part, now: Part, output_dir: Path) -> None:
     """Raises PreparationError where a part was, or another one is, to be made in another way.
 
-    `before` is as its plan says. With `same_takes` they are one part, else the second is to be added to the first.
+    `before` is as its plan says. If the splits are the same, they are one part; else the second is an addition.
     """
     other_takes = set(now.takes) != set(before.takes)
     named_by_files = catalog.get(now.settings["dataset"]).classes_from_files and other_takes
@@ -103,13 +101,8 @@ def check_same(before: Part, now: Part, output_dir: Path, *, same_takes: bool) -
     if differences:
         listed = "; ".join(differences)
         raise PreparationError(f"{output_dir} was prepared with other settings: {listed}. {_advice(output_dir)}")
-    if not same_takes and bool(before.subject_names) != bool(now.subject_names):
-        raise PreparationError(
-            f"{output_dir} does not say the names of its subjects, as it was prepared by an older version of this "
-            f"program: prepare it anew to let it grow. {_advice(output_dir)}"
-        )
     new, gone = sorted(set(now.takes) - set(before.takes)), sorted(set(before.takes) - set(now.takes))
-    if same_takes and (new or gone):
+    if now.split == before.split and (new or gone):
         examples = ", ".join((new + gone)[: preparation_report.SHOWN])
         add = "--add puts further takes into it. " if new else ""
         raise PreparationError(
@@ -154,16 +147,13 @@ def choose(output_dir: Path, listing: Listing) -> tuple[str, Listing]:
 
 
 def _check_views(output_dir: Path, plans: Sequence[Part], listing: Listing) -> None:
-    """Refuses further views of takes that were prepared or set aside, and other files of their views.
-
-    Accounts of older versions do not say of which files.
-    """
-    sources: dict[tuple[str, str], Mapping | None] = {}
+    """Refuses further views of takes that were prepared or set aside, and other files of their views."""
+    sources: dict[tuple[str, str], Mapping] = {}
     for account in (account for part in plans for account in accounts(output_dir, part.split)):
-        of_path = account.get("sources", {})
-        sources |= {(row["take"], row["view"]): of_path.get(row.get("path")) for row in account["records"]}
+        of_path = account["sources"]
+        sources |= {(row["take"], row["view"]): of_path[row["path"]] for row in account["records"]}
         for entry in account["quarantined"]:  # which knows a view by the name of its file
-            sources[entry["take"], PurePath(entry["path"]).name] = of_path.get(entry["path"])
+            sources[entry["take"], PurePath(entry["path"]).name] = of_path[entry["path"]]
     takes, kept = {take for part in plans for take in part.takes}, {}
     for video in (video for video in listing.videos if video.take in takes):
         key = video.take, video.view
@@ -173,8 +163,7 @@ def _check_views(output_dir: Path, plans: Sequence[Part], listing: Listing) -> N
                 f"{output_dir} was prepared from take {video.take} without its view {video.view}, which cannot be "
                 f"added: the views of a take are prepared together. Prepare another set, or leave {video.path} out"
             )
-        if sources[key] is not None:
-            kept[video.path] = sources[key]
+        kept[video.path] = sources[key]
     frames_fps = plans[0].settings.get("frames_fps") if plans else None
     others = raw_files.changed(kept, listing.num_bytes, listing.files.root, frames_fps)
     if not others:
@@ -256,28 +245,3 @@ def accounts(output_dir: Path, split: str) -> list[dict]:
             )
         found.append(account)
     return found
-
-
-def note_inputs_of_older_set(output_dir: Path) -> None:
-    """Writes `inputs.json` of a finished set that was prepared before sets could grow, from what it says elsewhere."""
-    if is_finished(output_dir, shards.SPLIT) or not (output_dir / "prepared.json").exists():
-        return
-    prepared = json.loads((output_dir / "prepared.json").read_bytes())
-    files = [shard["file"] for shard in prepared["shards"]]
-    of_videos = Counter()
-    for account in filter(None, (shards.read_account(shard, output_dir) for shard in files)):
-        of_videos.update((entry["path"], entry["take"], entry["reason"]) for entry in account["quarantined"])
-    aside = Counter((row["path"], row["take"], row["reason"]) for row in _rows(output_dir / "quarantine.csv"))
-    counts = prepared["counts"]
-    facts = {
-        "aside": [[*entry] for entry in (aside - of_videos).elements()],
-        "unmatched": [[row["path"], row["reason"]] for row in _rows(output_dir / "unmatched.csv")],
-        "passed_over": counts.get("passed_over", {}),
-        "counts": {name: counts.get(name, 0) for name in _COUNTS},
-    }
-    finish(output_dir, shards.SPLIT, files, facts)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return [{name: cell.removeprefix("'") for name, cell in row.items()} for row in csv.DictReader(file)]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from data import catalog
 from data.prepare import (
-    archives,
     carry_truth,
     contact_sheet,
     estimate,
@@ -92,20 +91,15 @@ def _missing(
     """The shards that are not there, or of files that have changed; tells of these."""
     accounts = {job: shards.account_of(job, settings, output_dir) for job in jobs}
     skeletons = {job: job.skeletons for job in jobs}
-    kept, newer, num_bytes = {}, [], dict(listing.num_bytes)
+    kept, num_bytes = {}, dict(listing.num_bytes)
     for of_job in skeletons.values():
         num_bytes |= of_job
-    for job, account in accounts.items():
-        if account is None:
-            continue
+    for account in filter(None, accounts.values()):
         # A .skeleton file that lies elsewhere now is known by its name and size alone.
-        kept |= {path: before for path, before in account.get("sources", {}).items() if path in num_bytes}
-        if "sources" not in account:  # of an older version
-            of_shard = shards.account_path(output_dir, account["file"])
-            written = of_shard.stat().st_mtime_ns
-            newer += [(p, of_shard) for p in job.sizes if archives.modified(listing.files.root, p) > written]
+        kept |= {path: before for path, before in account["sources"].items() if path in num_bytes}
     changed = raw_files.changed(kept, num_bytes, listing.files.root, settings.frames_fps)
-    for line in preparation_report.files_changed(changed, newer):
+    title = f"changed since they were prepared, so prepared anew: {preparation_report.count(len(changed), 'file')}"
+    for line in preparation_report.section(title, changed):
         announce(line)
     return [
         job
@@ -116,7 +110,6 @@ def _missing(
 
 def _chosen(output_dir: Path, listing: Listing, announce: Callable[[str], None]) -> tuple[str, Listing]:
     """As `parts.choose`; tells what is left out."""
-    parts.note_inputs_of_older_set(output_dir)
     split, chosen = parts.choose(output_dir, listing)
     num_left = len({video.take for video in listing.videos}) - len({video.take for video in chosen.videos})
     if num_left:
@@ -150,11 +143,9 @@ def _check_truth(truth_dir: Path | None, listing: Listing, output_dir: Path, spl
 def _begin(part: parts.Part, output_dir: Path) -> None:
     """Writes the plan of a part, or checks that the one in the output folder is this one."""
     plans = {before.split: before for before in parts.read_plans(output_dir)}
-    if part.split in plans:
-        parts.check_same(plans[part.split], part, output_dir, same_takes=True)
-    else:
-        if plans:
-            parts.check_same(plans[shards.SPLIT], part, output_dir, same_takes=False)
+    if plans:
+        parts.check_same(plans.get(part.split, plans[shards.SPLIT]), part, output_dir)
+    if part.split not in plans:
         part.write(output_dir)
     of_parts = output_dir / shards.PARTS
     for folder in (output_dir, of_parts, *of_parts.glob(f"*-{truth.FOLDER}")):

@@ -83,20 +83,6 @@ def nearly_equal(what: str, names: Sequence[str]) -> list[str]:
     ]
 
 
-def files_changed(changed: Sequence[str], newer: Sequence[tuple[str, Path]]) -> list[str]:
-    """About files that a set was made of.
-
-    Args:
-      changed: those that have other bytes now.
-      newer: those that were written after their shards, whose accounts do not say of what bytes; and the accounts.
-    """
-    advice = [f"{path}: if it was replaced, delete {account} and give the command again" for path, account in newer]
-    return [
-        *section(f"changed since they were prepared, so prepared anew: {count(len(changed), 'file')}", changed),
-        *section(f"warning: newer than what was made of them: {count(len(newer), 'file')}", advice),
-    ]
-
-
 def unmatched(files: Sequence[tuple[str, str]], where: str = "") -> list[str]:
     """About files that do not belong to the data set."""
     return section(f"not of this data set: {count(len(files), 'file')}{where}", [reason for _, reason in files])

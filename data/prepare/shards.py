@@ -246,16 +246,25 @@ def read_account(shard: str, output_dir: Path) -> dict | None:
     Returns:
       file, inputs (a digest), bytes, sha256, records (rows of the manifest), quarantined (path, take, reason),
       static_takes (names), static_views (take, view; of other takes), and sources (path -> as of `raw_files.changed`).
-      Older accounts lack the last ones.
+
+    Raises:
+      PreparationError: another version of this program wrote it.
     """
+    path = account_path(output_dir, shard)
     try:
-        account = json.loads(account_path(output_dir, shard).read_bytes())
-        finished = account["bytes"] == (output_dir / shard).stat().st_size and "inputs" in account
-        # None in accounts from before these digests existed.
-        finished &= account.pop("account_sha256", None) in (None, _digest(account))
-        finished &= account.get("index_sha256") in (None, digests.sha256_of(index_path(output_dir, shard))[0])
+        account = json.loads(path.read_bytes())
+        sha256 = account.pop("account_sha256", None)
+        intact = sha256 == _digest(account)
+        of_other_version = "static_views" not in account and (intact or sha256 is None)
+        finished = intact and not of_other_version and account["bytes"] == (output_dir / shard).stat().st_size
+        finished = finished and account["index_sha256"] == digests.sha256_of(index_path(output_dir, shard))[0]
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    if of_other_version:
+        raise PreparationError(
+            f"{path} was written by another version of this program: choose another --output, or delete {output_dir} "
+            "if it is no longer wanted"
+        )
     return account if finished else None
 
 
