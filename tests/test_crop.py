@@ -1,6 +1,7 @@
 """Preparation with boxes: frames show the box alone, and the cameras of the truth are adapted to it."""
 
 import json
+import types
 from fractions import Fraction
 
 import cv2
@@ -37,8 +38,9 @@ def cut(path, box, short_side=1000, interval=None):
         return b"x"
 
     crop = boxes.make_crop("table.csv", None, None)
+    settings = types.SimpleNamespace(short_side=short_side, encode=encode, crop=crop)
     with open(path, "rb") as file:
-        _, encoded = encoding.encode_file([video], file, short_side, encode, crop, {video: Box(*box)})
+        _, encoded = encoding.encode_file([video], file, settings, {video: Box(*box)})
     stored = encoded[video]
     assert all(picture.shape == (stored.height, stored.width, 3) for picture in pictures)
     return stored, pictures
@@ -99,8 +101,9 @@ def test_takes_of_one_file_have_boxes_of_their_own(tmp_path):
         for take, interval in (("1", (0, 20)), ("2", (21, 40)), ("3", (20, 21)))
     )
     crop = boxes.make_crop("motion", 0, 0)
+    settings = types.SimpleNamespace(short_side=1000, encode=lambda frame: b"x", crop=crop)
     with open(path, "rb") as file:
-        source, encoded = encoding.encode_file((first, second, none), file, 1000, lambda frame: b"x", crop)
+        source, encoded = encoding.encode_file((first, second, none), file, settings, {})
     assert len(source.seconds) == 40
     assert encoded[first].box.right <= 60 and encoded[second].box.left >= 110
     assert [frame for frame in encoded[second].frames] == [b""] * 21 + [b"x"] * 19

@@ -14,12 +14,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from data.prepare import shards
 from data.prepare.listing import PreparationError
+from data.prepare.options import Settings
 
 
 def write_shards(
     jobs: Sequence[shards.Job],
     num_files: int,
-    settings: shards.Settings,
+    settings: Settings,
     input_dir: Path,
     output_dir: Path,
     num_workers: int,
@@ -47,6 +48,6 @@ def write_shards(
         ) from error
 
 
-def _write_shard(job: shards.Job, settings: shards.Settings, input_dir: Path, output_dir: Path) -> None:
+def _write_shard(job: shards.Job, settings: Settings, input_dir: Path, output_dir: Path) -> None:
     cv2.setNumThreads(1)  # the machines' processes are the parallelism
     shards.write(job, settings, input_dir, output_dir, starting=lambda path: None)

@@ -1,7 +1,7 @@
 """From a video file to the encoded frames of the takes that are cut from it: whole pictures, or boxes of them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +11,7 @@ import numpy as np
 from data.catalog import Video
 from data.prepare import boxes, cutting, raw_video
 from data.prepare.boxes import Box
+from data.prepare.options import Settings
 
 # [ours] How much smoothed frames of a still picture differ at most: codecs change it a little from one to the next.
 STILL_SIGMA = 1.5  # pixels
@@ -29,12 +30,7 @@ class EncodedFrames:
 
 
 def encode_file(
-    videos: Sequence[Video],
-    file: BinaryIO,
-    short_side: int,
-    encode: Callable[[np.ndarray], bytes],
-    crop: boxes.Crop | None = None,
-    given: Mapping[Video, Box | Path | None] | None = None,
+    videos: Sequence[Video], file: BinaryIO, settings: Settings, given: Mapping[Video, Box | Path | None]
 ) -> tuple[raw_video.Source, dict[Video, EncodedFrames | str]]:
     """Encodes those frames of a file that go into records.
 
@@ -42,10 +38,9 @@ def encode_file(
 
     Args:
       videos: cut from the file.
-      file, short_side: as of `raw_video.open_source` and `raw_video.frames`.
-      encode: makes the stored form of a frame, uint8[h, w, 3].
-      crop: how views are cut; None for whole pictures.
-      given: the boxes of a table, or the .skeleton files.
+      file: as of `raw_video.open_source`.
+      settings: of the set.
+      given: the boxes of a table, or the .skeleton files; empty if the boxes are found.
 
     Returns:
       Facts about the file, and for each video its encoded frames, or the reason why it has no box.
@@ -53,12 +48,13 @@ def encode_file(
     Raises:
       BadVideo: as of `raw_video.decode`.
     """
-    if crop is None:
+    if settings.crop is None:
         source = raw_video.open_source(file)
-        return source, dict.fromkeys(videos, _encode_whole(videos, raw_video.frames(source, short_side), encode))
-    found = _of_motion(videos, file) if crop.by == "motion" else {video: _given(video, given or {}) for video in videos}
+        return source, dict.fromkeys(videos, _encode_whole(videos, source, settings))
+    by_motion = settings.crop.by == "motion"
+    found = _of_motion(videos, file) if by_motion else {video: _given(video, given) for video in videos}
     source = raw_video.open_source(file)
-    return source, _encode_cut(source, short_side, encode, crop, found)
+    return source, _encode_cut(source, settings, found)
 
 
 def is_still(stored: Sequence[bytes], decode: Callable[[bytes], np.ndarray]) -> bool:
@@ -78,12 +74,10 @@ def _interval(video: Video) -> tuple[int, int]:
     return video.interval or (0, raw_video.MAX_FRAMES)
 
 
-def _encode_whole(
-    videos: Sequence[Video], frames: Iterable[np.ndarray], encode: Callable[[np.ndarray], bytes]
-) -> EncodedFrames:
+def _encode_whole(videos: Sequence[Video], source: raw_video.Source, settings: Settings) -> EncodedFrames:
     intervals = [_interval(video) for video in videos]
-    stored = []
-    for number, frame in enumerate(frames):
+    stored, encode = [], settings.encode
+    for number, frame in enumerate(raw_video.frames(source, settings.short_side)):
         wanted = any(start <= number < end for start, end in intervals)
         stored.append(encode(frame) if wanted else b"")
     height, width = frame.shape[:2]
@@ -91,13 +85,10 @@ def _encode_whole(
 
 
 def _encode_cut(
-    source: raw_video.Source,
-    short_side: int,
-    encode: Callable[[np.ndarray], bytes],
-    crop: boxes.Crop,
-    found: Mapping[Video, boxes.Found | str],
+    source: raw_video.Source, settings: Settings, found: Mapping[Video, boxes.Found | str]
 ) -> dict[Video, EncodedFrames | str]:
-    """Each video's own box of its own frames; arguments as of `encode_file`."""
+    """Each video's own box of its own frames."""
+    encode = settings.encode
     encoded: dict[Video, EncodedFrames | str] = {video: why for video, why in found.items() if isinstance(why, str)}
     cutters: dict[Video, cutting.Cutter] = {}
     stored: dict[Video, list[bytes]] = {video: [] for video in found}
@@ -106,8 +97,8 @@ def _encode_cut(
             size = cutting.upright_size(frame, source.stream)
             for video in [video for video in found if video not in encoded]:
                 try:
-                    box = boxes.place(found[video], size, crop)
-                    cutters[video] = cutting.Cutter(frame, size, box, short_side)
+                    box = boxes.place(found[video], size, settings.crop)
+                    cutters[video] = cutting.Cutter(frame, size, box, settings.short_side)
                 except boxes.NoBox as error:
                     encoded[video] = str(error)
         if not cutters:

@@ -14,7 +14,7 @@ import tqdm
 from data import catalog
 from data.prepare import archives, carry_truth, encoding, preparation_report, raw_video, shards, times
 from data.prepare.listing import list_videos
-from data.prepare.options import Options
+from data.prepare.options import Options, Settings
 from data.prepare.preparation_report import count
 
 SAMPLED_FILES = 8  # decoded: at most so many, and at most one in so many
@@ -53,7 +53,7 @@ def _classes(names: Sequence[str]) -> str:
 
 
 def expected(
-    jobs: Sequence[shards.Job], settings: shards.Settings, input_dir: Path, output_dir: Path, num_workers: int
+    jobs: Sequence[shards.Job], settings: Settings, input_dir: Path, output_dir: Path, num_workers: int
 ) -> list[str]:
     """Size and time, from a few files; grows with their bytes."""
     cv2.setNumThreads(1)  # as in a worker
@@ -63,14 +63,13 @@ def expected(
     sample = [path for place, path in enumerate(sizes) if place in drawn]
     given = {video: box for job in jobs for video, box in job.boxes_given.items()}
     videos_in = {path: [video for job in jobs for video in job.videos if video.path == path] for path in sample}
-    how = (settings.short_side, settings.encode, settings.crop, given)
     bytes_in, bytes_out, seconds, bad, ratios = 0, 0, 0.0, [], []
     with archives.Reader(input_dir, sample, frames_fps=settings.frames_fps) as files:
         for path in sample:
             began = time.monotonic()
             try:
                 with files.open(path) as file:
-                    _, shown = encoding.encode_file(videos_in[path], file, *how)
+                    _, shown = encoding.encode_file(videos_in[path], file, settings, given)
                 without = [why for why in shown.values() if isinstance(why, str)]
                 bad += [f"  {path}: {why}" for why in without[:1]]
                 if len(without) == len(shown):

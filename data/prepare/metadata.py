@@ -23,6 +23,7 @@ from data import catalog
 from data.prepare import boxes, carry_truth, clocks, parts, preparation_report, raw_video, shards, tables
 from data.prepare.boxes import MANIFEST_COLUMNS, Box
 from data.prepare.listing import PreparationError
+from data.prepare.options import Settings
 from data.store import digests, frame_index, truth
 from data.store.takes import FORMAT_VERSION
 from data.store.whole_files import whole_file, write_whole
@@ -56,9 +57,7 @@ _CROP_SCHEMA = pa.schema([(name, pa.int32()) for name in MANIFEST_COLUMNS])
 NEW_FILES = ".new"  # the folder of files that are not all there yet
 
 
-def write(
-    settings: shards.Settings, jobs: Sequence[shards.Job], output_dir: Path, truth_dir: Path | None = None
-) -> dict:
+def write(settings: Settings, jobs: Sequence[shards.Job], output_dir: Path, truth_dir: Path | None = None) -> dict:
     """Writes everything beside the shards, of all finished parts of the set; see data/prepare/parts.py.
 
     All files are made before the first of them appears, SHA256SUMS last. `settings` and `jobs` say what was prepared.
@@ -136,7 +135,7 @@ def write(
     return prepared | found | {"remarks": remarks}
 
 
-def _remarks(settings: shards.Settings, views: pa.Table, marks: Mapping[str, int]) -> list[str]:
+def _remarks(settings: Settings, views: pa.Table, marks: Mapping[str, int]) -> list[str]:
     """What a user should know of the views that were prepared; `marks`: how many have which of `raw_video.MARKS`."""
     rates = zip(*(views[name].to_pylist() for name in ("take", "fps", "source_fps")), strict=True)
     remarks = clocks.remarks(list(rates), settings.clock and settings.clock.fps, settings.synchronised)
@@ -242,7 +241,7 @@ def _write_table(name: str, columns: Sequence[str], rows: Sequence[dict], output
     write_whole(output_dir / name, table.getvalue().encode(errors="backslashreplace"), durable=True)
 
 
-def _write_tfds_metadata(settings: shards.Settings, shard_list: Sequence[dict], output_dir: Path) -> None:
+def _write_tfds_metadata(settings: Settings, shard_list: Sequence[dict], output_dir: Path) -> None:
     of_split: dict[str, list[dict]] = {}
     for shard in shard_list:
         of_split.setdefault(shards.split_of(shard["file"]), []).append(shard)

@@ -1,12 +1,48 @@
 """What a user asks of a preparation, and what follows from it: the settings of the set, the clock, the boxes."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from data import catalog
-from data.prepare import boxes, clocks, offsets, pairing, shards
-from data.prepare.boxes import Box
+from data.prepare import boxes, clocks, offsets
+from data.prepare.boxes import Box, Crop
+from data.prepare.clocks import Clock
 from data.prepare.listing import Listing, PreparationError
+from data.store import codec
+
+MIN_FRAMES = 2  # [ours] of a view: a clip of one frame, repeated, shows no motion
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the bytes of a prepared set, apart from the videos."""
+
+    dataset: str
+    pattern: str  # of the folder data set, else ''
+    class_names: tuple[str, ...]
+    codec: str
+    short_side: int  # pixels
+    quality: int
+    max_length_difference: int  # frames by which the views of a take may differ, unless their clock allows more
+    synchronised: bool  # the views of a take must agree in length; a take with one view is set aside
+    clock: Clock | None = None  # of the views of a take; None pairs their frames by number
+    crop: Crop | None = None  # how boxes are cut out of them; None keeps the whole picture
+    min_frames: int = MIN_FRAMES  # of a view; shorter ones are set aside
+    frames_fps: float | None = None  # frames per second of series of images
+
+    @property
+    def encode(self) -> Callable[[np.ndarray], bytes]:
+        """Makes the stored form of a frame, uint8[h, w, 3]."""
+        return functools.partial(codec.get(self.codec).encode, quality=self.quality)
+
+    def as_dict(self) -> dict:
+        """The form that is stored. Newer settings than the first sets had are left out if they change nothing."""
+        newer = {"crop": None, "min_frames": MIN_FRAMES, "frames_fps": None}
+        return {name: value for name, value in dataclasses.asdict(self).items() if newer.get(name, ...) != value}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +68,14 @@ class Options:
     skeletons: Path | None = None  # the folder of NTU's .skeleton files
     sheet: bool = False  # also writes the contact sheet of data/prepare/contact_sheet.py
     truth_dir: Path | None = None  # 3D joints and cameras that the set carries, see data/store/truth.py; None for none
-    min_frames: int = pairing.MIN_FRAMES  # of a view; shorter ones are set aside. [ours]
+    min_frames: int = MIN_FRAMES  # of a view; shorter ones are set aside
     frames_fps: float | None = None  # frames per second of folders of numbered images, which are used as videos then
     # Puts the takes that the set does not hold into it, beside those that it holds; begins a set where there is none.
     add: bool = False
 
-    def settings(self, names: catalog.Catalog, clock: clocks.Clock | None) -> shards.Settings:
+    def settings(self, names: catalog.Catalog, clock: Clock | None) -> Settings:
         """What decides the bytes of the set."""
-        return shards.Settings(
+        return Settings(
             dataset=names.name,
             pattern=getattr(names, "pattern", ""),
             class_names=names.class_names,
@@ -54,7 +90,7 @@ class Options:
             frames_fps=self.frames_fps,
         )
 
-    def choose_clock(self, names: catalog.Catalog) -> tuple[clocks.Clock | None, dict[tuple[str, str], float] | None]:
+    def choose_clock(self, names: catalog.Catalog) -> tuple[Clock | None, dict[tuple[str, str], float] | None]:
         """The clock (None pairs frames by number), and a table's offsets in seconds (None without one).
 
         Raises:
@@ -74,7 +110,7 @@ class Options:
         if by not in (clocks.BY_START, clocks.BY_TIMESTAMPS, clocks.IF_ALIKE):
             by, seconds = clocks.BY_FILE, offsets.read(Path(by))
         limits = {"max_gap_share": self.max_gap_share, "max_gap_seconds": self.max_gap_seconds}
-        return clocks.Clock(by=by, fps=self.fps, **limits), seconds
+        return Clock(by=by, fps=self.fps, **limits), seconds
 
     def read_boxes(self, listing: Listing) -> tuple[dict[tuple[str, str], Box | Path] | None, list[str]]:
         """Boxes of a table, or .skeleton files, by take and view (None where none are given), and remarks on them."""

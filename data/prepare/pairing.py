@@ -12,8 +12,7 @@ from data.catalog import Video
 from data.prepare import clocks
 from data.prepare.clocks import Clock
 from data.prepare.encoding import EncodedFrames
-
-MIN_FRAMES = 2  # [ours] of a view: a clip of one frame, repeated, shows no motion
+from data.prepare.options import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,30 +47,22 @@ class EncodedVideo(EncodedFrames):
 
 
 def choose_views(
-    take: Mapping[Video, EncodedVideo | str],
-    offset: Mapping[Video, float | None],
-    *,
-    clock: Clock | None,
-    synchronised: bool,
-    max_length_difference: int,
-    min_frames: int = MIN_FRAMES,
+    take: Mapping[Video, EncodedVideo | str], offset: Mapping[Video, float | None], settings: Settings
 ) -> tuple[list[EncodedVideo], list[dict]]:
     """The views of a take that go in, and the quarantine entries of those that do not.
 
     Args:
       take: its views: each as it was read, or the reason why it could not be.
-      offset: seconds to add to the stamps, if `clock` takes them from a table.
-      clock: that the views are put on; None pairs frames by number.
-      synchronised: the views must agree, and a single one is of no use.
-      max_length_difference: frames by which the views' lengths may differ, unless the clock allows more.
-      min_frames: that a view must have, in its file and in what all views span.
+      offset: seconds to add to the stamps, if the clock takes them from a table.
+      settings: `min_frames` is that of a view's file, and of what all views span.
     """
+    clock, max_length_difference = settings.clock, settings.max_length_difference
     views = [view for view in take.values() if isinstance(view, EncodedVideo)]
     reasons = {video: reason for video, reason in take.items() if isinstance(reason, str)}
-    views = _keep_long(views, reasons, min_frames, "")
+    views = _keep_long(views, reasons, settings.min_frames, "")
     if clock is None:
         views = [_with_repeats(view) for view in views]
-        if synchronised:
+        if settings.synchronised:
             views = _keep_agreeing(
                 views, reasons, lambda view: view.fps, lambda fps: fps * clocks.RATE_TOLERANCE, "fps"
             )
@@ -80,8 +71,8 @@ def choose_views(
             )
     else:
         views = _on_one_clock(views, reasons, offset, clock, max_length_difference)
-        views = _keep_long(views, reasons, min_frames, " in common with its take")
-    if synchronised and len(views) == 1:
+        views = _keep_long(views, reasons, settings.min_frames, " in common with its take")
+    if settings.synchronised and len(views) == 1:
         found = f"{len(take)} file{'s' * (len(take) > 1)} found"
         reasons[views[0].video] = f"the only view of its take ({found}); a pair needs two"
         views = []

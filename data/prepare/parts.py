@@ -15,6 +15,7 @@ from data import catalog
 from data.catalog import Video
 from data.prepare import preparation_report, raw_files, shards
 from data.prepare.listing import Listing, PreparationError
+from data.prepare.options import Settings
 from data.store.takes import FORMAT_VERSION
 from data.store.whole_files import write_whole
 
@@ -28,12 +29,12 @@ class Part:
     """What a part is made of, and how."""
 
     split: str  # of TFDS
-    settings: Mapping  # as of `shards.Settings.as_dict`
+    settings: Mapping  # as of `Settings.as_dict`
     takes: Sequence[str]  # sorted
     subject_names: Sequence[str] = ()  # in the order of the subjects' numbers, where file names tell these
 
     @classmethod
-    def of(cls, split: str, settings: shards.Settings, videos: Sequence[Video], names: catalog.Catalog) -> "Part":
+    def of(cls, split: str, settings: Settings, videos: Sequence[Video], names: catalog.Catalog) -> "Part":
         """A preparation's part."""
         takes = sorted({video.take for video in videos})
         plain = json.loads(json.dumps(settings.as_dict()))

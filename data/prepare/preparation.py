@@ -18,7 +18,7 @@ from data.prepare import (
     workers,
 )
 from data.prepare.listing import Listing, PreparationError, list_videos
-from data.prepare.options import Options
+from data.prepare.options import Options, Settings
 from data.store import truth
 from data.store.whole_files import only_one, remove_leftovers
 
@@ -83,7 +83,7 @@ def prepare(
 
 def _missing(
     jobs: Sequence[shards.Job],
-    settings: shards.Settings,
+    settings: Settings,
     listing: Listing,
     output_dir: Path,
     announce: Callable[[str], None],

@@ -5,7 +5,6 @@ this project's `data.store.takes` read the same files. TensorFlow is not needed.
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import itertools
@@ -22,9 +21,9 @@ from tensorflow_datasets.core import example_serializer
 
 from data.catalog import Video
 from data.prepare import archives, clocks, encoding, pairing, raw_files, raw_video
-from data.prepare.boxes import MANIFEST_COLUMNS, Box, Crop
-from data.prepare.clocks import Clock
+from data.prepare.boxes import MANIFEST_COLUMNS, Box
 from data.prepare.listing import Listing, PreparationError
+from data.prepare.options import Settings
 from data.prepare.pairing import EncodedVideo
 from data.store import codec, digests, frame_index
 from data.store.whole_files import whole_file, write_whole
@@ -46,34 +45,6 @@ FEATURES = tfds.features.FeaturesDict(
     }
 )
 _SERIALIZER = example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides the bytes of a prepared set, apart from the videos."""
-
-    dataset: str
-    pattern: str  # of the folder data set, else ''
-    class_names: tuple[str, ...]
-    codec: str
-    short_side: int  # pixels
-    quality: int
-    max_length_difference: int  # frames
-    synchronised: bool  # the views of a take must agree in length; a take with one view is set aside
-    clock: Clock | None = None  # of the views of a take; None pairs their frames by number
-    crop: Crop | None = None  # how boxes are cut out of them; None keeps the whole picture
-    min_frames: int = pairing.MIN_FRAMES  # of a view; shorter ones are set aside
-    frames_fps: float | None = None  # frames per second of series of images
-
-    @property
-    def encode(self) -> Callable[[np.ndarray], bytes]:
-        """Makes the stored form of a frame, uint8[h, w, 3]."""
-        return functools.partial(codec.get(self.codec).encode, quality=self.quality)
-
-    def as_dict(self) -> dict:
-        """The form that is stored. Newer settings than the first sets had are left out if they change nothing."""
-        newer = {"crop": None, "min_frames": pairing.MIN_FRAMES, "frames_fps": None}
-        return {name: value for name, value in dataclasses.asdict(self).items() if newer.get(name, ...) != value}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,14 +271,7 @@ def _encode_takes(
                 encoded |= _encode_file(videos, settings, input_dir, files, starting, given, sources)
             for take in _group(recording, lambda video: video.take):
                 views = {video: encoded[video] for video in take}
-                yield pairing.choose_views(
-                    views,
-                    offset,
-                    clock=settings.clock,
-                    synchronised=settings.synchronised,
-                    max_length_difference=settings.max_length_difference,
-                    min_frames=settings.min_frames,
-                )
+                yield pairing.choose_views(views, offset, settings)
 
 
 def _encode_file(
@@ -326,8 +290,7 @@ def _encode_file(
         starting(path)
         with files.open(path) as file:
             sources[path]["digest"] = raw_files.digest(file)
-            how = (settings.short_side, settings.encode, settings.crop, boxes_given)
-            source, encoded = encoding.encode_file(videos, file, *how)
+            source, encoded = encoding.encode_file(videos, file, settings, boxes_given)
         if archives.modified(input_dir, path) != sources[path]["modified"]:
             sources[path]["digest"] = None  # so that the same command reads it again
             raise raw_video.BadVideo("was written to while it was read, perhaps still copied: give the command again")

@@ -17,6 +17,7 @@ from console import progress
 from console.workers import without_ctrl_c
 from data.prepare import raw_video, shards
 from data.prepare.listing import PreparationError
+from data.prepare.options import Settings
 from data.store.whole_files import remove_leftovers
 
 _GO_ON = "Finished shards are kept: the same command continues from here"
@@ -38,7 +39,7 @@ _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 def write_shards(
     jobs: Sequence[shards.Job],
     num_files: int,
-    settings: shards.Settings,
+    settings: Settings,
     input_dir: Path,
     output_dir: Path,
     num_workers: int,
@@ -178,7 +179,7 @@ def _is_overdue() -> bool:
 
 
 def _write_shard(
-    job: shards.Job, output_dir: Path, settings: shards.Settings, input_dir: Path, refused: Mapping[str, str]
+    job: shards.Job, output_dir: Path, settings: Settings, input_dir: Path, refused: Mapping[str, str]
 ) -> None:
     global _began_on_clock, _refused
     _refused = refused
