@@ -107,7 +107,7 @@ def small_videos(height: np.ndarray, width: np.ndarray, spec: ClipSpec) -> dict[
         return {}
     size = "x".join(map(str, spec.crop_size))
     text = f"{(times > 1).sum()} of {len(times)} are smaller than a crop of {size} pixels, which is enlarged"
-    return {"small videos": f"{text}, up to {times.max():.3g} times; --short_side of data.prepare decides on their size"}
+    return {"small videos": f"{text}, up to {times.max():.3g} times; --short_side of data.prepare sets their size"}
 
 
 def frame_rates(fps: np.ndarray, spec: ClipSpec) -> dict[str, str]:
