@@ -7,7 +7,7 @@ import pytest
 
 from console.errors import UserError
 from data import catalog
-from data.prepare import carry_truth, clocks, contact_sheet, offsets, preparation, raw_video, shards, times
+from data.prepare import carry_truth, clocks, contact_sheet, estimate, offsets, preparation, raw_video, shards
 from data.prepare.listing import list_videos
 from data.prepare.options import Options
 from data.store import takes
@@ -312,7 +312,7 @@ def test_choices_that_do_not_go_together(tmp_path, options, reason):
 def test_the_times_are_told_beforehand(tmp_path):
     write_timed(tmp_path / "t_cam1.mp4", list(range(30)))
     write_timed(tmp_path / "t_cam2.mkv", list(range(10, 30)), rate=20)
-    said = times.table(list_videos(catalog.get("folder"), tmp_path)[1], tmp_path)
+    said = estimate.times(list_videos(catalog.get("folder"), tmp_path)[1])
     assert [line.split() for line in said[2:4]] == [
         ["1", "1", "30.00", "0.00", "1.00"],
         ["2", "1", "20.00", "0.50", "1.00"],

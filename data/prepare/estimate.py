@@ -1,4 +1,4 @@
-"""What a preparation would do, and the size and time to expect, from a few of the videos."""
+"""What a preparation would do: times as headers state them; size and duration to expect, from a few of the videos."""
 
 import math
 import random
@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import av
 import cv2
 import tqdm
 
 from data import catalog
-from data.prepare import archives, carry_truth, encoding, preparation_report, raw_video, shards, times
-from data.prepare.listing import list_videos
+from data.prepare import archives, carry_truth, clocks, encoding, preparation_report, raw_video, shards
+from data.prepare.listing import Listing, list_videos
 from data.prepare.options import Options, Settings
 from data.prepare.preparation_report import count
 
+SAMPLED_TAKES = 50  # [ours] at most, spread evenly over the set; a header takes a few milliseconds on a local disk
 SAMPLED_FILES = 8  # decoded: at most so many, and at most one in so many
 
 
@@ -34,7 +36,7 @@ def dry_run(names: catalog.Catalog, inputs: Path | Sequence[Path], output_dir: P
         f"{count(len(jobs), 'shard')}",
         *(f"  {count(takes_with[views], 'take')} with {count(views, 'view')}" for views in sorted(takes_with)),
         *([f"  {_classes(names.class_names)}"] if names.classes_from_files and names.class_names else []),
-        *times.table(listing, listing.files.root),
+        *times(listing),
         *preparation_report.found_wrong(names, listing),
         *preparation_report.unmatched(listing.unmatched),
         *preparation_report.left(len(listing.files.duplicates), listing.files.passed_over),
@@ -94,3 +96,59 @@ def expected(
         *bad,
         *[f"warning: only {free / 1e6:.0f} MB are free where {output_dir} lies"] * (ratio * bytes_out > free),
     ]
+
+
+def times(listing: Listing) -> list[str]:
+    """A table of rates, beginnings and lengths by view, and how many takes have files whose times begin differently.
+
+    Only headers are read, in a large set those of some takes.
+    """
+    takes = sorted({video.take for video in listing.videos})
+    sampled = set(takes[:: math.ceil(len(takes) / SAMPLED_TAKES)])
+    videos = [video for video in listing.videos if video.take in sampled]
+    of_path: dict[str, tuple[float, float, float]] = {}
+    with archives.Reader(listing.files.root, [video.path for video in videos], frames_fps=listing.frames_fps) as files:
+        for path in dict.fromkeys(video.path for video in videos):
+            try:
+                with files.open(path) as file:
+                    of_path[path] = _times(raw_video.open_source(file))
+            except (raw_video.BadVideo, archives.BadArchive, OSError):
+                continue  # preparation reports it
+    rows, begins = {}, {}
+    for video in videos:
+        if video.path in of_path:
+            fps, begin, length = of_path[video.path]
+            rows.setdefault(video.view, []).append((fps, begin, length))
+            begins.setdefault(video.take, []).append((begin, fps))
+    if not rows:
+        return []
+    cells = [("view", "files", "frames/s", "first frame at s", "length s")]
+    cells += [(view, str(len(found)), *map(_range, zip(*found, strict=True))) for view, found in sorted(rows.items())]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    apart = [take for take, found in begins.items() if not clocks.begin_together(*zip(*found, strict=True))]
+    if apart:
+        lines.append(
+            f"  {len(apart)} of {len(begins)} takes do not begin at one time, e.g. {apart[0]}: say with --sync "
+            "which times belong together"
+        )
+    return [f"times of {len(of_path)} files, as their headers say:", *lines]
+
+
+def _times(source: raw_video.Source) -> tuple[float, float, float]:
+    """Frames per second, seconds of the first frame, seconds in all (NaN where the header does not say)."""
+    with source.container as container:
+        stream = source.stream
+        begin = float((stream.start_time or 0) * stream.time_base) + source.begin
+        if stream.duration:
+            return source.fps, begin, float(stream.duration * stream.time_base)
+        if container.duration is None:
+            return source.fps, begin, math.nan
+        until = container.duration / av.time_base
+        return source.fps, begin, until - begin if "matroska" in container.format.name else until
+
+
+def _range(values: Sequence[float]) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    ends = [f"{end(known):.2f}" for end in (min, max)] if known else ["?"]
+    return " to ".join(dict.fromkeys(ends))
