@@ -31,7 +31,7 @@ def write(
     """Writes OUTPUT/contact_sheet.png; returns its path. Raises ValueError if the picture cannot be written.
 
     A row is a camera and a column a take. Takes are spread evenly over those with the most cameras. A camera that none
-    of them has shows takes of its own. `accounts` are those of the shards, as of `shards.account_of`.
+    of them has shows takes of its own. `accounts` are those of the shards, as of `shards.read_account`.
     """
     video = {(video.take, video.view): video for video in videos}
     of_view: dict[str, dict[str, dict]] = {}

@@ -89,23 +89,20 @@ def _missing(
     announce: Callable[[str], None],
 ) -> list[shards.Job]:
     """The shards that are not there, or of files that have changed; tells of these."""
-    accounts = {job: shards.account_of(job, settings, output_dir) for job in jobs}
-    skeletons = {job: job.skeletons for job in jobs}
-    kept, num_bytes = {}, dict(listing.num_bytes)
-    for of_job in skeletons.values():
-        num_bytes |= of_job
-    for account in filter(None, accounts.values()):
-        # A .skeleton file that lies elsewhere now is known by its name and size alone.
-        kept |= {path: before for path, before in account["sources"].items() if path in num_bytes}
+    files = {job: job.sizes | job.skeletons for job in jobs}
+    missing, kept, num_bytes = set(), {}, {}
+    for job in jobs:
+        num_bytes |= files[job]
+        account = shards.read_account(job.file_name(settings.dataset), output_dir)
+        if account is None or account["inputs"] != job.digest(settings):
+            missing.add(job)
+        else:  # a .skeleton file that lies elsewhere now is known by its name and size alone
+            kept |= {path: before for path, before in account["sources"].items() if path in files[job]}
     changed = raw_files.changed(kept, num_bytes, listing.files.root, settings.frames_fps)
     title = f"changed since they were prepared, so prepared anew: {preparation_report.count(len(changed), 'file')}"
     for line in preparation_report.section(title, changed):
         announce(line)
-    return [
-        job
-        for job, account in accounts.items()
-        if account is None or not (job.sizes.keys() | skeletons[job].keys()).isdisjoint(changed)
-    ]
+    return [job for job in jobs if job in missing or not files[job].keys().isdisjoint(changed)]
 
 
 def _chosen(output_dir: Path, listing: Listing, announce: Callable[[str], None]) -> tuple[str, Listing]:

@@ -83,7 +83,7 @@ class Job:
         videos = [[*dataclasses.astuple(video), size] for video, size in zip(self.videos, self.num_bytes, strict=True)]
         how = settings.as_dict()
         if settings.clock is None:
-            del how["clock"]  # so that the digest equals that of accounts from before clocks existed
+            del how["clock"]  # as in the accounts that exist
         given = [self.offsets] if self.offsets else []
         if self.boxes:
             given.append([[box.name, _size(box)] if isinstance(box, Path) else box for box in self.boxes])
@@ -203,12 +203,6 @@ def write(job: Job, settings: Settings, input_dir: Path, output_dir: Path, start
     }
     account["account_sha256"] = _digest(account)
     write_whole(account_path(output_dir, file_name), json.dumps(account, indent=1), durable=True)
-
-
-def account_of(job: Job, settings: Settings, output_dir: Path) -> dict | None:
-    """As `read_account`; None also if the shard has to be made anew, because its inputs have changed."""
-    account = read_account(job.file_name(settings.dataset), output_dir)
-    return account if account is not None and account["inputs"] == job.digest(settings) else None
 
 
 def read_account(shard: str, output_dir: Path) -> dict | None:
