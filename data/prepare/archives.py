@@ -104,13 +104,16 @@ def is_hidden(path: str) -> bool:
 def files_in(path: Path, *, in_archives: bool = True) -> Iterator[tuple[str, int | str]]:
     """As `files`, of a file: ("/" and the path in it, ...) where that is an archive, else ("", ...) alone."""
     try:
-        num_bytes = _regular_bytes(path)
+        status = path.stat()  # not opened, which is an event for some devices
+        _check_regular(status)
+        if not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         members = _members(path) if in_archives and path.name.lower().endswith(EXTENSIONS) else None
     except OSError as error:
         yield "", error.strerror or str(error)
         return
     if members is None:
-        yield "", num_bytes
+        yield "", status.st_size
     else:
         yield from ((f"/{member}", size) for member, size in members)
 
@@ -129,14 +132,6 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         file.close()
         raise
     return file
-
-
-def _regular_bytes(path: Path) -> int:
-    status = path.stat()  # not opened, which is an event for some devices
-    _check_regular(status)
-    if not os.access(path, os.R_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    return status.st_size
 
 
 def _check_regular(status: os.stat_result) -> None:

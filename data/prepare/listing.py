@@ -123,7 +123,9 @@ def matching_files(
     }
     annotations = [path for path in sizes if names.is_annotation(path)]
     names = names.with_annotations(_texts(root, annotations, unreadable))
-    paths = sorted((path for path in sizes if path.lower().endswith(names.extensions)), key=_unpacked_first)
+    paths = [path for path in sizes if path.lower().endswith(names.extensions)]
+    # Files in folders before those in archives: of two alike the first is kept.
+    paths.sort(key=lambda path: (any(f"{ending}/" in path.lower() for ending in archives.EXTENSIONS), path))
     of_series, several = _series(sizes, called, names.extensions[0])
     if frames_fps is not None:
         paths += of_series
@@ -242,12 +244,6 @@ def _unread(names: catalog.Catalog, paths: Sequence[str], called: Mapping[str, s
             why = f"{ending} is none of the endings that are read ({known}): convert it, or finish its download"
         reasons[path] = f"{path!r} would be view {video.view} of take {video.take}, but {why}"
     return reasons
-
-
-def _unpacked_first(path: str) -> tuple[bool, str]:
-    """A sort key: files in folders come before those in archives, and of two alike the first is kept."""
-    lower = path.lower()
-    return any(f"{ending}/" in lower for ending in archives.EXTENSIONS), path
 
 
 def _texts(root: Path, paths: Sequence[str], unreadable: dict[str, str]) -> dict[str, str]:

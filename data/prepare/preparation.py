@@ -49,8 +49,7 @@ def prepare(
     """
     clock, seconds = options.choose_clock(names)
     names, listing = list_videos(names, inputs, options.frames_fps)
-    wrong = preparation_report.found_wrong(names, listing)
-    for line in [*wrong, *offsets.unused(seconds or {}, listing.videos)]:
+    for line in [*preparation_report.found_wrong(names, listing), *offsets.unused(seconds or {}, listing.videos)]:
         announce(line)
     (output_dir / shards.PARTS).mkdir(parents=True, exist_ok=True)
     with only_one(output_dir / ".lock", f"another preparation is at work in {output_dir}; wait for it"):
