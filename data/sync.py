@@ -152,10 +152,7 @@ def likelihood(a: Curve, b: Curve, rate: int, max_offset: float) -> tuple[np.nda
       values that each rests on.
     """
     largest = round(max_offset * rate)
-
-    def sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return scipy.signal.correlate(x, y, "full", "fft")
-
+    sums = functools.partial(scipy.signal.correlate, mode="full", method="fft")
     x, y = a.values, b.values
     every_x, every_y = np.ones_like(x), np.ones_like(y)
     count = np.maximum(np.round(sums(every_x, every_y)), 1)
@@ -176,9 +173,7 @@ def likelihood(a: Curve, b: Curve, rate: int, max_offset: float) -> tuple[np.nda
 def place(curves: Mapping[str, Curve], method: str, max_offset: float) -> tuple[dict[str, float], dict[str, float]]:
     """The seconds and the confidence of each view. The surest is placed first, and each later one against all before.
 
-    Args:
-      curves: of two views or more.
-      max_offset: seconds, between any two views.
+    `curves` are those of two views or more; `max_offset` is in seconds, between any two.
     """
     rate, views = RATE[method], list(curves)
     pairs = {}
@@ -189,11 +184,10 @@ def place(curves: Mapping[str, Curve], method: str, max_offset: float) -> tuple[
 
     def against(view: str, placed: Mapping[str, float]) -> tuple[float, float]:
         """The best offset of a view in steps, and how much its log likelihood exceeds that of any other."""
-        others = {other: at for other, at in placed.items() if other != view}
         grid = np.arange(-2 * largest, 2 * largest + 1)
         total, count = np.zeros(len(grid)), np.zeros(len(grid))
-        for other, at in others.items():
-            found, values = pairs[other, view]
+        for other in (other for other in placed if other != view):
+            (found, values), at = pairs[other, view], placed[other]
             total += np.interp(grid - at, np.arange(-largest, largest + 1), found, -np.inf, -np.inf)
             count += np.interp(grid - at, np.arange(-largest, largest + 1), values, 0, 0)
         best = int(np.argmax(total))
