@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     import jax
 
-    from mv2mae_jax.distributed import processes, sharding
+    from mv2mae_jax.distributed import processes
 
     # Probes have no limits: they run in one process.
     heartbeat_timeout_seconds = config.get("limits", {}).get("heartbeat_timeout_seconds", 100)
@@ -91,7 +91,16 @@ def run(arguments: argparse.Namespace) -> int:
     )
     processes.check()
     progress.configure(arguments.progress if jax.process_index() == 0 else "none")
-    from mv2mae_jax.runs import heartbeats, resume
+    from mv2mae_jax.runs import heartbeats
+
+    with heartbeats.watched(heartbeat_timeout_seconds):
+        return run_task(config, dataset, arguments)
+
+
+def run_task(config, dataset, arguments: argparse.Namespace) -> int:
+    """Runs the config's task on the devices of all processes; returns the exit code."""
+    from mv2mae_jax.distributed import sharding
+    from mv2mae_jax.runs import resume
 
     mesh = sharding.make_mesh(**config.mesh)
     if config.task == "probe":
@@ -112,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     allow_changes = [key for key in arguments.allow_changes.split(",") if key]
     try:
-        with heartbeats.watched(heartbeat_timeout_seconds), resume.locked(arguments.workdir):
+        with resume.locked(arguments.workdir):
             train(config, dataset, mesh, arguments.workdir, allow_changes)
             write_report(config, arguments.workdir)
     except Preempted as preempted:

@@ -42,6 +42,11 @@ def open_checkpoints(config: config_dict.ConfigDict, workdir: str) -> checkpoint
             "checkpoints back, or choose another --workdir."
         )
     checkpointer = checkpoint.Checkpointer(workdir, **config.checkpoint)
+    if jax.process_index() != 0 and not os.path.isdir(checkpointer.directory):
+        raise UserError(
+            f"{checkpointer.directory} is not there, which process 0 has made in its --workdir: give every process a "
+            "--workdir that all of them see."
+        )
     for needed in (workdir, checkpointer.directory):
         tempfile.TemporaryFile(dir=needed).close()
     return checkpointer

@@ -123,6 +123,31 @@ def test_a_process_that_is_killed_is_named_by_the_other(synthetic_set, tmp_path,
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_an_error_ends_is_named_by_the_other(synthetic_set, tmp_path, failing):
+    """It does not wait for the other one, which waits for it. JAX alone would end both after six minutes, from C++."""
+    damaged = shutil.copytree(synthetic_set, tmp_path / "damaged")
+    for shard in damaged.glob("*.array_record-*"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    flags = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
+    options = ("total_steps=100000", "limits.heartbeat_timeout_seconds=30")
+    sets = [damaged if index == failing else synthetic_set for index in range(2)]
+    started = [
+        faults.start(
+            "run.py", *faults.arguments(tmp_path / "run", sets[index], *options), *flags, f"--process_id={index}"
+        )
+        for index in range(2)
+    ]
+    ended = [faults.finish(process, timeout=120) for process in started]
+    assert ended[failing].returncode == ExitCode.REFUSED and " is damaged " in ended[failing].stderr, ended[failing]
+    other = ended[1 - failing]
+    assert other.returncode == ExitCode.PREEMPTED, other
+    told = other.stderr.strip().splitlines()[-1]
+    assert told.startswith(f"Process {1 - failing} of 2: process {failing} "), other.stderr
+    assert " is gone, as an error ended it. " in told, other.stderr
+
+
 @pytest.mark.long
 def test_processes_that_were_not_started_alike_are_refused(synthetic_set, tmp_path):
     """They would initialise other parameters, and each would go on with its own."""

@@ -1,10 +1,11 @@
-"""Heartbeats between the processes of a run: if one is gone, the others say which one and end.
+"""Heartbeats between the processes of a run: if one is gone, or an error ends it, the others say which one and end.
 
 JAX's coordination service notices this too, but late, and ends the process from C++ with a stack trace. So each process
 counts upwards in the service's key-value store and watches the others' counts. Process 0 holds the service. If it is
 gone, so is the store, and JAX ends the others at once from C++; a small witness process then prints the sentence.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -19,10 +20,11 @@ import jax
 from jax._src import distributed  # JAX has no public access to its key-value store; Orbax uses the same
 
 from console.command import ExitCode
+from console.errors import UserError
 from mv2mae_jax.runs.preemption import Preempted
 
 _FOLDER = "mv2mae/heartbeats/"
-_ENDED = "ended"
+_ENDED, _FAILED = "ended", "failed"
 # Words in the errors that a peer's death causes in a collective or a barrier.
 _LOST_CONNECTION = ("Gloo", "NCCL", "onnection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "oordination", "arrier")
 
@@ -55,13 +57,17 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         peers = [index for index in range(jax.process_count()) if index != self._me]
-        silence, count = Silence(peers, time.monotonic()), 0
+        silence, count, failed_before = Silence(peers, time.monotonic()), 0, []
         while not self._stopped.wait(self._interval):
             count += 1
             beats = self._exchange(str(count))
             gone = silence.over(self._timeout, beats, time.monotonic())
             if gone:
                 self._end(gone, f"not heard of for {self._timeout:g} s (limits.heartbeat_timeout_seconds)")
+            failed = [peer for peer in peers if _FAILED in beats.get(peer, "")]
+            if failed and failed_before:  # by now this process would have said what ends all of them alike
+                self._end(failed, "as an error ended it")
+            failed_before = failed
 
     def _exchange(self, beat: str) -> dict[int, str]:
         try:
@@ -78,6 +84,24 @@ class _Watch(threading.Thread):
         self._stopped.set()
         self.join()
         self._exchange(_ENDED)
+
+    def fail(self, code: int) -> None:
+        """Tells the others that an error ends this process, which then does not wait for them, as JAX would."""
+        self._stopped.set()
+        self.join()
+        beats = self._exchange(_FAILED)
+        atexit.register(self._leave, code, [peer for peer, beat in beats.items() if _ENDED not in beat])
+
+    def _leave(self, code: int, peers: list[int]) -> None:
+        """Ends this process after its error was printed; process 0 first lets the others learn of it."""
+        until = time.monotonic() + 4 * self._interval
+        while self._me == 0 and time.monotonic() < until:
+            beats = self._exchange(_FAILED)
+            if all(_FAILED in beats.get(peer, "") for peer in peers):
+                break
+            time.sleep(0.2)
+        time.sleep(1.0 if self._me == 0 else 0.0)  # without its service JAX would end them from C++
+        _exit(code)
 
     def dismiss_witness(self) -> None:
         """Ends the witness, because this process reports its own end."""
@@ -96,9 +120,16 @@ class _Watch(threading.Thread):
         self.dismiss_witness()
         if self._me == 0:  # the others need this process's service to find out themselves
             time.sleep(3 * self._interval)
-        for child in multiprocessing.active_children():
-            child.kill()
-        os._exit(ExitCode.PREEMPTED)  # an orderly end of Python would wait for the process that is gone
+        _exit(ExitCode.PREEMPTED)
+
+
+def _exit(code: int) -> None:
+    """Ends this process at once: an orderly end of JAX would wait for the other ones."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 # python -c _WITNESS HOST PORT SENTENCE: outlives the process that started it, and checks whether process 0 is there.
@@ -132,7 +163,7 @@ def _sentence(what: str) -> str:
 def watched(timeout_seconds: float) -> Iterator[None]:
     """A context that ends this process, with a sentence and ExitCode.PREEMPTED, if another one is silent for too long.
 
-    Does nothing in a run of one process.
+    The same if an error ends another one within its context. Does nothing in a run of one process.
     """
     if jax.process_count() == 1:
         yield
@@ -144,14 +175,22 @@ def watched(timeout_seconds: float) -> Iterator[None]:
     except Preempted:
         watch.stop()
         raise
-    except Exception as error:
+    except BaseException as error:
         if _is_lost_connection(error):
             watch.wait_for_verdict()
+        watch.fail(_exit_code(error))
         raise
     else:
         watch.stop()
     finally:
         watch.dismiss_witness()
+
+
+def _exit_code(error: BaseException) -> ExitCode:
+    """As of `console.command.execute`."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    return ExitCode.REFUSED if isinstance(error, (UserError, OSError)) else ExitCode.FAILED
 
 
 def _is_lost_connection(error: BaseException | None) -> bool:
