@@ -137,7 +137,8 @@ def write_table(results: Path, seeds: int) -> None:
         "of pre-training, frozen features read out on other people. The steps are as many for all, of 64 samples each, "
         "so two source views make it 300,000 clips. The value after ± is the half width of the 95 % interval "
         "(Student's t); that of two seeds is very wide. Means of different seeds are not compared: the second column "
-        "takes from each seed's pose what the same seed has in the setting of method_cpu.",
+        "takes from each seed's pose what the same seed has in the setting of method_cpu. The two may have been "
+        "measured on different machines (`hardware` in each file), which round differently.",
     ]
     titles = [COLUMNS["pose"], "seed by seed", *list(COLUMNS.values())[1:]]
     seed_range = range(max(seeds, len(PRESET.seeds)))
