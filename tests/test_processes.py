@@ -166,6 +166,18 @@ def test_processes_that_were_not_started_alike_are_refused(synthetic_set, tmp_pa
         assert "not started alike:\n  seed: 1 in process 1, 0 in process 0\nGive every process" in ended.stderr
 
 
+@pytest.mark.long
+def test_a_process_that_does_not_see_the_workdir_says_so(synthetic_set, tmp_path):
+    flags = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
+    started = [
+        faults.start("run.py", *faults.arguments(tmp_path / str(index), synthetic_set), *flags, f"--process_id={index}")
+        for index in range(2)
+    ]
+    first, second = (faults.finish(process, timeout=120) for process in started)
+    assert second.returncode == ExitCode.REFUSED and "a --workdir that all of them see" in second.stderr, second
+    assert first.returncode == ExitCode.PREEMPTED and "process 1 " in first.stderr, first
+
+
 def test_what_processes_differ_in_is_named():
     said = [{"seed": 0, "sizes": [1, 2]}, {"seed": 0, "sizes": [1, 2]}, {"seed": 3, "code": "a1"}]
     assert processes.differences(said) == ["seed: 3 in process 2, 0 in process 0"]
