@@ -439,6 +439,11 @@ def test_a_second_call_completes_what_is_missing(tmp_path):
     generate(tmp_path, 1, SEED, workers=1, style=SMALL)
     before = contents(tmp_path)
     (tmp_path / "truth" / "joints.parquet").unlink()
+    cameras = tmp_path / "truth" / "cameras.parquet"
+    cameras.write_bytes(cameras.read_bytes()[:-1])
+    generate(tmp_path, 1, SEED, workers=1, style=SMALL)
+    assert contents(tmp_path) == before
+    cameras.write_bytes(cameras.read_bytes()[:-1])
     victim = tmp_path / plan_takes(1, SEED)[0].file_name(2)
     victim.rename(victim.with_name(f".{victim.name}.host-1.tmp"))  # As if killed while writing.
     cut = victim.with_name(plan_takes(1, SEED)[0].file_name(3))

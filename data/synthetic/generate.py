@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -65,8 +66,12 @@ def generate(
 
 
 def _write_truth(folder: pathlib.Path, takes: list[Take], seed: int, style: rooms.Style) -> None:
-    """Writes what the renderer uses, in the form of data/store/truth.py: joints, facing and cameras of every take."""
-    if all((folder / name).exists() for name in (truth.SKELETON, truth.JOINTS, truth.CAMERAS)):
+    """Writes what the renderer uses, in the form of data/store/truth.py: joints, facing and cameras of every take.
+
+    Does nothing if they are there and can be read.
+    """
+    with contextlib.suppress(UserError):
+        truth.read_tables(folder)
         return
     names, numbers, facing, joints, cameras = [], [], [], [], collections.defaultdict(list)
     for take in takes:

@@ -52,7 +52,7 @@ class _Watch(threading.Thread):
         self._client, self._me = distributed.global_state.client, jax.process_index()
         self._name = f"pid {os.getpid()} on {socket.gethostname()}"
         self._hosts: dict[int, str] = {}
-        self._stopped = threading.Event()
+        self._stopped, self._last_word = threading.Event(), _ENDED
         self._witness = _start_witness() if self._me != 0 else None
 
     def run(self) -> None:
@@ -68,6 +68,7 @@ class _Watch(threading.Thread):
             if failed and failed_before:  # by now this process would have said what ends all of them alike
                 self._end(failed, "as an error ended it")
             failed_before = failed
+        self._exchange(self._last_word)
 
     def _exchange(self, beat: str) -> dict[int, str]:
         try:
@@ -83,24 +84,23 @@ class _Watch(threading.Thread):
         """Stops watching, because the work is done and silence means nothing any more."""
         self._stopped.set()
         self.join()
-        self._exchange(_ENDED)
 
     def fail(self, code: int) -> None:
         """Tells the others that an error ends this process, which then does not wait for them, as JAX would."""
+        self._last_word = _FAILED
         self._stopped.set()
-        self.join()
-        beats = self._exchange(_FAILED)
-        atexit.register(self._leave, code, [peer for peer, beat in beats.items() if _ENDED not in beat])
+        self.join(2 * self._interval)  # longer if process 0 is gone, which has to pass it on
+        atexit.register(self._leave, code)
 
-    def _leave(self, code: int, peers: list[int]) -> None:
+    def _leave(self, code: int) -> None:
         """Ends this process after its error was printed; process 0 first lets the others learn of it."""
         until = time.monotonic() + 4 * self._interval
         while self._me == 0 and time.monotonic() < until:
             beats = self._exchange(_FAILED)
-            if all(_FAILED in beats.get(peer, "") for peer in peers):
+            if all(_FAILED in beat or _ENDED in beat for beat in beats.values()):
+                time.sleep(1.0)  # they end by themselves; without this process's service JAX would end them from C++
                 break
             time.sleep(0.2)
-        time.sleep(1.0 if self._me == 0 else 0.0)  # without its service JAX would end them from C++
         _exit(code)
 
     def dismiss_witness(self) -> None:
@@ -178,7 +178,8 @@ def watched(timeout_seconds: float) -> Iterator[None]:
     except BaseException as error:
         if _is_lost_connection(error):
             watch.wait_for_verdict()
-        watch.fail(_exit_code(error))
+        else:
+            watch.fail(_exit_code(error))
         raise
     else:
         watch.stop()
