@@ -38,6 +38,7 @@ _MEANINGS = {
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
     ExitCode.UNREAD: "the program behind | ended before the command did",
 }
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER = "A file, or a link that leads nowhere, is where a folder is needed: move it away, or name another path."
 # What to do about what the system refuses.
 _ADVICE = {
@@ -222,6 +223,14 @@ def some_of(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def exit_code_of(error: BaseException) -> ExitCode:
+    """The code with which `execute` ends a command that raises this error; closed pipes and child processes aside."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    about_a_file = isinstance(error, OSError) and (error.filename or error.errno in _DISK_IS_FULL)
+    return ExitCode.REFUSED if about_a_file or isinstance(error, UserError) else ExitCode.FAILED
+
+
 def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) -> int:
     """Runs a command; returns its exit code.
 
@@ -247,11 +256,11 @@ def execute(prog: str, run: Callable[[], int | None], *, goes_on: bool = False) 
         told = str(error)
         if not isinstance(error, UserError) and error.errno in _ADVICE:
             told += f". {_ADVICE[error.errno]}"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
             where = f" for {error.filename}" if error.filename else ""
             then = "continues from here" if goes_on else "can be given again"
             told = f"no space is left on the disk{where}. With room, the same command {then}."
-        elif not (isinstance(error, UserError) or error.filename):
+        elif exit_code_of(error) == ExitCode.FAILED:
             raise
     except subprocess.CalledProcessError as error:
         if error.returncode != ExitCode.REFUSED:

@@ -240,6 +240,31 @@ def test_execute_distinguishes_refusals_from_faults(capsys):
     assert capsys.readouterr().err == "python x: interrupted. The same command continues from what is saved.\n"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UserError("no"),
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ValueError("a fault"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: f"{type(error).__name__}{getattr(error, 'errno', '')}",
+)
+def test_the_code_of_an_error_is_that_of_the_command_which_raises_it(error):
+    """An error that `execute` lets through ends Python with 1."""
+
+    def fails():
+        raise error
+
+    try:
+        code = command.execute("python x", fails)
+    except type(error):
+        code = 1
+    assert command.exit_code_of(error) == code
+
+
 def test_what_the_system_refuses_about_a_path_comes_with_advice(tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")

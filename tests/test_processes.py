@@ -195,6 +195,13 @@ def test_silence_is_measured_by_the_clock_of_the_listener():
     )
 
 
+def test_the_name_of_a_host_says_nothing_of_its_process():
+    """It follows the beat."""
+    silence = heartbeats.Silence([1], now=0.0)
+    assert silence.over(10.0, {1: "1 pid 7 on extended-pool"}, now=1.0) == []
+    assert silence.over(10.0, {1: "1 pid 7 on extended-pool"}, now=12.0) == [1]
+
+
 def without_warnings(output: str) -> str:
     """The output of the run itself, without the log lines of JAX's coordination service."""
     return "\n".join(line for line in output.splitlines() if not re.match(r"[IWE]\d{4} |\[Gloo\]|WARNING:", line))

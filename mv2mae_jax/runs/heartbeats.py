@@ -19,11 +19,10 @@ from collections.abc import Iterator, Mapping
 import jax
 from jax._src import distributed  # JAX has no public access to its key-value store; Orbax uses the same
 
-from console.command import ExitCode
-from console.errors import UserError
-from mv2mae_jax.runs.preemption import Preempted
+from console.command import ExitCode, exit_code_of
 
 _FOLDER = "mv2mae/heartbeats/"
+# What a beat begins with in place of a count. The process's name follows.
 _ENDED, _FAILED = "ended", "failed"
 # Words in the errors that a peer's death causes in a collective or a barrier.
 _LOST_CONNECTION = ("Gloo", "NCCL", "onnection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "oordination", "arrier")
@@ -40,7 +39,9 @@ class Silence:
         for peer, (beat, _) in self._last.items():
             if beats.get(peer, beat) != beat:
                 self._last[peer] = (beats[peer], now)
-        return [peer for peer, (beat, since) in self._last.items() if now - since > limit and _ENDED not in beat]
+        return [
+            peer for peer, (beat, since) in self._last.items() if now - since > limit and not beat.startswith(_ENDED)
+        ]
 
 
 class _Watch(threading.Thread):
@@ -64,7 +65,7 @@ class _Watch(threading.Thread):
             gone = silence.over(self._timeout, beats, time.monotonic())
             if gone:
                 self._end(gone, f"not heard of for {self._timeout:g} s (limits.heartbeat_timeout_seconds)")
-            failed = [peer for peer in peers if _FAILED in beats.get(peer, "")]
+            failed = [peer for peer in peers if beats.get(peer, "").startswith(_FAILED)]
             if failed and failed_before:  # by now this process would have said what ends all of them alike
                 self._end(failed, "as an error ended it")
             failed_before = failed
@@ -97,7 +98,7 @@ class _Watch(threading.Thread):
         until = time.monotonic() + 4 * self._interval
         while self._me == 0 and time.monotonic() < until:
             beats = self._exchange(_FAILED)
-            if all(_FAILED in beat or _ENDED in beat for beat in beats.values()):
+            if all(beat.startswith((_FAILED, _ENDED)) for beat in beats.values()):
                 time.sleep(1.0)  # they end by themselves; without this process's service JAX would end them from C++
                 break
             time.sleep(0.2)
@@ -172,26 +173,16 @@ def watched(timeout_seconds: float) -> Iterator[None]:
     watch.start()
     try:
         yield
-    except Preempted:
-        watch.stop()
-        raise
     except BaseException as error:
         if _is_lost_connection(error):
             watch.wait_for_verdict()
         else:
-            watch.fail(_exit_code(error))
+            watch.fail(exit_code_of(error))
         raise
     else:
         watch.stop()
     finally:
         watch.dismiss_witness()
-
-
-def _exit_code(error: BaseException) -> ExitCode:
-    """As of `console.command.execute`."""
-    if isinstance(error, KeyboardInterrupt):
-        return ExitCode.INTERRUPTED
-    return ExitCode.REFUSED if isinstance(error, (UserError, OSError)) else ExitCode.FAILED
 
 
 def _is_lost_connection(error: BaseException | None) -> bool:
