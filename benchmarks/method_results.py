@@ -143,8 +143,7 @@ def verdicts(records: dict[str, dict[int, dict[str, Any]]]) -> dict[tuple[str, s
             low, up = (values_of(records.get(row, {}), column) for row in (lower, upper))
             if lower == "pixels" and low:
                 low = dict.fromkeys(up, *low.values())
-            pairs = [(low[seed], up[seed]) for seed in sorted(low.keys() & up.keys())]
-            if len(pairs) > 1:
+            if len(pairs := paired(low, up)) > 1:
                 by_verdict[compare(*zip(*pairs, strict=True))].append(column)
         found[lower, upper] = by_verdict
     return found
@@ -299,24 +298,31 @@ def write_steps(folder: Path) -> None:
     (folder / "method_steps.md").write_text("\n".join(lines) + "\n")
 
 
-def paired(low: dict[int, dict[str, Any]], up: dict[int, dict[str, Any]], column: str) -> list[float]:
+def paired(low: dict[int, float], up: dict[int, float]) -> list[tuple[float, float]]:
+    """The two values of every seed that both have."""
+    return [(low[seed], up[seed]) for seed in sorted(low.keys() & up.keys())]
+
+
+def gains(low: dict[int, dict[str, Any]], up: dict[int, dict[str, Any]], column: str) -> list[float]:
     """What `up` has more than `low` in a column, for every seed that both have."""
-    low, up = values_of(low, column), values_of(up, column)
-    return [up[seed] - low[seed] for seed in sorted(low.keys() & up.keys())]
+    return [above - below for below, above in paired(values_of(low, column), values_of(up, column))]
 
 
 def differences(low: dict[int, dict[str, Any]], up: dict[int, dict[str, Any]], column: str) -> str:
-    """`paired`, seed by seed."""
-    return ", ".join(f"{value:+.{_digits(column)}f}" for value in paired(low, up, column))
+    """`gains`, seed by seed."""
+    return ", ".join(f"{value:+.{_digits(column)}f}" for value in gains(low, up, column))
 
 
 def gain(low: dict[int, dict[str, Any]], up: dict[int, dict[str, Any]], column: str) -> str:
-    """The mean of `paired`, its 95 % interval where there are two seeds or more, and their number."""
-    values, digits = paired(low, up, column), _digits(column)
-    if not values:
-        return ""
+    """The mean of `gains`, its 95 % interval where there are two seeds or more, and their number."""
+    values = gains(low, up, column)
+    return f"{_mean(values, column, '+')} ({len(values)})" if values else ""
+
+
+def _mean(values: list[float], column: str, sign: str = "") -> str:
     mean, half = interval(values)
-    return f"{mean:+.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "") + f" ({len(values)})"
+    digits = _digits(column)
+    return f"{mean:{sign}.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
 
 
 def _digits(column: str) -> int:
@@ -328,10 +334,8 @@ def cell(records: dict[int, dict[str, Any]], column: str) -> str:
     values = [*values_of(records, column).values()]
     if not values:
         return ""
-    digits = _digits(column)
-    mean, half = interval(values)
     few = f" ({len(values)} seed{'s' * (len(values) > 1)})" if len(values) < len(records) else ""
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "") + few
+    return _mean(values, column) + few
 
 
 def plot(results: Path, preset: Preset) -> None:
