@@ -164,8 +164,11 @@ def load_encoder(workdir: str, step: int | None = None, *, mesh: jax.sharding.Me
     else:
         step, record, config = run_record.read_record(workdir, step)
         model, params = restore(workdir, step, config.task, variants.from_config(config), mesh)
-        told = {"frame_stride": config.data.frame_stride, "frame_rates": record.get("frame_rates")}
-        told["data_digest"] = record.get("manifest_sha256")
+        told = {
+            "frame_stride": config.data.frame_stride,
+            "frame_rates": record.get("frame_rates"),
+            "data_digest": record.get("manifest_sha256"),
+        }
     encoder = Encoder(workdir=workdir, step=step, model=model, params=params, config=config, **told)
     finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), jax.device_get(params))
     if bad := checkpoint.not_finite(finite):  # all that the encoder gives would be NaN or infinite
