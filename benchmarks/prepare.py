@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.experiment import run_python
 from console.command import Parser, execute
 from data import catalog
-from data.prepare.listing import list_videos
+from data.recordings.listing import list_videos
 
 HEIGHT, WIDTH, NUM_FRAMES = 1080, 1920, 76
 SMALL, FACTOR = 16, 4  # takes of the smaller set; how many times more the larger one has

@@ -28,8 +28,8 @@ from console.command import ExitCode, Parser, execute
 from console.errors import UserError
 from data import catalog
 from data.catalog import Video, folder
-from data.prepare import archives, clocks, offsets, raw_video
-from data.prepare.listing import list_videos
+from data.recordings import archives, clocks, offsets, raw_video
+from data.recordings.listing import list_videos
 from data.store.whole_files import write_whole
 
 PROG = "python -m data.sync"

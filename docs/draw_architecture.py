@@ -45,7 +45,7 @@ BOXES = (
     Box(
         "preparation",
         "raw videos into shards",
-        ("data/prepare",),
+        ("data/recordings", "data/prepare"),
         16,
         376,
         OFFLINE,

@@ -20,10 +20,12 @@ ALLOWED = {
     "configs": {"console"},
     "data": {"console", "data/store", "data/catalog"},
     "data/catalog": {"console"},
-    "data/catalog/__main__.py": {"console", "data/catalog", "data/prepare"},  # it compares a raw copy with a catalogue
-    "data/prepare": {"console", "data/store", "data/catalog"},
+    # It compares a raw copy with a catalogue.
+    "data/catalog/__main__.py": {"console", "data/catalog", "data/recordings", "data/prepare"},
+    "data/recordings": {"console", "data/store", "data/catalog"},
+    "data/prepare": {"console", "data/store", "data/catalog", "data/recordings"},
     "data/store": {"console", "data/catalog"},
-    "data/sync.py": {"console", "data/store", "data/catalog", "data/prepare"},  # a command before preparation
+    "data/sync.py": {"console", "data/store", "data/catalog", "data/recordings"},  # a command before preparation
     "data/synthetic": {"console", "data/store", "data/catalog"},
     "__init__.py": set(),
     "__main__.py": {"console"},
@@ -39,7 +41,7 @@ ALLOWED = {
     "monitoring": {"console", "data/store", "config.py", "runs", "distributed"},
     "torch_weights": {"console", "models", "monitoring", "distributed"},
     "inference.py": {"console", "data/store", "models", "runs", "distributed", "torch_weights"},
-    "features": {"console", "data", "data/store", "data/catalog", "data/prepare"}
+    "features": {"console", "data", "data/store", "data/catalog", "data/recordings"}
     | {"models", "inference.py", "runs", "distributed"},
     "evaluation": {"console", "data", "data/store", "state.py", "objectives", "models", "features", "inference.py"}
     | {"runs", "monitoring", "distributed", "torch_weights"},
@@ -123,7 +125,7 @@ def test_what_the_rows_add_up_to():
         assert not users(command), f"{command} is a command, not a library"
     training = {row(module) for module in reached("mv2mae_jax.run", "data.pipeline") - set(PACKAGES)}
     assert {"train.py", "objectives", "evaluation", "data/store"} <= training
-    assert not {"data/prepare", "data/synthetic", "torch_export", "topology"} & training
+    assert not {"data/recordings", "data/prepare", "data/synthetic", "torch_export", "topology"} & training
 
 
 def users(name: str) -> set[str]:

@@ -21,8 +21,9 @@ from console.command import ExitCode
 from data import catalog
 from data.catalog import __main__ as catalog_command
 from data.prepare import __main__ as prepare
-from data.prepare import archives, preparation, shards, workers
+from data.prepare import preparation, shards, workers
 from data.prepare.options import Options
+from data.recordings import archives
 from data.store import takes
 from tests import video_files
 

@@ -7,9 +7,10 @@ import pytest
 
 from console.errors import UserError
 from data import catalog
-from data.prepare import carry_truth, clocks, contact_sheet, estimate, offsets, preparation, raw_video, shards
-from data.prepare.listing import list_videos
+from data.prepare import carry_truth, contact_sheet, estimate, preparation, shards
 from data.prepare.options import Options
+from data.recordings import clocks, offsets, raw_video
+from data.recordings.listing import list_videos
 from data.store import takes
 from tests import video_files
 from tests.video_files import corners_shown, time_shown, write_timed

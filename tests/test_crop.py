@@ -12,8 +12,9 @@ import pytest
 from benchmarks import crops
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import boxes, contact_sheet, encoding, metadata, raw_video, shards
+from data.prepare import boxes, contact_sheet, encoding, metadata, shards
 from data.prepare.boxes import Box
+from data.recordings import raw_video
 from data.store import takes
 from data.synthetic.__main__ import main as synthesise
 from tests import test_boxes, test_truth, video_files

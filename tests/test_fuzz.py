@@ -126,7 +126,7 @@ def test_files_that_are_no_videos_are_set_aside(seeds, tmp_path, capsys):
 
 
 def test_a_bomb_in_a_zip_file_is_bounded(tmp_path, capsys, monkeypatch):
-    from data.prepare import archives
+    from data.recordings import archives
 
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 2**20)
     (tmp_path / "raw").mkdir()

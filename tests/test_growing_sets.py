@@ -15,8 +15,8 @@ from data import catalog, pipeline
 from data.dataset import Dataset
 from data.labelled import LabelledDataset
 from data.prepare import metadata, preparation, shards
-from data.prepare.listing import PreparationError
 from data.prepare.options import Options
+from data.recordings.listing import PreparationError
 from data.store import joined, takes
 from data.synthetic import __main__ as synthetic
 from tests import video_files

@@ -12,7 +12,7 @@ from data import catalog
 from data.catalog import __main__ as catalog_command
 from data.catalog.__main__ import compare
 from data.prepare import __main__ as prepare
-from data.prepare.listing import PreparationError, list_videos
+from data.recordings.listing import PreparationError, list_videos
 from data.store import takes
 from tests import video_files
 

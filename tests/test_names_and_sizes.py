@@ -14,9 +14,10 @@ import pytest
 from console.command import ExitCode
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import archives, boxes, offsets, preparation, preparation_report, raw_video
-from data.prepare.listing import list_videos
+from data.prepare import boxes, preparation, preparation_report
 from data.prepare.options import Options
+from data.recordings import archives, offsets, raw_video
+from data.recordings.listing import list_videos
 from data.store import digests, takes
 from mv2mae_jax.features.sources import VideoSource
 from tests import video_files

@@ -23,8 +23,9 @@ import tensorflow_datasets as tfds
 from console.command import ExitCode
 from data import catalog
 from data.prepare import __main__ as prepare
-from data.prepare import estimate, metadata, raw_video, tables
-from data.prepare.listing import PreparationError, list_videos
+from data.prepare import estimate, metadata, tables
+from data.recordings import raw_video
+from data.recordings.listing import PreparationError, list_videos
 from data.store import frame_index, takes
 from tests import video_files
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from data import catalog
-from data.prepare import archives, raw_video, workers
-from data.prepare.listing import list_videos
+from data.prepare import workers
+from data.recordings import archives, raw_video
+from data.recordings.listing import list_videos
 from tests import fuzz, video_files
 
 

@@ -14,8 +14,8 @@ from console.command import ExitCode
 from data import catalog
 from data.catalog import __main__ as catalog_command
 from data.prepare import __main__ as prepare
-from data.prepare import raw_video, series
-from data.prepare.listing import list_videos
+from data.recordings import raw_video, series
+from data.recordings.listing import list_videos
 from data.store import takes
 from tests.video_files import corners_shown, time_shown, timed_frame
 

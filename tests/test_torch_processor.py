@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from data import clips, samples
-from data.prepare import raw_video
+from data.recordings import raw_video
 from mv2mae_jax import inference
 from mv2mae_jax.models import classifier, frozen_encoder, layers
 from mv2mae_jax.objectives.pretrain import Pretrain

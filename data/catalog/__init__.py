@@ -1,8 +1,8 @@
 """The data sets by name: `data.catalog.get('ntu60')`; `python -m data.catalog ntu60` prints what a copy holds.
 
 A catalogue says what the names of files mean, which classes there are, and the official splits.
-Imports: console; __main__.py also data/prepare.
-Used by: data, data/store, data/prepare, data/synthetic, features.
+Imports: console; __main__.py also data/recordings, data/prepare.
+Used by: data, data/store, data/recordings, data/prepare, data/synthetic, features.
 """
 
 import importlib

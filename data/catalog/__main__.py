@@ -17,8 +17,8 @@ from console.command import ExitCode, Parser, did_you_mean, execute, nearest
 from console.errors import UserError
 from data import catalog
 from data.prepare import tables
-from data.prepare.listing import matching_files, passed_over
 from data.prepare.preparation_report import section
+from data.recordings.listing import matching_files, passed_over
 
 UNOFFICIAL = {"random"}  # protocols left out unless asked for
 

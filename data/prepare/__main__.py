@@ -27,10 +27,10 @@ from console.errors import UserError
 from data import catalog
 from data.catalog import folder
 from data.prepare import boxes, estimate, metadata, preparation_report, workers
-from data.prepare.listing import PreparationError
 from data.prepare.options import Options
 from data.prepare.preparation import prepare
 from data.prepare.preparation_report import count
+from data.recordings.listing import PreparationError
 from data.store import codec, truth
 
 PROG = "python -m data.prepare"

@@ -13,8 +13,8 @@ import cv2
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from data.prepare import shards
-from data.prepare.listing import PreparationError
 from data.prepare.options import Settings
+from data.recordings.listing import PreparationError
 
 
 def write_shards(

@@ -10,8 +10,8 @@ import numpy as np
 
 from console.errors import UnusableFile
 from data.catalog import Video
-from data.prepare import archives, raw_video
 from data.prepare.boxes import MANIFEST_COLUMNS
+from data.recordings import archives, raw_video
 
 NAME = "contact_sheet.png"
 TAKES = 6  # of a camera, evenly spread over the set

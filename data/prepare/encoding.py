@@ -15,9 +15,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from data.catalog import Video
-from data.prepare import boxes, raw_video
+from data.prepare import boxes
 from data.prepare.boxes import Box
 from data.prepare.options import Settings
+from data.recordings import raw_video
 
 # [ours] How much smoothed frames of a still picture differ at most: codecs change it a little from one to the next.
 STILL_SIGMA = 1.5  # pixels

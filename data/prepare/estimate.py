@@ -13,10 +13,11 @@ import cv2
 import tqdm
 
 from data import catalog
-from data.prepare import archives, carry_truth, clocks, encoding, preparation_report, raw_video, shards
-from data.prepare.listing import Listing, list_videos
+from data.prepare import carry_truth, encoding, preparation_report, shards
 from data.prepare.options import Options, Settings
 from data.prepare.preparation_report import count
+from data.recordings import archives, clocks, raw_video
+from data.recordings.listing import Listing, list_videos
 
 SAMPLED_TAKES = 50  # [ours] at most, spread evenly over the set; a header takes a few milliseconds on a local disk
 SAMPLED_FILES = 8  # decoded: at most so many, and at most one in so many

@@ -20,10 +20,11 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from data import catalog
-from data.prepare import boxes, carry_truth, clocks, parts, preparation_report, raw_video, shards, tables
+from data.prepare import boxes, carry_truth, parts, preparation_report, shards, tables
 from data.prepare.boxes import MANIFEST_COLUMNS, Box
-from data.prepare.listing import PreparationError
 from data.prepare.options import Settings
+from data.recordings import clocks, raw_video
+from data.recordings.listing import PreparationError
 from data.store import digests, frame_index, truth
 from data.store.takes import FORMAT_VERSION
 from data.store.whole_files import whole_file, write_whole

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from data import catalog
-from data.prepare import boxes, clocks, offsets
+from data.prepare import boxes
 from data.prepare.boxes import Box, Crop
-from data.prepare.clocks import Clock
-from data.prepare.listing import Listing, PreparationError
+from data.recordings import clocks, offsets
+from data.recordings.clocks import Clock
+from data.recordings.listing import Listing, PreparationError
 from data.store import codec
 
 MIN_FRAMES = 2  # [ours] of a view: a clip of one frame, repeated, shows no motion

@@ -9,10 +9,10 @@ import numpy as np
 
 from console.errors import UserError
 from data.catalog import Video
-from data.prepare import clocks
-from data.prepare.clocks import Clock
 from data.prepare.encoding import EncodedFrames
 from data.prepare.options import Settings
+from data.recordings import clocks
+from data.recordings.clocks import Clock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,9 +13,10 @@ from pathlib import Path, PurePath
 
 from data import catalog
 from data.catalog import Video
-from data.prepare import preparation_report, raw_files, shards
-from data.prepare.listing import Listing, PreparationError
+from data.prepare import preparation_report, shards
 from data.prepare.options import Settings
+from data.recordings import raw_files
+from data.recordings.listing import Listing, PreparationError
 from data.store.takes import FORMAT_VERSION
 from data.store.whole_files import write_whole
 

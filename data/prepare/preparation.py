@@ -9,16 +9,15 @@ from data.prepare import (
     contact_sheet,
     estimate,
     metadata,
-    offsets,
     parts,
     preparation_report,
-    raw_files,
     shards,
     truth_fit,
     workers,
 )
-from data.prepare.listing import Listing, PreparationError, list_videos
 from data.prepare.options import Options, Settings
+from data.recordings import raw_files
+from data.recordings.listing import Listing, PreparationError, list_videos
 from data.store import truth
 from data.store.whole_files import only_one, remove_leftovers
 
@@ -49,7 +48,8 @@ def prepare(
     """
     clock, seconds = options.choose_clock(names)
     names, listing = list_videos(names, inputs, options.frames_fps)
-    for line in [*preparation_report.found_wrong(names, listing), *offsets.unused(seconds or {}, listing.videos)]:
+    unused = preparation_report.unused_offsets(seconds or {}, listing.videos)
+    for line in [*preparation_report.found_wrong(names, listing), *unused]:
         announce(line)
     (output_dir / shards.PARTS).mkdir(parents=True, exist_ok=True)
     with only_one(output_dir / ".lock", f"another preparation is at work in {output_dir}; wait for it"):

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data import catalog
-from data.prepare import raw_files
-from data.prepare.listing import Listing, passed_over
+from data.recordings import raw_files
+from data.recordings.listing import Listing, passed_over
 
 SHOWN = 10  # entries of a list
 SHOWN_IN_MESSAGE = 5  # the same, within a sentence or an error
@@ -69,6 +69,13 @@ def found_wrong(names: catalog.Catalog, listing: Listing) -> list[str]:
         "their own: leave copies out"
     )
     return lines + section(title, [" = ".join(paths) for paths in alike])
+
+
+def unused_offsets(seconds: Mapping[tuple[str, str], float], videos: Iterable[catalog.Video]) -> list[str]:
+    """A warning about lines of --sync, by (take, view), for videos that do not exist; empty if all are used."""
+    unknown = sorted(seconds.keys() - {(video.take, video.view) for video in videos})
+    warning = f"warning: {len(unknown)} lines of --sync are of no video here: {some_views(unknown)}"
+    return [warning] if unknown else []
 
 
 def nearly_equal(what: str, names: Sequence[str]) -> list[str]:

@@ -20,11 +20,12 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
 from data.catalog import Video
-from data.prepare import archives, clocks, encoding, pairing, raw_files, raw_video
+from data.prepare import encoding, pairing
 from data.prepare.boxes import MANIFEST_COLUMNS, Box
-from data.prepare.listing import Listing, PreparationError
 from data.prepare.options import Settings
 from data.prepare.pairing import EncodedVideo
+from data.recordings import archives, clocks, raw_files, raw_video
+from data.recordings.listing import Listing, PreparationError
 from data.store import codec, digests, frame_index
 from data.store.whole_files import whole_file, write_whole
 

@@ -15,9 +15,10 @@ import cv2
 
 from console import progress
 from console.workers import without_ctrl_c
-from data.prepare import raw_video, shards
-from data.prepare.listing import PreparationError
+from data.prepare import shards
 from data.prepare.options import Settings
+from data.recordings import raw_video
+from data.recordings.listing import PreparationError
 from data.store.whole_files import remove_leftovers
 
 _GO_ON = "Finished shards are kept: the same command continues from here"

@@ -2,7 +2,7 @@
 
 This is what probes and evaluations use. For users there is a command on top of it (`python -m mv2mae_jax.features`, in
 __main__.py, sources.py and store.py) and a function of video (inference.py).
-Imports: models, inference.py, runs, distributed, data, data/store, data/catalog, data/prepare, console.
+Imports: models, inference.py, runs, distributed, data, data/store, data/catalog, data/recordings, console.
 Used by: evaluation, report.
 """
 

@@ -15,7 +15,7 @@ import numpy as np
 from console.errors import UserError
 from data import clips, pipeline, samples
 from data.catalog import folder
-from data.prepare import archives, clocks, listing, raw_video
+from data.recordings import archives, clocks, listing, raw_video
 from data.store import jpeg, takes
 
 Batch = dict[str, np.ndarray]

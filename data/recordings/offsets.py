@@ -3,12 +3,11 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from console.errors import UserError
-from data.catalog import Video, composed
-from data.prepare.preparation_report import some_views
+from data.catalog import composed
 
 COLUMNS = ("take", "view", "seconds")
 
@@ -52,13 +51,6 @@ def read(path: Path) -> dict[tuple[str, str], float]:
     except csv.Error as error:
         raise UserError(f"--sync={path} cannot be read as CSV: {error} (an open quotation mark?)") from error
     return seconds
-
-
-def unused(seconds: Mapping[tuple[str, str], float], videos: Iterable[Video]) -> list[str]:
-    """A warning about lines for videos that do not exist; empty if all lines are used."""
-    unknown = sorted(seconds.keys() - {(video.take, video.view) for video in videos})
-    warning = f"warning: {len(unknown)} lines of --sync are of no video here: {some_views(unknown)}"
-    return [warning] if unknown else []
 
 
 def text(rows: Sequence[Sequence[object]], more_columns: Sequence[str] = ()) -> str:

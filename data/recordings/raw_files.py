@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from console import progress
-from data.prepare import archives
+from data.recordings import archives
 
 BLOCK_BYTES = 2**16
 # [ours] Blocks of a file that are looked at, spread evenly from its first to its last bytes: 1 MiB, whatever its size.

@@ -11,8 +11,8 @@ from console import progress
 from console.errors import UserError
 from data import catalog
 from data.catalog import composed
-from data.prepare import archives, series
-from data.prepare.raw_files import COMPARED_TOGETHER
+from data.recordings import archives, series
+from data.recordings.raw_files import COMPARED_TOGETHER
 from data.store import truth
 
 # [ours] The longest of RoCoG's lists, the longest annotation files known here, has 3 MB.
@@ -67,7 +67,7 @@ def list_videos(
     Args:
       names: of the data set.
       inputs: the folders and archives.
-      frames_fps: frames per second of folders of numbered images (data/prepare/series.py), where they are to be used.
+      frames_fps: frames per second of folders of numbered images (data/recordings/series.py), if they are to be used.
 
     Raises:
       ValueError: no such folder, nothing in it, a damaged list, or two different files that are the same view of

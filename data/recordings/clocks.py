@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from console.errors import UserError
-from data.prepare import raw_video
+from data.recordings import raw_video
 from data.store.manifest import SPAN_TOLERANCE
 
 # How the clocks of a take's files are related. None in place of a `Clock` pairs frames by their numbers.

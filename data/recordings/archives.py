@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from console.errors import UnusableFile, UserError
-from data.prepare import series
+from data.recordings import series
 
 EXTENSIONS = (".zip", ".tar", ".tar.gz", ".tgz")
 # [ours] At most this much of one file in an archive is read, whatever the archive claims.
@@ -161,7 +161,7 @@ class Reader(contextlib.ExitStack):
           folder: where paths start.
           wanted: the paths that will be opened, each once, as `files` gives them.
           max_member_bytes: of a file in an archive (default: MAX_MEMBER_BYTES).
-          frames_fps: frames per second of series of images, see data/prepare/series.py.
+          frames_fps: frames per second of series of images, see data/recordings/series.py.
         """
         super().__init__()
         self._folder = folder

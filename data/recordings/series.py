@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from console.errors import UserError
-from data.prepare.clocks import MAX_GAP_SHARE
-from data.prepare.raw_video import MAX_FRAMES, ImageSeries
+from data.recordings.clocks import MAX_GAP_SHARE
+from data.recordings.raw_video import MAX_FRAMES, ImageSeries
 
 _CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
 IMAGES = tuple(_CODECS)
