@@ -115,12 +115,7 @@ def test_a_title_in_another_encoding_is_no_damage(tmp_path):
         assert len(list(raw_video.frames(raw_video.open_source(file), 24))) == 6
 
 
-METHODS = {
-    "stored": zipfile.ZIP_STORED,
-    "deflate": zipfile.ZIP_DEFLATED,
-    "bzip2": zipfile.ZIP_BZIP2,
-    "lzma": zipfile.ZIP_LZMA,
-}
+METHODS = {"stored": zipfile.ZIP_STORED, "deflate": zipfile.ZIP_DEFLATED}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -143,16 +138,14 @@ def test_a_bomb_costs_no_memory_and_is_refused_above_the_limit(tmp_path, monkeyp
         reader.open("a.zip/bomb.avi")
 
 
-def test_lzma_asks_for_no_more_memory_than_is_allowed(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as file:
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_method_that_cannot_be_bounded_is_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
         file.writestr("a.avi", b"picture" * 1000)
-    with archives.Reader(tmp_path, ["a.zip/a.avi"]) as reader:
-        assert reader.open("a.zip/a.avi").read() == b"picture" * 1000
-    content = bytearray((tmp_path / "a.zip").read_bytes())
-    at = content.index(b"a.avi") + 5 + 5  # after the name, the version, the size and the first property
-    content[at : at + 4] = (2**32 - 1).to_bytes(4, "little")
-    (tmp_path / "a.zip").write_bytes(content)
-    with archives.Reader(tmp_path, ["a.zip/a.avi"]) as reader, pytest.raises(archives.BadArchive, match="4294967295"):
+    with (
+        archives.Reader(tmp_path, ["a.zip/a.avi"]) as reader,
+        pytest.raises(archives.BadArchive, match=r"unpack .*a.zip"),
+    ):
         reader.open("a.zip/a.avi")
 
 

@@ -4,20 +4,15 @@ In a path an archive looks like a folder: 'nturgb+d_rgb_s001.zip/nturgb+d_rgb/S0
 A file or archive that cannot be read is reported with the reason; the others are read.
 """
 
-import bz2
 import contextlib
-import copy
 import errno
-import lzma
 import os
 import re
 import shutil
 import stat
-import struct
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -34,8 +29,6 @@ MAX_TAR_BYTES_PER_SHARD = 16 * 2**30
 MAX_TAR_SERIES_BYTES = 2 * 2**30
 # [ours] More than this of an archive is kept in unnamed temporary files, not in memory. Ten times NTU's longest video.
 MAX_BYTES_IN_MEMORY = 64 * 2**20
-# [ours] The archive decides how much of its output LZMA's decoder keeps in memory; xz's highest preset asks for 64 MiB.
-MAX_LZMA_DICTIONARY_BYTES = 256 * 2**20
 # [ours] In a tar archive a file's name and attributes may have any length.
 MAX_TAR_HEADER_BYTES = 2**20
 _TAR_HEADERS = (
@@ -244,7 +237,7 @@ class Reader(contextlib.ExitStack):
 
     def _opened(self, archive: Path) -> zipfile.ZipFile:
         if archive not in self._zips:
-            self._zips[archive] = self.enter_context(_open_zip(self.enter_context(open_regular(archive)))[0])
+            self._zips[archive] = self.enter_context(zipfile.ZipFile(self.enter_context(open_regular(archive))))
         return self._zips[archive]
 
     def _too_large(self, archive: Path) -> BadArchive:
@@ -323,10 +316,8 @@ def _members(archive: Path) -> list[tuple[str, int | str]]:
     """(path in it, bytes, or the reason why it cannot be read)."""
     with _reasons(archive), open_regular(archive) as file:
         if archive.name.lower().endswith(".zip"):
-            opened, names = _open_zip(file)
-            with opened:
-                entries = [entry for entry in opened.infolist() if not entry.is_dir()]
-                found = [(names.get(entry.filename, entry.filename), entry.file_size) for entry in entries]
+            with zipfile.ZipFile(file) as opened:
+                found = [(entry.filename, entry.file_size) for entry in opened.infolist() if not entry.is_dir()]
         else:
             with tarfile.open(fileobj=file, tarinfo=_TarEntry) as opened:
                 found = [(entry.name, entry.size) for entry in opened if entry.isfile()]
@@ -334,82 +325,11 @@ def _members(archive: Path) -> list[tuple[str, int | str]]:
     return [(name, size) if _escaped(name) == name else (_escaped(name), unreadable) for name, size in found]
 
 
-def _open_zip(file: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, str]]:
-    """A zip archive, and the names in it that are not UTF-8 though it says so, which zipfile would refuse it for."""
-    try:
-        return zipfile.ZipFile(file), {}
-    except UnicodeDecodeError:
-        lenient = _LenientNames(file)
-        return zipfile.ZipFile(lenient), lenient.names
-
-
-class _LenientNames:
-    """A zip file whose directory does not say of names that they are UTF-8 where they are not.
-
-    `names` receives these: as zipfile then reads them -> as `files` escapes them.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self.seek, self.tell, self.close = file.seek, file.tell, file.close
-        self._read, self.names = file.read, {}
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, num_bytes: int = -1) -> bytes:
-        found = bytearray(self._read(num_bytes))
-        at = 0
-        while found[at : at + 4] == b"PK\1\2" and at + 46 <= len(found):  # APPNOTE.TXT, 4.3.12
-            lengths = struct.unpack_from("<HHH", found, at + 28)  # of name, extra field and comment
-            name = bytes(found[at + 46 : at + 46 + lengths[0]])
-            escaped = name.decode(errors="surrogateescape")
-            if escaped.encode(errors="replace") != name and found[at + 9] & 8:
-                found[at + 9] &= ~8  # bit 11 of the flags
-                self.names[name.decode("cp437")] = escaped
-            at += 46 + sum(lengths)
-        return bytes(found)
-
-
 def _open_zipped(opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:
-    """A file in a zip archive, which costs a bounded part of memory to read."""
-    if entry.compress_type not in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        return opened.open(entry)
-    # zipfile unpacks everything that it has read of these at once: 4 KiB may become 4 GB. BZ2File and LZMAFile do not.
-    packed_entry = copy.copy(entry)
-    packed_entry.compress_type, packed_entry.file_size = zipfile.ZIP_STORED, entry.compress_size
-    del packed_entry.CRC  # it belongs to the unpacked bytes
-    packed = opened.open(packed_entry)
-    if entry.compress_type == zipfile.ZIP_BZIP2:
-        return _Checked(bz2.BZ2File(packed), entry)
-    properties = packed.read(9)  # APPNOTE.TXT, 5.8.8: version, size of the properties (5), these
-    if len(properties) < 9 or properties[2:4] != b"\5\0":
-        raise BadArchive("has no properties of LZMA")
-    dictionary_bytes = int.from_bytes(properties[5:], "little")
-    if dictionary_bytes > MAX_LZMA_DICTIONARY_BYTES:
-        raise BadArchive(f"needs {dictionary_bytes} bytes to be unpacked: unpack {opened.filename} yourself")
-    rest, lc = divmod(properties[4], 9)
-    pb, lp = divmod(rest, 5)
-    how = {"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": pb, "dict_size": dictionary_bytes}
-    return _Checked(lzma.LZMAFile(packed, format=lzma.FORMAT_RAW, filters=[how]), entry)
-
-
-class _Checked(contextlib.closing):
-    """A stream that must have the length and the checksum that the entry states."""
-
-    def __init__(self, file: BinaryIO, entry: zipfile.ZipInfo):
-        super().__init__(file)
-        self._file, self._entry, self._left, self._crc = file, entry, entry.file_size, 0
-
-    def __enter__(self) -> "_Checked":
-        return self
-
-    def read(self, num_bytes: int) -> bytes:
-        found = self._file.read(min(num_bytes, self._left))
-        self._left -= len(found)
-        self._crc = zlib.crc32(found, self._crc)
-        if not found and (self._left or self._crc != self._entry.CRC):
-            raise zipfile.BadZipFile(f"Bad CRC-32 for file {self._entry.filename!r}")
-        return found
+    """A file in a zip archive. Of bzip2 and LZMA, zipfile unpacks at once what it has read: 4 KiB may become 4 GB."""
+    if entry.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        raise BadArchive(f"compressed with bzip2 or LZMA, which is not read in a zip archive: unpack {opened.filename}")
+    return opened.open(entry)
 
 
 class _TarEntry(tarfile.TarInfo):
@@ -435,4 +355,7 @@ def _reasons(archive: Path) -> Iterator[None]:
         # has a number. EINVAL does not count: a damaged archive may ask for a position before the file's start.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise BadArchive(f"the archive {archive} cannot be read: {error or type(error).__name__}") from error
+        reason = error or type(error).__name__
+        if isinstance(error, UnicodeDecodeError):
+            reason = "a name in it is not UTF-8, though it says so: unpack it"
+        raise BadArchive(f"the archive {archive} cannot be read: {reason}") from error
