@@ -220,16 +220,12 @@ def model_sizes(case: Case) -> dict[str, int]:
     }
 
 
-def make_peer_step(
-    case: Case, peer_sizes: dict[str, int], what: Implementation
-) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
-    """The same work in PyTorch, with scaled-dot-product attention and fused AdamW."""
+def make_peer(case: Case, peer_sizes: dict[str, int], device: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """transformers' model with scaled-dot-product attention, a random video for it, and its other arguments."""
     import torch
     import transformers
 
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("highest" if case.precision == "float32" else "high")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = transformers.VideoMAEConfig(
         image_size=case.clip[1],
         patch_size=16,
@@ -243,13 +239,24 @@ def make_peer_step(
     )
     kind = transformers.VideoMAEForVideoClassification if case.finetune else transformers.VideoMAEForPreTraining
     model = kind(config).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     num_tokens = (case.clip[0] // 2) * (case.clip[1] // 16) * (case.clip[2] // 16)
     video = torch.rand(case.batch, case.clip[0], 3, *case.clip[1:], device=device)
-    order = torch.rand(case.batch, num_tokens, device=device).argsort(dim=1)
-    asked = {"bool_masked_pos": order < int(0.9 * num_tokens)}  # as many in every row
     if case.finetune:
-        asked = {"labels": torch.arange(case.batch, device=device) % NUM_CLASSES}
+        return model, video, {"labels": torch.arange(case.batch, device=device) % NUM_CLASSES}
+    order = torch.rand(case.batch, num_tokens, device=device).argsort(dim=1)
+    return model, video, {"bool_masked_pos": order < int(0.9 * num_tokens)}  # as many in every row
+
+
+def make_peer_step(
+    case: Case, peer_sizes: dict[str, int], what: Implementation
+) -> tuple[Callable[[int], None], Callable[[], int], dict[str, Any]]:
+    """The same work in PyTorch, with fused AdamW."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest" if case.precision == "float32" else "high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, video, asked = make_peer(case, peer_sizes, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     run = torch.compile(model) if what.peer == "compiled" else model
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bfloat16")
 
