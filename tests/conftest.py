@@ -20,6 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Most of what a command that a test starts does is importing. Without this, it would compile every module again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import hypothesis
 import pytest
 
 from console import progress
@@ -27,6 +28,12 @@ from tests import tiny
 
 # JAX reads these flags when it first compiles.
 os.environ.setdefault("XLA_FLAGS", tiny.QUICK_FLAGS)
+
+# Generated examples are the same in every run, so that a failure is nobody's luck. Others:
+# `python -m pytest --hypothesis-profile=search tests/test_catalog.py`.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", max_examples=5000, deadline=None)
+hypothesis.settings.load_profile("same")
 
 # The longest files run first, in this order. A long file that began late would keep one process busy after the others
 # had finished.

@@ -5,7 +5,7 @@ import string
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data import catalog
@@ -111,7 +111,6 @@ def test_names_of_the_classes():
     assert len(generated) == len(set(generated)) >= 10
 
 
-@settings(deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("name", NTU_LIKE)
 def test_parse_inverts_format(name, data):

@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data import catalog
@@ -66,7 +66,6 @@ def _rocog(draw):
     return catalog.Video(path=f"{take}.mp4", take=take, view=view, **numbers)
 
 
-@settings(deadline=None)
 @given(st.data())
 @pytest.mark.parametrize(
     ("name", "videos"), [("etri", _etri), ("nucla", _nucla), ("pkummd", _pkummd), ("rocog", _rocog)]
@@ -78,7 +77,6 @@ def test_parse_inverts_format(name, videos, data):
     assert names.parse("copy/of/it/" + video.path) == dataclasses.replace(video, path="copy/of/it/" + video.path)
 
 
-@settings(deadline=None)
 @given(st.data())
 @pytest.mark.parametrize(
     ("name", "videos"), [("etri", _etri), ("nucla", _nucla), ("pkummd", _pkummd), ("rocog", _rocog)]
@@ -91,9 +89,14 @@ def test_a_changed_character_is_another_name_or_refused(name, videos, data):
         video = names.parse(changed)
     except ValueError as error:
         assert repr(changed) in str(error)
-    else:  # case is ignored, and so are the container (.mpg is one, too), and RoCoG's folders, which the name repeats
-        expected = names.format(video).lower().split("/", 2)[-1]
-        assert changed.lower().rpartition(".")[0].endswith(expected.rpartition(".")[0])
+    else:
+
+        def told(path):
+            """A name without what is ignored: case, container (.mpg is one, too), and `_` in place of `-`."""
+            return path.rpartition(".")[0].lower().replace("_", "-")
+
+        # RoCoG's folders may be missing, because the name repeats what they say.
+        assert told(changed).endswith(told(names.format(video)).split("/", 2)[-1])
 
 
 @given(st.one_of(st.text(), st.text(alphabet="aAvVsSeEPGCNLMR0123456789_-/.avimp4", max_size=30)))

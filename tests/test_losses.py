@@ -156,7 +156,7 @@ def ess_fraction_float64(weights: np.ndarray) -> np.ndarray:
     return 1 / (w**2).sum(-1) / w.shape[-1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     motion=hnp.arrays(np.float32, (32,), elements=st.floats(0, 2**17, width=32, allow_subnormal=False)),
     fraction=st.sampled_from([0.05, 0.25, 0.5, 0.8, 0.97, 1.0]),

@@ -22,7 +22,7 @@ def as_boolean(indices: jax.Array, num_tokens: int = NUM_TOKENS) -> np.ndarray:
     return (np.asarray(indices)[..., None] == np.arange(num_tokens)).any(-2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31 - 1),
     kind=st.sampled_from(list(MASK_KINDS)),
